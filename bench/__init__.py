@@ -1,0 +1,53 @@
+"""sam-peft-bench: parameter-efficient tuning of the Segment Anything Model, compared few-shot and honestly."""
+
+import importlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+_found = find_spec("datasets")
+if _found is None or _found.origin is None or Path(_found.origin).resolve().parent.parent != ROOT:
+    raise ImportError(f"Run from {ROOT}, or with it first in PYTHONPATH: another package named `datasets` is found before its own.")
+
+if TYPE_CHECKING:
+    from bench.adapted import load_run
+    from bench.backbones import SamConfig
+    from bench.checkpoints import load_sam
+    from bench.losses import segmentation_loss
+    from bench.method import build
+    from bench.released import load_cat_sam
+    from bench.segmenter import PromptableSegmenter
+    from bench.types import Prompts
+
+_HOMES = {  # looked up on first use: planning and tables must not wait for torch
+    "build": "bench.method",
+    "load_run": "bench.adapted",
+    "load_cat_sam": "bench.released",
+    "load_sam": "bench.checkpoints",
+    "PromptableSegmenter": "bench.segmenter",
+    "Prompts": "bench.types",
+    "SamConfig": "bench.backbones",
+    "segmentation_loss": "bench.losses",
+}
+__all__ = ["PromptableSegmenter", "Prompts", "SamConfig", "build", "datasets", "load_cat_sam", "load_run", "load_sam", "methods", "segmentation_loss"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'bench' has no attribute {name!r}")
+
+
+def methods() -> list[str]:
+    """The registered names of tuning methods."""
+    from bench.registry import METHODS
+
+    return METHODS.names()
+
+
+def datasets() -> list[str]:
+    """The registered names of data sets."""
+    from bench.registry import DATASETS
+
+    return DATASETS.names()

@@ -1,0 +1,31 @@
+"""The errors a user can cause: each message is one sentence that names the thing, the value and what is allowed."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RequestError(Exception):
+    """The request was wrong: nothing was started (exit code 2)."""
+
+
+class DataError(RequestError):
+    """A data set's folder, list, image or mask is not as it must be."""
+
+
+class CheckpointError(RequestError):
+    """A checkpoint is absent, damaged, of another architecture or unsafe to load."""
+
+
+class DivergedError(Exception):
+    """The training loss became NaN or infinite; fails its cell alone."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
+    """The error for a name that is not known: names the nearest known ones, and all of them.
+
+    `kind` is what was looked up ("method", "protocol", …).
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return RequestError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")

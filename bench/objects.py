@@ -1,0 +1,55 @@
+"""A mask's objects: its connected components that are larger than a data set's rule asks, their areas and tight boxes."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.types import ObjectRule
+
+Masks = NDArray[np.bool_]
+Integers = NDArray[np.int64]
+
+
+def object_masks(mask: NDArray[np.uint8], rule: ObjectRule) -> Masks:
+    """The objects of `mask` (H, W), 0/1, as (n, H, W) bool: n = 0 where there is none.
+
+    They come in the order in which reading the image row by row meets them, whatever order OpenCV labels them in.
+    """
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=rule.connectivity)
+    areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)  # label 0 is the background
+    kept = 1 + np.flatnonzero(areas > area_limit(areas, rule))
+    objects: Masks = labels[None] == kept[:, None, None]  # (n, H, W)
+    order = np.argsort(_first_pixels(objects))
+    return objects[order]
+
+
+def area_limit(areas: Integers, rule: ObjectRule) -> float:
+    """The area in pixels that an object must exceed, in a mask whose components have `areas` (n,)."""
+    return max(rule.min_area, rule.relative_area * float(areas.max(initial=0)))
+
+
+def object_areas(objects: Masks) -> Integers:
+    """The areas (n,) in pixels of `objects` (n, H, W)."""
+    areas: Integers = np.count_nonzero(objects, axis=(1, 2)).astype(np.int64)
+    return areas
+
+
+def tight_boxes(objects: Masks) -> Integers:
+    """The boxes (n, 4) XYXY in pixels, all four coordinates inclusive, of `objects` (n, H, W), none of them empty."""
+    if not len(objects):
+        return np.zeros((0, 4), np.int64)
+    x0, x1 = _span(np.any(objects, axis=1))
+    y0, y1 = _span(np.any(objects, axis=2))
+    return np.stack([x0, y0, x1, y1], axis=1)  # (n, 4)
+
+
+def _span(used: Masks) -> tuple[Integers, Integers]:
+    """The first and the last used index of each row of `used` (n, length)."""
+    return used.argmax(axis=1), used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
+
+
+def _first_pixels(objects: Masks) -> Integers:
+    """The flat index of each object's first pixel (n,); no two objects share it."""
+    count, height, width = objects.shape
+    first: Integers = objects.reshape(count, height * width).argmax(axis=1)
+    return first

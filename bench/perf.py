@@ -1,0 +1,113 @@
+"""How long the harness itself takes: python -m bench.perf store [--cells 10000]
+
+`store` plans that many cells, stores a made-up record for each in a temporary folder, and reads them back into the paper's table,
+by the code that runs and tables use. It exits with 1 where planning or reading takes longer than the limit.
+"""
+
+import argparse
+import itertools
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+
+from bench.protocol import load_protocol
+from bench.spec import Grid, RunSpec, choose_method, parse_call
+from bench.store import Record, ResultStore
+from bench.tables import PUBLISHED, RULES, Ask, read_published, tables
+
+LIMIT_SECONDS = 10.0
+SCORES = ("miou", "mean_image_iou", "dice")
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Stands for a method: planning and keys need its parameters and nothing else."""
+
+    name: ClassVar[str] = ""
+    revision: ClassVar[int] = 1
+    decoder: str = "sam"
+    rank: int = 4
+    scale: float = 0.1
+
+
+def planned(cells: int) -> list[RunSpec]:
+    """That many specs of the paper's methods and data sets, at 1 and 16 shots, 5 draws and as many seeds as it takes."""
+    published = read_published(PUBLISHED["1"])
+    fixed = (tuple(published.titles), published.datasets, (1, 16), tuple(range(5)))
+    seeds = -(-cells // (len(fixed[0]) * len(fixed[1]) * 10))
+    return [_spec(*cell) for cell in itertools.islice(Grid(*fixed, tuple(range(seeds))).cells(), cells)]
+
+
+def _spec(dataset: str, method: str, shots: int | str, draw: int, seed: int) -> RunSpec:
+    name, given = parse_call(method)
+    choice = choose_method(type(name, (Stand,), {"name": name}), given)
+    protocol = load_protocol("paper")
+    settings = protocol.resolve(name, dataset, shots)  # type: ignore[arg-type]
+    return RunSpec("vit_l", "0" * 64, dataset, 1, choice, shots, draw, seed, protocol.name, settings)  # type: ignore[arg-type]
+
+
+def made_up(spec: RunSpec) -> Record:
+    """A record as full as a real one, its numbers drawn by the cell's key."""
+    draw = random.Random(spec.key)
+    scores = {kind: {f"{score}_{rule}": draw.uniform(40, 90) for score in SCORES for rule in RULES} for kind in spec.settings.selections}
+    counts = {"trainable_parameters": 1333248, "total_parameters": 313684000, "tuned_bytes": 5333000, "steps": 2000, "looks": 100}
+    spent = {"training_seconds": draw.random(), "evaluation_seconds": draw.random(), "peak_memory_mb": draw.random()}
+    packages = dict.fromkeys(("torch", "numpy", "pandas", "segment-anything", "opencv-python-headless", "scipy"), "1.0")
+    origin = {"git": {"commit": "0" * 40, "dirty": False}, "packages": packages, "time": "2026-01-01T00:00:00+00:00", "host": "perf"}
+    return Record(spec, scores, {**counts, **spent, "train_images": 1, "test_images": 100}, origin)
+
+
+def fill(store: ResultStore, specs: Iterable[RunSpec]) -> None:
+    """Stores a made-up record for every spec."""
+    images = pd.DataFrame({"name": ["a", "b"], "intersection": [1, 2], "union": [3, 4]})
+    history = pd.DataFrame({"epoch": [1, 2], "loss": [1.0, 0.5]})
+    for spec in specs:
+        store.save(made_up(spec), images, history, b"tuned")
+
+
+def time_store(cells: int, limit_seconds: float = LIMIT_SECONDS) -> int:
+    """Prints the seconds for planning, storing and reading back; 1 where planning with reading takes longer than the limit."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = ResultStore(Path(folder))
+        began = time.perf_counter()
+        specs = planned(cells)
+        pending = sum(store.status(spec).phase == "pending" for spec in specs)
+        planning = _said(f"plan {cells} cells: specs, keys, state ({pending} pending)", began)
+        began = time.perf_counter()
+        store.write_grid(specs)
+        fill(store, specs)
+        _said("write their records (no limit)", began)
+        began = time.perf_counter()
+        made = tables(store, Ask(), "paper")
+        reading = _said(f"read them back into the paper's table ({len(made)} tables)", began)
+    kept = planning + reading <= limit_seconds
+    print(f"planning and reading back: {planning + reading:.2f} s; the limit is {limit_seconds:g} s: {'kept' if kept else 'EXCEEDED'}")
+    return 0 if kept else 1
+
+
+def _said(what: str, began: float) -> float:
+    seconds = time.perf_counter() - began
+    print(f"{what}: {seconds:.2f} s", flush=True)
+    return seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.perf", description="How long the harness itself takes.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    store = commands.add_parser("store", help="planning, storing and reading back many cells")
+    store.add_argument("--cells", type=int, default=10_000)
+    store.set_defaults(run=lambda given: time_store(given.cells))
+    given = parser.parse_args(arguments)
+    return int(given.run(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

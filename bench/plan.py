@@ -1,0 +1,124 @@
+"""From what a user asks for to the cells it means, every name, number and file checked before anything starts."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from bench.errors import RequestError, unknown
+from bench.protocol import Protocol, load_protocol, read_toml
+from bench.registry import DATASETS, METHODS, Registry
+from bench.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
+from bench.types import Dataset, Shots
+
+
+@dataclass(frozen=True)
+class Request:
+    """A grid as a user writes it, on the command line or in `configs/suites/*.toml`: comma-separated text, "all" for every
+    registered name. seeds "" means the protocol's own."""
+
+    methods: str = "all"
+    datasets: str = "whu,kvasir,sbu"
+    shots: str = "1"
+    seeds: str = ""
+    draws: str = "0"
+    backbone: str = "vit_l"
+    protocol: str = "paper"
+
+    def with_suite(self, path: Path) -> "Request":
+        """The request with a suite file's values laid over it; RequestError for an unknown key."""
+        content, known = read_toml(path), [f.name for f in fields(self)]
+        for key in content:
+            if key not in known:
+                raise unknown(f"key in {path}", key, known)
+        return replace(self, **{key: _text(value) for key, value in content.items()})
+
+
+def specs_of(request: Request, checkpoint_sha256: str) -> list[RunSpec]:
+    """The cells of a request, data sets outermost; RequestError for a name, parameter or number that is not allowed."""
+    protocol = _protocol(request.protocol)
+    methods = {choice.label: choice for choice in _methods(request.methods)}
+    datasets = {name: DATASETS.get(name) for name in _names(request.datasets, DATASETS)}
+    grid = Grid(
+        tuple(methods),
+        tuple(datasets),
+        _list("shots", request.shots, _shots),
+        _list("draws", request.draws, _natural),
+        _list("seeds", request.seeds, _natural) if request.seeds else protocol.seeds,
+    )
+    return [
+        _spec(request.backbone, checkpoint_sha256, datasets[dataset], methods[method], shots, draw, seed, protocol)
+        for dataset, method, shots, draw, seed in grid.cells()
+    ]
+
+
+def _spec(
+    backbone: str, sha256: str, dataset: type[Dataset], method: MethodChoice, shots: Shots, draw: int, seed: int, protocol: Protocol
+) -> RunSpec:
+    settings = protocol.resolve(method.name, dataset.name, shots)
+    return RunSpec(backbone, sha256, dataset.name, dataset.revision, method, shots, draw, seed, protocol.name, settings)
+
+
+def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
+    """The data sets that these cells need, opened and able to give every support set; RequestError otherwise."""
+    opened: dict[str, Dataset] = {}
+    for spec in specs:
+        if spec.dataset not in opened:
+            opened[spec.dataset] = DATASETS.get(spec.dataset).open(data)  # type: ignore[attr-defined]
+        dataset = opened[spec.dataset]
+        dataset.support(spec.shots, spec.draw, "val" in spec.settings.selections)
+        if "val" in spec.settings.selections and not dataset.names("val"):
+            raise RequestError(f"Data set {dataset.name} has no image to hold out, which the selection `val` needs.")
+    return opened
+
+
+def _protocol(text: str) -> Protocol:
+    name, changes = parse_call(text)
+    return load_protocol(name, changes)
+
+
+def _methods(text: str) -> list[MethodChoice]:
+    calls = METHODS.names() if text == "all" else split_calls(text)
+    parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
+    return [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
+
+
+def _names(text: str, registry: Registry) -> list[str]:
+    names = registry.names() if text == "all" else split_calls(text)
+    for name in _not_empty(f"{registry.kind}s", names):
+        registry.get(name)
+    return names
+
+
+def _list(what: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(dict.fromkeys(read(item) for item in _not_empty(what, split_calls(text))))
+    except ValueError:
+        raise RequestError(f"{what} = {text!r} cannot be read: {read.__doc__}") from None
+
+
+def _shots(text: str) -> Shots:
+    """whole numbers from 1, or 'full', with commas between them, are allowed."""
+    return "full" if text == "full" else _at_least(1, text)
+
+
+def _natural(text: str) -> int:
+    """whole numbers from 0, with commas between them, are allowed."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    number = int(text)
+    if number < least:
+        raise ValueError
+    return number
+
+
+def _not_empty(what: str, items: list[str]) -> list[str]:
+    if not items:
+        raise RequestError(f"No {what} were named: give at least one, or 'all'.")
+    return items
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,139 @@
+"""Where a number comes from: the code, the machine, the packages and the weights behind a cell. It never imports torch itself."""
+
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from hashlib import file_digest
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.errors import CheckpointError
+from bench.store import write_together
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "segment-anything", "pandas", "safetensors", "scipy", "submitit")
+HASHES = "sha256.json"
+
+
+def provenance(device: str, checkpoint: Path | None = None, cache_dir: Path | None = None) -> dict[str, Any]:
+    """What a record says of its origin, as JSON values; what cannot be found out is None.
+
+    device: torch's name of it ("cpu", "cuda:0"); checkpoint: the backbone's file, None for random weights; cache_dir: see
+    `file_sha256`. CheckpointError where the checkpoint cannot be read.
+    """
+    return {
+        "git": dict(zip(("commit", "dirty"), git_state(ROOT), strict=True)),
+        "python": platform.python_version(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "threads": thread_count(),
+        "device": device,
+        "device_name": device_name(device),
+        "checkpoint": None if checkpoint is None else {"name": checkpoint.name, "sha256": file_sha256(checkpoint, cache_dir)},
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def file_sha256(path: Path, cache_dir: Path | None = None) -> str:
+    """The sha256 of a file's content, in hex.
+
+    With a `cache_dir` it is remembered there by (path, size, time of change), because a checkpoint has up to 2.5 GB. A cache
+    that cannot be read or written is passed over. CheckpointError where the file itself cannot be read.
+    """
+    try:
+        facts = path.stat()
+        state = [facts.st_size, facts.st_mtime_ns]
+        known = _hashes(cache_dir)
+        name = str(path.resolve())
+        entry = known.get(name)
+        if isinstance(entry, list) and entry[:-1] == state:
+            return str(entry[-1])
+        with open(path, "rb") as file:
+            digest = file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"Cannot read the checkpoint {path}: {error.strerror}.") from None
+    _remember(cache_dir, {**known, name: [*state, digest]})
+    return digest
+
+
+def _hashes(cache_dir: Path | None) -> dict[str, Any]:
+    if cache_dir is None:
+        return {}
+    try:
+        known = json.loads((cache_dir / HASHES).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(cache_dir: Path | None, known: dict[str, Any]) -> None:
+    if cache_dir is None:
+        return
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        write_together(cache_dir, {HASHES: json.dumps(known, indent=1, sort_keys=True).encode()}, durable=False)
+    except OSError:
+        return
+
+
+@cache  # the code that runs is the code that was there when it started
+def git_state(root: Path) -> tuple[str | None, bool | None]:
+    """The commit of a checkout, and whether anything in it differs from it; None where `root` is not one, or git is absent."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return None, None
+    status = _git(root, "status", "--porcelain")
+    return _git(root, "rev-parse", "--verify", "-q", "HEAD"), None if status is None else bool(status)
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def package_version(name: str) -> str | None:
+    """An installed package's version; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def cpu_model() -> str | None:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or None
+
+
+def thread_count() -> int:
+    """The threads that torch computes with, or, where it is not loaded, the processors at hand."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_name(device: str) -> str | None:
+    """The name of the accelerator, or of the processor."""
+    torch = sys.modules.get("torch")
+    if device.startswith("cuda") and torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(device))
+    return cpu_model() if device == "cpu" else None

@@ -1,0 +1,99 @@
+"""Released CAT-SAM checkpoints: their names for tensors, told apart and loaded as a model of this project."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from bench.backbones import CONFIGS, SamConfig
+from bench.checkpoints import architecture_of, load_sam, read_tensors
+from bench.errors import CheckpointError
+from bench.method import build
+from bench.sam import Sam
+from bench.segmenter import PromptableSegmenter
+
+# Our names of trained tensors, and the released ones.
+RULES = (
+    (r"tuner\.token\.weight", r"image_encoder.hq_token"),
+    (r"tuner\.bridges\.(\d+)\.(.+)", r"image_encoder.hq_token_proj.\1.adapter.\2"),
+    (r"tuner\.bridge_in\.(\d+)\.(.+)", r"image_encoder.hq_token_down_proj.\1.adapter.0.\2"),
+    (r"tuner\.bridge_out\.(.+)", r"image_encoder.shared_up_proj.\1"),
+    (r"tuner\.shared\.(.+)", r"image_encoder.prompt_generator.shared_mlp.\1"),
+    (r"tuner\.embedding\.(.+)", r"image_encoder.prompt_generator.embedding_generator.\1"),
+    (r"tuner\.light\.(\d+)\.(.+)", r"image_encoder.prompt_generator.lightweight_mlp_\1.0.\2"),
+    (r"tuner\.handcrafted\.(.+)", r"image_encoder.prompt_generator.prompt_generator.proj.\1"),
+    (r"decoder\.(.+)", r"mask_decoder.\1"),
+)
+# The frozen SAM stands twice in a released file, under these prefixes; its decoder stands once.
+FROZEN_COPIES = {
+    "image_encoder.": ("image_encoder.sam_img_encoder.", "ori_sam.image_encoder."),
+    "prompt_encoder.": ("prompt_encoder.sam_prompt_encoder.", "ori_sam.prompt_encoder."),
+    "mask_decoder.": ("mask_decoder.",),
+}
+
+
+def load_cat_sam(
+    checkpoint: str | Path | Mapping[str, Tensor], sam: str | SamConfig | Sam | None = None, protocol: str = "paper"
+) -> PromptableSegmenter:
+    """The model of a released CAT-SAM checkpoint, T or A told from its keys.
+
+    checkpoint: a path or a state dict, bare or under "model". sam: the backbone's name or sizes (its weights are the
+    checkpoint's), or a loaded Sam (its own weights are used and shared); None tells it from the shapes.
+    CheckpointError, in one sentence, for keys that are missing, unexpected or of another shape.
+    """
+    tensors, source = _released(checkpoint)
+    method = "cat_sam_t" if any(".hq_token_proj." in name for name in tensors) else "cat_sam_a"
+    backbone = sam if isinstance(sam, Sam) else load_sam(_config(sam, tensors), frozen_part(tensors))
+    model = build(method, backbone, protocol=protocol)
+    names = {own: released_name(own) for own in model.tuned()}
+    known = {*names.values(), "mask_decoder.hf_token.weight", "ori_sam.pixel_mean", "ori_sam.pixel_std"}
+    known |= {prefix + rest for rest, prefix in _frozen_names(backbone)}
+    missing = sorted(set(names.values()) - set(tensors))
+    extra = sorted(set(tensors) - known)
+    if missing or extra:
+        raise CheckpointError(f"{source} is no {method} of this backbone: missing {missing[:3]}, unexpected {extra[:3]}.")
+    model.load_tuned({own: tensors[name].float() for own, name in names.items()})
+    return model
+
+
+def released_name(own: str) -> str:
+    """The released name of one of `PromptableSegmenter.tuned`'s names."""
+    for pattern, name in RULES:
+        if re.fullmatch(pattern, own):
+            return re.sub(pattern, name, own)
+    raise KeyError(own)
+
+
+def frozen_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """SAM's own tensors, under SAM's names, out of a released checkpoint."""
+    found: dict[str, Tensor] = {}
+    trained = re.compile(r"mask_decoder\.(hf_|compress_vit_feat|embedding_)")
+    for own, copies in FROZEN_COPIES.items():
+        for prefix in reversed(copies):
+            found |= {own + n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix) and not trained.match(n)}
+    return found
+
+
+def _frozen_names(sam: Sam) -> list[tuple[str, str]]:
+    parts = [(name, own) for name in sam.state_dict() for own in FROZEN_COPIES if name.startswith(own)]
+    return [(name[len(own) :], prefix) for name, own in parts for prefix in FROZEN_COPIES[own]]
+
+
+def _released(checkpoint: str | Path | Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
+    if isinstance(checkpoint, str | Path):
+        tensors, source = read_tensors(Path(checkpoint)), str(checkpoint)
+    else:
+        tensors, source = checkpoint.get("model", checkpoint), "The state dict"  # type: ignore[assignment]
+    if "image_encoder.hq_token" not in tensors:
+        raise CheckpointError(f"{source} is no CAT-SAM checkpoint: it has no image_encoder.hq_token.")
+    return tensors, source
+
+
+def _config(sam: str | SamConfig | None, tensors: Mapping[str, Tensor]) -> SamConfig:
+    if isinstance(sam, SamConfig):
+        return sam
+    name = sam or architecture_of(frozen_part(tensors))
+    if name not in CONFIGS:
+        raise CheckpointError(f"The checkpoint's backbone is {name}: one of {', '.join(CONFIGS)} or a SamConfig is needed.")
+    return CONFIGS[name]

@@ -1,0 +1,168 @@
+"""The frozen SAM: the only walk through its image encoder, and the seam at which a method takes part in it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.backbones import SamConfig
+from bench.stock import (
+    Attention,
+    Block,
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    StockSam,
+    TwoWayTransformer,
+    add_decomposed_rel_pos,
+    window_partition,
+    window_unpartition,
+)
+
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB in 0–255
+
+
+class Sam(StockSam):
+    """segment_anything's Sam, frozen: its modules, its key layout, no gradients, evaluation mode. Starts with random weights.
+
+    config: its sizes. sha256: of the checkpoint file it was loaded from, "" for weights that came otherwise.
+    """
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__(
+            image_encoder=_image_encoder(config),
+            prompt_encoder=PromptEncoder(
+                embed_dim=config.decoder_width,
+                image_embedding_size=(config.grid, config.grid),
+                input_image_size=(config.image_size, config.image_size),
+                mask_in_chans=config.mask_channels,
+            ),
+            mask_decoder=_mask_decoder(config),
+            pixel_mean=list(PIXEL_MEAN),
+            pixel_std=list(PIXEL_STD),
+        )
+        self.config = config
+        self.sha256 = ""
+        self.pixel_mean = torch.tensor(PIXEL_MEAN, device="cpu").view(3, 1, 1)  # real even if the rest is on "meta"
+        self.pixel_std = torch.tensor(PIXEL_STD, device="cpu").view(3, 1, 1)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Sam":
+        """A frozen backbone stays in evaluation mode, whatever the model around it does."""
+        return super().train(False)
+
+
+def _image_encoder(config: SamConfig) -> nn.Module:
+    return ImageEncoderViT(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        mlp_ratio=4,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=config.global_blocks,
+        window_size=config.window,
+        out_chans=config.decoder_width,
+    )
+
+
+def _mask_decoder(config: SamConfig) -> nn.Module:
+    transformer = TwoWayTransformer(
+        depth=config.decoder_depth,
+        embedding_dim=config.decoder_width,
+        mlp_dim=config.decoder_mlp,
+        num_heads=config.decoder_heads,
+    )
+    return MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=transformer,
+        transformer_dim=config.decoder_width,
+        iou_head_depth=3,
+        iou_head_hidden_dim=config.iou_width,
+    )
+
+
+class Tuner(nn.Module):
+    """What a method adds to the frozen encoder. This base class adds nothing: with it the encoder is stock SAM, bit for bit.
+
+    A tuner holds its own parameters only. It never changes a block: it gets one, and computes with it.
+    """
+
+    def begin(self, image: Tensor, x: Tensor) -> Any:
+        """Called once, with the normalised image (B, 3, S, S) and its patch embedding (B, g, g, C), positions not yet added.
+
+        Returns the carry: whatever the tuner wants to hand from block to block.
+        """
+        return None
+
+    def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        """Block i, in place of `block(x)`; x is (B, g, g, C). Returns the block's output and the carry for the next one."""
+        return block(x), carry
+
+
+class ImageEncoder(nn.Module):
+    """The only walk through the ViT: the frozen `vit` with a method's `tuner`."""
+
+    def __init__(self, vit: ImageEncoderViT, tuner: Tuner) -> None:
+        super().__init__()
+        self.vit, self.tuner = vit, tuner
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """`image`: normalised, (B, 3, S, S). Returns the neck's output (B, d, g, g) and the output of the first
+        global-attention block (B, g, g, C)."""
+        x = self.vit.patch_embed(image)  # (B, g, g, C)
+        carry = self.tuner.begin(image, x)
+        x = x + self.vit.pos_embed
+        first_global = None
+        for i, block in enumerate(self.vit.blocks):
+            x, carry = self.tuner.step(i, block, x, carry)
+            if first_global is None and block.window_size == 0:
+                first_global = x
+        return self.vit.neck(x.permute(0, 3, 1, 2)), x if first_global is None else first_global
+
+
+Projection = Callable[[Tensor], Tensor]
+
+
+def attend(block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projection | None = None) -> tuple[Tensor, Tensor]:
+    """The block's first half: x + attention(norm1(x)), where every window also sees `prompts`.
+
+    x: (B, g, g, C). prompts: (B, P, C), taken as they are (not through norm1); they have no position, so no relative-position
+    bias. qkv: stands in for the block's own projection (…, C) -> (…, 3C), which stays as it is.
+    Returns x and what the attention made of the prompts, (B, P, C), averaged over the windows of an image.
+    """
+    b, h, w, c = x.shape
+    prompts = x.new_empty(b, 0, c) if prompts is None else prompts
+    y, padded = block.norm1(x), (h, w)
+    if block.window_size:
+        y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
+    windows = y.shape[0] // b
+    y, p = _attention(block.attn, y, prompts.repeat_interleave(windows, 0), qkv or block.attn.qkv)
+    if block.window_size:
+        y = window_unpartition(y, block.window_size, padded, (h, w))
+    return x + y, p.unflatten(0, (b, windows)).mean(1)
+
+
+def feed_forward(block: Block, x: Tensor) -> Tensor:
+    """The block's second half: x + mlp(norm2(x)), for any (…, C)."""
+    return x + block.mlp(block.norm2(x))
+
+
+def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
+    """SAM's attention over x (B, H, W, C) with P tokens in front of it; relative positions between image tokens only."""
+    b, h, w, _ = x.shape
+    n, heads = prompts.shape[1], attn.num_heads
+    tokens = torch.cat([prompts, x.flatten(1, 2)], 1)  # (B, P + H·W, C)
+    q, k, v = qkv(tokens).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)  # each (B·heads, P + H·W, c)
+    logits = (q * attn.scale) @ k.transpose(-2, -1)
+    image = logits[:, n:, n:].contiguous()
+    logits[:, n:, n:] = add_decomposed_rel_pos(image, q[:, n:], attn.rel_pos_h, attn.rel_pos_w, (h, w), (h, w))
+    out = (logits.softmax(-1) @ v).unflatten(0, (b, heads)).transpose(1, 2).flatten(2)  # (B, P + H·W, C)
+    out = attn.proj(out)
+    return out[:, n:].unflatten(1, (h, w)), out[:, :n]
+

@@ -1,0 +1,171 @@
+"""The things that pass between the rooms: samples, prompts, features and data sets, their shapes fixed and documented once."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+
+import numpy as np
+
+from bench.errors import DataError, RequestError
+
+if TYPE_CHECKING:  # the planning of a grid must not wait for torch
+    from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+Shots = int | Literal["full"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its ground truth.
+
+    image: (H, W, 3) uint8 RGB; mask: (H, W) uint8, 1 foreground and 0 background; name: unique in its split.
+    """
+
+    name: str
+    image: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class ObjectRule:
+    """Which connected components of a mask are objects: those of an area larger than
+    max(min_area, largest area × relative_area) pixels, under 4- or 8-connectivity."""
+
+    connectivity: Literal[4, 8] = 8
+    min_area: int = 10
+    relative_area: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingPrompts:
+    """How a data set's training prompts are made: at most `max_objects` objects an image (None: all); a mask prompt gets
+    noise where it differs from itself scaled down by `noise_scale` and up again, and is then cut at > `noise_threshold`."""
+
+    max_objects: int | None = None
+    noise_scale: int = 8
+    noise_threshold: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """The prompts of one image, in pixels of that image; n prompts give n masks. All None: no prompt, one mask.
+
+    boxes: (n, 4) xyxy; points: (n, k, 2) xy with labels (n, k): 1 foreground, 0 background, -1 padding;
+    masks: (n, 1, 4g, 4g) for a backbone with a g×g grid, 0/1 or logits. All float tensors, labels too or integers.
+    """
+
+    boxes: "Tensor | None" = None
+    points: "Tensor | None" = None
+    labels: "Tensor | None" = None
+    masks: "Tensor | None" = None
+
+    def __len__(self) -> int:
+        """The number of masks these prompts ask for (1 without a prompt)."""
+        return self.count or 1
+
+    @property
+    def count(self) -> int:
+        """The number of prompts; 0 without a prompt."""
+        given = [x for x in (self.boxes, self.points, self.masks) if x is not None]
+        return given[0].shape[0] if given else 0
+
+    def to(self, device: object) -> "Prompts":
+        """The same prompts on another device."""
+        return self._map(lambda x: x.to(device))
+
+    def part(self, start: int, stop: int) -> "Prompts":
+        """The prompts start … stop-1; without a prompt, itself."""
+        return self._map(lambda x: x[start:stop])
+
+    def _map(self, change: "Callable[[Tensor], Tensor]") -> "Prompts":
+        values = (self.boxes, self.points, self.labels, self.masks)
+        return Prompts(*(None if x is None else change(x) for x in values))
+
+
+class Features(NamedTuple):
+    """What the encoder says of B images on a g×g grid.
+
+    embedding: (B, d, g, g), the neck's output; first_global: (B, g, g, C), the output of the first global-attention block;
+    sizes: the images' own (H, W); native: whether the image was taken as it was (protocol `normalise_native_size = false`).
+    """
+
+    embedding: "Tensor"
+    first_global: "Tensor"
+    sizes: tuple[tuple[int, int], ...]
+    native: tuple[bool, ...]
+
+
+class Dataset(ABC):
+    """A data set: names by split, and the sample behind a name. One file in `datasets/` is one data set.
+
+    A subclass names itself, its object rule and its official few-shot lists (shots -> names); `revision` is raised whenever
+    its meaning changes (which images, which pixels), so that old cells are not mistaken for new ones.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    revision: ClassVar[int] = 1
+    rule: ClassVar[ObjectRule]
+    training_prompts: ClassVar[TrainingPrompts] = TrainingPrompts()
+    official: ClassVar[Mapping[int, tuple[str, ...]]] = {}
+    val_images: ClassVar[int] = 64
+
+    @classmethod
+    @abstractmethod
+    def open(cls, data: Path) -> Self:
+        """The data set found below the folder `data`; DataError (one sentence: which folder was looked for, how to get it,
+        which official image is missing, which image has no mask) where it is absent or incomplete."""
+
+    @abstractmethod
+    def names(self, split: Split) -> tuple[str, ...]:
+        """The names of a split, sorted. `val` is part of `train` (or apart from both, where the data set has such a split)."""
+
+    @abstractmethod
+    def load(self, split: Split, name: str) -> Sample:
+        """Reads one sample; DataError, naming the file, where it is broken."""
+
+    def support(self, shots: Shots, draw: int = 0, hold_out_val: bool = False) -> tuple[str, ...]:
+        """The names of the training images of a few-shot run.
+
+        Draw 0 is the official list where there is one for `shots`; any other draw, or number of shots, takes the images whose
+        hash of (data set, shots, draw, name) is smallest, so it never depends on the method. `val` images are never drawn.
+        `full` takes the whole training split, without the `val` images if `hold_out_val`.
+        """
+        if shots == "full":
+            return self._pool() if hold_out_val else self.names("train")
+        if draw == 0 and shots in self.official:
+            return self.official[shots]
+        pool = self._pool()
+        if not 1 <= shots <= len(pool):
+            raise RequestError(f"Data set {self.name} cannot give {shots} shots: 1 to {len(pool)} or 'full' are allowed.")
+        return tuple(sorted(hash_order(pool, self.name, shots, draw)[:shots]))
+
+    def _pool(self) -> tuple[str, ...]:
+        held_out = set(self.names("val"))
+        return tuple(n for n in self.names("train") if n not in held_out)
+
+    def hold_out(self, train: tuple[str, ...]) -> tuple[str, ...]:
+        """The default `val` split: of the training images in no official list, those with the smallest hash; at most
+        `val_images` and at most a quarter of them."""
+        listed = {n for names in self.official.values() for n in names}
+        free = [n for n in train if n not in listed]
+        return tuple(sorted(hash_order(free, self.name, "val")[: min(self.val_images, len(free) // 4)]))
+
+
+def hash_order(names: "tuple[str, ...] | list[str]", *salt: object) -> list[str]:
+    """`names` in the order of sha256(salt, name): a shuffle that depends on nothing else."""
+
+    def digest(name: str) -> bytes:
+        return hashlib.sha256("\0".join([*map(str, salt), name]).encode()).digest()
+
+    return sorted(names, key=digest)
+
+
+def check_same_size(name: str, image: np.ndarray, mask: np.ndarray) -> None:
+    """DataError unless image (H, W, 3) and mask (H, W) have one size."""
+    if image.shape[:2] != mask.shape[:2]:
+        raise DataError(f"{name}: the image has {image.shape[:2]} pixels (H, W) and its mask {mask.shape[:2]}; they must agree.")

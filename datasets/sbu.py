@@ -1,0 +1,31 @@
+"""SBU-shadow: photographs with cast shadows."""
+
+from typing import ClassVar
+
+from bench.registry import DATASETS
+from bench.types import ObjectRule
+from datasets.folder import FolderDataset, Folders, stems
+
+TRAIN, TEST = "SBU-shadow/SBUTrain4KRecoveredSmall", "SBU-shadow/SBU-Test"
+
+
+@DATASETS.register("sbu")
+class Sbu(FolderDataset):
+    """The recovered small training set and the 638 test images."""
+
+    title = "SBU Shadow"
+    home = "https://www3.cs.stonybrook.edu/~cvl/projects/shadow_noisy_label"
+    archive = "the archive SBU-shadow"
+    folders: ClassVar = {
+        "train": Folders(f"{TRAIN}/ShadowImages", f"{TRAIN}/ShadowMasks", ".jpg", ".png"),
+        "test": Folders(f"{TEST}/ShadowImages", f"{TEST}/ShadowMasks", ".jpg", ".png"),
+    }
+    threshold = 0
+    rule = ObjectRule(connectivity=8, min_area=10, relative_area=0.001)
+    official: ClassVar = {
+        1: ("lssd1109",),
+        16: stems("""
+            lssd3356 lssd1409 lssd1090 lssd3732 lssd2011 lssd1901 lssd1821 lssd1512
+            lssd3713 lssd1376 lssd3493 lssd3729 lssd610 lssd3008 lssd1319 lssd1109
+            """),
+    }

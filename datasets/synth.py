@@ -1,0 +1,314 @@
+"""Three generated domains that need no file, and a writer that lays them out as the real archives are.
+
+    python -m datasets.synth --layout whu --out data/whu --train 24 --test 12    # seconds on a CPU
+    python -m datasets.synth --choose-shots                                      # the official lists below, computed again
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import DataError, RequestError
+from bench.objects import object_areas, object_masks
+from bench.registry import DATASETS
+from bench.types import Dataset, ObjectRule, Sample, Split, TrainingPrompts, hash_order
+from datasets.folder import CACHE_BYTES, GENERATED_MARK, Bytes, FolderDataset, Folders, SampleCache, stems
+from datasets.kvasir import Kvasir
+from datasets.sbu import Sbu
+from datasets.scenes import buildings, polyps, rng_for, shadows
+from datasets.whu import TILES, Whu
+
+SIZE = 192  # pixels a side
+INDICES: Mapping[Split, range] = {"train": range(64), "val": range(64, 96), "test": range(96, 160)}
+
+
+class SynthDataset(Dataset):
+    """A domain whose images are drawn when they are asked for, each from a key of its own: (domain, split, index, revision).
+
+    `val` lies apart from `train`. The object rules are the real counterparts': at 192 pixels a side their smallest areas are
+    already below anything that a scene draws on purpose.
+    """
+
+    generated: ClassVar[bool] = True
+    draw: ClassVar["staticmethod[[np.random.Generator, int], tuple[Bytes, Bytes]]"]
+
+    def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
+        self._cache = SampleCache(cache_bytes)
+
+    @classmethod
+    def open(cls, data: Path, cache_bytes: int = CACHE_BYTES) -> Self:
+        """The domain; whatever lies in `data` does not matter."""
+        return cls(cache_bytes)
+
+    def names(self, split: Split) -> tuple[str, ...]:
+        """Four-digit numbers, different ones in every split."""
+        return tuple(f"{index:04d}" for index in INDICES[split])
+
+    def load(self, split: Split, name: str) -> Sample:
+        """Draws one sample; DataError for a name that the split does not have."""
+        if name not in self.names(split):
+            known = f"{self.names(split)[0]} to {self.names(split)[-1]} are"
+            raise DataError(f"Data set {self.name}: {name!r} is not in its {split} split; {known}.")
+        return self._cache.get(split, name, lambda: Sample(name, *self.scene(split, int(name))))
+
+    @classmethod
+    def scene(cls, split: str, index: int) -> tuple[Bytes, Bytes]:
+        """The image (192, 192, 3) RGB and the mask (192, 192) of a key."""
+        return cls.draw(rng_for(cls.name, split, index, cls.revision), SIZE)
+
+
+@DATASETS.register("synth_buildings")
+class SynthBuildings(SynthDataset):
+    """Aerial tiles after WHU."""
+
+    title = "Buildings (generated)"
+    draw = staticmethod(buildings)
+    rule = ObjectRule(connectivity=4, min_area=20)
+    training_prompts = TrainingPrompts(max_objects=25, noise_scale=2, noise_threshold=0.0)
+    official: ClassVar = {
+        1: ("0017",),
+        16: stems("0011 0012 0013 0015 0017 0018 0026 0031 0036 0038 0042 0045 0047 0049 0060 0063"),
+    }
+
+
+@DATASETS.register("synth_polyps")
+class SynthPolyps(SynthDataset):
+    """Colonoscopy frames after Kvasir."""
+
+    title = "Polyps (generated)"
+    draw = staticmethod(polyps)
+    rule = ObjectRule(connectivity=8, min_area=20, relative_area=0.001)
+    official: ClassVar = {
+        1: ("0063",),
+        16: stems("0002 0006 0007 0009 0010 0025 0029 0031 0040 0046 0051 0052 0054 0055 0061 0063"),
+    }
+
+
+@DATASETS.register("synth_shadows")
+class SynthShadows(SynthDataset):
+    """Photographs with cast shadows after SBU."""
+
+    title = "Shadows (generated)"
+    draw = staticmethod(shadows)
+    rule = ObjectRule(connectivity=8, min_area=10, relative_area=0.001)
+    official: ClassVar = {
+        1: ("0044",),
+        16: stems("0002 0005 0006 0008 0012 0013 0023 0026 0029 0038 0044 0046 0049 0051 0060 0063"),
+    }
+
+
+# The official lists: chosen by a rule that sees the training pool alone.
+
+
+def choose_shots(dataset: SynthDataset, shots: int = 16) -> tuple[str, ...]:
+    """The official few-shot images of a domain, the one-shot image first.
+
+    Every training image is described by `statistics`, each in units of its spread over the pool. The first image is the one
+    nearest to the pool's median, among those with at least as many objects as the median image. Each further image is the
+    one that brings the pool nearest to its chosen images (the sum of distances to the nearest one falls the most), so that
+    the list covers the pool.
+    """
+    names = dataset.names("train")
+    found = np.stack([statistics(dataset.load("train", name), dataset.rule) for name in names])  # (N, 5)
+    median, spread = np.median(found, axis=0), np.maximum(found.std(axis=0), 1e-9)
+    points = (found - median) / spread
+    too_few = found[:, 0] < median[0]
+    chosen = [int(np.argmin(np.linalg.norm(points, axis=1) + np.where(too_few, np.inf, 0.0)))]
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)  # (N, N)
+    while len(chosen) < shots:
+        to_nearest = distances[:, chosen].min(axis=1, keepdims=True)
+        chosen.append(int(np.argmin(np.minimum(distances, to_nearest).sum(axis=0))))
+    return tuple(names[index] for index in chosen)
+
+
+def statistics(sample: Sample, rule: ObjectRule) -> NDArray[np.float64]:
+    """(5,): number of objects, foreground share, mean side of an object, contrast to the background, brightness."""
+    areas = object_areas(object_masks(sample.mask, rule))
+    grey, inside = sample.image.mean(axis=2), sample.mask > 0
+    contrast = abs(grey[inside].mean() - grey[~inside].mean()) if inside.any() and not inside.all() else 0.0
+    side = np.sqrt(areas).mean() if len(areas) else 0.0
+    return np.array([len(areas), inside.mean(), side, contrast, grey.mean()])
+
+
+def print_choice(dataset: SynthDataset) -> None:
+    """The lines of `official` for a domain's class."""
+    chosen = choose_shots(dataset)
+    print(f'{dataset.name}\n        1: ("{chosen[0]}",),\n        16: stems("{" ".join(sorted(chosen))}"),')
+
+
+# A domain in the clothes of an archive.
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a domain is written as an archive: its pixels (H, W), its stems, its masks' grey values, and what is there besides."""
+
+    domain: type[SynthDataset]
+    archive: type[FolderDataset]
+    pixels: tuple[int, int]
+    stem: Callable[[int], str]
+    grey: Callable[[Bytes, np.random.Generator], Bytes]
+    unused_folders: Folders | None = None
+    foreign_stems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image to write: its stem, its folders, and the key of its scene."""
+
+    stem: str
+    folders: Folders
+    split: str
+    index: int
+
+
+def binary(mask: Bytes, rng: np.random.Generator) -> Bytes:
+    """0 and 255."""
+    return mask * np.uint8(255)
+
+
+def noisy(mask: Bytes, rng: np.random.Generator) -> Bytes:
+    """0 to 7 and 248 to 255, as a mask that once was a JPEG: what is not 0 or 255 lies along the borders."""
+    kernel = np.ones((3, 3), np.uint8)
+    border = cv2.dilate(mask, kernel) != cv2.erode(mask, kernel)
+    noise = rng.integers(0, 8, mask.shape, np.uint8) * (border & (rng.random(mask.shape) < 0.4))
+    grey: Bytes = np.where(mask > 0, 255 - noise, noise).astype(np.uint8)
+    return grey
+
+
+def cju(index: int) -> str:
+    """A stem of Kvasir's kind."""
+    return "cju" + hashlib.sha256(str(index).encode()).hexdigest()[:22]
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "whu": Layout(
+        SynthBuildings, Whu, (192, 192), str, binary, unused_folders=Folders(f"{TILES}/test/image", f"{TILES}/test/label", ".tif", ".tif")
+    ),
+    "kvasir": Layout(SynthPolyps, Kvasir, (176, 208), cju, noisy, foreign_stems=("7", "112", "311", "604")),
+    "sbu": Layout(SynthShadows, Sbu, (160, 208), "lssd{}".format, binary),
+}
+FEWEST = {"train": 16, "test": 1}  # the official 16-shot list must fit
+MOST = 4000
+
+
+def write_layout(layout: Layout, out: Path, train: int, test: int) -> None:
+    """Writes the domain below `out`; RequestError where something lies there that this function did not write.
+
+    The list of files is written first: a run that was cut short is recognised as its own by the next one.
+    """
+    for split, count in (("train", train), ("test", test)):
+        if not FEWEST[split] <= count <= MOST:
+            raise RequestError(f"--{split} {count} is not allowed for the layout {layout.archive.name}: {FEWEST[split]} to {MOST} are.")
+    files = {path: picture for picture in pictures(layout, train, test) for path in paths(picture)}
+    old = _own_files(out)
+    _write_mark(out, old | files.keys())
+    for picture in dict.fromkeys(files.values()):
+        _write_picture(layout, out, picture)
+    for path in old - files.keys():
+        (out / path).unlink(missing_ok=True)
+    _write_mark(out, files.keys())
+
+
+def pictures(layout: Layout, train: int, test: int) -> Iterator[Picture]:
+    """The official stems, which show the domain's own official scenes; other stems; the test split; what no reader uses."""
+    folders, domain = layout.archive.folders, layout.domain
+    official = _first_shot_first(layout.archive.official)
+    scenes = [("train", int(name)) for name in _first_shot_first(domain.official)]
+    scenes += [("archive train", index) for index in range(train - len(official))]
+    for stem, scene in zip(official + _stems(layout, "train", official)[: train - len(official)], scenes, strict=True):
+        yield Picture(stem, folders["train"], *scene)
+    for index, stem in enumerate(layout.foreign_stems):
+        yield Picture(stem, folders["train"], "archive foreign", index)
+    for index, stem in enumerate(_stems(layout, "test")[:test]):
+        yield Picture(stem, folders["test"], "archive test", index)
+        if layout.unused_folders:
+            yield Picture(stem, layout.unused_folders, "archive unused", index)
+
+
+def paths(picture: Picture) -> tuple[str, str]:
+    """Where a picture's image and mask lie below the archive's folder."""
+    folders = picture.folders
+    return f"{folders.images}/{picture.stem}{folders.image_suffix}", f"{folders.masks}/{picture.stem}{folders.mask_suffix}"
+
+
+def _first_shot_first(official: Mapping[int, tuple[str, ...]]) -> list[str]:
+    return list(dict.fromkeys(official[1] + official[16]))
+
+
+def _stems(layout: Layout, split: str, taken: Sequence[str] = ()) -> list[str]:
+    """Plausible stems in no particular order, none of them taken."""
+    found = hash_order([layout.stem(number) for number in range(1, MOST + 1)], layout.archive.name, split)
+    return [stem for stem in found if stem not in taken]
+
+
+def _write_picture(layout: Layout, out: Path, picture: Picture) -> None:
+    image, mask = layout.domain.scene(picture.split, picture.index)
+    bgr = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), layout.pixels[::-1], interpolation=cv2.INTER_AREA)
+    mask = np.asarray(cv2.resize(mask, layout.pixels[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
+    grey = layout.grey(mask, rng_for(layout.domain.name, picture.split, picture.index, "mask"))
+    for path, pixels in zip(paths(picture), (bgr, grey), strict=True):
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_bytes(cv2.imencode(Path(path).suffix, pixels)[1].tobytes())
+
+
+def _own_files(out: Path) -> set[str]:
+    """The files below `out` that an earlier run wrote; RequestError if there is any other, such as a real archive's."""
+    mark = out / GENERATED_MARK
+    listed = set(mark.read_text().splitlines()[1:]) if mark.is_file() else set()
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and path != mark}
+    foreign = sorted(found - listed)
+    if foreign:
+        raise RequestError(f"--out {out} holds {foreign[0]}, which this command did not write; an empty or a new folder is allowed.")
+    return listed
+
+
+def _write_mark(out: Path, files: Iterable[str]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ["Generated by `python -m datasets.synth`; these are no real images:", *sorted(files)]
+    (out / GENERATED_MARK).write_text("\n".join(lines) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 2 where the request was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m datasets.synth", description=__doc__.splitlines()[0])
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--layout", choices=LAYOUTS, help="write a generated domain as this archive")
+    task.add_argument("--choose-shots", action="store_true", help="print the official lists of the three domains")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to, such as data/whu")
+    parser.add_argument("--train", type=int, default=24, metavar="N", help="training images (default 24)")
+    parser.add_argument("--test", type=int, default=12, metavar="N", help="test images (default 12)")
+    asked = parser.parse_args(arguments)
+    if asked.layout and not asked.out:
+        parser.error("--layout needs --out, a folder such as data/whu.")
+    try:
+        _do(asked)
+    except RequestError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _do(asked: argparse.Namespace) -> None:
+    if asked.choose_shots:
+        for domain in (SynthBuildings, SynthPolyps, SynthShadows):
+            print_choice(domain())
+        return
+    layout = LAYOUTS[asked.layout]
+    try:
+        write_layout(layout, asked.out, asked.train, asked.test)
+    except OSError as error:
+        raise RequestError(f"--out {asked.out} cannot be written ({error.strerror}); a folder that can is allowed.") from None
+    print(f"{asked.out}: {asked.train} training and {asked.test} test images of {layout.domain.name}, laid out as {asked.layout}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""AdaptFormer (Chen et al., NeurIPS 2022): a bottleneck beside the MLP of every block."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from bench.method import EncoderMethod
+from bench.registry import METHODS
+from bench.sam import Sam, Tuner, attend, feed_forward
+from bench.stock import Block
+
+
+class Adapter(nn.Module):
+    """Up(dropout(ReLU(Down(x)))), zero at the start because Up is."""
+
+    def __init__(self, width: int, bottleneck: int, dropout: float) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.dropout(self.down(x).relu()))
+
+
+class AdaptFormerTuner(Tuner):
+    """y = x + MLP(norm2(x)) + scale·adapter(x). The adapter reads x as it is before norm2."""
+
+    def __init__(self, sam: Sam, bottleneck: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.adapters = nn.ModuleList(Adapter(sam.config.width, bottleneck, dropout) for _ in range(sam.config.depth))
+
+    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        x, _ = attend(block, x)
+        return feed_forward(block, x) + self.scale * self.adapters[i](x), None
+
+
+@METHODS.register("adaptformer")
+@dataclass(frozen=True)
+class AdaptFormer(EncoderMethod):
+    """Equation 5 of the paper with its defaults; no layer norm in the adapter."""
+
+    bottleneck: int = 64
+    scale: float = 0.1
+    dropout: float = 0.1
+    title: ClassVar[str] = "AdaptFormer"
+    source: ClassVar[str] = "Chen et al., AdaptFormer, NeurIPS 2022"
+
+    def tuner(self, sam: Sam) -> Tuner:
+        return AdaptFormerTuner(sam, self.bottleneck, self.scale, self.dropout)

@@ -1,0 +1,115 @@
+"""CAT-SAM (Xiao et al., ECCV 2024): a prompt bridge from the decoder's token T into the encoder, as tokens or as adapters."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bench.decoder import Decoder, HQDecoder
+from bench.method import Method
+from bench.registry import METHODS
+from bench.sam import Sam, Tuner, attend, feed_forward
+from bench.stock import Block
+
+SOURCE = "Xiao et al., CAT-SAM, ECCV 2024 (arXiv 2402.03631)"
+
+
+class TokenTuner(Tuner):
+    """CAT-SAM-T. P_i = Linear(GELU(Linear(T))), (1, C), joins block i's attention as it is, not through norm1."""
+
+    def __init__(self, sam: Sam, token: nn.Embedding, hidden: int) -> None:
+        super().__init__()
+        self.token = token  # shared with the decoder
+        d, width = sam.config.decoder_width, sam.config.width
+        self.bridges = nn.ModuleList(
+            nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(sam.config.depth)
+        )
+
+    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        x, _ = attend(block, x, self.bridges[i](self.token.weight).expand(len(x), 1, -1))
+        return feed_forward(block, x), None
+
+
+class AdapterTuner(Tuner):
+    """CAT-SAM-A. u_i = Shared(GELU(Linear_i(F_e + F_h + F_b))) is added to the input of block i, with F_e the embedding
+    feature, F_h the hand-crafted feature and F_b the bridge feature, each (B or 1, n, e) for n patches and e = C/32."""
+
+    def __init__(self, sam: Sam, token: nn.Embedding, reduction: int, hidden: int) -> None:
+        super().__init__()
+        config = sam.config
+        self.token = token  # shared with the decoder
+        e, patches = config.width // reduction, config.grid**2
+        self.embedding = _linear(config.width, e)
+        self.handcrafted = nn.Conv2d(3, e, config.patch_size, stride=config.patch_size)
+        nn.init.normal_(self.handcrafted.weight, std=math.sqrt(2 / (config.patch_size**2 * e)))
+        nn.init.zeros_(self.handcrafted.bias)
+        self.bridge_in = nn.ModuleList(nn.Linear(config.decoder_width, hidden) for _ in range(e))
+        self.bridge_out = nn.Linear(hidden, patches)
+        self.light = nn.ModuleList(_linear(e, e) for _ in range(config.depth))
+        self.shared = _linear(e, config.width)
+
+    def begin(self, image: Tensor, x: Tensor) -> Tensor:
+        embedded = self.embedding(x)  # (B, g, g, e)
+        handcrafted = self.handcrafted(high_pass(image)).permute(0, 2, 3, 1)  # (B, g, g, e)
+        return embedded + handcrafted + self._bridge().unflatten(0, embedded.shape[1:3])
+
+    def _bridge(self) -> Tensor:
+        """(n, e)"""
+        hidden = torch.cat([torch.nn.functional.gelu(channel(self.token.weight)) for channel in self.bridge_in])
+        return self.bridge_out(hidden).T
+
+    def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        added = self.shared(torch.nn.functional.gelu(self.light[i](carry)))  # (B, g, g, C)
+        return block(x + added), carry
+
+
+def high_pass(image: Tensor) -> Tensor:
+    """|image| without its low frequencies: the centred square of half-side floor(sqrt(S²/4)/2) of the shifted spectrum is 0.
+
+    image: (B, 3, S, S), normalised; the same shape comes back, non-negative.
+    """
+    height, width = image.shape[-2:]
+    half = int(math.sqrt(height * width * 0.25) // 2)
+    spectrum = torch.fft.fftshift(torch.fft.fft2(image, norm="forward"), dim=(-2, -1))
+    low = torch.zeros(height, width, dtype=torch.bool, device=image.device)
+    low[height // 2 - half : height // 2 + half, width // 2 - half : width // 2 + half] = True
+    spectrum = torch.fft.ifftshift(spectrum.masked_fill(low, 0), dim=(-2, -1))
+    return torch.fft.ifft2(spectrum, norm="forward").real.abs()
+
+
+def _linear(inner: int, outer: int) -> nn.Linear:
+    layer = nn.Linear(inner, outer)
+    nn.init.trunc_normal_(layer.weight, std=0.02)  # torch clips at ±2, as the reference does
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+@METHODS.register("cat_sam_t")
+@dataclass(frozen=True)
+class CatSamT(Method):
+    """The prompt bridge as one token per block, with the CAT decoder (section 3.3 of the paper)."""
+
+    hidden: int = 64
+    title: ClassVar[str] = "CAT-SAM-T"
+    source: ClassVar[str] = SOURCE
+
+    def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
+        decoder = HQDecoder(sam)
+        return TokenTuner(sam, decoder.hf_token, self.hidden), decoder
+
+
+@METHODS.register("cat_sam_a")
+@dataclass(frozen=True)
+class CatSamA(Method):
+    """The prompt bridge as one channel-wise addition per block, with the CAT decoder (section 3.3 of the paper)."""
+
+    reduction: int = 32
+    hidden: int = 32
+    title: ClassVar[str] = "CAT-SAM-A"
+    source: ClassVar[str] = SOURCE
+
+    def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
+        decoder = HQDecoder(sam)
+        return AdapterTuner(sam, decoder.hf_token, self.reduction, self.hidden), decoder

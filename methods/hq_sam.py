@@ -1,0 +1,21 @@
+"""HQ-SAM as a tuning method: the HQ decoder alone on the frozen encoder."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bench.decoder import Decoder, HQDecoder
+from bench.method import Method
+from bench.registry import METHODS
+from bench.sam import Sam, Tuner
+
+
+@METHODS.register("hq_sam")
+@dataclass(frozen=True)
+class HQSam(Method):
+    """The HQ token and its maps learn, from PyTorch's default initialisation; the encoder is the frozen one."""
+
+    title: ClassVar[str] = "HQ-SAM"
+    source: ClassVar[str] = "Ke et al., Segment Anything in High Quality, NeurIPS 2023"
+
+    def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
+        return Tuner(), HQDecoder(sam)

@@ -1,0 +1,51 @@
+"""LoRA (Hu et al., ICLR 2022) on the query and value projections of every block."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bench.method import EncoderMethod
+from bench.registry import METHODS
+from bench.sam import Sam, Tuner, attend, feed_forward
+from bench.stock import Block
+
+
+class LoRATuner(Tuner):
+    """q + s·B_q A_q x and v + s·B_v A_v x around the frozen projection, which is called and never replaced.
+
+    a: (N, 2, r, C), b: (N, 2, C, r); index 0 is q, 1 is v.
+    """
+
+    def __init__(self, sam: Sam, rank: int, scale: float) -> None:
+        super().__init__()
+        depth, width = sam.config.depth, sam.config.width
+        self.scale = scale
+        self.a = nn.Parameter(torch.empty(depth, 2, rank, width))
+        self.b = nn.Parameter(torch.zeros(depth, 2, width, rank))
+        nn.init.kaiming_uniform_(self.a.data.view(-1, width), a=math.sqrt(5))  # fan-in is C in every (r, C) matrix
+
+    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        def qkv(tokens: Tensor) -> Tensor:
+            q, k, v = block.attn.qkv(tokens).chunk(3, -1)
+            to_q, to_v = (self.scale * (tokens @ a.T @ b.T) for a, b in zip(self.a[i], self.b[i], strict=True))
+            return torch.cat([q + to_q, k, v + to_v], -1)
+
+        x, _ = attend(block, x, qkv=qkv)
+        return feed_forward(block, x), None
+
+
+@METHODS.register("lora")
+@dataclass(frozen=True)
+class LoRA(EncoderMethod):
+    """Rank `rank`, scaled by alpha/rank; alpha 0 means alpha = rank. Equal to Hugging Face peft's LoRA on the same layers."""
+
+    rank: int = 4
+    alpha: float = 0.0
+    title: ClassVar[str] = "LoRA"
+    source: ClassVar[str] = "Hu et al., LoRA, ICLR 2022"
+
+    def tuner(self, sam: Sam) -> Tuner:
+        return LoRATuner(sam, self.rank, (self.alpha or self.rank) / self.rank)

@@ -1,0 +1,21 @@
+"""SAM as it is, zero-shot: nothing to train."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bench.decoder import Decoder
+from bench.method import Method
+from bench.registry import METHODS
+from bench.sam import Sam, Tuner
+
+
+@METHODS.register("sam")
+@dataclass(frozen=True)
+class ZeroShot(Method):
+    """The frozen SAM with its own single-mask token (`multimask_output=False`); the paper does not say which token it took."""
+
+    title: ClassVar[str] = "SAM"
+    source: ClassVar[str] = "Kirillov et al., Segment Anything, ICCV 2023"
+
+    def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
+        return Tuner(), Decoder()

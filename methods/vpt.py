@@ -1,0 +1,83 @@
+"""Visual prompt tuning (Jia et al., ECCV 2022): learnable tokens that the image tokens attend to."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bench.method import EncoderMethod
+from bench.registry import METHODS
+from bench.sam import Sam, Tuner, attend, feed_forward
+from bench.stock import Block
+
+SOURCE = "Jia et al., Visual Prompt Tuning, ECCV 2022"
+
+
+class DeepTuner(Tuner):
+    """New tokens for every block; what the block makes of them is dropped."""
+
+    def __init__(self, sam: Sam, tokens: int, dropout: float) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(_uniform(sam.config.patch_size, sam.config.depth, tokens, sam.config.width))
+        self.dropout = nn.Dropout(dropout)
+
+    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        tokens = self.dropout(self.tokens[i]).expand(len(x), -1, -1)  # (B, P, C)
+        x, _ = attend(block, x, block.norm1(tokens))
+        return feed_forward(block, x), None
+
+
+class ShallowTuner(Tuner):
+    """Tokens that enter at the first block and travel on: attention and MLP with their residuals, like image tokens."""
+
+    def __init__(self, sam: Sam, tokens: int, dropout: float) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(_uniform(sam.config.patch_size, tokens, sam.config.width))
+        self.dropout = nn.Dropout(dropout)
+
+    def begin(self, image: Tensor, x: Tensor) -> Tensor:
+        return self.dropout(self.tokens).expand(len(x), -1, -1)  # (B, P, C)
+
+    def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        x, attended = attend(block, x, block.norm1(carry))
+        return feed_forward(block, x), feed_forward(block, carry + attended)
+
+
+@METHODS.register("vpt_shallow")
+@dataclass(frozen=True)
+class VPTShallow(EncoderMethod):
+    """`tokens` prompt tokens in front of the first block (p·C parameters).
+
+    The paper leaves windowed ViTs open. Here every window of a block sees a copy of the tokens, and the copies are averaged
+    over the windows of an image afterwards, so that `tokens` tokens per image leave the block (VPT's rule for Swin).
+    Tokens are drawn from U(-v, v), v = sqrt(6 / (3·patch² + C)), pass norm1 like any token, and have no position.
+    """
+
+    tokens: int = 5
+    dropout: float = 0.0
+    title: ClassVar[str] = "VPT-shallow"
+    source: ClassVar[str] = SOURCE
+
+    def tuner(self, sam: Sam) -> Tuner:
+        return ShallowTuner(sam, self.tokens, self.dropout)
+
+
+@METHODS.register("vpt_deep")
+@dataclass(frozen=True)
+class VPTDeep(EncoderMethod):
+    """`tokens` new prompt tokens for every block (N·p·C parameters), initialised as in VPTShallow."""
+
+    tokens: int = 5
+    dropout: float = 0.0
+    title: ClassVar[str] = "VPT-deep"
+    source: ClassVar[str] = SOURCE
+
+    def tuner(self, sam: Sam) -> Tuner:
+        return DeepTuner(sam, self.tokens, self.dropout)
+
+
+def _uniform(patch: int, *shape: int) -> Tensor:
+    bound = math.sqrt(6 / (3 * patch * patch + shape[-1]))
+    return torch.empty(shape).uniform_(-bound, bound)
