@@ -59,6 +59,12 @@ def _spec(
     return RunSpec(backbone, sha256, dataset.name, dataset.revision, method, shots, draw, seed, protocol.name, settings)
 
 
+def title(spec: RunSpec) -> str:
+    """A cell in a few words."""
+    draw = f" draw {spec.draw}" if spec.draw else ""
+    return f"{spec.dataset} {spec.method.label} {spec.shots}-shot{draw} seed {spec.seed}"
+
+
 def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
     """The data sets that these cells need, opened and able to give every support set; RequestError otherwise."""
     opened: dict[str, Dataset] = {}

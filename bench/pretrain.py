@@ -5,245 +5,227 @@ cores); `--config configs/pretrain/smoke.toml --out results/smoke.safetensors` s
 """
 
 import argparse
-import math
+import hashlib
+import os
 import pickle
-import platform
+import shlex
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench.backbones import CONFIGS, SamConfig
-from bench.checkpoints import load_sam
-from bench.decoder import Decoder
-from bench.errors import CheckpointError, DivergedError, RequestError, unknown
-from bench.losses import dice_loss
-from bench.pretrain_curve import CurvePoint, append_point, draw_curve, read_curve
-from bench.pretrain_data import Batch, Cache, HeldOut, generator_processes, held_out, open_cache, training_batch
-from bench.pretrain_muon import Muon
-from bench.protocol import read_toml
-from bench.sam import Sam, Tuner
-from bench.segmenter import PromptableSegmenter
+from bench.errors import CheckpointError, DivergedError, RequestError
+from bench.pretrain_card import Facts, card
+from bench.pretrain_config import PretrainConfig, read_config, run_key
+from bench.pretrain_curve import CurvePoint, append_point, draw_curve, read_curve, write_curve
+from bench.pretrain_data import generator_processes, held_out, open_cache
+from bench.pretrain_trainer import StepLoss, Trainer, evaluated
 
 ROOT = Path(__file__).parent.parent
 SAVE_EVERY, SAY_EVERY = 60.0, 15.0  # seconds
-LENGTH = ("summary", "steps", "cooldown_steps", "evaluate_every")  # what may change when a run goes on
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """A file of configs/pretrain/: everything that can change the checkpoint. Its [gpu] section replaces values on a GPU,
-    its [model] section sizes of the tiny architecture."""
+class Run:
+    """A pre-training on disk: its trainer, its folder, and what it has reached."""
 
-    summary: str
-    seed: int
-    threads: int  # of the CPU
-    cache_images: int
-    held_out_images: int
-    steps: int  # the last `cooldown_steps` of them bring the learning rate linearly to 0
-    cooldown_steps: int
-    warmup_steps: int
-    batch: int  # images a step
-    objects: int  # prompts an image, at most
-    prompt_shares: tuple[float, ...]  # of images prompted with boxes, points and noisy masks
-    lr_matrices: float  # Muon, for the matrices of encoder blocks and the decoder's transformer; 0: AdamW for all
-    lr: float  # AdamW, for everything else
-    weight_decay: float
-    bce_weight: float
-    iou_weight: float  # of the squared error of SAM's own IoU estimate; dice has weight 1
-    ema_decay: float
-    evaluate_every: int  # steps
-    model: SamConfig = field(default=CONFIGS["tiny"])
+    def __init__(self, config: PretrainConfig, folder: Path, device: str) -> None:
+        self.config, self.folder = config, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(config.threads)
+        self.cache = open_cache(folder.parent / "cache", config.cache_images, config.model.image_size, generator_processes(), say)
+        self.scenes = held_out(config.held_out_images, config.model.image_size)
+        self.trainer = Trainer(config, device)
+        self.resume_file, self.curve_file = folder / "resume.pt", folder / "curve.csv"
+        if self.resume_file.is_file():
+            self.trainer.load(read_resume(self.resume_file))
+            say(f"going on from step {self.trainer.step} of {self.resume_file}")
 
-    def __post_init__(self) -> None:
-        if not self.warmup_steps + self.cooldown_steps <= self.steps:
-            raise RequestError(f"steps = {self.steps} is too small for {self.warmup_steps} steps of warm-up and {self.cooldown_steps} of cool-down.")
-        if len(self.prompt_shares) != 3 or not math.isclose(sum(self.prompt_shares), 1):
-            raise RequestError(f"prompt_shares = {list(self.prompt_shares)} must be three shares (box, point, mask) that sum to 1.")
+    def save(self) -> None:
+        """Writes the resume file, as a whole or not at all."""
+        part = self.resume_file.with_suffix(".part")
+        torch.save(self.trainer.state(), part)
+        os.replace(part, self.resume_file)
 
-    def rate(self, step: int) -> float:
-        """The factor of the learning rates in `step` (from 0): warm-up, then constant, then linear to 0."""
-        return min(1.0, (step + 1) / self.warmup_steps, (self.steps - step) / max(1, self.cooldown_steps))
+    def train(self, stop: Callable[[], bool]) -> bool:
+        """Trains until the last step, or until `stop`, and saves; whether it was the last step."""
+        trainer, config = self.trainer, self.config
+        saved, progress = time.monotonic(), Progress(config, trainer.step)
+        while trainer.step < config.steps and not stop():
+            started = time.monotonic()
+            trainer.grow()
+            progress.add(trainer.train_step(trainer.batch(self.cache)))
+            trainer.seconds += time.monotonic() - started
+            progress.report(trainer.step)
+            if trainer.step % config.evaluate_every == 0 or trainer.step == config.steps:
+                self.evaluate(progress.mean_loss())
+            if time.monotonic() - saved > SAVE_EVERY:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+        return trainer.step == config.steps
 
-
-def read_config(path: Path, device: str, steps: int | None = None) -> PretrainConfig:
-    """The config of a file, as it holds on `device`; RequestError for a key that is unknown, missing or of another type."""
-    content = read_toml(path)
-    gpu, model = content.pop("gpu", {}), content.pop("model", {})
-    known = {name: kind for name, kind in get_type_hints(PretrainConfig).items() if name != "model"}
-    _check_keys(f"{path}", content, known)
-    _check_keys(f"{path} [gpu]", gpu, known)
-    _check_keys(f"{path} [model]", model, [f.name for f in fields(SamConfig)])
-    content |= gpu if device == "cuda" else {}
-    content |= {} if steps is None else {"steps": steps}
-    missing = [name for name in known if name not in content]
-    if missing:
-        raise RequestError(f"{path} lacks {', '.join(missing)}.")
-    values = {name: _typed(f"{path}: {name}", content[name], kind) for name, kind in known.items()}
-    sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
-    return PretrainConfig(**values, model=replace(CONFIGS["tiny"], **sizes))
+    def evaluate(self, loss: float) -> None:
+        """Adds a point to the curve; `loss` is the mean one since the last."""
+        trainer = self.trainer
+        own, averaged = evaluated(trainer, trainer.sam.state_dict(), self.scenes), evaluated(trainer, trainer.ema, self.scenes)
+        images = self.config.images_after(trainer.step)
+        append_point(self.curve_file, CurvePoint(trainer.step, images, trainer.seconds, loss, *own, *averaged))
+        say(f"step {trainer.step}: box IoU {own[0]:.1f} (averaged weights {averaged[0]:.1f}), point IoU {own[1]:.1f} ({averaged[1]:.1f})")
 
 
-def _check_keys(where: str, given: dict[str, Any], allowed: Any) -> None:
-    for key in given:
-        if key not in allowed:
-            raise unknown(f"key in {where}", key, allowed)
+class Progress:
+    """The log's lines: one every `SAY_EVERY` seconds, with the mean loss of its steps, the speed and the time that is left."""
+
+    def __init__(self, config: PretrainConfig, step: int) -> None:
+        self.config, self.step, self.since = config, step, time.monotonic()
+        self.losses: list[float] = []
+        self.parts: list[list[float]] = []
+
+    def add(self, loss: StepLoss) -> None:
+        """Takes note of a step's loss."""
+        self.parts.append([part.item() for part in loss])
+        self.losses.append(self.parts[-1][0])
+
+    def report(self, step: int) -> None:
+        """Says how it goes where it is time to."""
+        seconds = time.monotonic() - self.since
+        if seconds < SAY_EVERY:
+            return
+        total, bce, dice, iou = (sum(column) / len(self.parts) for column in zip(*self.parts, strict=True))
+        rate = (self.config.images_after(step) - self.config.images_after(self.step)) / seconds
+        left = (self.config.images_after(self.config.steps) - self.config.images_after(step)) / rate
+        say(
+            f"step {step}/{self.config.steps}  loss {total:.3f} (bce {bce:.3f}, dice {dice:.3f}, iou {iou:.3f})  "
+            f"{rate:.1f} images/s  {left / 60:.0f} min left"
+        )
+        self.parts, self.step, self.since = [], step, time.monotonic()
+
+    def mean_loss(self) -> float:
+        """Of the steps since this was last asked."""
+        losses, self.losses = self.losses, []
+        return sum(losses) / max(1, len(losses))
 
 
-def _typed(where: str, value: Any, kind: Any) -> Any:
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind == tuple[float, ...] and isinstance(value, list) and all(type(v) in (int, float) for v in value):
-        return tuple(map(float, value))
-    if type(value) is kind:
-        return value
-    raise RequestError(f"{where} = {value!r} has the wrong type: {getattr(kind, '__name__', kind)} is needed.")
+def read_resume(path: Path) -> dict[str, Any]:
+    """What `Run.save` wrote; CheckpointError, naming the file, where it is damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "optimisers" not in state:
+            raise ValueError("it is no state of a pre-training")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise CheckpointError(f"The resume file {path} is truncated or damaged ({reason}): delete it to start again.") from None
+    return state
 
 
-class StepLoss(NamedTuple):
-    """Scalars: the weighted sum, and its parts."""
-
-    total: Tensor
-    bce: Tensor
-    dice: Tensor
-    iou: Tensor
+def say(line: str) -> None:
+    """A line of the log, with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
 
 
-class Trainer:
-    """A model, its optimisers and its moving average at a step; all that a resume file holds."""
-
-    def __init__(self, config: PretrainConfig, device: str) -> None:
-        self.config, self.device = config, device
-        self.sam = initialised(config.model, config.seed).to(device).requires_grad_(True)
-        self.model = PromptableSegmenter(self.sam, Tuner(), Decoder())
-        self.ema = {name: tensor.clone() for name, tensor in self.sam.state_dict().items()}
-        self.optimisers = _optimisers(self.sam, config)
-        self.step, self.seconds = 0, 0.0
-
-    def train_step(self, batch: Batch) -> StepLoss:
-        """One update; DivergedError where the loss is not finite."""
-        loss = self.loss(batch)
-        if not torch.isfinite(loss.total):
-            raise DivergedError(f"The loss of step {self.step} is {float(loss.total)}: lower lr or lr_matrices.")
-        self.sam.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        for optimiser, peak in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = peak * self.config.rate(self.step)
-            optimiser.step()
-        self.step += 1
-        self._average()
-        return loss
-
-    def loss(self, batch: Batch) -> StepLoss:
-        """BCE and dice of the masks at the images' size, and the error of the IoU head."""
-        low, scores = predictions(self.model, batch)
-        targets = batch.targets().to(self.device)
-        logits = F.interpolate(low[:, None], targets.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        bce, dice = F.binary_cross_entropy_with_logits(logits, targets), dice_loss(logits, targets)
-        iou = F.mse_loss(scores, _ious(logits, targets))
-        return StepLoss(self.config.bce_weight * bce + dice + self.config.iou_weight * iou, bce, dice, iou)
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.config.ema_decay, self.step / (self.step + 10))
-        own = self.sam.state_dict()
-        names = [name for name, tensor in own.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.ema[n] for n in names], [own[n] for n in names], 1 - decay)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the next steps depend on."""
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "length": [self.config.steps, self.config.cooldown_steps],
-            "sam": self.sam.state_dict(),
-            "ema": self.ema,
-            "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`; RequestError where the run was already cooling down for another number of steps."""
-        step, (steps, cooldown) = state["step"], state["length"]
-        start = min(steps - cooldown, self.config.steps - self.config.cooldown_steps)
-        if [steps, cooldown] != [self.config.steps, self.config.cooldown_steps] and step > start:
-            raise RequestError(
-                f"The stored run is at step {step} of {steps} ({cooldown} of cool-down): it cannot go on with steps = "
-                f"{self.config.steps} and cooldown_steps = {self.config.cooldown_steps}, which part ways at step {start}."
-            )
-        self.sam.load_state_dict(state["sam"])
-        self.ema = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
-        for (optimiser, _), saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.step, self.seconds = step, state["seconds"]
+def checkpoint_bytes(weights: dict[str, Tensor]) -> bytes:
+    """A checkpoint file in SAM's key layout, float16: the same bytes for the same weights."""
+    return save({name: tensor.detach().cpu().half().contiguous() for name, tensor in sorted(weights.items())})
 
 
-def initialised(config: SamConfig, seed: int) -> Sam:
-    """A Sam of random weights: the encoder's linear layers from N(0, 0.02²), an orthogonal patch embedding that loses nothing."""
-    sam = load_sam(config, seed=seed)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for module in sam.image_encoder.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        nn.init.orthogonal_(sam.image_encoder.patch_embed.proj.weight)
-        nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
-    return sam
+def finish(run: Run, out: Path, command: str) -> None:
+    """Writes the better of the last and the averaged weights, the curve with its picture, and the card."""
+    trainer, points = run.trainer, read_curve(run.curve_file)
+    averaged = points[-1].averaged_box_iou > points[-1].box_iou
+    weights = trainer.ema if averaged else trainer.sam.state_dict()
+    rounded = {name: tensor.half().float() for name, tensor in weights.items()}
+    box, point = evaluated(trainer, rounded, run.scenes)
+    content = checkpoint_bytes(weights)
+    facts = Facts(
+        box_iou=box,
+        point_iou=point,
+        objects=run.scenes.objects,
+        images=points[-1].images,
+        seconds=trainer.seconds,
+        parameters=sum(p.numel() for p in trainer.sam.parameters()),
+        averaged=averaged,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        device=trainer.device,
+    )
+    write_curve(out.with_name(f"{out.stem}_curve.csv"), points)
+    draw_curve(out.with_name(f"{out.stem}_curve.png"), points, f"Pre-training of {out.stem}, {facts.objects} held-out objects")
+    _write_whole(out.with_suffix(".md"), card(out, run.config, facts, command).encode())
+    _write_whole(out, content)  # last: a checkpoint that is there is finished
+    say(
+        f"wrote {out} ({len(content) / 1e6:.1f} MB): box IoU {box:.2f}, point IoU {point:.2f}, {'averaged' if averaged else 'last'} weights"
+    )
 
 
-def _optimisers(sam: Sam, config: PretrainConfig) -> list[tuple[torch.optim.Optimizer, float]]:
-    """The optimisers, each with its peak learning rate."""
-    inner = [*sam.image_encoder.blocks.modules(), *sam.mask_decoder.transformer.modules()]
-    matrices = [m.weight for m in inner if isinstance(m, nn.Linear)] if config.lr_matrices else []
-    taken = {id(p) for p in matrices}
-    rest = [p for p in sam.parameters() if id(p) not in taken]
-    adamw = torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    if not matrices:
-        return [(adamw, config.lr)]
-    return [(Muon(matrices, config.lr_matrices, weight_decay=config.weight_decay), config.lr_matrices), (adamw, config.lr)]
+def _write_whole(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
 
 
-def predictions(model: PromptableSegmenter, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Low-resolution logits (N, 4g, 4g) and IoU estimates (N,) of all prompts of a batch, in order."""
-    decoded = model.decode_low(model.encode(batch.images), batch.prompts)
-    return torch.cat(decoded.logits), torch.cat(decoded.iou)
+def pretrain(config: PretrainConfig, out: Path, work: Path, device: str, command: str, stop: Callable[[], bool]) -> bool:
+    """Pre-trains, or goes on with it, and writes the checkpoint `out`, its curve and its card; False where `stop` came first.
+
+    work: a folder for the cache and for one folder a run, by `run_key`. command: for the card.
+    """
+    run = Run(config, work / run_key(config), device)
+    if not run.train(stop):
+        say(f"stopped at step {run.trainer.step} of {config.steps}; the same command goes on from there")
+        return False
+    finish(run, out, command)
+    return True
 
 
-def _overlap(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels in the intersection and in the union of `logits` > 0 and `targets`, per object (N,)."""
-    predicted, wanted = (logits > 0).flatten(1), (targets > 0).flatten(1)
-    return (predicted & wanted).sum(1), (predicted | wanted).sum(1)
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m bench.pretrain", description=__doc__, formatter_class=raw)
+    parser.add_argument("--config", type=Path, required=True, help="a file of configs/pretrain/")
+    parser.add_argument("--out", type=Path, default=ROOT / "pretrained" / "tiny.safetensors", help="the checkpoint to write")
+    parser.add_argument("--work", type=Path, default=ROOT / "results" / "pretrain", help="folder for the cache and the resume file")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
+    parser.add_argument("--steps", type=int, help="in place of the config's")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished checkpoint")
+    return parser
 
 
-def _ious(logits: Tensor, targets: Tensor) -> Tensor:
-    both, either = _overlap(logits, targets)
-    return both / either.clamp(min=1)
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: written, 2: the request was wrong, 3: it diverged, 130: it was interrupted and can go on."""
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(given)
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: signals.append(received))
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        config = read_config(options.config, device, options.steps)
+        _check_out(options.out, options.overwrite)
+        command = shlex.join(["python", "-m", "bench.pretrain", *given])
+        done = pretrain(config, options.out, options.work, device, command, lambda: bool(signals))
+    except (RequestError, DivergedError) as error:
+        print(error, file=sys.stderr)
+        return 3 if isinstance(error, DivergedError) else 2
+    return 0 if done else 130
 
 
-@torch.inference_mode()
-def pooled_iou(model: PromptableSegmenter, batches: list[Batch]) -> float:
-    """Foreground IoU in percent, pooled: the sum of all objects' intersections over the sum of their unions."""
-    both = either = 0
-    for batch in batches:
-        targets = batch.targets().to(model.device)
-        logits = F.interpolate(predictions(model, batch)[0][:, None], targets.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        sums = _overlap(logits, targets)
-        both, either = both + int(sums[0].sum()), either + int(sums[1].sum())
-    return 100 * both / max(1, either)
+def _check_out(out: Path, overwrite: bool) -> None:
+    """RequestError unless the checkpoint can be written in the end."""
+    if out.exists() and not overwrite:
+        raise RequestError(f"{out} is a finished checkpoint: give --overwrite to replace it, or another --out.")
+    if out.suffix != ".safetensors":
+        raise RequestError(f"--out {out} must be a .safetensors file.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"The folder {out.parent} cannot be made ({error.strerror}): give another --out.") from None
 
 
-def evaluated(trainer: Trainer, weights: dict[str, Tensor], scenes: HeldOut) -> tuple[float, float]:
-    """Box and point IoU in percent on the held-out images, with `weights` in the place of the trainer's own."""
-    sam = load_sam(trainer.config.model, weights, trainer.device)
-    model = PromptableSegmenter(sam, Tuner(), Decoder())
-    return pooled_iou(model, scenes.boxes), pooled_iou(model, scenes.points)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -27,8 +27,7 @@ def read_curve(path: Path) -> list[CurvePoint]:
         return []
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    whole = {"step", "images"}
-    return [CurvePoint(**{k: int(v) if k in whole else float(v) for k, v in row.items()}) for row in rows]
+    return [CurvePoint(int(row.pop("step")), int(row.pop("images")), *map(float, row.values())) for row in rows]
 
 
 def write_curve(path: Path, points: list[CurvePoint]) -> None:

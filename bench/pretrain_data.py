@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -107,16 +108,21 @@ def _sha256(stem: Path) -> str:
     return digest.hexdigest()
 
 
-def training_batch(cache: Cache, seed: int, step: int, images: int, objects: int, shares: tuple[float, ...], side: int) -> Batch:
-    """The batch of a step: `images` of the cache, augmented, and up to `objects` objects of each.
+def training_batch(
+    cache: Cache, key: tuple[int, ...], images: int, objects: int, shares: tuple[float, ...], side: int, half: bool
+) -> Batch:
+    """The batch that belongs to `key`: `images` of the cache, augmented, and up to `objects` objects of each.
 
     shares: of the kinds of prompts, in the order of KINDS; an image's prompts are of one kind. side: of a mask prompt.
+    half: the images at half their size.
     """
-    rng = np.random.default_rng([seed, step])
+    rng = np.random.default_rng(key)
     chosen = rng.choice(len(cache.images), size=images, replace=images > len(cache.images))
     batch = Batch([], [], [])
     for i in chosen:
         image, labels = augmented(cache.images[i], cache.labels[i], rng)
+        if half:
+            image, labels = halved(image), labels[::2, ::2]
         masks = object_masks(labels)
         masks = masks[np.sort(rng.permutation(len(masks))[:objects])]
         kind = KINDS[int(rng.choice(len(KINDS), p=shares))]
@@ -124,6 +130,11 @@ def training_batch(cache: Cache, seed: int, step: int, images: int, objects: int
         batch.objects.append(masks)
         batch.prompts.append(training_prompts(kind, masks, rng, TrainingPrompts(), side))
     return batch
+
+
+def halved(image: Bytes) -> Bytes:
+    """An image (S, S, 3) at half its size, averaged over 2×2 pixels."""
+    return np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def augmented(image: Bytes, labels: Bytes, rng: np.random.Generator) -> tuple[Bytes, Bytes]:

@@ -7,32 +7,20 @@ Running it again is the retry: stored cells stay, unfinished ones go on where th
 """
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
-import time
-import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
 
 from bench.backbones import checkpoint_path
-from bench.errors import DataError, DivergedError, RequestError
-from bench.plan import Request, open_datasets, specs_of
-from bench.progress import Progress
-from bench.provenance import file_sha256, provenance
+from bench.errors import RequestError
+from bench.plan import Request, open_datasets, specs_of, title
+from bench.provenance import file_sha256
 from bench.spec import RunSpec
 from bench.store import CellStatus, ResultStore
 from bench.types import Dataset
-
-if TYPE_CHECKING:
-    from bench.sam import Sam
-
-HEARTBEAT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +34,7 @@ class Options:
     device: str = "auto"
     dry_run: bool = False
     save_every: float = 60.0  # seconds between two resume files
+    workers: int = 1  # processes; several take one thread each
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,113 +60,27 @@ def run_grid(request: Request, options: Options) -> int:
     store.check_writable()
     store.write_grid(specs)
     if missing:
-        from bench.checkpoints import load_sam
-
-        sam = load_sam(request.backbone, checkpoint, device_of(options.device))
-        _run_cells(missing, sam, datasets, store, checkpoint, options)
+        _run_cells(request.backbone, checkpoint, missing, datasets, options)
     return _summary(specs, store)
+
+
+def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datasets: Mapping[str, Dataset], options: Options) -> None:
+    """Runs cells, none of which stops the others; the checkpoint is looked into before the first one starts."""
+    from bench.checkpoints import load_sam
+    from bench.workers import Place, run_here, run_in_workers
+
+    device = device_of(options.device)
+    place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every)
+    sam = load_sam(backbone, checkpoint, device)
+    workers = min(options.workers, len(specs))
+    stopped = run_here(specs, place, sam, datasets) if workers == 1 else run_in_workers(specs, place, workers)
+    if stopped:
+        print("Stopped; the same command goes on from here.")
 
 
 def to_run(status: CellStatus, overwrite: str) -> bool:
     """Whether a cell is to be run: `never` leaves stored and failed cells, `failed` retries failed ones, `always` redoes all."""
     return status.phase in ("pending", "unfinished") or overwrite == "always" or (overwrite == "failed" and status.phase == "failed")
-
-
-def _run_cells(
-    specs: Sequence[RunSpec], sam: "Sam", datasets: Mapping[str, Dataset], store: ResultStore, checkpoint: Path, options: Options
-) -> None:
-    """Runs cells one after the other; one that fails never stops the others."""
-    facts = provenance(str(sam.pixel_mean.device), checkpoint, options.out / "cache")
-    with Progress() as progress, StopSignal() as stop:
-        for index, spec in enumerate(specs, 1):
-            progress.cell(index, len(specs), title(spec))
-            if options.overwrite == "always" or store.status(spec).phase == "failed":
-                store.discard(spec)
-            outcome = run_cell(spec, sam, datasets[spec.dataset], store, facts, Watcher(spec, store, progress, stop), options.save_every)
-            progress.done(outcome)
-            if stop.asked:
-                progress.note("Stopped; the same command goes on from here.")
-                break
-
-
-def run_cell(
-    spec: RunSpec, sam: "Sam", dataset: Dataset, store: ResultStore, facts: Mapping[str, Any], watch: "Watcher", save_every: float
-) -> str:
-    """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
-    from bench.cell import Cell, Stopped
-
-    with contextlib.suppress(OSError):
-        store.heartbeat(spec, "starting")
-    try:
-        result = Cell(spec, sam, dataset, store.folder(spec), watch, save_every).run(facts)
-        store.save(result.record, result.images, result.history, result.tuned)
-        first = spec.settings.selections[0]
-        return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
-    except (Stopped, KeyboardInterrupt):
-        watch.stop.asked = True
-        return "stopped"
-    except OSError as error:  # the disk, not the cell: left unfinished, so that running again is the retry
-        return f"not stored: {error.strerror or error} ({store.folder(spec)})"
-    except Exception as error:
-        reason = failure(error)
-        with contextlib.suppress(OSError):
-            store.fail(spec, reason)
-        return f"FAILED: {reason}"
-
-
-def failure(error: Exception) -> str:
-    """One sentence for a cell's failure; what nobody foresaw is printed in full to stderr as well."""
-    if isinstance(error, DivergedError | DataError | RequestError):
-        return str(error)
-    if "out of memory" in str(error) or isinstance(error, MemoryError):
-        return "Out of memory: take a smaller backbone, or a GPU with more memory."
-    traceback.print_exc()
-    return f"{type(error).__name__}: {error}"
-
-
-class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a request to stop at the next step; a second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-class Watcher:
-    """Shows a cell's progress, writes its heartbeat and passes on a request to stop."""
-
-    def __init__(self, spec: RunSpec, store: ResultStore, progress: Progress, stop: StopSignal) -> None:
-        self.spec, self.store, self.progress, self.stop = spec, store, progress, stop
-        self._beat = 0.0
-
-    def __call__(self, share: float, doing: str) -> None:
-        from bench.cell import Stopped
-
-        self.progress.update(share, doing)
-        if time.monotonic() - self._beat > HEARTBEAT_SECONDS:
-            self._beat = time.monotonic()
-            with contextlib.suppress(OSError):
-                self.store.heartbeat(self.spec, "running", {"share": round(share, 4), "doing": doing})
-        if self.stop.asked:
-            raise Stopped
-
-
-def title(spec: RunSpec) -> str:
-    """A cell in a few words."""
-    draw = f" draw {spec.draw}" if spec.draw else ""
-    return f"{spec.dataset} {spec.method.label} {spec.shots}-shot{draw} seed {spec.seed}"
 
 
 def device_of(name: str) -> str:
@@ -224,12 +127,15 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--overwrite", choices=["never", "failed", "always"], default="never")
     parser.add_argument("--save-every", type=float, default=Options.save_every, metavar="SECONDS", help="between two resume files")
+    parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")
     given = parser.parse_args(arguments)
     request = Request().with_suite(given.config) if given.config else Request()
     flags = {field.name: getattr(given, field.name) for field in fields(Request)}
     request = Request(**{name: getattr(request, name) if value is None else value for name, value in flags.items()})
-    options = Options(given.data, given.pretrained, given.out, given.overwrite, given.device, given.dry_run, given.save_every)
+    if given.workers < 1:
+        raise RequestError(f"--workers {given.workers}: whole numbers from 1 are allowed.")
+    options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
     return request, options
 
 

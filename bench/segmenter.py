@@ -45,7 +45,7 @@ class PromptableSegmenter(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the backbone is; images and prompts are moved there."""
-        return self.sam.pixel_mean.device
+        return self.sam.image_encoder.pos_embed.device
 
     def encode(self, images: Sequence[Tensor]) -> Features:
         """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ."""
@@ -156,4 +156,4 @@ def read_picture(image: "Picture") -> Tensor:
         image = np.asarray(image.convert("RGB"))
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"An array of shape {image.shape} is no image: (H, W, 3), RGB in 0–255, is needed.")
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    return torch.tensor(image).permute(2, 0, 1)

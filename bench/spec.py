@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class RunSpec:
         """The spec as nested values for JSON, without what is only for display."""
         method = {"name": self.method.name, "parameters": dict(self.method.parameters), "revision": self.method.revision}
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**own, "method": method, "settings": asdict(self.settings)}
+        return {**own, "method": method, "settings": vars(self.settings)}
 
     @cached_property
     def key(self) -> str:
@@ -90,6 +90,8 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
         if isinstance(node, ast.Name):
             return node.id, {}
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
+            raise ValueError
+        if any(word.arg is None for word in node.keywords):  # lora(**{…})
             raise ValueError
         return node.func.id, {str(word.arg): _literal(word.value) for word in node.keywords}
     except (ValueError, SyntaxError):

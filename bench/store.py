@@ -349,7 +349,10 @@ def _csv(table: pd.DataFrame) -> bytes:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, float_precision="round_trip", converters=NAMES_AS_TEXT)
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], converters=NAMES_AS_TEXT)
+    except pd.errors.EmptyDataError:  # a method that trains nothing has no curve
+        return pd.DataFrame()
 
 
 def _state(folder: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ where there is nothing to show.
 import argparse
 import io
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -267,7 +268,7 @@ def _board(
     current = _current(one_method, ["label", "dataset"], "recipe", {(cell.method, cell.dataset): cell.recipe for cell in asked})
     left_out = len(frame) - len(current)
     if left_out:
-        notes = (*notes, f"Left out: {left_out} cells of an older revision or of other settings under the same names.")
+        notes = (*notes, f"Left out: cells of an older revision or of other settings under the same names ({left_out}).")
     selection = ask.selection or _first_selection(current)
     scores = _scores(current, f"{selection}.miou_{ask.rule}")
     return Board(key, selection, ask.rule, current, _gaps(store, asked, set(frame.get("key", ()))), notes, scores)
@@ -350,7 +351,7 @@ def paper_table(board: Board, published: Published, paper_shots: bool = True) ->
         rows.append(Row(_heading(label, published), tuple(cell for pair in zip(ours, theirs, strict=True) for cell in _beside(*pair))))
     return Table(
         _name("paper", board),
-        "Like the paper: ours, published, Δ",
+        "Foreground mIoU (%): ours, published, and Δ = ours - published",
         _context(board),
         "method",
         columns,
@@ -493,8 +494,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for table in tables(ResultStore(given.out), ask, given.like):
             write(table, formats, given.out / "tables")
             print(markdown(table))
+    except BrokenPipeError:  # the reader has seen enough (`| head`); nothing may be flushed to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (RequestError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,0 +1,61 @@
+# Every target sets up what it needs: a virtual environment in .venv with the pinned requirements.
+PYTHON     ?= python3
+METHODS    ?= all
+DATASETS   ?= whu,kvasir,sbu
+SHOTS      ?= 1
+SEEDS      ?=
+BACKBONE   ?= vit_l
+PROTOCOL   ?= paper
+DATA       ?= data
+PRETRAINED ?= pretrained
+LAUNCHER   ?= local
+OUT        ?= results
+WORKERS    ?= 2
+
+PY  := .venv/bin/python
+RUN := .venv/.setup-done
+DEV := .venv/.setup-dev-done
+
+.PHONY: help setup demo test bench tables lint clean
+
+help:
+	@echo "make setup | demo | test | lint | tables | clean"
+	@echo "make bench SHOTS=1   also METHODS DATASETS SEEDS BACKBONE PROTOCOL DATA PRETRAINED LAUNCHER OUT"
+
+setup: $(DEV)
+
+demo: $(RUN)
+	$(PY) -m bench.demo
+
+# The tables are made even where some cells failed (1): each gap says why. A wrong request (2) starts nothing.
+bench: $(RUN)
+	@status=0; $(PY) -m bench.run --methods '$(METHODS)' --datasets '$(DATASETS)' --shots '$(SHOTS)' \
+	  $(if $(SEEDS),--seeds '$(SEEDS)') --backbone '$(BACKBONE)' --protocol '$(PROTOCOL)' --data '$(DATA)' \
+	  --pretrained '$(PRETRAINED)' --launcher '$(LAUNCHER)' --out '$(OUT)' || status=$$?; \
+	if [ $$status -le 1 ]; then $(PY) -m bench.tables --like paper --out '$(OUT)' || exit; fi; exit $$status
+
+tables: $(RUN)
+	$(PY) -m bench.tables --out '$(OUT)'
+
+# One thread for each worker's torch, or they fight for the cores.
+test: $(DEV)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS)
+
+lint: $(DEV)
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+# Caches only: never results, data or checkpoints.
+clean:
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find bench methods datasets tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed (make PYTHON=...).")'
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	$(PY) -m pip install -q -r requirements.txt
+	touch $@
+
+$(DEV): requirements-dev.txt $(RUN)
+	$(PY) -m pip install -q -r requirements-dev.txt
+	touch $@

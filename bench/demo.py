@@ -1,0 +1,88 @@
+"""The demo: every method on three generated domains, one shot, on the tiny SAM that lies in the repository; minutes on a CPU.
+
+    python -m bench.demo          # what `make demo` runs; a second time it finishes in seconds
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import tables
+from bench.errors import RequestError
+from bench.plan import Request
+from bench.run import Options, run_grid
+from bench.store import ResultStore, Scan
+
+SUITE = Path(__file__).parent.parent / "configs" / "suites" / "demo.toml"
+NEXT = """
+What next
+  your own run     python -m bench.run --methods lora,cat_sam_a --datasets synth_polyps --backbone tiny --protocol demo --seeds 0,1,2,3,4
+  real data        README.md, "Real data and checkpoints": three archives and one SAM checkpoint by hand
+  the paper        make bench SHOTS=1            (vit_l; on a machine with a GPU it is used by itself)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the exit codes of `bench.run`."""
+    parser = argparse.ArgumentParser(prog="python -m bench.demo", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes, one thread each")
+    given = parser.parse_args(arguments)
+    try:
+        return run_demo(Request().with_suite(SUITE), given.out, given.workers)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run_demo(request: Request, out: Path, workers: int) -> int:
+    """Runs the suite, prints its table, draws its pictures and says what to do next."""
+    print("Every method sees one labelled image of each of three generated domains; a frozen tiny SAM is the backbone.")
+    print(f"Results go to {out}/runs. Stop at any time: the same command goes on from there.\n")
+    code = run_grid(request, Options(out=out, workers=workers, device="cpu"))
+    if code not in (0, 1):
+        return code
+    print()
+    tables.main(["--out", str(out), "--backbone", request.backbone, "--protocol", request.protocol])
+    pictures = draw_pictures(ResultStore(out), request)
+    print("Pictures of the predictions: " + ", ".join(map(str, pictures)))
+    print(NEXT)
+    return code
+
+
+def draw_pictures(store: ResultStore, request: Request) -> list[Path]:
+    """A sheet of predictions for each data set of the request, from the cells of the first seed; drawn only if out of date."""
+    scan = store.scan()
+    sheets = {name: store.root / "figures" / f"predictions_{name}.png" for name in request.datasets.split(",")}
+    stale = {name: path for name, path in sheets.items() if not _is_newer(path, _cells(scan, name, request))}
+    if stale:
+        from bench.checkpoints import load_sam
+        from bench.pictures import prediction_sheet
+        from bench.registry import DATASETS
+
+        sam = load_sam(request.backbone)
+        for name, path in stale.items():
+            if cells := _cells(scan, name, request):
+                prediction_sheet(cells, DATASETS.get(name).open(Path("data")), sam, path)  # type: ignore[attr-defined]
+    return [path for path in sheets.values() if path.exists()]
+
+
+def _cells(scan: Scan, dataset: str, request: Request) -> dict[str, Path]:
+    """Column title -> folder of the stored cells of a data set under the request's protocol, first seed, zero-shot first."""
+    if scan.table.empty:
+        return {}
+    table = scan.table
+    table = table[(table["dataset"] == dataset) & (table["protocol"] == request.protocol) & (table["backbone"] == request.backbone)]
+    table = table[table["seed"] == table["seed"].min()].sort_values(["cost.trainable_parameters", "label"])
+    return {row.label.replace("(", "\n("): Path(row.path) for row in table.itertuples()}
+
+
+def _is_newer(sheet: Path, cells: dict[str, Path]) -> bool:
+    records = [folder / "record.json" for folder in cells.values()]
+    return sheet.exists() and all(sheet.stat().st_mtime >= record.stat().st_mtime for record in records)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
