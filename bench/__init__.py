@@ -30,7 +30,18 @@ _HOMES = {  # looked up on first use: planning and tables must not wait for torc
     "SamConfig": "bench.backbones",
     "segmentation_loss": "bench.losses",
 }
-__all__ = ["PromptableSegmenter", "Prompts", "SamConfig", "build", "datasets", "load_cat_sam", "load_run", "load_sam", "methods", "segmentation_loss"]
+__all__ = [
+    "PromptableSegmenter",
+    "Prompts",
+    "SamConfig",
+    "build",
+    "datasets",
+    "load_cat_sam",
+    "load_run",
+    "load_sam",
+    "methods",
+    "segmentation_loss",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -72,10 +72,11 @@ class Cell:
         self.spec, self.settings, self.dataset = spec, spec.settings, dataset
         self.resume_file, self.watch, self.save_every = folder / RESUME, watch, save_every
         self.model = build_model(spec, sam)
-        self.support = dataset.support(spec.shots, spec.draw, hold_out_val="val" in self.settings.selections)
+        self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val)
         self.optimizer = optimizer_of(self.model, self.settings) if self.model.tuned() else None
         self.course = self._resumed()
-        self.work = Work.of(self.settings, len(self.support), {s: len(dataset.names(s)) for s in ("test", "val")}, self.optimizer is not None)
+        images = {split: len(dataset.names(split)) for split in ("test", "val")}
+        self.work = Work.of(self.settings, len(self.support), images, self.optimizer is not None)
         self._saved_at = time.monotonic()
         self._latest: tuple[Tensors, list[ImageRow]] | None = None
 
@@ -111,12 +112,12 @@ class Cell:
         log = self.course.history[-1] if self.course.history else None
         if log is None or not is_look(log, self.settings) or self.course.looked == log["epoch"]:
             return
-        for selection, split in (("best", "test"), ("val", "val")):
+        for selection in ("best", "val"):
             if selection in self.settings.selections:
-                doing = f"look at {split} after epoch {log['epoch']}"
-                rows = self._test_rows(doing) if split == "test" else self._evaluate("val", doing)
+                doing = f"look for {selection} after epoch {log['epoch']}"
+                rows = self._test_rows(doing) if selection == "best" else self._evaluate("val", doing)
                 score = pooled_iou(rows)
-                log[f"{split}_miou"] = score
+                log[f"{selection}_miou"] = score
                 if selection not in self.course.kept or score > self.course.kept[selection][0]:
                     self.course.kept[selection] = (score, self._weights(), [astuple(row) for row in rows])
                 self.course.looks += 1
@@ -140,7 +141,7 @@ class Cell:
         """The test images' rows under the current weights; evaluated once if they are the latest that were."""
         weights = self._weights()
         if self._latest is None or not all(torch.equal(self._latest[0][name], weights[name]) for name in weights):
-            self._latest = (weights, self._evaluate("test", doing))
+            self._latest = (weights, self._evaluate(self.settings.evaluation_split, doing))  # type: ignore[arg-type]
         return self._latest[1]
 
     def _evaluate(self, split: Split, doing: str) -> list[ImageRow]:
@@ -209,17 +210,18 @@ class Work:
 
     step: int
     look: int
-    test: int
     total: int
 
     @classmethod
     def of(cls, settings: Settings, support: int, images: Mapping[str, int], trains: bool) -> "Work":
         """The work of a cell with so many support images and images by split."""
         steps = -(-support // settings.batch) * settings.epochs if trains else 0
-        look = sum(images[split] for selection, split in (("best", "test"), ("val", "val")) if selection in settings.selections)
+        splits = {"best": settings.evaluation_split, "val": "val"}
+        look = sum(images[split] for selection, split in splits.items() if selection in settings.selections)
         looks = -(-settings.epochs // settings.evaluate_every) if trains else 0
         step = 3 * min(settings.batch, support)
-        return cls(step, look, images["test"], max(1, steps * step + looks * look + images["test"]))
+        end = images[settings.evaluation_split]
+        return cls(step, look, max(1, steps * step + looks * look + end))
 
     def share(self, course: Course, images: int) -> float:
         """The share that is done, 0 to 1, with `images` of the current evaluation."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.backbones import CONFIGS, FILES, HOW_TO_GET, PRETRAINED, SamConfig
 from bench.errors import CheckpointError, unknown
+from bench.files import file_sha256
 from bench.sam import Sam
 
 
@@ -61,12 +62,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"The checkpoint {path} is not a mapping of names to tensors, as SAM's files are.")
     return dict(loaded)
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(module: torch.nn.Module) -> str:

@@ -17,7 +17,7 @@ from bench.evaluate import evaluation_prompts, predict_masks
 from bench.metrics import count, image_iou
 from bench.sam import Sam
 from bench.store import ResultStore, read_record
-from bench.types import Dataset, Prompts, Sample
+from bench.types import Dataset, Prompts
 
 TRUTH, PREDICTED, BOX = (0.0, 0.62, 0.45), (0.90, 0.35, 0.0), (0.94, 0.89, 0.26)  # colour-blind safe (Okabe and Ito)
 

@@ -34,8 +34,9 @@ class Request:
         return replace(self, **{key: _text(value) for key, value in content.items()})
 
 
-def specs_of(request: Request, checkpoint_sha256: str) -> list[RunSpec]:
-    """The cells of a request, data sets outermost; RequestError for a name, parameter or number that is not allowed."""
+def specs_of(request: Request, checkpoint_sha256: str, data: Path = Path("data")) -> list[RunSpec]:
+    """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
+    number that is not allowed."""
     protocol = _protocol(request.protocol)
     methods = {choice.label: choice for choice in _methods(request.methods)}
     datasets = {name: DATASETS.get(name) for name in _names(request.datasets, DATASETS)}
@@ -46,17 +47,23 @@ def specs_of(request: Request, checkpoint_sha256: str) -> list[RunSpec]:
         _list("draws", request.draws, _natural),
         _list("seeds", request.seeds, _natural) if request.seeds else protocol.seeds,
     )
+    generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     return [
-        _spec(request.backbone, checkpoint_sha256, datasets[dataset], methods[method], shots, draw, seed, protocol)
+        RunSpec(
+            request.backbone,
+            checkpoint_sha256,
+            dataset,
+            datasets[dataset].revision,  # type: ignore[attr-defined]
+            generated[dataset],
+            methods[method],
+            shots,
+            draw,
+            seed,
+            protocol.name,
+            protocol.resolve(methods[method].name, dataset, shots),
+        )
         for dataset, method, shots, draw, seed in grid.cells()
     ]
-
-
-def _spec(
-    backbone: str, sha256: str, dataset: type[Dataset], method: MethodChoice, shots: Shots, draw: int, seed: int, protocol: Protocol
-) -> RunSpec:
-    settings = protocol.resolve(method.name, dataset.name, shots)
-    return RunSpec(backbone, sha256, dataset.name, dataset.revision, method, shots, draw, seed, protocol.name, settings)
 
 
 def title(spec: RunSpec) -> str:
@@ -72,9 +79,9 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
         if spec.dataset not in opened:
             opened[spec.dataset] = DATASETS.get(spec.dataset).open(data)  # type: ignore[attr-defined]
         dataset = opened[spec.dataset]
-        dataset.support(spec.shots, spec.draw, "val" in spec.settings.selections)
-        if "val" in spec.settings.selections and not dataset.names("val"):
-            raise RequestError(f"Data set {dataset.name} has no image to hold out, which the selection `val` needs.")
+        dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
+        if spec.settings.uses_val and not dataset.names("val"):
+            raise RequestError(f"Data set {dataset.name} has no image to hold out, which the protocol needs.")
     return opened
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.errors import CheckpointError, DivergedError, RequestError
 from bench.pretrain_card import Facts, card
-from bench.pretrain_config import PretrainConfig, read_config, run_key
+from bench.pretrain_config import PretrainConfig, read_config, run_key, squeezed
 from bench.pretrain_curve import CurvePoint, append_point, draw_curve, read_curve, write_curve
 from bench.pretrain_data import generator_processes, held_out, open_cache
 from bench.pretrain_trainer import StepLoss, Trainer, evaluated
@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=ROOT / "pretrained" / "tiny.safetensors", help="the checkpoint to write")
     parser.add_argument("--work", type=Path, default=ROOT / "results" / "pretrain", help="folder for the cache and the resume file")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
-    parser.add_argument("--steps", type=int, help="in place of the config's")
+    parser.add_argument("--steps", type=int, help="a shorter (or longer) run: the config's schedule in so many steps")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished checkpoint")
     return parser
 
@@ -205,7 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        config = read_config(options.config, device, options.steps)
+        config = read_config(options.config, device)
+        config = config if options.steps is None else squeezed(config, options.steps)
         _check_out(options.out, options.overwrite)
         command = shlex.join(["python", "-m", "bench.pretrain", *given])
         done = pretrain(config, options.out, options.work, device, command, lambda: bool(signals))

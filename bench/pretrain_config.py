@@ -63,7 +63,16 @@ class PretrainConfig:
         return half * self.half_size_batch + (steps - half) * self.batch
 
 
-def read_config(path: Path, device: str, steps: int | None = None) -> PretrainConfig:
+def squeezed(config: PretrainConfig, steps: int) -> PretrainConfig:
+    """The same schedule in `steps` steps, all its parts in proportion."""
+    if steps < 4:
+        raise RequestError(f"--steps {steps} is too small: whole numbers from 4 are allowed.")
+    parts = {name: getattr(config, name) * steps // config.steps for name in ("half_size_steps", "warmup_steps", "cooldown_steps")}
+    parts["warmup_steps"] = max(1, parts["warmup_steps"])
+    return replace(config, steps=steps, **parts)
+
+
+def read_config(path: Path, device: str) -> PretrainConfig:
     """The config of a file, as it holds on `device`; RequestError for a key that is unknown, missing or of another type."""
     content = read_toml(path)
     gpu, model = content.pop("gpu", {}), content.pop("model", {})
@@ -72,7 +81,6 @@ def read_config(path: Path, device: str, steps: int | None = None) -> PretrainCo
     _check_keys(f"{path} [gpu]", gpu, known)
     _check_keys(f"{path} [model]", model, [f.name for f in fields(SamConfig)])
     content |= gpu if device == "cuda" else {}
-    content |= {} if steps is None else {"steps": steps}
     missing = [name for name in known if name not in content]
     if missing:
         raise RequestError(f"{path} lacks {', '.join(missing)}.")

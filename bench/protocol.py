@@ -16,10 +16,12 @@ from bench.types import Shots
 
 PROTOCOLS = Path(__file__).parent.parent / "configs" / "protocols"
 SELECTIONS = ("last", "best", "val")
+LEAST = {"epochs": 1, "batch": 1, "evaluate_every": 1, "loader_workers": 1, "lr": 0.0, "lr_min": 0.0, "weight_decay": 0.0}
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "prompt_types": ("point", "box", "mask"),
     "evaluation_prompt": ("box", "point"),
     "selections": SELECTIONS,
+    "evaluation_split": ("test", "val"),
     "augmentation_stream": ("fresh", "reseeded_workers"),
     "matmul_precision": ("highest", "high", "medium"),
 }
@@ -40,6 +42,7 @@ class Settings:
     crop_area_min: float
     prompt_types: tuple[str, ...]  # one is drawn for each training image and step
     evaluation_prompt: str
+    evaluation_split: str  # "val" for studies that choose a protocol: they must not look at test images
     selections: tuple[str, ...]  # the first one's weights are kept
     augmentation_stream: str  # "reseeded_workers": the reference's loader repeats its random recipes every epoch
     loader_workers: int  # of the reference, which shape that stream
@@ -47,17 +50,10 @@ class Settings:
     eval_mode_after_first_look: bool  # True: dropout stops after the first evaluation (reference behaviour)
     matmul_precision: str
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "evaluate_every", "loader_workers"):
-            if getattr(self, name) < (0 if name == "epochs" else 1):
-                raise RequestError(f"{name} = {getattr(self, name)} is too small: whole numbers from 1 are allowed.")
-        for name, allowed in CHOICES.items():
-            given = getattr(self, name)
-            for value in given if isinstance(given, tuple) else (given,):
-                if value not in allowed:
-                    raise unknown(f"value of {name}", str(value), allowed)
-            if not given:
-                raise RequestError(f"{name} is empty: at least one of {', '.join(allowed)} is needed.")
+    @property
+    def uses_val(self) -> bool:
+        """Whether images are held out of the training split."""
+        return "val" in (*self.selections, self.evaluation_split)
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,23 @@ def _settings(name: str, merged: Mapping[str, Any]) -> Settings:
     missing = [key for key in SETTING_TYPES if key not in merged]
     if missing:
         raise RequestError(f"Protocol {name} lacks the settings {', '.join(missing)}.")
-    return Settings(**{key: _typed(f"protocol {name}: {key}", merged[key], kind) for key, kind in SETTING_TYPES.items()})
+    settings = Settings(**{key: _typed(f"protocol {name}: {key}", merged[key], kind) for key, kind in SETTING_TYPES.items()})
+    _check_values(name, settings)
+    return settings
+
+
+def _check_values(name: str, settings: Settings) -> None:
+    for key, least in LEAST.items():
+        if getattr(settings, key) < least:
+            raise RequestError(f"Protocol {name}: {key} = {getattr(settings, key)} is too small: at least {least} is needed.")
+    for key, allowed in CHOICES.items():
+        given = getattr(settings, key)
+        values = given if isinstance(given, tuple) else (given,)
+        for value in values:
+            if value not in allowed:
+                raise unknown(f"value of {key} in protocol {name}", str(value), allowed)
+        if not values:
+            raise RequestError(f"Protocol {name}: {key} is empty: at least one of {', '.join(allowed)} is needed.")
 
 
 def _typed(where: str, value: Any, kind: Any) -> Any:

@@ -1,6 +1,5 @@
 """Where a number comes from: the code, the machine, the packages and the weights behind a cell. It never imports torch itself."""
 
-import json
 import os
 import platform
 import shlex
@@ -9,17 +8,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from functools import cache
-from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench.errors import CheckpointError
-from bench.store import write_together
+from bench.files import file_sha256
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "segment-anything", "pandas", "safetensors", "scipy", "submitit")
-HASHES = "sha256.json"
 
 
 def provenance(device: str, checkpoint: Path | None = None, cache_dir: Path | None = None) -> dict[str, Any]:
@@ -42,48 +38,6 @@ def provenance(device: str, checkpoint: Path | None = None, cache_dir: Path | No
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def file_sha256(path: Path, cache_dir: Path | None = None) -> str:
-    """The sha256 of a file's content, in hex.
-
-    With a `cache_dir` it is remembered there by (path, size, time of change), because a checkpoint has up to 2.5 GB. A cache
-    that cannot be read or written is passed over. CheckpointError where the file itself cannot be read.
-    """
-    try:
-        facts = path.stat()
-        state = [facts.st_size, facts.st_mtime_ns]
-        known = _hashes(cache_dir)
-        name = str(path.resolve())
-        entry = known.get(name)
-        if isinstance(entry, list) and entry[:-1] == state:
-            return str(entry[-1])
-        with open(path, "rb") as file:
-            digest = file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"Cannot read the checkpoint {path}: {error.strerror}.") from None
-    _remember(cache_dir, {**known, name: [*state, digest]})
-    return digest
-
-
-def _hashes(cache_dir: Path | None) -> dict[str, Any]:
-    if cache_dir is None:
-        return {}
-    try:
-        known = json.loads((cache_dir / HASHES).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(cache_dir: Path | None, known: dict[str, Any]) -> None:
-    if cache_dir is None:
-        return
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        write_together(cache_dir, {HASHES: json.dumps(known, indent=1, sort_keys=True).encode()}, durable=False)
-    except OSError:
-        return
 
 
 @cache  # the code that runs is the code that was there when it started

@@ -84,7 +84,9 @@ def _released(checkpoint: str | Path | Mapping[str, Tensor]) -> tuple[Mapping[st
     if isinstance(checkpoint, str | Path):
         tensors, source = read_tensors(Path(checkpoint)), str(checkpoint)
     else:
-        tensors, source = checkpoint.get("model", checkpoint), "The state dict"  # type: ignore[assignment]
+        tensors, source = dict(checkpoint), "The state dict"
+        if isinstance(tensors.get("model"), Mapping):
+            tensors = dict(tensors["model"])
     if "image_encoder.hq_token" not in tensors:
         raise CheckpointError(f"{source} is no CAT-SAM checkpoint: it has no image_encoder.hq_token.")
     return tensors, source

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from bench.backbones import checkpoint_path
 from bench.errors import RequestError
+from bench.files import file_sha256
 from bench.plan import Request, open_datasets, specs_of, title
-from bench.provenance import file_sha256
 from bench.spec import RunSpec
 from bench.store import CellStatus, ResultStore
 from bench.types import Dataset
@@ -51,7 +51,7 @@ def run_grid(request: Request, options: Options) -> int:
     """Runs the cells of a request that are to be run; the exit code."""
     store = ResultStore(options.out)
     checkpoint = checkpoint_path(request.backbone, options.pretrained)
-    specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"))
+    specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data)
     states = {spec: store.status(spec) for spec in specs}
     missing = [spec for spec in specs if to_run(states[spec], options.overwrite)]
     datasets = open_datasets(missing, options.data)
@@ -84,7 +84,7 @@ def to_run(status: CellStatus, overwrite: str) -> bool:
 
 
 def device_of(name: str) -> str:
-    """"cpu" or "cuda"; "auto" takes the GPU where there is one. RequestError where "cuda" is asked for and absent."""
+    """ "cpu" or "cuda"; "auto" takes the GPU where there is one. RequestError where "cuda" is asked for and absent."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():

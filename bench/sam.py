@@ -165,4 +165,3 @@ def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> 
     out = (logits.softmax(-1) @ v).unflatten(0, (b, heads)).transpose(1, 2).flatten(2)  # (B, P + H·W, C)
     out = attn.proj(out)
     return out[:, n:].unflatten(1, (h, w)), out[:, :n]
-

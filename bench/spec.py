@@ -41,6 +41,7 @@ class RunSpec:
     checkpoint_sha256: str
     dataset: str
     dataset_revision: int
+    generated: bool  # the data set's files are a generated stand-in, not the real images
     method: MethodChoice
     shots: Shots
     draw: int

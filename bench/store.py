@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -21,6 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from bench.errors import RequestError
+from bench.files import staged_file, write_together
 from bench.protocol import Settings
 from bench.spec import MethodChoice, RunSpec
 
@@ -105,7 +105,7 @@ class ResultStore:
         """RequestError, naming the folder, unless a file can be written below it."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
-            _staged(self.runs / "probe", b"x").unlink()
+            staged_file(self.runs / "probe", b"x").unlink()
         except OSError as error:
             raise RequestError(f"Cannot write to the output folder {self.root}: {error.strerror}.") from None
 
@@ -226,47 +226,6 @@ class ResultStore:
         state = {"phase": phase, "progress": dict(progress), "error": error, "pid": os.getpid(), "host": socket.gethostname()}
         state["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_together(folder, {STATE: _json(state)}, durable=False)
-
-
-def write_together(folder: Path, files: Mapping[str, bytes], durable: bool = True) -> None:
-    """Writes files of a folder by temporary name and rename, in the order given, none before all are on the disk.
-
-    `durable` waits for the disk, so that a power cut leaves no empty file under a final name. OSError leaves nothing behind.
-    """
-    staged: dict[str, Path] = {}
-    try:
-        for name, content in files.items():
-            staged[name] = _staged(folder / name, content, durable)
-        for name, temporary in staged.items():
-            os.replace(temporary, folder / name)
-    finally:
-        for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
-    if durable:
-        _sync_folder(folder)
-
-
-def _staged(path: Path, content: bytes, durable: bool = False) -> Path:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some shared disks have no such call
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def read_record(folder: Path) -> Record:
@@ -394,7 +353,12 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
     names = {"dataset": spec.dataset, "method": method.name, "label": method.label, "decoder": parameters.get("decoder")}
     run = {"shots": spec.shots, "draw": spec.draw, "seed": spec.seed, "backbone": spec.backbone, "protocol": spec.protocol}
     fixed = {"checkpoint_sha256": spec.checkpoint_sha256, "evaluation_prompt": settings.evaluation_prompt}
-    kept = {"selection": settings.selections[0], "dataset_revision": spec.dataset_revision, "method_revision": method.revision}
+    kept = {
+        "selection": settings.selections[0],
+        "dataset_revision": spec.dataset_revision,
+        "generated": spec.generated,
+        "method_revision": method.revision,
+    }
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
     nested = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}
     return {**names, **run, **fixed, **kept, **_identities(spec), "key": spec.key, **scores, **nested, "path": str(folder)}
@@ -402,7 +366,7 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
 
 def _identities(spec: RunSpec) -> dict[str, str]:
     method = (spec.method.name, spec.method.parameters, spec.method.revision)
-    recipe = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.checkpoint_sha256)
+    recipe = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
     return {"method_id": _short(method), "recipe": _short(recipe)}
 
 

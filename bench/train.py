@@ -92,9 +92,7 @@ def cosine_lr(epoch: int, settings: Settings) -> float:
     return settings.lr_min + (settings.lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
 
 
-def batch_of(
-    dataset: Dataset, support: Sequence[str], settings: Settings, seed: int, epoch: int, batch: int, grid: int
-) -> list[Example]:
+def batch_of(dataset: Dataset, support: Sequence[str], settings: Settings, seed: int, epoch: int, batch: int, grid: int) -> list[Example]:
     """The examples of one step: a part of the epoch's shuffled support images, each with its own random recipe."""
     order = _random("order", seed, epoch).permutation(len(support))
     positions = range(batch * settings.batch, min((batch + 1) * settings.batch, len(support)))

@@ -15,7 +15,7 @@ def augment(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, setti
             if rng.random() < 0.5:
                 image, mask = np.flip(image, axis), np.flip(mask, axis)
     if settings.random_crop:
-        rows, columns = random_crop(*mask.shape, rng, settings.crop_area_min)
+        rows, columns = random_crop(mask.shape[0], mask.shape[1], rng, settings.crop_area_min)
         image, mask = image[rows, columns], mask[rows, columns]
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
-from bench.errors import DataError, RequestError
+from bench.errors import RequestError
 
 if TYPE_CHECKING:  # the planning of a grid must not wait for torch
+    import torch
     from torch import Tensor
 
 Split = Literal["train", "val", "test"]
@@ -73,7 +74,7 @@ class Prompts:
         given = [x for x in (self.boxes, self.points, self.masks) if x is not None]
         return given[0].shape[0] if given else 0
 
-    def to(self, device: object) -> "Prompts":
+    def to(self, device: "torch.device | str") -> "Prompts":
         """The same prompts on another device."""
         return self._map(lambda x: x.to(device))
 
@@ -113,6 +114,11 @@ class Dataset(ABC):
     training_prompts: ClassVar[TrainingPrompts] = TrainingPrompts()
     official: ClassVar[Mapping[int, tuple[str, ...]]] = {}
     val_images: ClassVar[int] = 64
+
+    @classmethod
+    def is_generated(cls, data: Path) -> bool:
+        """Whether what lies below `data` is a generated stand-in for the real images; such cells have keys of their own."""
+        return False
 
     @classmethod
     @abstractmethod
@@ -163,9 +169,3 @@ def hash_order(names: "tuple[str, ...] | list[str]", *salt: object) -> list[str]
         return hashlib.sha256("\0".join([*map(str, salt), name]).encode()).digest()
 
     return sorted(names, key=digest)
-
-
-def check_same_size(name: str, image: np.ndarray, mask: np.ndarray) -> None:
-    """DataError unless image (H, W, 3) and mask (H, W) have one size."""
-    if image.shape[:2] != mask.shape[:2]:
-        raise DataError(f"{name}: the image has {image.shape[:2]} pixels (H, W) and its mask {mask.shape[:2]}; they must agree.")

@@ -17,6 +17,7 @@ from bench.errors import DataError
 from bench.types import Dataset, Sample, Split
 
 CACHE_BYTES = 1 << 30
+MAX_ASPECT_CHANGE = 1.25  # between an image and its mask; the reference has no limit, and would train on another image's mask
 GENERATED_MARK = "GENERATED.txt"  # lies in an archive's folder that `datasets.synth` wrote, and lists its files
 Bytes = NDArray[np.uint8]
 
@@ -85,8 +86,7 @@ class FolderDataset(Dataset):
     """A data set of image and mask files with a training and a test folder; `val` is held out of the training images.
 
     A subclass states where its archive is found, which folders and file names it has, and above which grey value a mask is
-    foreground. `open` looks at the folders' listings only; a file is decoded when its sample is asked for. `generated` tells
-    a stand-in that `datasets.synth` wrote from the real images.
+    foreground. `open` looks at the folders' listings only; a file is decoded when its sample is asked for.
     """
 
     home: ClassVar[str]
@@ -94,8 +94,7 @@ class FolderDataset(Dataset):
     folders: ClassVar[Mapping[str, Folders]]
     threshold: ClassVar[int]
 
-    def __init__(self, pairs: Mapping[Split, Mapping[str, Pair]], cache_bytes: int = CACHE_BYTES, generated: bool = False) -> None:
-        self.generated = generated
+    def __init__(self, pairs: Mapping[Split, Mapping[str, Pair]], cache_bytes: int = CACHE_BYTES) -> None:
         self._pairs = {"train": pairs["train"], "test": pairs["test"]}
         held_out = self.hold_out(tuple(sorted(pairs["train"])))
         self._pairs["val"] = {name: pairs["train"][name] for name in held_out}
@@ -103,12 +102,17 @@ class FolderDataset(Dataset):
         self._cache = SampleCache(cache_bytes)
 
     @classmethod
+    def is_generated(cls, data: Path) -> bool:
+        """Whether `datasets.synth` wrote the archive."""
+        return (cls._root(Path(data)) / GENERATED_MARK).is_file()
+
+    @classmethod
     def open(cls, data: Path, cache_bytes: int = CACHE_BYTES) -> Self:
         """The data set in `data/<name>`, or directly in `data`; DataError where a folder, a mask or an official image is absent."""
         root = cls._root(Path(data))
         train, test = cls._pair_up(root, "train"), cls._pair_up(root, "test")
         cls._check_official(root, train)
-        return cls({"train": train, "test": test}, cache_bytes, generated=(root / GENERATED_MARK).is_file())
+        return cls({"train": train, "test": test}, cache_bytes)
 
     @classmethod
     def uses(cls, split: Split, stem: str) -> bool:
@@ -186,15 +190,24 @@ def read_sample(name: str, pair: Pair, threshold: int) -> Sample:
     """Decodes both files; foreground is what is brighter than `threshold` in the mask. The mask gives the size."""
     mask = read_image(pair.mask, cv2.IMREAD_GRAYSCALE)
     image = cv2.cvtColor(read_image(pair.image, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return Sample(name, _fitted(image.astype(np.uint8, copy=False), mask.shape), (mask > threshold).astype(np.uint8))
+    return Sample(name, _fitted(image.astype(np.uint8, copy=False), mask.shape, pair.mask), (mask > threshold).astype(np.uint8))
 
 
-def _fitted(image: Bytes, shape: tuple[int, ...]) -> Bytes:
-    """`image` at its mask's size (H, W): transposed where the sizes are swapped, else resized; the reference does the same."""
+def _fitted(image: Bytes, shape: tuple[int, ...], mask: Path) -> Bytes:
+    """`image` at its mask's size (H, W): transposed where the sizes are swapped, else resized; the reference does the same.
+
+    DataError where the shapes differ so much that the mask cannot be this image's.
+    """
     if image.shape[:2] == shape:
         return image
     if image.shape[:2] == shape[::-1]:
         return np.ascontiguousarray(image.transpose(1, 0, 2))
+    aspect, expected = image.shape[1] / image.shape[0], shape[1] / shape[0]
+    if max(aspect / expected, expected / aspect) > MAX_ASPECT_CHANGE:
+        raise DataError(
+            f"The mask {mask} has {shape} pixels (H, W) and its image {image.shape[:2]}: the aspect ratios must agree within "
+            f"{MAX_ASPECT_CHANGE - 1:.0%}."
+        )
     return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
 

@@ -1,7 +1,7 @@
 """Three generated domains that need no file, and a writer that lays them out as the real archives are.
 
-    python -m datasets.synth --layout whu --out data/whu --train 24 --test 12    # seconds on a CPU
-    python -m datasets.synth --choose-shots                                      # the official lists below, computed again
+python -m datasets.synth --layout whu --out data/whu --train 24 --test 12    # seconds on a CPU
+python -m datasets.synth --choose-shots                                      # the official lists below, computed again
 """
 
 import argparse
@@ -37,7 +37,6 @@ class SynthDataset(Dataset):
     already below anything that a scene draws on purpose.
     """
 
-    generated: ClassVar[bool] = True
     draw: ClassVar["staticmethod[[np.random.Generator, int], tuple[Bytes, Bytes]]"]
 
     def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:

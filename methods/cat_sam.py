@@ -44,7 +44,7 @@ class AdapterTuner(Tuner):
         self.embedding = _linear(config.width, e)
         self.handcrafted = nn.Conv2d(3, e, config.patch_size, stride=config.patch_size)
         nn.init.normal_(self.handcrafted.weight, std=math.sqrt(2 / (config.patch_size**2 * e)))
-        nn.init.zeros_(self.handcrafted.bias)
+        nn.init.constant_(self.handcrafted.bias, 0)  # type: ignore[arg-type]
         self.bridge_in = nn.ModuleList(nn.Linear(config.decoder_width, hidden) for _ in range(e))
         self.bridge_out = nn.Linear(hidden, patches)
         self.light = nn.ModuleList(_linear(e, e) for _ in range(config.depth))

@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ class Rectangles(Dataset):
 
     name, title = "rectangles", "Rectangles"
     rule = ObjectRule(connectivity=8, min_area=4)
-    official = {1: ("train0",), 2: ("train0", "train1")}
+    official: ClassVar = {1: ("train0",), 2: ("train0", "train1")}
 
     @classmethod
     def open(cls, data: Path) -> Self:

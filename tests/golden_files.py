@@ -30,7 +30,9 @@ def meta() -> dict[str, Any]:
 
 def weights(file: str) -> dict[str, Tensor]:
     """The tensors of "sam", "cat_T" or "cat_A" by name."""
-    return {k.removeprefix(f"{file}/"): torch.from_numpy(v / np.float32(512)) for k, v in arrays("weights").items() if k.startswith(f"{file}/")}
+    return {
+        k.removeprefix(f"{file}/"): torch.from_numpy(v / np.float32(512)) for k, v in arrays("weights").items() if k.startswith(f"{file}/")
+    }
 
 
 @cache

@@ -98,7 +98,7 @@ def test_pickled_code_is_refused_and_never_run(tmp_path, monkeypatch):
 
 
 def test_absent_files_and_unknown_names(tmp_path):
-    with pytest.raises(CheckpointError, match="sam_vit_l_0b3195.pth"):
+    with pytest.raises(CheckpointError, match=r"sam_vit_l_0b3195\.pth"):
         checkpoint_path("vit_l", tmp_path)
     with pytest.raises(CheckpointError, match=r"no checkpoint .*none\.pth"):
         bench.load_sam("vit_l", tmp_path / "none.pth")
@@ -117,13 +117,17 @@ def test_a_released_file_is_told_apart_and_loaded(tmp_path, wrapped):
 def test_a_released_file_with_other_keys_is_refused(tmp_path):
     tensors = {**official_state_dict("T"), "image_encoder.surprise": torch.zeros(1)}
     tensors.pop("mask_decoder.hf_mlp.layers.0.weight")
-    with pytest.raises(CheckpointError, match=r"missing \['mask_decoder.hf_mlp.layers.0.weight'\], unexpected \['image_encoder.surprise'\]"):
+    with pytest.raises(
+        CheckpointError, match=r"missing \['mask_decoder.hf_mlp.layers.0.weight'\], unexpected \['image_encoder.surprise'\]"
+    ):
         bench.load_cat_sam(tensors, sam=CONFIG)
     with pytest.raises(CheckpointError, match="no CAT-SAM checkpoint"):
         bench.load_cat_sam(toy_backbone().state_dict(), sam=TOY)
 
 
 def test_the_project_needs_no_torchvision():
-    code = "import sys; sys.modules['torchvision'] = None; import bench; bench.load_sam; bench.build; print('segment_anything' in sys.modules)"
+    code = (
+        "import sys; sys.modules['torchvision'] = None; import bench; bench.load_sam; bench.build; print('segment_anything' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -15,7 +15,7 @@ from bench.checkpoints import PRETRAINED, file_sha256, read_tensors
 from bench.decoder import Decoder
 from bench.errors import CheckpointError, RequestError
 from bench.pretrain import main
-from bench.pretrain_config import read_config
+from bench.pretrain_config import read_config, squeezed
 from bench.pretrain_curve import read_curve
 from bench.pretrain_data import held_out, object_masks, open_cache, training_batch
 from bench.pretrain_muon import orthogonal
@@ -95,6 +95,14 @@ def test_a_run_can_be_made_longer_before_it_cools_down(smoke, tmp_path, monkeypa
     module.pretrain(config, tmp_path / "d.safetensors", tmp_path / "work", "cpu", "", lambda: next(stops))
     assert run(tmp_path / "d.safetensors", tmp_path / "work") == 0
     assert file_sha256(tmp_path / "d.safetensors") == file_sha256(smoke)
+
+
+def test_a_schedule_can_be_squeezed(tmp_path, capsys):
+    short = squeezed(read_config(SMOKE, "cpu"), 6)
+    assert (short.steps, short.half_size_steps, short.warmup_steps, short.cooldown_steps) == (6, 2, 1, 2)
+    assert [round(short.rate(step), 2) for step in range(6)] == [1, 1, 1, 1, 1, 0.5]
+    assert run(tmp_path / "j.safetensors", tmp_path / "work", "--steps", "1") == 2
+    assert "--steps 1" in capsys.readouterr().err
 
 
 def test_a_run_that_cools_down_cannot_be_made_longer(smoke, tmp_path, capsys):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import bench
 from bench.backbones import CONFIGS
 from bench.errors import CheckpointError, RequestError
+from bench.files import file_sha256
 from bench.plan import Request, specs_of
 from bench.run import main
 from bench.store import ResultStore
@@ -30,7 +31,19 @@ def place(tmp_path_factory):
     """Generated archives of the three data sets, and a random tiny checkpoint."""
     place = tmp_path_factory.mktemp("place")
     for layout in ("whu", "kvasir", "sbu"):
-        command = [sys.executable, "-m", "datasets.synth", "--layout", layout, "--out", place / "data" / layout, "--train", "20", "--test", "4"]
+        command = [
+            sys.executable,
+            "-m",
+            "datasets.synth",
+            "--layout",
+            layout,
+            "--out",
+            place / "data" / layout,
+            "--train",
+            "20",
+            "--test",
+            "4",
+        ]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (place / "pretrained").mkdir()
     sam = bench.load_sam(CONFIGS["tiny"], seed=0)
@@ -67,7 +80,9 @@ def test_the_whole_job_on_real_files(place, tmp_path):
     assert {"git", "packages", "device", "checkpoint", "host"} <= set(provenance) and len(provenance["checkpoint"]["sha256"]) == 64
     images = pd.read_csv(cells[0].parent / "images.csv")
     assert len(images) == 3 * 4 and {"selection", "name", "objects", "intersection", "union", "iou", "dice"} <= set(images)
-    table = subprocess.run([sys.executable, "-m", "bench.tables", "--like", "paper", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    table = subprocess.run(
+        [sys.executable, "-m", "bench.tables", "--like", "paper", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
     assert table.returncode == 0 and "CAT-SAM-A" in table.stdout and "88.2" in table.stdout
     before = {path: path.stat().st_mtime_ns for path in cells}
     again = run(place, tmp_path, methods="all", datasets="whu,kvasir,sbu", shots="1")
@@ -143,9 +158,19 @@ def test_an_output_folder_that_cannot_be_written(place, tmp_path, capsys):
     assert "Cannot write to the output folder" in capsys.readouterr().err
 
 
+SUITE = """
+methods = ["sam", "lora(rank=8)"]
+datasets = ["kvasir"]
+shots = [1, "full"]
+seeds = [0, 1]
+protocol = "smoke"
+backbone = "tiny"
+"""
+
+
 def test_a_suite_and_a_dry_run(place, tmp_path, capsys):
     suite = tmp_path / "suite.toml"
-    suite.write_text('methods = ["sam", "lora(rank=8)"]\ndatasets = ["kvasir"]\nshots = [1, "full"]\nseeds = [0, 1]\nprotocol = "smoke"\nbackbone = "tiny"\n')
+    suite.write_text(SUITE)
     flags = ["--config", str(suite), "--data", str(place / "data"), "--pretrained", str(place / "pretrained"), "--out", str(tmp_path)]
     assert main([*flags, "--dry-run"]) == 0
     listed = capsys.readouterr().out
@@ -209,9 +234,7 @@ def test_an_interrupted_run_ends_with_the_same_scores(place, tmp_path, uninterru
 
 def test_a_damaged_resume_file_costs_time_only(place, tmp_path, uninterrupted, capfd):
     request = Request(LONG["methods"], "kvasir", protocol=LONG["protocol"], backbone="tiny")
-    from bench.provenance import file_sha256
-
-    spec = specs_of(request, file_sha256(place / "pretrained" / "tiny.safetensors"))[0]
+    spec = specs_of(request, file_sha256(place / "pretrained" / "tiny.safetensors"), place / "data")[0]
     folder = ResultStore(tmp_path).folder(spec)
     folder.mkdir(parents=True)
     (folder / "resume.pt").write_bytes(b"half a file")

@@ -29,6 +29,7 @@ SETTINGS = Settings(
     crop_area_min=0.1,
     prompt_types=("point", "box", "mask"),
     evaluation_prompt="box",
+    evaluation_split="test",
     selections=("best", "last"),
     augmentation_stream="reseeded_workers",
     loader_workers=4,
@@ -37,7 +38,7 @@ SETTINGS = Settings(
     matmul_precision="medium",
 )
 LORA = MethodChoice("lora", (("decoder", "sam"), ("rank", 4), ("alpha", 4.0)), 1, "decoder=sam")
-SPEC = RunSpec("vit_l", "ab" * 32, "whu", 1, LORA, 1, 0, 3407, "paper", SETTINGS)
+SPEC = RunSpec("vit_l", "ab" * 32, "whu", 1, False, LORA, 1, 0, 3407, "paper", SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Toy:
 
 def test_the_pinned_key() -> None:
     """A changed key is a decision: every stored cell of the old key is run again."""
-    assert SPEC.key == "9b9221b01754"
-    assert SPEC.folder.as_posix() == "whu/lora,decoder=sam/vit_l_1shot_draw0_seed3407_9b9221b01754"
+    assert SPEC.key == "d2d4a2bf0b0c"
+    assert SPEC.folder.as_posix() == "whu/lora,decoder=sam/vit_l_1shot_draw0_seed3407_d2d4a2bf0b0c"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def test_the_pinned_key() -> None:
         {"checkpoint_sha256": "cd" * 32},
         {"dataset": "sbu"},
         {"dataset_revision": 2},
+        {"generated": True},
         {"shots": 16},
         {"shots": "full"},
         {"draw": 1},

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from test_spec import LORA, ROOT, SETTINGS, SPEC
 
 from bench.errors import CheckpointError, RequestError
+from bench.files import file_sha256
 from bench.progress import Progress, duration
-from bench.provenance import file_sha256, git_state, provenance
+from bench.provenance import git_state, provenance
 from bench.spec import MethodChoice, RunSpec
 from bench.store import CellStatus, DamagedRecord, Record, ResultStore, read_record, record_bytes, spec_from_json, spec_to_json
 

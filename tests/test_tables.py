@@ -10,10 +10,12 @@ import pytest
 from test_spec import SETTINGS, SPEC
 from test_store import HISTORY, IMAGES, record, save
 
+from bench.boards import Ask
 from bench.errors import RequestError
 from bench.spec import MethodChoice, RunSpec
 from bench.store import Record, ResultStore
-from bench.tables import Ask, Cell, Column, Row, Table, csv, main, markdown, read_published, tables
+from bench.table import Cell, Column, Row, Table, csv, markdown
+from bench.tables import main, read_published, tables
 
 CAT_T = MethodChoice("cat_sam_t", (), 1, "")
 LORA_8 = MethodChoice("lora", (("decoder", "sam"), ("rank", 8)), 1, "decoder=sam,rank=8")

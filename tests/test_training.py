@@ -78,7 +78,7 @@ def test_every_image_of_an_epoch_is_seen_once(rectangles, smoke):
 def test_a_crop_keeps_its_share_and_aspect(height, width, seed):
     rows, columns = random_crop(height, width, np.random.default_rng(seed), 0.1)
     h, w = rows.stop - rows.start, columns.stop - columns.start
-    assert 0 <= rows.start and rows.stop <= height and 0 <= columns.start and columns.stop <= width
+    assert rows.start >= 0 and rows.stop <= height and columns.start >= 0 and columns.stop <= width
     assert abs(h / height - w / width) <= 0.5 / height + 0.5 / width + 1e-9 or min(h, w) == 1
     assert h * w >= 0.1 * height * width - 0.5 * (height + width)
 

@@ -1,0 +1,97 @@
+"""Files written whole or not at all, and the hashes of large ones."""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from bench.errors import CheckpointError
+
+HASHES = "sha256.json"
+
+
+def write_together(folder: Path, files: Mapping[str, bytes], durable: bool = True) -> None:
+    """Writes files of a folder by temporary name and rename, in the order given, none before all are on the disk.
+
+    `durable` waits for the disk, so that a power cut leaves no empty file under a final name. OSError leaves nothing behind.
+    """
+    staged: dict[str, Path] = {}
+    try:
+        for name, content in files.items():
+            staged[name] = staged_file(folder / name, content, durable)
+        for name, temporary in staged.items():
+            os.replace(temporary, folder / name)
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+    if durable:
+        _sync_folder(folder)
+
+
+def staged_file(path: Path, content: bytes, durable: bool = False) -> Path:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some shared disks have no such call
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def file_sha256(path: Path, cache_dir: Path | None = None) -> str:
+    """The sha256 of a file's content, in hex.
+
+    With a `cache_dir` it is remembered there by (path, size, time of change), because a checkpoint has up to 2.5 GB. A cache
+    that cannot be read or written is passed over. CheckpointError where the file itself cannot be read.
+    """
+    try:
+        facts = path.stat()
+        state = [facts.st_size, facts.st_mtime_ns]
+        known = _hashes(cache_dir)
+        name = str(path.resolve())
+        entry = known.get(name)
+        if isinstance(entry, list) and entry[:-1] == state:
+            return str(entry[-1])
+        with open(path, "rb") as file:
+            digest = file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"Cannot read the checkpoint {path}: {error.strerror}.") from None
+    _remember(cache_dir, {**known, name: [*state, digest]})
+    return digest
+
+
+def _hashes(cache_dir: Path | None) -> dict[str, Any]:
+    if cache_dir is None:
+        return {}
+    try:
+        known = json.loads((cache_dir / HASHES).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(cache_dir: Path | None, known: dict[str, Any]) -> None:
+    if cache_dir is None:
+        return
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        write_together(cache_dir, {HASHES: json.dumps(known, indent=1, sort_keys=True).encode()}, durable=False)
+    except OSError:
+        return

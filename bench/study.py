@@ -1,0 +1,107 @@
+"""Studies that choose a protocol: variants of its settings, compared on validation images only.
+
+    python -m bench.study configs/studies/demo.toml --workers 2      # about twenty minutes on two CPU cores
+
+A study's cells are cells like any other, under `results/studies/<name>/`, with the setting `evaluation_split = "val"`; what is
+stored is not run again. The comparison goes to `results/studies/<name>.md` and `.csv`.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.errors import RequestError, unknown
+from bench.plan import Request
+from bench.protocol import load_protocol, read_toml
+from bench.run import Options, run_grid
+from bench.store import ResultStore
+
+
+@dataclass(frozen=True)
+class Study:
+    """A request and the variants of its protocol's settings."""
+
+    name: str
+    summary: str
+    request: Mapping[str, Any]
+    variants: tuple[Mapping[str, Any], ...]
+
+
+def read_study(path: Path) -> Study:
+    """A study's file; RequestError for an unknown key or setting."""
+    content = read_toml(path)
+    known = [*(field.name for field in fields(Request)), "summary", "variant"]
+    for key in content:
+        if key not in known:
+            raise unknown(f"key in {path}", key, known)
+    if "protocol" not in content or not content.get("variant"):
+        raise RequestError(f"{path}: a study needs a protocol and at least one [[variant]].")
+    for variant in content["variant"]:
+        load_protocol(content["protocol"], variant)  # its settings are known
+    request = {key: _text(content[key]) for key in content if key not in ("summary", "variant")}
+    return Study(path.stem, content.get("summary", ""), request, tuple(content["variant"]))
+
+
+def run_study(study: Study, out: Path, workers: int) -> int:
+    """Runs the study's cells and writes its comparison; the worst exit code of its runs."""
+    cells = ResultStore(out / study.name)
+    codes = []
+    for variant in study.variants:
+        print(f"{study.name}: {_words(variant)}")
+        request = Request(**{**study.request, "protocol": _call(study.request["protocol"], variant)})
+        codes.append(run_grid(request, Options(out=cells.root, workers=workers)))
+    table = compare(study, cells)
+    text = table.to_markdown(index=False, floatfmt=".1f", missingval="-")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{study.name}.md").write_text(f"# {study.summary}\n\nForeground mIoU (%) on validation images, mean over seeds.\n\n{text}\n")
+    table.to_csv(out / f"{study.name}.csv", index=False, float_format="%.3f")
+    print(f"\n{text}\n\nWritten to {out}/{study.name}.md")
+    return max(codes)
+
+
+def compare(study: Study, cells: ResultStore) -> pd.DataFrame:
+    """A row a variant and data set (and their mean), a column a method: the mean validation mIoU over the seeds."""
+    records = cells.records()
+    rows = []
+    for variant in study.variants:
+        protocol = load_protocol(study.request["protocol"], {**variant, "evaluation_split": "val"}).name
+        scores = records[records["protocol"] == protocol].pivot_table("last.miou_all", "dataset", "label")
+        scores.loc["mean"] = scores.mean()
+        rows += [{"variant": _words(variant), "data set": dataset, **scores.loc[dataset]} for dataset in scores.index]
+    return pd.DataFrame(rows)
+
+
+def _call(protocol: str, variant: Mapping[str, Any]) -> str:
+    values = {**variant, "evaluation_split": "val"}
+    return f"{protocol}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+
+
+def _words(variant: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_text(value)}" for key, value in variant.items())
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the exit codes of `bench.run`."""
+    parser = argparse.ArgumentParser(prog="python -m bench.study", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", type=Path, help="a study, configs/studies/….toml")
+    parser.add_argument("--out", type=Path, default=Path("results/studies"))
+    parser.add_argument("--workers", type=int, default=1, help="processes side by side, one thread each")
+    given = parser.parse_args(arguments)
+    try:
+        return run_study(read_study(given.file), given.out, given.workers)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
