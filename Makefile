@@ -43,6 +43,7 @@ test: $(DEV)
 
 lint: $(DEV)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 # Caches only: never results, data or checkpoints.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import tables
 from bench.errors import RequestError
-from bench.plan import Request
+from bench.plan import Request, protocol_of
 from bench.run import Options, run_grid
 from bench.store import ResultStore, Scan
 
@@ -45,7 +45,7 @@ def run_demo(request: Request, out: Path, workers: int) -> int:
     if code not in (0, 1):
         return code
     print()
-    tables.main(["--out", str(out), "--backbone", request.backbone, "--protocol", request.protocol])
+    tables.main(["--out", str(out), "--backbone", request.backbone, "--protocol", protocol_of(request.protocol).name])
     pictures = draw_pictures(ResultStore(out), request)
     print("Pictures of the predictions: " + ", ".join(map(str, pictures)))
     print(NEXT)
@@ -73,10 +73,17 @@ def _cells(scan: Scan, dataset: str, request: Request) -> dict[str, Path]:
     """Column title -> folder of the stored cells of a data set under the request's protocol, first seed, zero-shot first."""
     if scan.table.empty:
         return {}
-    table = scan.table
-    table = table[(table["dataset"] == dataset) & (table["protocol"] == request.protocol) & (table["backbone"] == request.backbone)]
+    table, protocol = scan.table, protocol_of(request.protocol).name
+    table = table[(table["dataset"] == dataset) & (table["protocol"] == protocol) & (table["backbone"] == request.backbone)]
     table = table[table["seed"] == table["seed"].min()].sort_values(["cost.trainable_parameters", "label"])
-    return {row.label.replace("(", "\n("): Path(row.path) for row in table.itertuples()}
+    return {_title(row.method, row.label): Path(row.path) for row in table.itertuples()}
+
+
+def _title(method: str, label: str) -> str:
+    from bench.registry import METHODS
+
+    shown = label.removeprefix(method)
+    return METHODS.get(method).title + (f"\n{shown}" if shown else "")  # type: ignore[attr-defined]
 
 
 def _is_newer(sheet: Path, cells: dict[str, Path]) -> bool:

@@ -1,5 +1,6 @@
 """What a tuning method is, and how one is built on a frozen SAM."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from bench.sam import Sam, Tuner
 from bench.segmenter import PromptableSegmenter
 from bench.spec import choose_method, parse_call
 
-DECODERS: dict[str, type] = {"sam": Decoder, "hq": HQDecoder}
+DECODERS: Mapping[str, Callable[[Sam], Decoder]] = {"sam": lambda sam: Decoder(), "hq": HQDecoder}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class EncoderMethod(Method):
         raise NotImplementedError
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
-        return self.tuner(sam), DECODERS[self.decoder]() if self.decoder == "sam" else DECODERS[self.decoder](sam)
+        return self.tuner(sam), DECODERS[self.decoder](sam)
 
 
 def build(name: str, sam: Sam, seed: int = 0, protocol: str = "clean") -> PromptableSegmenter:

@@ -37,7 +37,7 @@ class Request:
 def specs_of(request: Request, checkpoint_sha256: str, data: Path = Path("data")) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
     number that is not allowed."""
-    protocol = _protocol(request.protocol)
+    protocol = protocol_of(request.protocol)
     methods = {choice.label: choice for choice in _methods(request.methods)}
     datasets = {name: DATASETS.get(name) for name in _names(request.datasets, DATASETS)}
     grid = Grid(
@@ -85,7 +85,8 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
     return opened
 
 
-def _protocol(text: str) -> Protocol:
+def protocol_of(text: str) -> Protocol:
+    """The protocol of a name as a user writes it, "demo(lr=1e-3)"; its own name has the changes in one canonical form."""
     name, changes = parse_call(text)
     return load_protocol(name, changes)
 

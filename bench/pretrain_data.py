@@ -1,7 +1,6 @@
 """Images and prompts to pre-train on: a cache of home images on disk, and batches that are a pure function of (seed, step)."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -53,13 +52,13 @@ def open_cache(folder: Path, count: int, size: int, workers: int, say: Callable[
     Another count or size has another file name. DataError for a cache that is not what was written (its checksum differs).
     """
     stem = folder / f"home-{size}px-{count}-{_code_sha256()[:8]}"
-    done = stem.with_suffix(".json")
+    done = stem.with_suffix(".sha256")
     if not done.is_file():
         say(f"making {count} home images of {size} pixels with {workers} processes")
         _make(stem, count, size, workers)
-        done.write_text(json.dumps({"sha256": _sha256(stem)}))
-    elif json.loads(done.read_text())["sha256"] != _sha256(stem):
-        raise DataError(f"The image cache {stem}.*.npy is damaged (its checksum differs): delete it, it is made again.")
+        done.write_text(_sha256(stem))
+    elif done.read_text() != _sha256(stem):
+        raise DataError(f"The image cache {stem}.*.npy is damaged (its checksum differs): delete it and it is made again.")
     images, labels = (np.load(path, mmap_mode="r") for path in _files(stem))
     return Cache(images, labels)
 

@@ -21,6 +21,8 @@ class Progress:
         self.every_seconds = every_seconds
         self.bars = _bars(self.stream) if self.stream.isatty() else None
         self._label = ""
+        self._total = self._ended = 0
+        self._started = time.monotonic()
         self._printed = self._began = time.monotonic()
         self._first: float | None = None
         if self.bars is not None:
@@ -37,11 +39,11 @@ class Progress:
 
     def cell(self, index: int, total: int, label: str) -> None:
         """Starts the cell `index` (from 1) of `total`; "whu lora(decoder=sam) seed 0" is a label."""
-        self._label = f"[{index:{len(str(total))}}/{total}] {label}"
+        self._label, self._total = f"[{index:{len(str(total))}}/{total}] {label}", total
         self._printed = self._began = time.monotonic()
         self._first = None
         if self.bars is not None:
-            self.bars.update(self._all, total=total, completed=index - 1)
+            self.bars.update(self._all, total=total)
             self.bars.update(self._this, completed=0, description=self._label)
 
     def update(self, fraction: float, text: str) -> None:
@@ -61,11 +63,16 @@ class Progress:
         self._print(text)
 
     def done(self, text: str) -> None:
-        """Ends the cell with a line of its result or its error."""
+        """Ends the cell with a line of its result or its error, and says how long the others will take."""
+        self._ended += 1
+        more = max(0, self._total - self._ended)
+        rest = f"about {duration(more * (time.monotonic() - self._started) / self._ended)} for the other {more}" if more else ""
         if self.bars is not None:
-            self.bars.advance(self._all)
+            self.bars.update(self._all, advance=1, description=f"cells {rest}")
             self.bars.update(self._this, completed=1.0, description=self._label)
-        self._print(f"{self._label}: {text}")
+            self._print(f"{self._label}: {text}")
+        else:
+            self._print("; ".join(filter(None, [f"{self._label}: {text}", rest])))
 
     def _left(self, fraction: float, now: float) -> str:
         gained = fraction - (self._first or 0.0)

@@ -13,7 +13,7 @@ import torch
 from bench import load_sam
 from bench.checkpoints import PRETRAINED, file_sha256, read_tensors
 from bench.decoder import Decoder
-from bench.errors import CheckpointError, RequestError
+from bench.errors import CheckpointError, DataError, RequestError
 from bench.pretrain import main
 from bench.pretrain_config import read_config, squeezed
 from bench.pretrain_curve import read_curve
@@ -214,3 +214,13 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=re.escape(str(damaged))):
         read_tensors(damaged)
     assert issubclass(CheckpointError, RequestError)
+
+
+def test_a_damaged_cache_is_named(tmp_path):
+    open_cache(tmp_path, 3, 64, 1, str)
+    images = next(tmp_path.glob("*.images.npy"))
+    content = bytearray(images.read_bytes())
+    content[-1] ^= 1
+    images.write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        open_cache(tmp_path, 3, 64, 1, str)
