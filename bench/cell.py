@@ -4,6 +4,8 @@ A look is an evaluation during training. `best` looks at the test split (that is
 held-out training images, `last` not at all.
 """
 
+import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from bench.errors import DivergedError
 from bench.evaluate import evaluate
 from bench.method import Method, build_parts
 from bench.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
@@ -49,6 +52,7 @@ class Course:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "evaluation": 0.0})
     looks: int = 0
+    images: int = 0  # evaluated so far
 
 
 @dataclass(frozen=True)
@@ -85,14 +89,14 @@ class Cell:
         torch.set_float32_matmul_precision(self.settings.matmul_precision)
         repeat_numbers(self.model.device)
         reset_peak_memory(self.model.device)
-        try:
-            if self.optimizer is not None:
+        if self.optimizer is not None:
+            try:
                 self._train(self.optimizer)
-            rows = self._selected_rows()
-        except (Stopped, KeyboardInterrupt):
-            self._save_course()
-            raise
-        return self._result(rows, provenance)
+            except Stopped:
+                self._save_course()
+                raise
+            self._save_course()  # the selections that follow change the model's weights
+        return self._result(self._selected_rows(), provenance)
 
     def _train(self, optimizer: torch.optim.Optimizer) -> None:
         course, started = self.course, time.monotonic()
@@ -106,22 +110,25 @@ class Cell:
             if time.monotonic() - self._saved_at > self.save_every:
                 self._save_course()
             started = time.monotonic()
+        if not all(torch.isfinite(tensor).all() for tensor in self._weights().values()):
+            raise DivergedError(f"The weights became NaN or infinite at the last step, {course.step}.")
 
     def _look_if_due(self) -> None:
         """Looks at the images that `best` and `val` are chosen on, if this is the end of an epoch that asks for it."""
         log = self.course.history[-1] if self.course.history else None
         if log is None or not is_look(log, self.settings) or self.course.looked == log["epoch"]:
             return
-        for selection in ("best", "val"):
-            if selection in self.settings.selections:
-                doing = f"look for {selection} after epoch {log['epoch']}"
-                rows = self._test_rows(doing) if selection == "best" else self._evaluate("val", doing)
-                score = pooled_iou(rows)
-                log[f"{selection}_miou"] = score
-                if selection not in self.course.kept or score > self.course.kept[selection][0]:
-                    self.course.kept[selection] = (score, self._weights(), [astuple(row) for row in rows])
-                self.course.looks += 1
+        found = {}
+        for selection in [s for s in ("best", "val") if s in self.settings.selections]:
+            doing = f"look for {selection} after epoch {log['epoch']}"
+            found[selection] = self._test_rows(doing) if selection == "best" else self._evaluate("val", doing)
+        for selection, rows in found.items():
+            log[f"{selection}_miou"] = score = pooled_iou(rows)
+            kept = self.course.kept.get(selection, (math.nan,))[0]
+            if math.isnan(kept) or score > kept:
+                self.course.kept[selection] = (score, self._weights(), [astuple(row) for row in rows])
         self.course.looked = log["epoch"]
+        self.course.looks += len(found)
 
     def _selected_rows(self) -> dict[str, list[ImageRow]]:
         """selection -> rows of the test images; the first selection's weights are what remains in the model."""
@@ -149,15 +156,16 @@ class Cell:
         started = time.monotonic()
         for row in evaluate(self.model, self.dataset, split, self.settings):
             rows.append(row)
-            self._tell(doing, len(rows))
+            self.course.images += 1
+            self._tell(doing)
         self.course.seconds["evaluation"] += time.monotonic() - started
         return rows
 
     def _weights(self) -> Tensors:
         return {name: p.detach().cpu().clone() for name, p in self.model.tuned().items()}
 
-    def _tell(self, doing: str, images: int = 0) -> None:
-        self.watch(self.work.share(self.course, images), doing)
+    def _tell(self, doing: str) -> None:
+        self.watch(self.work.share(self.course), doing)
 
     def _save_course(self) -> None:
         """Writes the resume file by rename. The weights and the optimizer are those after `course.step` steps."""
@@ -209,7 +217,6 @@ class Work:
     """How much a cell is: a step of one image counts as three evaluated images (forward, and backward twice as long)."""
 
     step: int
-    look: int
     total: int
 
     @classmethod
@@ -220,13 +227,11 @@ class Work:
         look = sum(images[split] for selection, split in splits.items() if selection in settings.selections)
         looks = -(-settings.epochs // settings.evaluate_every) if trains else 0
         step = 3 * min(settings.batch, support)
-        end = images[settings.evaluation_split]
-        return cls(step, look, max(1, steps * step + looks * look + end))
+        return cls(step, max(1, steps * step + looks * look + images[settings.evaluation_split]))
 
-    def share(self, course: Course, images: int) -> float:
-        """The share that is done, 0 to 1, with `images` of the current evaluation."""
-        done = course.step * self.step + (course.looks * self.look) + images
-        return min(1.0, done / self.total)
+    def share(self, course: Course) -> float:
+        """The share that is done, 0 to 1."""
+        return min(1.0, (course.step * self.step + course.images) / self.total)
 
 
 def build_model(spec: RunSpec, sam: Sam) -> PromptableSegmenter:
@@ -263,7 +268,8 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        with contextlib.suppress(OSError):  # not allowed everywhere; the peak is then that of the process so far
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -78,7 +78,7 @@ class Bench:
             self.store.discard(spec)
         try:
             return self._run(spec, tell)
-        except (Stopped, KeyboardInterrupt):
+        except (Stopped, KeyboardInterrupt):  # the second is a second Ctrl-C: the resume file is the last one that was written
             self.stop.asked = True
             return "stopped"
         except OSError as error:  # the disk, not the cell: left unfinished, so that running again is the retry
