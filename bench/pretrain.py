@@ -38,6 +38,7 @@ class Run:
         self.config, self.folder = config, folder
         folder.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(config.threads)
+        torch.use_deterministic_algorithms(device == "cpu")  # else two threads add up index gradients in any order
         self.cache = open_cache(folder.parent / "cache", config.cache_images, config.model.image_size, generator_processes(), say)
         self.scenes = held_out(config.held_out_images, config.model.image_size)
         self.trainer = Trainer(config, device)

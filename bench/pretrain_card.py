@@ -49,8 +49,8 @@ are evaluated on, images of half the size).
 {command}
 ```
 
-Nothing but that config, the seed in it and the code decides the weights: on one machine, with one number of threads, a second run
-gives the same bytes, also if it was interrupted and went on. The config of this run:
+Nothing but that config, the seed in it and the code decides the weights: on the CPU of one machine, with one number of threads, a
+second run gives the same bytes, also if it was interrupted and went on. The config of this run:
 
 ```toml
 {config}

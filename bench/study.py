@@ -1,6 +1,6 @@
 """Studies that choose a protocol: variants of its settings, compared on validation images only.
 
-    python -m bench.study configs/studies/demo.toml --workers 2      # about twenty minutes on two CPU cores
+    python -m bench.study configs/studies/demo_lr.toml --workers 2      # about twenty minutes on two CPU cores
 
 A study's cells are cells like any other, under `results/studies/<name>/`, with the setting `evaluation_split = "val"`; what is
 stored is not run again. The comparison goes to `results/studies/<name>.md` and `.csv`.

@@ -26,15 +26,16 @@ from bench.segmenter import PromptableSegmenter
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "pretrain" / "smoke.toml"
 SHIPPED = PRETRAINED / "tiny.safetensors"
-MARGIN = 3.0  # IoU points between 60 held-out images and all of the card's: about two standard errors
+MARGIN = 1.0  # IoU points between the first 60 held-out images and the 128 of the card; there, 86.05 against 86.03 was measured
 
 
 @pytest.fixture(autouse=True)
 def _as_before():
-    """`main` sets the number of threads and the signal handlers of the process."""
+    """`main` sets the number of threads and the signal handlers of the process, and what torch may do."""
     threads, handlers = torch.get_num_threads(), [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     yield
     torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
         signal.signal(number, handler)
 
@@ -62,10 +63,11 @@ def edited(folder: Path, old: str, new: str) -> Path:
 
 def test_a_second_run_gives_the_same_bytes(smoke, tmp_path):
     assert run(tmp_path / "b.safetensors", tmp_path / "work") == 0
+    assert torch.are_deterministic_algorithms_enabled()  # without it only more threads than the smoke run's would differ
     assert file_sha256(tmp_path / "b.safetensors") == file_sha256(smoke)
 
 
-@pytest.mark.parametrize("steps", [3, 4, 9], ids=["half-size", "growing", "cool-down"])
+@pytest.mark.parametrize("steps", [4, 9], ids=["growing", "cool-down"])
 def test_an_interrupted_run_gives_the_same_bytes(smoke, tmp_path, monkeypatch, steps, capsys):
     import bench.pretrain as module
 
@@ -120,9 +122,10 @@ def test_a_finished_checkpoint_is_not_overwritten(smoke, capsys):
 
 
 def test_a_damaged_resume_file_is_named(smoke, tmp_path, capsys):
-    assert run(tmp_path / "f.safetensors", tmp_path / "work") == 0
-    resume = next((tmp_path / "work").glob("*/resume.pt"))
-    resume.write_bytes(resume.read_bytes()[:5000])
+    whole = next((smoke.parent / "work").glob("*/resume.pt"))
+    resume = tmp_path / "work" / whole.parent.name / whole.name
+    resume.parent.mkdir(parents=True)
+    resume.write_bytes(whole.read_bytes()[:5000])
     assert run(tmp_path / "g.safetensors", tmp_path / "work") == 2
     assert str(resume) in (error := capsys.readouterr().err) and error.count("\n") == 1
 
