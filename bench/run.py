@@ -23,6 +23,9 @@ from bench.store import CellStatus, ResultStore
 from bench.types import Dataset
 
 
+STOPPED = 130  # the exit code after Ctrl-C
+
+
 @dataclass(frozen=True)
 class Options:
     """Where things lie and how cells are run; nothing here changes a number."""
@@ -60,12 +63,15 @@ def run_grid(request: Request, options: Options) -> int:
     store.check_writable()
     store.write_grid(specs)
     if missing:
-        _run_cells(request.backbone, checkpoint, missing, datasets, options)
+        if _run_cells(request.backbone, checkpoint, missing, datasets, options):
+            print("Stopped; the same command goes on from here.")
+            return STOPPED
     return _summary(specs, store)
 
 
-def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datasets: Mapping[str, Dataset], options: Options) -> None:
-    """Runs cells, none of which stops the others; the checkpoint is looked into before the first one starts."""
+def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datasets: Mapping[str, Dataset], options: Options) -> bool:
+    """Runs cells, none of which stops the others; the checkpoint is looked into before the first one starts. Whether the user
+    stopped it."""
     from bench.checkpoints import load_sam
     from bench.workers import Place, run_here, run_in_workers
 
@@ -73,9 +79,7 @@ def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datase
     place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every)
     sam = load_sam(backbone, checkpoint, device)
     workers = min(options.workers, len(specs))
-    stopped = run_here(specs, place, sam, datasets) if workers == 1 else run_in_workers(specs, place, workers)
-    if stopped:
-        print("Stopped; the same command goes on from here.")
+    return run_here(specs, place, sam, datasets) if workers == 1 else run_in_workers(specs, place, workers)
 
 
 def to_run(status: CellStatus, overwrite: str) -> bool:

@@ -18,7 +18,7 @@ import pandas as pd
 from bench.errors import RequestError, unknown
 from bench.plan import Request
 from bench.protocol import load_protocol, read_toml
-from bench.run import Options, run_grid
+from bench.run import STOPPED, Options, run_grid
 from bench.store import ResultStore
 
 
@@ -55,6 +55,8 @@ def run_study(study: Study, out: Path, workers: int) -> int:
         print(f"{study.name}: {_words(variant)}")
         request = Request(**{**study.request, "protocol": _call(study.request["protocol"], variant)})
         codes.append(run_grid(request, Options(out=cells.root, workers=workers)))
+        if codes[-1] == STOPPED:
+            return STOPPED
     table = compare(study, cells)
     text = table.to_markdown(index=False, floatfmt=".1f", missingval="-")
     out.mkdir(parents=True, exist_ok=True)
