@@ -22,7 +22,6 @@ from bench.spec import RunSpec
 from bench.store import CellStatus, ResultStore
 from bench.types import Dataset
 
-
 STOPPED = 130  # the exit code after Ctrl-C
 
 
@@ -62,10 +61,9 @@ def run_grid(request: Request, options: Options) -> int:
         return _list_cells(specs, states, missing)
     store.check_writable()
     store.write_grid(specs)
-    if missing:
-        if _run_cells(request.backbone, checkpoint, missing, datasets, options):
-            print("Stopped; the same command goes on from here.")
-            return STOPPED
+    if missing and _run_cells(request.backbone, checkpoint, missing, datasets, options):
+        print("Stopped; the same command goes on from here.")
+        return STOPPED
     return _summary(specs, store)
 
 

@@ -179,9 +179,14 @@ def _work(place: Place, specs: Sequence[RunSpec], tasks: "Queue[Any]", events: "
     torch.set_num_threads(1)
     gpus = torch.cuda.device_count()
     device = f"cuda:{worker % gpus}" if place.device == "cuda" and gpus else place.device
+    parent = multiprocessing.parent_process()
     with StopSignal() as stop:
+
+        def stop_without_parent(share: float, doing: str) -> None:
+            stop.asked |= parent is not None and not parent.is_alive()  # it was killed: nobody would hear of what follows
+
         bench = Bench(place, load_sam(place.backbone, place.checkpoint, device), open_datasets(specs, place.data), stop)
         while not stop.asked and (task := tasks.get()) is not None:
             index, spec = task
             events.put(("starts", index, 0.0, ""))
-            events.put(("ends", index, 1.0, bench.run(spec, lambda share, doing: None)))
+            events.put(("ends", index, 1.0, bench.run(spec, stop_without_parent)))
