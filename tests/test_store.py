@@ -62,6 +62,7 @@ SPECS = st.builds(
     st.text("0123456789abcdef", min_size=64, max_size=64),
     WORDS,
     COUNTS,
+    st.booleans(),
     METHODS,
     SHOTS,
     COUNTS,
