@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.boards import Ask
+from bench.metrics import RULES
 from bench.plan import Request, specs_of
+from bench.published import PUBLISHED, read_published
 from bench.registry import DATASETS, METHODS
 from bench.spec import RunSpec
 from bench.store import Record, ResultStore
-from bench.tables import PUBLISHED, RULES, Ask, read_published, tables
+from bench.tables import tables
 
 LIMIT_SECONDS = 10.0
 SCORES = ("miou", "mean_image_iou", "dice")
