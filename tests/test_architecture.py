@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 # Each room may import from itself and from the rooms after it. Commands stand first; nothing imports them.
 ROOMS = [
     ["bench.demo", "bench.perf", "bench.pretrain", "bench.study"],
-    ["bench.tables"],
+    ["bench.report"],
+    ["bench.tables", "bench.figures", "bench.compare", "bench.export"],
     ["bench.comparisons", "bench.efficiency", "bench.pivot"],
     ["bench.evidence", "bench.published"],
     ["bench.run", "bench.pictures", "bench.pretrain_trainer", "bench.pretrain_card"],
@@ -23,7 +24,7 @@ ROOMS = [
     ["bench.segmenter", "bench.losses", "bench.metrics", "bench.prompts", "bench.transforms"],
     ["bench.checkpoints", "bench.decoder", "bench.objects"],
     ["bench.sam"],
-    ["bench.stock", "bench.backbones", "bench.spec", "bench.registry", "bench.formats", "bench.statistics"],
+    ["bench.stock", "bench.backbones", "bench.spec", "bench.registry", "bench.formats", "bench.statistics", "bench.style"],
     ["bench.table"],
     ["bench.protocol", "bench.files"],
     ["bench.types"],
