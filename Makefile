@@ -34,10 +34,9 @@ bench: $(RUN)
 	  --pretrained '$(PRETRAINED)' --launcher '$(LAUNCHER)' --out '$(OUT)' || status=$$?; \
 	if [ $$status -le 1 ]; then $(PY) -m bench.tables --like paper --out '$(OUT)' || exit; fi; exit $$status
 
-# Every table that has something to show (2: this kind has nothing), then figures and the report.
 tables: $(RUN)
-	@for kind in plain paper comparisons efficiency shots selections rules; do \
-	  $(PY) -m bench.tables --like $$kind --format md,csv,latex,html --out '$(OUT)' || [ $$? -eq 2 ] || exit 1; done
+	$(PY) -m bench.tables --like all --format md,csv,latex,html --out '$(OUT)'
+	$(PY) -m bench.export --out '$(OUT)'
 	$(PY) -m bench.figures --out '$(OUT)'
 	$(PY) -m bench.report --out '$(OUT)'
 

@@ -18,10 +18,9 @@ from bench.errors import RequestError
 from bench.figures import pictures
 from bench.files import write_together
 from bench.formats import html
-from bench.pivot import PIVOTS
 from bench.store import ResultStore
 from bench.style import rendered
-from bench.tables import LIKE, tables
+from bench.tables import tables
 
 ASSETS = Path(__file__).parent
 LIMIT_BYTES = 10_000_000  # of the page
@@ -36,7 +35,8 @@ ORIGINS = {
     "checkpoint": "checkpoint_sha256",
 }
 SAME = ("commit", "device", "torch")  # cells of one table should have these in common
-AGAIN = """python -m bench.tables --format md,csv,latex,html --out {out}
+AGAIN = """python -m bench.tables --like all --format md,csv,latex,html --out {out}
+python -m bench.export --out {out}
 python -m bench.figures --out {out}
 python -m bench.report --out {out}"""
 
@@ -127,14 +127,9 @@ def mixed(board: Board) -> tuple[str, ...]:
 
 
 def _tables(store: ResultStore) -> Iterator[str]:
-    for kind in ("paper", *(name for name in (*LIKE, *PIVOTS) if name != "paper")):
-        try:
-            made = tables(store, Ask(), kind)
-        except RequestError:  # this kind has nothing to show: another has
-            continue
-        for table in made:
-            region = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.title)}, scrolls sideways">'
-            yield html(table).replace('<div class="scroll">', region)
+    for table in tables(store, Ask(), "all"):
+        region = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.title)}, scrolls sideways">'
+        yield html(table).replace('<div class="scroll">', region)
 
 
 def _cells(found: Sequence[Board]) -> str:

@@ -129,7 +129,9 @@ READING = "Mean ± standard deviation over the n draws and seeds (one where no n
 
 
 def tables(store: ResultStore, ask: Ask, like: str = "plain") -> list[Table]:
-    """The tables that a kind (`LIKE` or `PIVOTS`) makes of the store; RequestError, one sentence, where there is nothing to show."""
+    """The tables that a kind (`LIKE`, `PIVOTS` or "all") makes of the store; RequestError where there is nothing to show."""
+    if like == "all":
+        return _all_kinds(store, ask)
     if like in PIVOTS:
         return pivoted(store, ask, PIVOTS[like])
     made = []
@@ -144,6 +146,18 @@ def tables(store: ResultStore, ask: Ask, like: str = "plain") -> list[Table]:
     if not shown:
         raise RequestError(f"Nothing to show: --like {like} needs at least two methods with rows by image on a data set.")
     return shown
+
+
+def _all_kinds(store: ResultStore, ask: Ask) -> list[Table]:
+    """The tables of every kind that has something to show."""
+    made: list[Table] = []
+    for kind in (*LIKE, *PIVOTS):
+        try:
+            made += tables(store, ask, kind)
+        except RequestError:
+            if kind == next(iter(PIVOTS)) and not made:  # a pivot always shows something, if anything is there
+                raise
+    return made
 
 
 def pivoted(store: ResultStore, ask: Ask, pivot: Pivot) -> list[Table]:
@@ -162,7 +176,7 @@ def write(table: Table, formats: Iterable[str], folder: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
-    parser.add_argument("--like", default="plain", choices=(*LIKE, *PIVOTS), help="`paper` has the published numbers beside ours")
+    parser.add_argument("--like", default="plain", choices=(*LIKE, *PIVOTS, "all"), help="`paper` has the published numbers beside ours")
     parser.add_argument("--rows", help="a table of your own: fields for its rows (backbone, protocol, shots, dataset, method, …)")
     parser.add_argument("--columns", help="and for its columns")
     parser.add_argument("--metric", default="miou", help="what it shows: miou, dice, mean_image_iou, or a column such as cost.steps")
