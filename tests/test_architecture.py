@@ -11,9 +11,10 @@ ROOT = Path(__file__).parent.parent
 # Each room may import from itself and from the rooms after it. Commands stand first; nothing imports them.
 ROOMS = [
     ["bench.demo", "bench.perf", "bench.pretrain", "bench.study"],
-    ["bench.report"],
+    ["bench.report", "bench.sheets"],
     ["bench.tables", "bench.figures", "bench.compare", "bench.export"],
     ["bench.comparisons", "bench.efficiency", "bench.pivot"],
+    ["bench.picks"],
     ["bench.evidence", "bench.published"],
     ["bench.run", "bench.pictures", "bench.pretrain_trainer", "bench.pretrain_card"],
     ["bench.workers", "bench.boards", "bench.pretrain_config", "bench.pretrain_data", "bench.pretrain_curve", "bench.pretrain_muon"],
