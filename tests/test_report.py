@@ -137,10 +137,11 @@ def test_in_a_browser_it_sorts_and_filters_without_error_or_request(page: Path, 
     assert requested(browser) <= {"file", "data"}
 
 
-@pytest.mark.parametrize(("width", "height"), [(375, 800), (1280, 900)])
-def test_the_page_never_scrolls_sideways(page: Path, browser: Any, width: int, height: int) -> None:
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+@pytest.mark.parametrize(("width", "media"), [(375, "screen"), (1280, "screen"), (718, "print")])  # 718 px: A4 less its margins
+def test_the_page_never_scrolls_sideways(page: Path, browser: Any, width: int, media: str) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
     browser.get(page.as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
