@@ -37,11 +37,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A board's counts by (label, data set), with what follows from them for some data sets and their average."""
+    """A board's counts by (label, data set), or why they are lacking, and what follows from them."""
 
     counts: Mapping[Place, Counts]
     datasets: tuple[str, ...]
     averaged: bool
+    lacking: Mapping[Place, str] = field(default_factory=dict)
     cache: dict[Place, Interval | None] = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -96,26 +97,30 @@ class Evidence:
 def evidence(board: Board, datasets: Sequence[str], averaged: bool) -> Evidence:
     """The evidence of a board's stored cells on these data sets; a cell without readable rows by image has none."""
     counts: dict[Place, Counts] = {}
+    lacking: dict[Place, str] = {}
     wanted = board.frame[board.frame["dataset"].isin(list(datasets))] if len(board.frame) else board.frame
     order = wanted.sort_values(["label", "dataset", "draw", "seed"]) if len(wanted) else wanted
     columns = ("label", "dataset", "draw", "seed", "path")
     rows = list(zip(*(order[name] for name in columns), strict=True)) if len(order) else []
     for place, runs in groupby(rows, key=lambda row: (str(row[0]), str(row[1]))):
         found = _counts(place[1], [(f"draw {draw} seed {seed}", Path(path)) for _, _, draw, seed, path in runs], board)
-        if found is not None:
+        if isinstance(found, Counts):
             counts[place] = found
-    return Evidence(counts, tuple(datasets), averaged)
+        else:
+            lacking[place] = found
+    return Evidence(counts, tuple(datasets), averaged, lacking)
 
 
-def _counts(dataset: str, runs: Sequence[tuple[str, Path]], board: Board) -> Counts | None:
-    """The counts of a method's runs on a data set; None unless all of them were tested on the same images."""
+def _counts(dataset: str, runs: Sequence[tuple[str, Path]], board: Board) -> Counts | str:
+    """The counts of a method's runs on a data set, or why there are none: they need the same test images."""
     tables = [read_rows(folder, board.selection, board.rule) for _, folder in runs]
-    if None in tables or len({tuple(table) for table in tables if table is not None}) != 1:
-        return None
+    unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if not table]
+    if unread:
+        return f"the rows by image of {'/'.join(unread[0].parts[-3:])} are absent or damaged"
+    if len({tuple(table) for table in tables if table}) != 1:
+        return "its runs were tested on different images"
     images = tuple(tables[0] or ())
-    if not images:
-        return None
-    pixels = np.array([[table[name] for name in images] for table in tables if table is not None], dtype=float)
+    pixels = np.array([[table[name] for name in images] for table in tables if table], dtype=float)
     names = tuple(f"{dataset}/{name}" for name in images)
     return Counts(tuple(run for run, _ in runs), names, pixels[:, :, 0], pixels[:, :, 1])
 

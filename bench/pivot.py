@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -12,6 +12,7 @@ from bench.boards import Ask, Board, Run, boards
 from bench.errors import RequestError, unknown
 from bench.metrics import RULES
 from bench.protocol import SELECTIONS
+from bench.published import Published, heading, ordered
 from bench.store import ResultStore
 from bench.table import Cell, Column, Row, Table
 
@@ -58,8 +59,8 @@ class Entry:
     gap: Gap | None = None
 
 
-def pivot_tables(store: ResultStore, ask: Ask, pivot: Pivot, heading: Callable[[str], str] = str) -> list[Table]:
-    """The pivot's tables, one for each combination of the fields that it does not show; `heading` names a row's label.
+def pivot_tables(store: ResultStore, ask: Ask, pivot: Pivot, published: Published) -> list[Table]:
+    """The pivot's tables, one for each combination of the fields that it does not show; methods are named as published.
 
     RequestError where there is no cell, or the metric is in no record.
     """
@@ -73,7 +74,7 @@ def pivot_tables(store: ResultStore, ask: Ask, pivot: Pivot, heading: Callable[[
 
     parts = [(key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)]
     notes = tuple(dict.fromkeys(note for board in boards(store, ask) for note in board.notes))
-    return [replace(_table(of, pivot, dict(zip(fixed, key, strict=True)), heading), notes=notes) for key, of in parts]
+    return [replace(_table(of, pivot, dict(zip(fixed, key, strict=True)), published), notes=notes) for key, of in parts]
 
 
 def entries(store: ResultStore, ask: Ask, pivot: Pivot) -> list[Entry]:
@@ -119,10 +120,10 @@ def _float(metric: str, value: object) -> float:
         raise RequestError(f"The column {metric!r} holds {value!r}, which is not a number: choose one that does.") from None
 
 
-def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], heading: Callable[[str], str]) -> Table:
+def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], published: Published) -> Table:
     scores: dict[tuple[str, str], dict[Run, float]] = {}
     gaps: dict[tuple[str, str], tuple[Gap, ...]] = {}
-    rows, columns = _keys(found, pivot.rows), _keys(found, pivot.columns)
+    rows, columns = _keys(found, pivot.rows, published), _keys(found, pivot.columns, published)
     for entry in found:
         place = "\n".join(_key(entry, pivot.rows)), "\n".join(_key(entry, pivot.columns))
         if entry.gap is None:
@@ -132,7 +133,7 @@ def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], headi
     identity = (fixed.get("backbone", ""), fixed.get("protocol", ""), fixed.get("shots", ""), fixed.get("checkpoint", ""))
     board = Board(identity, fixed.get("selection", "shown"), fixed.get("rule", "shown"), pd.DataFrame(), gaps, (), scores)
     heads = tuple(Column(" ".join(key[:-1]), key[-1], digits=_digits(pivot.metric)) for key in columns)
-    body = tuple(Row(_heading(key, pivot, heading), tuple(_cell(board, key, column, pivot.metric) for column in columns)) for key in rows)
+    body = tuple(Row(_heading(key, pivot, published), tuple(_cell(board, key, column, pivot.metric) for column in columns)) for key in rows)
     words = ("pivot", *pivot.rows, "by", *pivot.columns, pivot.metric, *fixed.values())
     name = re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
     corner = " / ".join("method" if name == "label" else name for name in pivot.rows)
@@ -150,21 +151,23 @@ def _digits(metric: str) -> int:
     return 3 if "." in metric else 1
 
 
-def _heading(key: tuple[str, ...], pivot: Pivot, heading: Callable[[str], str]) -> str:
-    return " / ".join(heading(value) if name == "label" else value for name, value in zip(pivot.rows, key, strict=True))
+def _heading(key: tuple[str, ...], pivot: Pivot, published: Published) -> str:
+    return " / ".join(heading(value, published) if name == "label" else value for name, value in zip(pivot.rows, key, strict=True))
 
 
 def _key(entry: Entry, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(entry.at[name] for name in names)
 
 
-def _keys(found: Iterable[Entry], names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The places along one side, in order: numbers of shots as numbers, selections and rules as the protocol lists them."""
-    return sorted({_key(entry, names) for entry in found}, key=lambda key: [_rank(*pair) for pair in zip(names, key, strict=True)])
+def _keys(found: Iterable[Entry], names: Sequence[str], published: Published) -> list[tuple[str, ...]]:
+    """The places along one side, in order: methods as published, numbers of shots as numbers, selections and rules as listed."""
+    keys = {_key(entry, names) for entry in found}
+    labels = ordered({key[names.index("label")] for key in keys}, published) if "label" in names else []
+    listed = {"selection": list(SELECTIONS), "rule": list(RULES), "label": labels}
+    return sorted(keys, key=lambda key: [_rank(value, name, listed.get(name, [])) for name, value in zip(names, key, strict=True)])
 
 
-def _rank(name: str, value: str) -> tuple[int, str]:
-    listed = {"selection": [*SELECTIONS], "rule": [*RULES]}.get(name, [])
+def _rank(value: str, name: str, listed: Sequence[str]) -> tuple[int, str]:
     if value in listed:
         return listed.index(value), value
     if name == "shots":

@@ -88,6 +88,7 @@ def _evidence_notes(known: Evidence) -> tuple[str, ...]:
         f"Bold: best, underlined: second, only where the difference from the next is outside the noise (paired bootstrap on the same "
         f"images and runs, p < 0.05 after Holm's correction for the {tests} comparisons of this table).",
         f"Test images: {images}.",
+        *(f"No interval: {label} on {dataset}: {why}." for (label, dataset), why in known.lacking.items()),
     )
 
 
@@ -162,8 +163,7 @@ def _all_kinds(store: ResultStore, ask: Ask) -> list[Table]:
 
 def pivoted(store: ResultStore, ask: Ask, pivot: Pivot) -> list[Table]:
     """A pivot's tables, its methods named as published."""
-    reference = read_published(PUBLISHED["1"])
-    made = pivot_tables(store, ask, pivot, lambda label: heading(label, reference))
+    made = pivot_tables(store, ask, pivot, read_published(PUBLISHED["1"]))
     return [replace(table, notes=(READING, *table.notes)) for table in made]
 
 

@@ -16,11 +16,11 @@ from bench.boards import Ask, boards
 from bench.errors import RequestError
 from bench.evidence import evidence, read_rows
 from bench.formats import FORMATS, html, latex
-from bench.pivot import Pivot, pivot_tables
+from bench.pivot import Pivot
 from bench.spec import MethodChoice, RunSpec
 from bench.store import Record, ResultStore
 from bench.table import Cell, Column, Row, Table, csv, markdown
-from bench.tables import main, tables
+from bench.tables import main, pivoted, tables
 
 CAT = MethodChoice("cat_sam_t", (), 1, "")
 SAM = MethodChoice("sam", (), 1, "")
@@ -179,6 +179,8 @@ def test_cells_without_rows_by_image_have_no_interval(store: ResultStore) -> Non
     known = evidence(board, ["whu"], averaged=False)
     assert sorted(label for label, _ in known.counts) == ["cat_sam_t", "sam"]
     assert known.interval(LORA.label, "whu") is None
+    (table,) = tables(store, Ask())
+    assert any(note.startswith("No interval: lora(decoder=sam) on whu: the rows by image of whu/lora,") for note in table.notes)
 
 
 def test_efficiency_is_of_all_cells(store: ResultStore) -> None:
@@ -214,10 +216,11 @@ def test_pivots_keep_gaps_and_nan(store: ResultStore) -> None:
     cells = {row.heading: row.cells for row in table.rows}
     assert cells["CAT-SAM-T"][-1].reason in ("failed", "not run")
     (table,) = tables(store, Ask(), "shots")
-    assert table.rows[0].cells[0].reason == "failed"
+    assert [row.heading for row in table.rows] == ["LoRA (decoder: sam)", "CAT-SAM-T"]  # as published
+    assert table.rows[1].cells[0].reason == "failed"
     store.save(Record(replace(SPEC, seed=2), {"best": {"miou_all": math.nan}}, COST, {}), pd.DataFrame(), HISTORY, None)
     (table,) = tables(store, Ask(), "shots")
-    assert table.rows[1].cells[0].reason == "undefined"
+    assert table.rows[0].cells[0].reason == "undefined"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +236,7 @@ def test_pivots_keep_gaps_and_nan(store: ResultStore) -> None:
 def test_a_wrong_pivot_is_one_sentence(store: ResultStore, rows: str, columns: str, metric: str, said: str) -> None:
     put(store, 80.0)
     with pytest.raises(RequestError, match=said):
-        pivot_tables(store, Ask(), Pivot.of(rows, columns, metric))
+        pivoted(store, Ask(), Pivot.of(rows, columns, metric))
 
 
 def test_the_command_pivots_into_all_formats_the_same_bytes_twice(store: ResultStore) -> None:
