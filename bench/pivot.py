@@ -17,6 +17,7 @@ from bench.store import ResultStore
 from bench.table import Cell, Column, Row, Table
 
 FIELDS = ("backbone", "checkpoint", "protocol", "shots", "dataset", "label", "selection", "rule")
+RUN = ("draw", "seed")  # averaged over, where a pivot does not show them
 ALSO = {"method": "label", "weights": "checkpoint"}
 Gap = tuple[Run, str, str]
 
@@ -35,8 +36,8 @@ class Pivot:
         """From comma-separated names; RequestError for an unknown or repeated field."""
         down, across = _names(rows), _names(columns)
         for name in (*down, *across):
-            if name not in FIELDS:
-                raise unknown("field", name, (*FIELDS, *ALSO))
+            if name not in (*FIELDS, *RUN):
+                raise unknown("field", name, (*FIELDS, *RUN, *ALSO))
         if len({*down, *across}) < len(down) + len(across) or not down or not across:
             raise RequestError("A pivot needs at least one field for its rows and one for its columns, each named once.")
         return cls(down, across, metric)
@@ -51,7 +52,7 @@ PIVOTS: Mapping[str, Pivot] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One number of one cell, or the gap where it should be; `at` has a value for each of FIELDS."""
+    """One number of one cell, or the gap where it should be; `at` has a value for each of FIELDS and RUN."""
 
     at: Mapping[str, str]
     run: Run
@@ -102,11 +103,15 @@ def _entries(board: Board, selection: str, rule: str, metric: str) -> list[Entry
     values = board.frame[column] if column in board.frame else pd.Series(math.nan, index=board.frame.index)
     names = [list(board.frame.get(name, ())) for name in ("label", "dataset", "draw", "seed")]
     stored = [
-        Entry({**common, "label": label, "dataset": dataset}, (int(draw), int(seed)), _float(metric, value))
+        Entry(_at(common, label, dataset, (int(draw), int(seed))), (int(draw), int(seed)), _float(metric, value))
         for label, dataset, draw, seed, value in zip(*names, values, strict=True)
     ]
-    asked = [({**common, "label": label, "dataset": dataset}, gap) for (label, dataset), gaps in board.gaps.items() for gap in gaps]
+    asked = [(_at(common, label, dataset, gap[0]), gap) for (label, dataset), gaps in board.gaps.items() for gap in gaps]
     return stored + [Entry(at, gap[0], gap=gap) for at, gap in asked]
+
+
+def _at(common: Mapping[str, str], label: str, dataset: str, run: Run) -> dict[str, str]:
+    return {**common, "label": label, "dataset": dataset, "draw": str(run[0]), "seed": str(run[1])}
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -170,6 +175,6 @@ def _keys(found: Iterable[Entry], names: Sequence[str], published: Published) ->
 def _rank(value: str, name: str, listed: Sequence[str]) -> tuple[int, str]:
     if value in listed:
         return listed.index(value), value
-    if name == "shots":
+    if name in ("shots", *RUN):
         return (int(value) if value.isdigit() else 10**9), value
     return 0, value

@@ -208,6 +208,13 @@ def test_pivots_join_shots_and_part_what_they_do_not_show(store: ResultStore) ->
     assert [round(cell.value or 0) for cell in made[1].rows[0].cells] == [80, 90]
 
 
+def test_pivots_may_show_seeds_apart(store: ResultStore) -> None:
+    for seed in (10, 9):
+        put(store, 50.0 + seed, seed=seed)
+    (table,) = pivoted(store, Ask(), Pivot.of("seed", "dataset", "miou"))
+    assert [(row.heading, round(row.cells[0].value or 0), row.cells[0].n) for row in table.rows] == [("9", 59, 1), ("10", 60, 1)]
+
+
 def test_pivots_keep_gaps_and_nan(store: ResultStore) -> None:
     missing = replace(SPEC, method=CAT)
     store.write_grid([put(store, 80.0, seed=1), missing])
