@@ -35,7 +35,10 @@ bench: $(RUN)
 	if [ $$status -le 1 ]; then $(PY) -m bench.tables --like paper --out '$(OUT)' || exit; fi; exit $$status
 
 tables: $(RUN)
-	$(PY) -m bench.tables --out '$(OUT)'
+	$(PY) -m bench.tables --like all --format md,csv,latex,html --out '$(OUT)'
+	$(PY) -m bench.export --out '$(OUT)'
+	$(PY) -m bench.figures --out '$(OUT)'
+	$(PY) -m bench.report --out '$(OUT)'
 
 # One thread for each worker's torch, or they fight for the cores.
 test: $(DEV)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bench.adapted import load_run
     from bench.backbones import SamConfig
     from bench.checkpoints import load_sam
+    from bench.export import image_rows, results
     from bench.losses import segmentation_loss
     from bench.method import build
     from bench.released import load_cat_sam
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
 _HOMES = {  # looked up on first use: planning and tables must not wait for torch
     "build": "bench.method",
+    "image_rows": "bench.export",
     "load_run": "bench.adapted",
     "load_cat_sam": "bench.released",
     "load_sam": "bench.checkpoints",
     "PromptableSegmenter": "bench.segmenter",
     "Prompts": "bench.types",
     "SamConfig": "bench.backbones",
+    "results": "bench.export",
     "segmentation_loss": "bench.losses",
 }
 __all__ = [
@@ -36,10 +39,12 @@ __all__ = [
     "SamConfig",
     "build",
     "datasets",
+    "image_rows",
     "load_cat_sam",
     "load_run",
     "load_sam",
     "methods",
+    "results",
     "segmentation_loss",
 ]
 

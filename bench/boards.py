@@ -1,6 +1,7 @@
 """What is stored and what was asked for, parted into the boards whose cells may stand in one table."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
@@ -83,6 +84,28 @@ class Board:
         partial = any(cell.n != cell.of for cell in cells.values())
         notes = ("of data sets with missing runs or with different runs",) if partial or not same else ()
         return Cell(mean(_value(cell) for cell in cells.values()), spread, len(common) if same else None, notes=notes)
+
+    @property
+    def context(self) -> tuple[tuple[str, str], ...]:
+        """What all its numbers have in common, for a table's head."""
+        backbone, protocol, shots, checkpoint = self.identity
+        prompts = sorted(set(self.frame["evaluation_prompt"])) if len(self.frame) else []
+        common = (("backbone", backbone), ("weights", checkpoint[:8]), ("shots", shots), ("protocol", protocol))
+        return (*common, ("prompts", "+".join(prompts) or "-"), ("selection", self.selection), ("rule", self.rule))
+
+    def name(self, kind: str) -> str:
+        """A file name for a kind of table or figure of this board."""
+        backbone, protocol, shots, checkpoint = self.identity
+        words = (kind, backbone, checkpoint[:8], f"{shots}shot", protocol, self.selection, self.rule)
+        return re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
+
+    @property
+    def stand_ins(self) -> tuple[str, ...]:
+        """A warning where numbers are of generated images under a real data set's name."""
+        if not len(self.frame) or not self.frame["generated"].any():
+            return ()
+        names = ", ".join(sorted(set(self.frame.loc[self.frame["generated"], "dataset"])))
+        return (f"GENERATED STAND-INS, not the real images: {names}. These numbers say nothing about the real data sets.",)
 
 
 def _value(cell: Cell) -> float:

@@ -22,12 +22,14 @@ from bench.types import Dataset, Prompts
 TRUTH, PREDICTED, BOX = (0.0, 0.62, 0.45), (0.90, 0.35, 0.0), (0.94, 0.89, 0.26)  # colour-blind safe (Okabe and Ito)
 
 
-def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path: Path, images: int = 3) -> None:
-    """Writes a picture: a row for each of `images` test images, a column for the image, the truth and each cell's mask.
+def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path: Path, names: Mapping[str, str] | None = None) -> None:
+    """Writes a picture: a row for each test image, a column for the image, the truth and each cell's mask with its IoU.
 
-    cells: column title -> a cell's folder, the first of which chooses the images: those at evenly spaced ranks of its IoU.
+    cells: column title -> a cell's folder; names: row title -> image. Without names there are three images without titles, at
+    evenly spaced ranks of the first cell's IoU.
     """
-    samples = [dataset.load("test", name) for name in typical_images(next(iter(cells.values())), images)]
+    chosen = typical_images(next(iter(cells.values())), 3) if names is None else list(names.values())
+    samples, images = [dataset.load("test", name) for name in chosen], len(chosen)
     settings = read_record(next(iter(cells.values()))).spec.settings
     prompts = [evaluation_prompts(sample, dataset, settings) for sample in samples]
     figure, axes = plt.subplots(images, 2 + len(cells), figsize=(1.45 * (2 + len(cells)), 1.62 * images), squeeze=False)
@@ -41,11 +43,13 @@ def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path
             iou = image_iou(count(sample.name, given.count, mask, sample.mask))
             _show(row[column], overlay(sample.image, mask, PREDICTED, sample.mask), title)
             row[column].set_xlabel(f"IoU {iou:.0f}", fontsize=7, labelpad=2)
+    for ax, title in zip(axes[:, 0], names or (), strict=False):
+        ax.set_ylabel(title, fontsize=7)
     for ax in axes[1:].ravel():
         ax.set_title("")
     figure.tight_layout(pad=0.3, h_pad=0.6)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)
 
 

@@ -1,11 +1,13 @@
 """A table before any format, and its renderings."""
 
 import io
-from collections.abc import Callable, Mapping
 from csv import writer
 from dataclasses import dataclass
+from typing import Literal
 
 from tabulate import tabulate
+
+Mark = Literal["", "best", "second"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number with its spread, or a `reason` why there is none; `notes` become footnotes, `of` is the runs asked for."""
+    """A number with its spread, or a `reason` why there is none; `notes` become footnotes, `of` is the runs asked for.
+
+    low, high: ends of the 95 % interval; images: test images behind it; mark: "best" or "second" where the difference from the
+    next is outside the noise. A cell of words has its words as `reason`.
+    """
 
     value: float | None = None
     spread: float | None = None
@@ -28,6 +34,10 @@ class Cell:
     of: int | None = None
     reason: str = ""
     notes: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    images: int | None = None
+    mark: Mark = ""
 
 
 @dataclass(frozen=True)
@@ -65,11 +75,14 @@ def markdown(table: Table) -> str:
     return "\n\n".join([f"### {table.title}", _one_line(common), grid, *map(_one_line, notes)]) + "\n"
 
 
+NUMBERS = ("value", "spread", "n", "n_asked", "low", "high", "images", "mark")
+
+
 def csv(table: Table) -> str:
     """The table as CSV, a line a cell, in full precision; the context is repeated on every line."""
     text = io.StringIO()
     out = writer(text, lineterminator="\n")
-    out.writerow([*(name for name, _ in table.context), "row", "group", "column", "value", "spread", "n", "n_asked", "reason", "notes"])
+    out.writerow([*(name for name, _ in table.context), "row", "group", "column", *NUMBERS, "reason", "notes"])
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             place = [*(value for _, value in table.context), row.heading, column.group, column.name]
@@ -77,31 +90,45 @@ def csv(table: Table) -> str:
     return text.getvalue()
 
 
-FORMATS: Mapping[str, Callable[[Table], str]] = {"md": markdown, "csv": csv}
-
-
 def _text(cell: Cell, column: Column, footnotes: list[str]) -> str:
     """A cell's text; adds its notes to the footnotes and refers to them."""
-    for note in cell.notes:
-        if note not in footnotes:
-            footnotes.append(note)
-    marks = "".join(f" [^{footnotes.index(note) + 1}]" for note in cell.notes)
+    marks = "".join(f" [^{i}]" for i in footnote_numbers(cell, footnotes))
     if cell.value is None:
         return _one_line(cell.reason or "-") + marks
+    before, after = {"": ("", ""), "best": ("**", "**"), "second": ("<u>", "</u>")}[cell.mark]
+    return before + number(cell, column) + after + interval(cell, column) + count(cell) + marks
+
+
+def footnote_numbers(cell: Cell, footnotes: list[str]) -> list[int]:
+    """The numbers of a cell's notes, from 1; notes that are new are added to the footnotes."""
+    footnotes += [note for note in dict.fromkeys(cell.notes) if note not in footnotes]
+    return [footnotes.index(note) + 1 for note in cell.notes]
+
+
+def number(cell: Cell, column: Column, between: str = " ± ") -> str:
+    """The value of a cell that has one, with its spread, in the column's digits."""
     sign = "+" if column.signed else ""
-    number = f"{cell.value:{sign},.{column.digits}f}"
-    spread = "" if cell.spread is None else f" ± {cell.spread:.{column.digits}f}"
-    return number + spread + _count(cell) + marks
+    spread = "" if cell.spread is None else f"{between}{cell.spread:.{column.digits}f}"
+    return f"{cell.value:{sign},.{column.digits}f}" + spread
 
 
-def _count(cell: Cell) -> str:
+def interval(cell: Cell, column: Column) -> str:
+    """The 95 % interval in brackets, after a space; empty where there is none."""
+    if cell.low is None or cell.high is None:
+        return ""
+    return f" [{cell.low:.{column.digits}f}, {cell.high:.{column.digits}f}]"
+
+
+def count(cell: Cell) -> str:
+    """How many runs are behind the value, where it is not the one that was asked for."""
     if cell.n is None or (cell.n == 1 and cell.of in (None, 1)):
         return ""
     return f" (n={cell.n})" if cell.of in (None, cell.n) else f" (n={cell.n} of {cell.of})"
 
 
 def _numbers(cell: Cell) -> list[str]:
-    return ["" if number is None else repr(number) for number in (cell.value, cell.spread, cell.n, cell.of)]
+    numbers = (cell.value, cell.spread, cell.n, cell.of, cell.low, cell.high, cell.images)
+    return [*("" if number is None else repr(number) for number in numbers), cell.mark]
 
 
 def _one_line(text: str) -> str:

@@ -1,58 +1,30 @@
-"""Tables of stored cells: python -m bench.tables [--like paper] [--format md,csv] [--out results]
+"""Tables of stored cells: python -m bench.tables [--like paper] [--format md,csv,latex,html] [--out results]
 
 One model of a table is filled from the store and rendered by each format. Cells of different protocols, backbones, weights or
-shots never share a table. It reads files only, takes a second, and needs neither a GPU nor torch. It exits with 0, or with 2
+shots never share a table, unless a pivot (`--rows method --columns dataset,shots`)
+names them in its rows or columns. It reads files only, takes a second, and needs neither a GPU nor torch. It exits with 0, or with 2
 where there is nothing to show.
 """
 
 import argparse
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from bench.boards import Ask, Board, Place, boards
+from bench.comparisons import comparisons_table
+from bench.efficiency import efficiency_table, size_cells, sizes
 from bench.errors import RequestError, unknown
+from bench.evidence import AVERAGE, Evidence, evidence
+from bench.formats import FORMATS, SUFFIX
+from bench.metrics import RULES
+from bench.pivot import PIVOTS, Pivot, pivot_tables
 from bench.protocol import SELECTIONS
-from bench.spec import split_calls
+from bench.published import PUBLISHED, Published, heading, ordered, read_published
 from bench.store import ResultStore
-from bench.table import FORMATS, Cell, Column, Row, Table, markdown
-
-PAPER = Path(__file__).parent.parent / "results" / "paper"
-PUBLISHED = {"1": PAPER / "one_shot.csv"}  # by shots
-RULES = ("all", "empty_as_empty", "with_objects")
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published table: titles and numbers by method name; `source` is where they stand."""
-
-    titles: Mapping[str, str]
-    numbers: Mapping[Place, float]
-    datasets: tuple[str, ...]
-    source: str
-
-    def of(self, label: str, column: str) -> float | None:
-        """The number for a row; None where parameters other than the decoder were changed, or nothing was published."""
-        name, others = _parts(label)
-        return None if others else self.numbers.get((name, column))
-
-
-def read_published(path: Path) -> Published:
-    """A file of `results/paper`: method, label, a column a data set, average, source."""
-    frame = pd.read_csv(path, index_col="method")
-    columns = [str(name) for name in frame.columns if name not in ("label", "source")]
-    numbers = {(str(method), name): float(value) for name in columns for method, value in frame[name].dropna().items()}
-    titles = {str(method): str(title) for method, title in frame["label"].items()}
-    return Published(titles, numbers, tuple(name for name in columns if name != "average"), str(frame["source"].iloc[0]))
-
-
-NOTHING_PUBLISHED = Published({}, {}, (), "")
+from bench.table import Cell, Column, Row, Table, markdown
 
 
 def paper_table(board: Board, published: Published, paper_shots: bool = True) -> Table:
@@ -60,35 +32,64 @@ def paper_table(board: Board, published: Published, paper_shots: bool = True) ->
 
     `paper_shots`: whether the published numbers are of this board's number of shots; where they are not, none is shown.
     """
-    groups = (*published.datasets, "average")
-    columns = tuple(Column(group, name, signed=name == "Δ") for group in groups for name in ("ours", "published", "Δ"))
+    groups = (*published.datasets, AVERAGE)
+    known = evidence(board, published.datasets, averaged=True)
+    parts = ("ours", "published", "Δ", "in 95 %") if known.counts else ("ours", "published", "Δ")
+    columns = tuple(Column(group, name, signed=name == "Δ") for group in groups for name in parts)
+    ours = _scored(board, known, published.datasets, groups)
     rows = []
-    for label in _ordered(board.labels_of(published.datasets), published):
-        ours = [*(board.cell(label, dataset) for dataset in published.datasets), board.average(label, published.datasets)]
+    for label in ordered(board.labels_of(published.datasets), published):
         theirs = [published.of(label, group) if paper_shots else None for group in groups]
-        rows.append(Row(_heading(label, published), tuple(cell for pair in zip(ours, theirs, strict=True) for cell in _beside(*pair))))
+        pairs = zip((ours[label, group] for group in groups), theirs, strict=True)
+        rows.append(Row(heading(label, published), tuple(cell for pair in pairs for cell in _beside(*pair)[: len(parts)])))
     return Table(
-        _name("paper", board),
+        board.name("paper"),
         "Foreground mIoU (%): ours, published, and Δ = ours - published",
-        _context(board),
+        board.context,
         "method",
         columns,
         tuple(rows),
-        (*_stand_ins(board), *_published_notes(board, published, paper_shots), *board.notes),
+        (*board.stand_ins, *_published_notes(board, published, paper_shots), *_evidence_notes(known), *board.notes),
     )
 
 
-def _beside(ours: Cell, theirs: float | None) -> tuple[Cell, Cell, Cell]:
-    difference = None if ours.value is None or theirs is None else ours.value - theirs
-    return ours, Cell(theirs), Cell(difference)
+def _beside(ours: Cell, theirs: float | None) -> tuple[Cell, Cell, Cell, Cell]:
+    if ours.value is None or theirs is None:
+        return ours, Cell(theirs), Cell(), Cell()
+    return ours, Cell(theirs), Cell(ours.value - theirs), Cell(reason=_inside(ours, theirs))
 
 
-def _stand_ins(board: Board) -> tuple[str, ...]:
-    """A warning where numbers are of generated images under a real data set's name."""
-    if not len(board.frame) or not board.frame["generated"].any():
+def _inside(ours: Cell, theirs: float) -> str:
+    if ours.low is None or ours.high is None:
+        return "-"
+    return "inside" if ours.low <= theirs <= ours.high else "above ours" if theirs > ours.high else "below ours"
+
+
+def _scored(board: Board, known: Evidence, datasets: Sequence[str], groups: Sequence[str]) -> dict[Place, Cell]:
+    """(label, group) -> ours with its interval, and with its mark among the group's."""
+    scored = {}
+    for group in groups:
+        of = {
+            label: known.with_interval(board.average(label, datasets) if group == AVERAGE else board.cell(label, group), label, group)
+            for label in board.labels_of(datasets)
+        }
+        marks = known.marks({label: cell.value for label, cell in of.items() if cell.value is not None}, group)
+        scored.update({(label, group): replace(cell, mark=marks.get(label, "")) for label, cell in of.items()})
+    return scored
+
+
+def _evidence_notes(known: Evidence) -> tuple[str, ...]:
+    if not known.counts:
         return ()
-    names = ", ".join(sorted(set(board.frame.loc[board.frame["generated"], "dataset"])))
-    return (f"GENERATED STAND-INS, not the real images: {names}. These numbers say nothing about the real data sets.",)
+    images = ", ".join(f"{name} {len(of.images)}" for name, of in sorted({name: of for (_, name), of in known.counts.items()}.items()))
+    tests = len(known.comparisons)
+    return (
+        "In brackets: 95 % bootstrap interval over test images and runs (images alone where there is one run).",
+        f"Bold: best, underlined: second, only where the difference from the next is outside the noise (paired bootstrap on the same "
+        f"images and runs, p < 0.05 after Holm's correction for the {tests} comparisons of this table).",
+        f"Test images: {images}.",
+        *(f"No interval: {label} on {dataset}: {why}." for (label, dataset), why in known.lacking.items()),
+    )
 
 
 def _published_notes(board: Board, published: Published, paper_shots: bool) -> tuple[str, ...]:
@@ -105,101 +106,80 @@ def _published_notes(board: Board, published: Published, paper_shots: bool) -> t
 def plain_table(board: Board, published: Published, paper_shots: bool = True) -> Table:
     """Methods as rows; trainable parameters and their share, every data set, and the average where there are several."""
     datasets = board.datasets
-    several = ["average"] if len(datasets) > 1 else []
-    columns = (Column("", "trainable", digits=0), Column("", "share %", digits=2), *(Column("", name) for name in (*datasets, *several)))
-    sizes = _sizes(board.frame)
-    rows = []
-    for label in _ordered(board.labels_of(datasets), published):
-        scores = [board.cell(label, dataset) for dataset in datasets] + [board.average(label, datasets) for _ in several]
-        rows.append(Row(_heading(label, published), (*_size_cells(sizes.get(label, set())), *scores)))
-    return Table(
-        _name("plain", board), "Foreground mIoU (%)", _context(board), "method", columns, tuple(rows), (*_stand_ins(board), *board.notes)
-    )
+    groups = (*datasets, AVERAGE) if len(datasets) > 1 else tuple(datasets)
+    columns = (Column("", "trainable", digits=0), Column("", "share %", digits=2), *(Column("", name) for name in groups))
+    known = evidence(board, datasets, averaged=len(datasets) > 1)
+    parameters, ours = sizes(board.frame), _scored(board, known, datasets, groups)
+    rows = [
+        Row(heading(label, published), (*size_cells(parameters.get(label, set())), *(ours[label, group] for group in groups)))
+        for label in ordered(board.labels_of(datasets), published)
+    ]
+    notes = (*board.stand_ins, *_evidence_notes(known), *board.notes)
+    return Table(board.name("plain"), "Foreground mIoU (%)", board.context, "method", columns, tuple(rows), notes)
 
 
-def _sizes(frame: pd.DataFrame) -> dict[str, set[tuple[int, int]]]:
-    """The (trainable, total) parameters of each row's cells."""
-    sizes: dict[str, set[tuple[int, int]]] = {}
-    columns = ("label", "cost.trainable_parameters", "cost.total_parameters")
-    for label, trainable, total in zip(*(frame.get(name, [math.nan] * len(frame)) for name in columns), strict=True):
-        if not (pd.isna(trainable) or pd.isna(total)):
-            sizes.setdefault(label, set()).add((int(trainable), int(total)))
-    return sizes
-
-
-def _size_cells(sizes: set[tuple[int, int]]) -> tuple[Cell, Cell]:
-    if not sizes:
-        return Cell(), Cell()
-    trainable, total = max(sizes)
-    notes = ("the largest of its cells, which differ",) if len(sizes) > 1 else ()
-    return Cell(trainable, notes=notes), Cell(100 * trainable / max(total, 1), notes=notes)
-
-
-LIKE: Mapping[str, Callable[[Board, Published, bool], Table]] = {"paper": paper_table, "plain": plain_table}
-
-
-def _ordered(labels: Iterable[str], published: Published) -> list[str]:
-    """Rows in the paper's order, then other methods, then variants with other parameters."""
-    order = {name: i for i, name in enumerate(published.titles)}
-
-    def rank(label: str) -> tuple[bool, int, str]:
-        name, others = _parts(label)
-        return bool(others), order.get(name, len(order)), label
-
-    return sorted(labels, key=rank)
-
-
-def _parts(label: str) -> tuple[str, list[str]]:
-    """A label's method and its changed parameters, the decoder left aside."""
-    name, _, shown = label.partition("(")
-    return name, [part for part in split_calls(shown.removesuffix(")")) if not part.startswith("decoder=")]
-
-
-def _heading(label: str, published: Published) -> str:
-    name, _, shown = label.partition("(")
-    values = ", ".join(split_calls(shown.removesuffix(")"))).replace("=", ": ")
-    return published.titles.get(name, name) + (f" ({values})" if values else "")
-
-
-def _context(board: Board) -> tuple[tuple[str, str], ...]:
-    backbone, protocol, shots, checkpoint = board.identity
-    prompts = sorted(set(board.frame["evaluation_prompt"])) if len(board.frame) else []
-    common = (("backbone", backbone), ("weights", checkpoint[:8]), ("shots", shots), ("protocol", protocol))
-    return (*common, ("prompts", "+".join(prompts) or "-"), ("selection", board.selection), ("rule", board.rule))
-
-
-def _name(kind: str, board: Board) -> str:
-    backbone, protocol, shots, checkpoint = board.identity
-    words = (kind, backbone, checkpoint[:8], f"{shots}shot", protocol, board.selection, board.rule)
-    return re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
+LIKE: Mapping[str, Callable[[Board, Published, bool], Table]] = {
+    "paper": paper_table,
+    "plain": plain_table,
+    "comparisons": comparisons_table,
+    "efficiency": efficiency_table,
+}
 
 
 READING = "Mean ± standard deviation over the n draws and seeds (one where no n is given); mIoU is pooled over all test pixels."
 
 
 def tables(store: ResultStore, ask: Ask, like: str = "plain") -> list[Table]:
-    """The tables that a kind (`LIKE`) makes of the store; RequestError, one sentence, where there is nothing to show."""
+    """The tables that a kind (`LIKE`, `PIVOTS` or "all") makes of the store; RequestError where there is nothing to show."""
+    if like == "all":
+        return _all_kinds(store, ask)
+    if like in PIVOTS:
+        return pivoted(store, ask, PIVOTS[like])
     made = []
     reference = read_published(PUBLISHED["1"])
     for board in boards(store, ask):
         path = PUBLISHED.get(board.identity[2])
         made.append(LIKE[like](board, read_published(path) if path else reference, path is not None))
-    shown = [replace(table, notes=(READING, *table.notes)) for table in made if table.rows]
-    if not shown:
+    reading = (READING,) if like in ("paper", "plain") else ()
+    shown = [replace(table, notes=(*reading, *table.notes)) for table in made if table.rows]
+    if not shown and like == "paper":
         raise RequestError(f"No cell is of the data sets {', '.join(reference.datasets)}, which --like {like} is about: leave it out.")
+    if not shown:
+        raise RequestError(f"Nothing to show: --like {like} needs at least two methods with rows by image on a data set.")
     return shown
+
+
+def _all_kinds(store: ResultStore, ask: Ask) -> list[Table]:
+    """The tables of every kind that has something to show."""
+    made: list[Table] = []
+    for kind in (*LIKE, *PIVOTS):
+        try:
+            made += tables(store, ask, kind)
+        except RequestError:
+            if kind == next(iter(PIVOTS)) and not made:  # a pivot always shows something, if anything is there
+                raise
+    return made
+
+
+def pivoted(store: ResultStore, ask: Ask, pivot: Pivot) -> list[Table]:
+    """A pivot's tables, its methods named as published."""
+    made = pivot_tables(store, ask, pivot, read_published(PUBLISHED["1"]))
+    return [replace(table, notes=(READING, *table.notes)) for table in made]
 
 
 def write(table: Table, formats: Iterable[str], folder: Path) -> None:
     """Writes `<folder>/<name>.<format>` for each format."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in formats:
-        (folder / f"{table.name}.{name}").write_text(FORMATS[name](table))
+        (folder / f"{table.name}.{SUFFIX.get(name, name)}").write_text(FORMATS[name](table), encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
-    parser.add_argument("--like", default="plain", choices=LIKE, help="the paper's table, beside its numbers, or a plain one")
+    parser.add_argument("--like", default="plain", choices=(*LIKE, *PIVOTS, "all"), help="`paper` has the published numbers beside ours")
+    parser.add_argument("--rows", help="a table of your own: fields for its rows (backbone, protocol, shots, dataset, method, …)")
+    parser.add_argument("--columns", help="and for its columns")
+    parser.add_argument("--metric", default="miou", help="what it shows: miou, dice, mean_image_iou, or a column such as cost.steps")
     parser.add_argument("--format", default="md,csv", help=f"files to write: {','.join(FORMATS)}")
     parser.add_argument("--out", default="results", type=Path, help="the results folder; tables go to its tables/")
     parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
@@ -210,6 +190,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _asked(given: argparse.Namespace) -> list[Table]:
+    """The tables of a command line."""
+    ask = Ask(given.selection, given.rule, given.shots, given.protocol, given.backbone)
+    if given.rows or given.columns:
+        return pivoted(ResultStore(given.out), ask, Pivot.of(given.rows or "", given.columns or "", given.metric))
+    return tables(ResultStore(given.out), ask, given.like)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     given = _parser().parse_args(arguments)
@@ -218,8 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in formats:
             if name not in FORMATS:
                 raise unknown("table format", name, FORMATS)
-        ask = Ask(given.selection, given.rule, given.shots, given.protocol, given.backbone)
-        for table in tables(ResultStore(given.out), ask, given.like):
+        for table in _asked(given):
             write(table, formats, given.out / "tables")
             print(markdown(table))
     except BrokenPipeError:  # the reader has seen enough (`| head`); nothing may be flushed to it at exit

@@ -11,7 +11,12 @@ ROOT = Path(__file__).parent.parent
 # Each room may import from itself and from the rooms after it. Commands stand first; nothing imports them.
 ROOMS = [
     ["bench.demo", "bench.perf", "bench.pretrain", "bench.study"],
-    ["bench.run", "bench.pictures", "bench.tables", "bench.pretrain_trainer", "bench.pretrain_card"],
+    ["bench.report", "bench.sheets"],
+    ["bench.tables", "bench.figures", "bench.compare", "bench.export"],
+    ["bench.comparisons", "bench.efficiency", "bench.pivot"],
+    ["bench.picks"],
+    ["bench.evidence", "bench.published"],
+    ["bench.run", "bench.pictures", "bench.pretrain_trainer", "bench.pretrain_card"],
     ["bench.workers", "bench.boards", "bench.pretrain_config", "bench.pretrain_data", "bench.pretrain_curve", "bench.pretrain_muon"],
     ["bench.adapted", "bench.cell", "bench.plan", "bench.progress"],
     ["bench.train", "bench.evaluate", "bench.provenance", "bench.store"],
@@ -20,7 +25,8 @@ ROOMS = [
     ["bench.segmenter", "bench.losses", "bench.metrics", "bench.prompts", "bench.transforms"],
     ["bench.checkpoints", "bench.decoder", "bench.objects"],
     ["bench.sam"],
-    ["bench.stock", "bench.backbones", "bench.spec", "bench.registry", "bench.table"],
+    ["bench.stock", "bench.backbones", "bench.spec", "bench.registry", "bench.formats", "bench.statistics", "bench.style"],
+    ["bench.table"],
     ["bench.protocol", "bench.files"],
     ["bench.types"],
     ["bench.errors"],

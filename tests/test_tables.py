@@ -12,10 +12,11 @@ from test_store import HISTORY, IMAGES, record, save
 
 from bench.boards import Ask
 from bench.errors import RequestError
+from bench.published import read_published
 from bench.spec import MethodChoice, RunSpec
 from bench.store import Record, ResultStore
 from bench.table import Cell, Column, Row, Table, csv, markdown
-from bench.tables import main, read_published, tables
+from bench.tables import main, tables
 
 CAT_T = MethodChoice("cat_sam_t", (), 1, "")
 LORA_8 = MethodChoice("lora", (("decoder", "sam"), ("rank", 8)), 1, "decoder=sam,rank=8")
@@ -110,7 +111,10 @@ def test_golden_plain_table(store: ResultStore) -> None:
 
 def test_csv_is_in_full_precision_a_line_a_cell() -> None:
     table = Table("t", "T", (("shots", "1"),), "method", (Column("whu", "ours"),), (Row("a", (Cell(1 / 3, 0.1, 2, 3, notes=("x", "y")),)),))
-    assert csv(table) == ("shots,row,group,column,value,spread,n,n_asked,reason,notes\n1,a,whu,ours,0.3333333333333333,0.1,2,3,,x; y\n")
+    assert csv(table) == (
+        "shots,row,group,column,value,spread,n,n_asked,low,high,images,mark,reason,notes\n"
+        "1,a,whu,ours,0.3333333333333333,0.1,2,3,,,,,,x; y\n"
+    )
 
 
 def test_the_same_cells_give_the_same_bytes(store: ResultStore, tmp_path: Path) -> None:
@@ -277,7 +281,7 @@ def test_the_command_writes_and_prints(store: ResultStore, capsys: pytest.Captur
     ("arguments", "said"),
     [
         ([], "No cell is stored or asked for below "),
-        (["--format", "md,htm"], "Unknown table format 'htm'. Known: csv, md."),
+        (["--format", "md,htm"], "Unknown table format 'htm'. Did you mean html? Known: csv, html, latex, md."),
     ],
 )
 def test_a_wrong_request_is_one_sentence(store: ResultStore, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:

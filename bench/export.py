@@ -1,0 +1,104 @@
+"""The stored cells as tidy tables: python -m bench.export [--out results] [--parquet], and `bench.results()` in Python.
+
+Writes `<out>/tables/results.csv`, one row a cell, and `<out>/tables/images.csv`, one row a selection, test image and cell.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+
+from bench.errors import RequestError
+from bench.store import ResultStore
+
+COLUMNS = {
+    "dataset": "the data set's name",
+    "method": "the method's name",
+    "label": "the method with its shown parameters",
+    "decoder": "whose mask decoder a baseline has; empty where a method has no such choice",
+    "shots": "labelled images, or 'full' (text)",
+    "draw": "which few-shot images; 0 is the official list",
+    "seed": "the training's randomness",
+    "backbone": "vit_b, vit_l, vit_h or tiny",
+    "protocol": "the protocol's name with its changed settings",
+    "checkpoint_sha256": "of the backbone's weights",
+    "evaluation_prompt": "box or point",
+    "selection": "the selection rule whose weights are kept",
+    "dataset_revision": "counts changes of the data set's meaning",
+    "generated": "whether the images are generated stand-ins under a real name",
+    "method_revision": "counts changes of the method's meaning",
+    "method_id": "equal where the method is the same",
+    "recipe": "equal where only draw and seed differ",
+    "key": "the cell's key, a hash of all that can change the number",
+    "<selection>.miou_<rule>": "foreground IoU pooled over the test pixels, percent; also dice_ and mean_image_iou_",
+    "cost.*": "counts, seconds, bytes and MB, as in the record",
+    "provenance.*": "code, packages and machine, as in the record",
+    "path": "the cell's folder",
+}
+IDENTITY = ("key", "dataset", "label", "shots", "draw", "seed", "backbone", "protocol")
+
+
+def results(out: str | Path = "results") -> pd.DataFrame:
+    """One row a stored cell, columns as COLUMNS says. A damaged record is warned of by path and left out."""
+    scan = ResultStore(Path(out)).scan()
+    for item in scan.damaged:
+        warnings.warn(f"Left out: {item.path}: {item.reason}.", stacklevel=2)
+    return scan.table.assign(shots=scan.table["shots"].astype(str)) if len(scan.table) else scan.table
+
+
+def image_rows(out: str | Path = "results") -> pd.DataFrame:
+    """One row a selection, test image and cell: the cell's identity, then pixel counts, IoU and Dice (percent).
+
+    A cell whose rows cannot be read is warned of by path and left out.
+    """
+    store, parts = ResultStore(Path(out)), []
+    for cell in results(out).to_dict("records"):
+        try:
+            images = store.images(Path(str(cell["path"])))
+        except (OSError, ValueError) as error:
+            warnings.warn(f"Left out: the images of {cell['path']}: {error}.", stacklevel=2)
+            continue
+        parts.append(images.assign(**{name: cell[name] for name in IDENTITY})[[*IDENTITY, *images.columns]])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def export(out: Path, parquet: bool) -> list[Path]:
+    """Writes both tables and returns the paths; RequestError without cells, or where parquet is asked for without pyarrow."""
+    if parquet and find_spec("pyarrow") is None:
+        raise RequestError("--parquet needs the package pyarrow, which is not installed: pip install pyarrow, or leave it out.")
+    tables = {"results": results(out), "images": image_rows(out)}
+    if tables["results"].empty:
+        raise RequestError(f"No cell is stored below {out / 'runs'}.")
+    folder = out / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, table in tables.items():
+        path = folder / f"{name}.{'parquet' if parquet else 'csv'}"
+        if parquet:
+            table.to_parquet(path, index=False)
+        else:
+            table.to_csv(path, index=False, lineterminator="\n")
+        written.append(path)
+    return written
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.export", description="The stored cells as tidy tables.")
+    parser.add_argument("--out", default="results", type=Path, help="the results folder; the tables go to its tables/")
+    parser.add_argument("--parquet", action="store_true", help="parquet instead of CSV; needs pyarrow")
+    given = parser.parse_args(arguments)
+    try:
+        print(*export(given.out, given.parquet), sep="\n")
+    except (RequestError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

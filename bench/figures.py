@@ -1,0 +1,301 @@
+"""Figures of stored cells, as PDF, SVG and PNG: python -m bench.figures [--out results]
+
+A board (backbone, weights, shots, protocol) gives bars with intervals, cost against mIoU, training curves, the best two methods
+image by image, and ranks over data sets; shots are drawn across boards. What a board has no cells for is not drawn.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.boards import Ask, Board, boards
+from bench.errors import RequestError
+from bench.evidence import Evidence, evidence
+from bench.published import PUBLISHED, Published, heading, ordered, read_published
+from bench.statistics import critical_difference, mean_ranks
+from bench.store import ResultStore
+from bench.style import GREY, colour, marker, panels, save
+from bench.table import Cell
+
+MIOU = "foreground mIoU (%)"
+COSTS = {
+    "parameters": ("cost.trainable_parameters", "trainable parameters"),
+    "memory": ("cost.peak_memory_mb", "peak memory (MB)"),
+    "time": ("cost.training_seconds", "training time (s)"),
+}
+NAMED = 4  # images whose disagreement is named
+
+
+@dataclass(frozen=True)
+class View:
+    """A board ready to be drawn: its methods in the paper's order, with titles, and its evidence."""
+
+    board: Board
+    known: Evidence
+    labels: tuple[str, ...]
+    titles: tuple[str, ...]
+
+    @classmethod
+    def of(cls, board: Board, published: Published) -> "View":
+        """The view of a board's methods that have cells."""
+        labels = tuple(label for label in ordered(board.labels_of(board.datasets), published) if _stored(board, label))
+        titles = tuple(heading(label, published).replace(" (", "\n(") for label in labels)
+        return cls(board, evidence(board, board.datasets, averaged=len(board.datasets) > 1), labels, titles)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The data sets on which a method is stored."""
+        return sorted({dataset for _, dataset in self.board.scores})
+
+    def score(self, label: str, dataset: str) -> float | None:
+        """The mean over runs, in percent."""
+        return self.board.cell(label, dataset).value
+
+
+def _stored(board: Board, label: str) -> bool:
+    return any(label == stored for stored, _ in board.scores)
+
+
+Drawn = Iterator[Figure]
+
+
+@contextmanager
+def bars(view: View) -> Drawn:
+    """Every method on every data set, with its 95 % interval."""
+    with panels(len(view.datasets), height=2.9) as (figure, axes):
+        for ax, dataset in zip(axes, view.datasets, strict=True):
+            for i, label in enumerate(view.labels):
+                cell = view.known.with_interval(view.board.cell(label, dataset), label, dataset)
+                if cell.value is None:
+                    ax.text(i, 1, cell.reason, rotation=90, ha="center", va="bottom", color=GREY)
+                    continue
+                ax.bar(i, cell.value, color=colour(i), width=0.7)
+                if cell.low is not None and cell.high is not None:
+                    ends = [[max(0.0, cell.value - cell.low)], [max(0.0, cell.high - cell.value)]]
+                    ax.errorbar(i, cell.value, ends, color="black", capsize=3, linewidth=1)
+            ax.set_xticks(range(len(view.labels)), view.titles, rotation=40, ha="right")
+            ax.set(title=dataset, ylabel=MIOU, ylim=(0, 100))
+            ax.grid(axis="x", visible=False)
+        yield figure
+
+
+@contextmanager
+def cost_against_miou(view: View, cost: str) -> Drawn:
+    """A cost against mIoU; a line joins the methods that no other beats at the same cost or less."""
+    column, name = COSTS[cost]
+    with panels(len(view.datasets)) as (figure, axes):
+        for ax, dataset in zip(axes, view.datasets, strict=True):
+            points = _points(view, dataset, column)
+            front = pareto([(x, y) for _, x, y in points])
+            if front:
+                ax.plot([x for x, _ in front], [y for _, y in front], color=GREY, linestyle="--", zorder=1, label="Pareto front")
+                ax.legend(loc="lower right")
+            for i, x, y in points:
+                ax.scatter(x, y, color=colour(i), marker=marker(i), s=36, zorder=2)
+                ax.annotate(view.titles[i].replace("\n", " "), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6)
+            if max((x for _, x, _ in points), default=0) > 1000:
+                ax.set_xscale("symlog", linthresh=100)
+            ax.margins(0.2)
+            ax.set(title=dataset, xlabel=name, ylabel=MIOU)
+        yield figure
+
+
+def _points(view: View, dataset: str, column: str) -> list[tuple[int, float, float]]:
+    """(method, cost, mIoU) of the methods that have both."""
+    frame, found = view.board.frame, []
+    for i, label in enumerate(view.labels):
+        mine = frame[(frame["label"] == label) & (frame["dataset"] == dataset)]
+        cost, score = mine.get(column, pd.Series(dtype=float)).astype(float).mean(), view.score(label, dataset)
+        if score is not None and not np.isnan(cost):
+            found.append((i, float(cost), score))
+    return found
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other has both cheaper (or as cheap) and better (or as good), by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
+
+
+@contextmanager
+def curves(view: View, store: ResultStore) -> Drawn:
+    """The training loss by step, a thin line a run, smoothed over a twentieth of the steps."""
+    with panels(len(view.datasets)) as (figure, axes):
+        for ax, dataset in zip(axes, view.datasets, strict=True):
+            for i, label in enumerate(view.labels):
+                frame = view.board.frame
+                for j, path in enumerate(frame[(frame["label"] == label) & (frame["dataset"] == dataset)]["path"]):
+                    history = _history(store, Path(path))
+                    if history is not None:
+                        smooth = history["loss"].rolling(max(1, len(history) // 20), min_periods=1).mean()
+                        ax.plot(history["step"], smooth, color=colour(i), linewidth=0.9, label=None if j else view.titles[i])
+            ax.set(title=dataset, xlabel="step", ylabel="training loss")
+            if ax.get_legend_handles_labels()[0]:
+                ax.legend()
+        yield figure
+
+
+def _history(store: ResultStore, folder: Path) -> pd.DataFrame | None:
+    try:
+        history = store.history(folder)
+    except (OSError, ValueError):
+        return None
+    return history if {"step", "loss"} <= set(history.columns) else None
+
+
+@contextmanager
+def image_by_image(view: View) -> Drawn:
+    """The IoU of every image under the best method against the next best; the largest disagreements are named."""
+    with panels(len(view.datasets), height=3.2) as (figure, axes):
+        for ax, dataset in zip(axes, view.datasets, strict=True):
+            best = sorted((label for label, name in view.known.counts if name == dataset), key=lambda x: -(view.score(x, dataset) or 0))
+            if len(best) < 2:
+                ax.text(0.5, 0.5, "fewer than two methods\nwith rows by image", ha="center", transform=ax.transAxes)
+                continue
+            _scatter(ax, view, dataset, best[0], best[1])
+        yield figure
+
+
+def _scatter(ax: Axes, view: View, dataset: str, a: str, b: str) -> None:
+    counts = (view.known.counts[a, dataset], view.known.counts[b, dataset])
+    x, y = ((100 * of.intersections / np.maximum(of.unions, 1)).mean(axis=0) for of in counts)
+    ax.plot([0, 100], [0, 100], color=GREY, linewidth=0.8)
+    ax.scatter(x, y, s=9, color=colour(0), alpha=0.6, linewidths=0)
+    if counts[0].images == counts[1].images:
+        for i in np.argsort(-np.abs(x - y), kind="stable")[:NAMED]:
+            ax.annotate(counts[0].images[i].partition("/")[2], (x[i], y[i]), xytext=(3, 3), textcoords="offset points", fontsize=6)
+    title = dict(zip(view.labels, view.titles, strict=True))
+    ax.set(title=dataset, xlabel=f"IoU (%), {_flat(title[a])}", ylabel=f"IoU (%), {_flat(title[b])}", xlim=(-2, 102), ylim=(-2, 102))
+    ax.set_aspect("equal")
+
+
+def _flat(title: str) -> str:
+    return title.replace("\n", " ")
+
+
+@contextmanager
+def ranks(view: View) -> Drawn:
+    """Mean ranks over data sets; methods on one bar are nearer than Nemenyi's critical difference."""
+    complete = [label for label in view.labels if all(view.score(label, dataset) is not None for dataset in view.datasets)]
+    scores = np.array([[view.score(label, dataset) for label in complete] for dataset in view.datasets], dtype=float)
+    found, gap = mean_ranks(scores), critical_difference(len(complete), len(view.datasets))
+    title = dict(zip(view.labels, view.titles, strict=True))
+    with panels(1, width=5.5, height=0.9 + 0.28 * len(complete)) as (figure, (ax,)):
+        order = np.argsort(found, kind="stable")
+        for place, i in enumerate(order):
+            ax.plot(found[i], -place, marker(view.labels.index(complete[i])), color=colour(view.labels.index(complete[i])))
+            ax.plot([found[i], found[i] + gap], [-place, -place], color=GREY, linewidth=0.8, zorder=0)
+        ax.set_yticks([-place for place in range(len(order))], [_flat(title[complete[i]]) for i in order])
+        ax.set(xlabel=f"mean rank over {len(view.datasets)} data sets (1 is best); lines: critical difference {gap:.2f}")
+        ax.set_title("A method is told apart from those whose point lies beyond its line", fontsize=7)
+        yield figure
+
+
+@contextmanager
+def shot_curves(views: Sequence[View]) -> Drawn:
+    """mIoU by number of shots, for views that differ in nothing else; bars are 95 % intervals."""
+    datasets = sorted({dataset for view in views for dataset in view.datasets})
+    labels = list(dict.fromkeys(label for view in views for label in view.labels))
+    titles = {label: title for view in views for label, title in zip(view.labels, view.titles, strict=True)}
+    with panels(len(datasets)) as (figure, axes):
+        for ax, dataset in zip(axes, datasets, strict=True):
+            for i, label in enumerate(labels):
+                cells = [view.known.with_interval(view.board.cell(label, dataset), label, dataset) for view in views]
+                _shot_line(ax, i, titles[label], cells)
+            ax.set_xticks(range(len(views)), [view.board.identity[2] for view in views])
+            ax.set(title=dataset, xlabel="shots", ylabel=MIOU)
+            ax.legend()
+        yield figure
+
+
+def _shot_line(ax: Axes, i: int, title: str, cells: Sequence[Cell]) -> None:
+    there = [(k, cell.value) for k, cell in enumerate(cells) if cell.value is not None]
+    ax.plot([k for k, _ in there], [value for _, value in there], color=colour(i), marker=marker(i), markersize=4, label=title)
+    for k, cell in enumerate(cells):
+        if cell.low is not None and cell.high is not None:
+            ax.vlines(k, cell.low, cell.high, color=colour(i), linewidth=0.8)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure to be drawn: its file name, what it shows (its alternative text), and how it is drawn."""
+
+    name: str
+    caption: str
+    draw: Callable[[], AbstractContextManager[Figure]]
+
+
+def pictures(store: ResultStore, ask: Ask) -> list[Picture]:
+    """All figures that the stored cells can fill; RequestError where there is no cell."""
+    found: list[Picture] = []
+    views = []
+    for board in boards(store, ask):
+        path = PUBLISHED.get(board.identity[2], PUBLISHED["1"])
+        view = View.of(board, read_published(path))
+        if view.labels:
+            views.append(view)
+            found += _of_view(view, store)
+    return found + _across(views)
+
+
+def _of_view(view: View, store: ResultStore) -> list[Picture]:
+    board, name = view.board, view.board.name
+    said = f"{board.identity[0]}, {board.identity[2]} shots, {board.identity[1]}"
+    found = [Picture(name("bars"), f"Foreground mIoU with 95 % intervals ({said})", lambda: bars(view))]
+    for cost, (column, words) in COSTS.items():
+        if column in board.frame:
+            caption = f"{words[0].upper()}{words[1:]} against mIoU ({said})"
+            found.append(Picture(name(cost), caption, lambda cost=cost: cost_against_miou(view, cost)))  # type: ignore[misc]
+    found.append(Picture(name("curves"), f"Training loss ({said})", lambda: curves(view, store)))
+    if len({label for label, _ in view.known.counts}) > 1:
+        found.append(Picture(name("images"), f"IoU image by image, best against second ({said})", lambda: image_by_image(view)))
+    whole = [label for label in view.labels if all(view.score(label, dataset) is not None for dataset in view.datasets)]
+    if len(whole) > 1 and len(view.datasets) > 1:
+        found.append(Picture(name("ranks"), f"Mean ranks over data sets with the critical difference ({said})", lambda: ranks(view)))
+    return found
+
+
+def _across(views: Sequence[View]) -> list[Picture]:
+    def same(view: View) -> tuple[str, str, str]:
+        backbone, protocol, _, checkpoint = view.board.identity
+        return backbone, protocol, checkpoint
+
+    found = []
+    for (backbone, protocol, _), group in groupby(sorted(views, key=same), key=same):
+        of = sorted(group, key=lambda view: (view.board.identity[2] == "full", view.board.identity[2].zfill(9)))
+        if len(of) > 1:
+            name = of[0].board.name("shots").replace(f"_{of[0].board.identity[2]}shot_", "_")
+            found.append(Picture(name, f"mIoU by shots ({backbone}, {protocol})", lambda of=of: shot_curves(of)))  # type: ignore[misc]
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.figures", description="Figures of the stored cells.")
+    parser.add_argument("--out", default="results", type=Path, help="the results folder; figures go to its figures/")
+    parser.add_argument("--rule", default="all", help="what images without any object count")
+    given = parser.parse_args(arguments)
+    try:
+        for picture in pictures(ResultStore(given.out), Ask(rule=given.rule)):
+            with picture.draw() as figure:
+                print(*save(figure, given.out / "figures", picture.name))
+    except (RequestError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Sheets of predictions: python -m bench.sheets [--out results] [--images 0104,0110] [--data data] [--pretrained pretrained]
+
+For every data set of every board (backbone, weights, shots, protocol) one picture: image with prompts, ground truth, and the mask
+of every method with its IoU, each of the first draw and seed that all methods have. The images are the best, the median, the worst
+and the one of largest disagreement, unless they are named. It predicts, so it needs the data and the checkpoint.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.backbones import PRETRAINED, checkpoint_path
+from bench.boards import Ask, Board, boards
+from bench.checkpoints import load_sam
+from bench.errors import RequestError
+from bench.picks import picked_images
+from bench.pictures import prediction_sheet
+from bench.published import PUBLISHED, heading, ordered, read_published
+from bench.registry import DATASETS
+from bench.sam import Sam
+from bench.store import ResultStore
+from bench.types import Dataset
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A sheet to be drawn: column title -> folder of a cell."""
+
+    board: Board
+    dataset: str
+    cells: dict[str, Path]
+
+    @property
+    def name(self) -> str:
+        """Its file name; the report takes what begins with `predictions_`."""
+        return f"predictions_{self.board.name(self.dataset)}.png"
+
+
+def sheets(store: ResultStore, ask: Ask) -> Iterator[Sheet]:
+    """The sheets of all boards; a data set whose methods have no draw and seed in common has none."""
+    published = read_published(PUBLISHED["1"])
+    for board in boards(store, ask):
+        for dataset in board.datasets:
+            runs = [set(scores) for (_, name), scores in board.scores.items() if name == dataset]
+            common = sorted(set.intersection(*runs)) if runs else []
+            if common:
+                frame = board.frame[board.frame["dataset"] == dataset]
+                mine = frame[(frame["draw"] == common[0][0]) & (frame["seed"] == common[0][1])]
+                folders = dict(zip(mine["label"], map(Path, mine["path"]), strict=True))
+                cells = {heading(label, published).replace(" (", "\n("): folders[label] for label in ordered(folders, published)}
+                yield Sheet(board, dataset, cells)
+
+
+def draw(sheet: Sheet, dataset: Dataset, sam: Sam, folder: Path, images: Sequence[str] = ()) -> Path:
+    """Writes the sheet and returns its path; RequestError where a named image is not a test image."""
+    unknown = [name for name in images if name not in dataset.names("test")]
+    if unknown:
+        raise RequestError(f"{sheet.dataset} has no test image named {', '.join(unknown)}; images.csv of any of its cells lists them.")
+    names = {name: name for name in images} or picked_images(list(sheet.cells.values()))
+    shown = {title if title == name else f"{title}\n{name}": name for title, name in names.items()}
+    path = folder / sheet.name
+    prediction_sheet(sheet.cells, dataset, sam, path, shown)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sheets", description="Sheets of predictions of the stored cells.")
+    parser.add_argument("--out", default="results", type=Path, help="the results folder; sheets go to its figures/")
+    parser.add_argument("--images", default="", help="names of test images, instead of those that are picked")
+    parser.add_argument("--dataset", help="only this data set")
+    parser.add_argument("--data", default="data", type=Path, help="folder of the data sets")
+    parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
+    given = parser.parse_args(arguments)
+    images = [name.strip() for name in given.images.split(",") if name.strip()]
+    try:
+        wanted = [sheet for sheet in sheets(ResultStore(given.out), Ask()) if given.dataset in (None, sheet.dataset)]
+        for sheet in wanted:
+            backbone = sheet.board.identity[0]
+            sam = load_sam(backbone, checkpoint_path(backbone, given.pretrained))
+            opened = DATASETS.get(sheet.dataset).open(given.data)  # type: ignore[attr-defined]
+            print(draw(sheet, opened, sam, given.out / "figures", images))
+    except (RequestError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

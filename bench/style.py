@@ -1,0 +1,81 @@
+"""How every figure looks and is written: one palette (Okabe and Ito, colour-blind safe), one size of type, the same bytes twice."""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A6A00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside the colour, for print in grey
+GREY = "#888888"
+SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.3,
+    "svg.hashsalt": "sam-peft-bench",
+    "pdf.fonttype": 42,
+}
+METADATA: Mapping[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+}
+
+
+@contextmanager
+def panels(count: int, width: float = 3.2, height: float = 2.7) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure with that many panels side by side, three a line; width and height of each in inches. Closed at the end."""
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
+        figure, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False, layout="constrained")
+        shown = list(axes.ravel())
+        for ax in shown[count:]:
+            ax.set_axis_off()
+        try:
+            yield figure, shown[:count]
+        finally:
+            plt.close(figure)
+
+
+def colour(i: int) -> str:
+    """The colour of the i-th method."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def marker(i: int) -> str:
+    """The marker of the i-th method."""
+    return MARKERS[i % len(MARKERS)]
+
+
+def rendered(figure: Figure, form: str) -> bytes:
+    """The figure as "pdf", "svg" or "png"; the same figure gives the same bytes."""
+    with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
+        content = io.BytesIO()
+        figure.savefig(content, format=form, dpi=200, metadata=METADATA[form])
+    return content.getvalue()
+
+
+def save(figure: Figure, folder: Path, name: str, forms: tuple[str, ...] = tuple(METADATA)) -> list[Path]:
+    """Writes `<folder>/<name>.<form>` for each form and returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{form}" for form in forms]
+    for path, form in zip(paths, forms, strict=True):
+        path.write_bytes(rendered(figure, form))
+    return paths
