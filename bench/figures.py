@@ -82,7 +82,7 @@ def bars(view: View) -> Drawn:
                 if cell.low is not None and cell.high is not None:
                     ends = [[max(0.0, cell.value - cell.low)], [max(0.0, cell.high - cell.value)]]
                     ax.errorbar(i, cell.value, ends, color="black", capsize=3, linewidth=1)
-            ax.set_xticks(range(len(view.labels)), view.titles, rotation=40, ha="right")
+            ax.set_xticks(range(len(view.labels)), view.titles, rotation=90, multialignment="right")
             ax.set(title=dataset, ylabel=MIOU, ylim=(0, 100))
             ax.grid(axis="x", visible=False)
         yield figure
