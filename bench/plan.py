@@ -31,7 +31,7 @@ class Request:
         for key in content:
             if key not in known:
                 raise unknown(f"key in {path}", key, known)
-        return replace(self, **{key: _text(value) for key, value in content.items()})
+        return replace(self, **{key: text_of(value) for key, value in content.items()})
 
 
 def specs_of(request: Request, checkpoint_sha256: str, data: Path = Path("data")) -> list[RunSpec]:
@@ -134,5 +134,6 @@ def _not_empty(what: str, items: list[str]) -> list[str]:
     return items
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A TOML value as a user writes it on the command line: a list with commas."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bench.errors import CheckpointError, DivergedError, RequestError
+from bench.files import write_together
 from bench.pretrain_card import Facts, card
 from bench.pretrain_config import PretrainConfig, read_config, run_key, squeezed
 from bench.pretrain_curve import CurvePoint, append_point, draw_curve, read_curve, write_curve
@@ -157,17 +158,11 @@ def finish(run: Run, out: Path, command: str) -> None:
     )
     write_curve(out.with_name(f"{out.stem}_curve.csv"), points)
     draw_curve(out.with_name(f"{out.stem}_curve.png"), points, f"Pre-training of {out.stem}, {facts.objects} held-out objects")
-    _write_whole(out.with_suffix(".md"), card(out, run.config, facts, command).encode())
-    _write_whole(out, content)  # last: a checkpoint that is there is finished
+    text = card(out, run.config, facts, command).encode()
+    write_together(out.parent, {f"{out.stem}.md": text, out.name: content})  # a checkpoint that is there is finished: it comes last
     say(
         f"wrote {out} ({len(content) / 1e6:.1f} MB): box IoU {box:.2f}, point IoU {point:.2f}, {'averaged' if averaged else 'last'} weights"
     )
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def pretrain(config: PretrainConfig, out: Path, work: Path, device: str, command: str, stop: Callable[[], bool]) -> bool:

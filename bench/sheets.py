@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from bench.backbones import PRETRAINED, checkpoint_path
@@ -75,11 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
     given = parser.parse_args(arguments)
     images = [name.strip() for name in given.images.split(",") if name.strip()]
+    load = cache(lambda backbone: load_sam(backbone, checkpoint_path(backbone, given.pretrained)))  # once, for all its sheets
     try:
         wanted = [sheet for sheet in sheets(ResultStore(given.out), Ask()) if given.dataset in (None, sheet.dataset)]
         for sheet in wanted:
             backbone = sheet.board.identity[0]
-            sam = load_sam(backbone, checkpoint_path(backbone, given.pretrained))
+            sam = load(backbone)
             opened = DATASETS.get(sheet.dataset).open(given.data)  # type: ignore[attr-defined]
             print(draw(sheet, opened, sam, given.out / "figures", images))
     except (RequestError, OSError) as error:

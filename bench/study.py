@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError, unknown
-from bench.plan import Request
+from bench.plan import Request, text_of
 from bench.protocol import load_protocol, read_toml
 from bench.run import STOPPED, Options, run_grid
 from bench.store import ResultStore
@@ -43,7 +43,7 @@ def read_study(path: Path) -> Study:
         raise RequestError(f"{path}: a study needs a protocol and at least one [[variant]].")
     for variant in content["variant"]:
         load_protocol(content["protocol"], variant)  # its settings are known
-    request = {key: _text(content[key]) for key in content if key not in ("summary", "variant")}
+    request = {key: text_of(content[key]) for key in content if key not in ("summary", "variant")}
     return Study(path.stem, content.get("summary", ""), request, tuple(content["variant"]))
 
 
@@ -84,11 +84,7 @@ def _call(protocol: str, variant: Mapping[str, Any]) -> str:
 
 
 def _words(variant: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_text(value)}" for key, value in variant.items())
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(f"{key} {text_of(value)}" for key, value in variant.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
