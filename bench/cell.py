@@ -8,6 +8,7 @@ import contextlib
 import math
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
@@ -172,7 +173,7 @@ class Cell:
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
         content = {"key": self.spec.key, "course": asdict(self.course), "weights": self._weights(), "optimizer": optimizer}
-        temporary = self.resume_file.with_name(f".{RESUME}.{time.time_ns():032x}.tmp")
+        temporary = self.resume_file.with_name(f".{RESUME}.{uuid.uuid4().hex}.tmp")  # two copies of a cell may write at once
         torch.save(content, temporary)
         temporary.replace(self.resume_file)
         self._saved_at = time.monotonic()

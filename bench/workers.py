@@ -7,16 +7,14 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.queues import Queue
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bench.cell import Cell, Stopped
 from bench.checkpoints import load_sam
 from bench.errors import DataError, DivergedError, RequestError
-from bench.plan import open_datasets, title
+from bench.plan import Place, open_datasets, title
 from bench.progress import Progress
 from bench.provenance import provenance
 from bench.sam import Sam
@@ -28,30 +26,21 @@ HEARTBEAT_SECONDS = 10.0
 TELL_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files."""
-
-    backbone: str
-    checkpoint: Path
-    data: Path
-    out: Path
-    device: str
-    overwrite: str
-    save_every: float
-
-
 Tell = Callable[[float, str], None]  # the share of the cell that is done, and what is being done
 
 
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a request to stop at the next step; a second one interrupts at once."""
+    """Turns Ctrl-C and SIGTERM into a request to stop at the next step; a second one interrupts at once.
 
-    def __init__(self) -> None:
+    signals: other ones than these two; patient: a second signal, as SLURM sends them in a row, interrupts nothing.
+    """
+
+    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM), patient: bool = False) -> None:
         self.asked = False
+        self.signals, self.patient = signals, patient
 
     def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._ask) for number in self.signals}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +48,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and not self.patient:
             raise KeyboardInterrupt
         self.asked = True
 
@@ -80,6 +69,8 @@ class Bench:
             return self._run(spec, tell)
         except (Stopped, KeyboardInterrupt):  # the second is a second Ctrl-C: the resume file is the last one that was written
             self.stop.asked = True
+            with contextlib.suppress(OSError):
+                self.store.stop(spec, "stopped by a signal; it goes on where it was")
             return "stopped"
         except OSError as error:  # the disk, not the cell: left unfinished, so that running again is the retry
             return f"NOT STORED: {error.strerror or error} ({self.store.folder(spec)})"
@@ -97,6 +88,15 @@ class Bench:
         self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
+
+
+def device_of(name: str) -> str:
+    """ "cpu" or "cuda"; "auto" takes the GPU where there is one. RequestError where "cuda" is asked for and absent."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RequestError("Device cuda was asked for, but torch finds no GPU here: cpu and auto are allowed.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def failure(error: Exception) -> str:
