@@ -37,6 +37,8 @@ class Options:
     dry_run: bool = False
     save_every: float = 60.0  # seconds between two resume files
     workers: int = 1  # processes; several take one thread each
+    micro_batch: int = 0  # images of a training step that are in memory together; 0: all
+    checkpointing: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,10 +73,12 @@ def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datase
     """Runs cells, none of which stops the others; the checkpoint is looked into before the first one starts. Whether the user
     stopped it."""
     from bench.checkpoints import load_sam
+    from bench.train import Memory
     from bench.workers import Place, run_here, run_in_workers
 
+    memory = Memory(options.micro_batch, options.checkpointing)
     device = device_of(options.device)
-    place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every)
+    place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every, memory)
     sam = load_sam(backbone, checkpoint, device)
     workers = min(options.workers, len(specs))
     return run_here(specs, place, sam, datasets) if workers == 1 else run_in_workers(specs, place, workers)
@@ -130,6 +134,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--overwrite", choices=["never", "failed", "always"], default="never")
     parser.add_argument("--save-every", type=float, default=Options.save_every, metavar="SECONDS", help="between two resume files")
     parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")
+    parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="images of a training step in memory together; 0: all")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")
     given = parser.parse_args(arguments)
     request = Request().with_suite(given.config) if given.config else Request()
@@ -137,6 +143,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     request = Request(**{name: getattr(request, name) if value is None else value for name, value in flags.items()})
     if given.workers < 1:
         raise RequestError(f"--workers {given.workers}: whole numbers from 1 are allowed.")
+    if given.micro_batch < 0:
+        raise RequestError(f"--micro-batch {given.micro_batch}: whole numbers from 1, or 0 for the whole batch, are allowed.")
     options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
     return request, options
 

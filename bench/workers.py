@@ -22,6 +22,7 @@ from bench.provenance import provenance
 from bench.sam import Sam
 from bench.spec import RunSpec
 from bench.store import ResultStore
+from bench.train import WHOLE, Memory
 from bench.types import Dataset
 
 HEARTBEAT_SECONDS = 10.0
@@ -30,7 +31,8 @@ TELL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Place:
-    """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files."""
+    """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
+    memory: how a training step is cut to fit the device."""
 
     backbone: str
     checkpoint: Path
@@ -39,6 +41,7 @@ class Place:
     device: str
     overwrite: str
     save_every: float
+    memory: Memory = WHOLE
 
 
 Tell = Callable[[float, str], None]  # the share of the cell that is done, and what is being done
@@ -92,7 +95,7 @@ class Bench:
     def _run(self, spec: RunSpec, tell: Tell) -> str:
         watch = Watcher(spec, self.store, tell, self.stop)
         watch(0.0, "starting")
-        cell = Cell(spec, self.sam, self.datasets[spec.dataset], self.store.folder(spec), watch, self.place.save_every)
+        cell = Cell(spec, self.sam, self.datasets[spec.dataset], self.store.folder(spec), watch, self.place.save_every, self.place.memory)
         result = cell.run(self.facts)
         self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]

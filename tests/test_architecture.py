@@ -24,7 +24,7 @@ ROOMS = [
     ["bench.method"],
     ["bench.segmenter", "bench.losses", "bench.metrics", "bench.prompts", "bench.transforms"],
     ["bench.checkpoints", "bench.decoder", "bench.objects"],
-    ["bench.sam"],
+    ["bench.sam", "bench.dropout"],
     ["bench.stock", "bench.backbones", "bench.spec", "bench.registry", "bench.formats", "bench.statistics", "bench.style"],
     ["bench.table"],
     ["bench.protocol", "bench.files"],
