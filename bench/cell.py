@@ -29,7 +29,7 @@ from bench.sam import Sam
 from bench.segmenter import PromptableSegmenter
 from bench.spec import RunSpec
 from bench.store import RESUME, Record
-from bench.train import Log, fit, optimizer_of
+from bench.train import WHOLE, Log, Memory, fit, optimizer_of
 from bench.types import Dataset, Split
 
 Watch = Callable[[float, str], None]  # told the share of the work that is done, and what is being done; may raise to stop
@@ -70,11 +70,13 @@ class Cell:
     """Runs one cell on a loaded backbone and an open data set, going on where `folder/resume.pt` stands.
 
     watch: is told the progress, and may raise Stopped; then the resume file is written first. save_every: seconds between two
-    resume files.
+    resume files. memory: how a training step is cut to fit the device.
     """
 
-    def __init__(self, spec: RunSpec, sam: Sam, dataset: Dataset, folder: Path, watch: Watch, save_every: float = 60.0) -> None:
-        self.spec, self.settings, self.dataset = spec, spec.settings, dataset
+    def __init__(
+        self, spec: RunSpec, sam: Sam, dataset: Dataset, folder: Path, watch: Watch, save_every: float = 60.0, memory: Memory = WHOLE
+    ) -> None:
+        self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
         self.resume_file, self.watch, self.save_every = folder / RESUME, watch, save_every
         self.model = build_model(spec, sam)
         self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val)
@@ -102,7 +104,8 @@ class Cell:
     def _train(self, optimizer: torch.optim.Optimizer) -> None:
         course, started = self.course, time.monotonic()
         self._look_if_due()
-        for log in fit(self.model, optimizer, self.dataset, self.support, self.settings, self.spec.seed, course.step):
+        logs = fit(self.model, optimizer, self.dataset, self.support, self.settings, self.spec.seed, course.step, self.memory)
+        for log in logs:
             course.step = log.step
             course.history.append(asdict(log))
             course.seconds["training"] += time.monotonic() - started
@@ -204,6 +207,8 @@ class Cell:
             "training_seconds": round(self.course.seconds["training"], 3),
             "evaluation_seconds": round(self.course.seconds["evaluation"], 3),
             "peak_memory_mb": round(peak_memory_mb(self.model.device), 1),
+            "micro_batch": self.memory.micro_batch,
+            "activation_checkpointing": self.memory.checkpointing,
             "steps": self.course.step,
             "looks": self.course.looks,
             "train_images": len(self.support) if self.optimizer else 0,

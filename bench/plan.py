@@ -9,7 +9,7 @@ from bench.errors import RequestError, unknown
 from bench.protocol import Protocol, load_protocol, read_toml
 from bench.registry import DATASETS, METHODS, Registry
 from bench.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
-from bench.types import Dataset, Shots
+from bench.types import WHOLE, Dataset, Memory, Shots
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Place:
-    """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files."""
+    """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
+    memory: how a training step is cut to fit the device."""
 
     backbone: str
     checkpoint: Path
@@ -45,6 +46,7 @@ class Place:
     device: str
     overwrite: str
     save_every: float
+    memory: Memory = WHOLE
 
 
 def choose_methods(text: str) -> list[MethodChoice]:

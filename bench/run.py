@@ -21,7 +21,7 @@ from bench.files import file_sha256
 from bench.plan import Place, Request, choose_methods, open_datasets, specs_of, title
 from bench.spec import RunSpec
 from bench.store import CellStatus, ResultStore
-from bench.types import Dataset
+from bench.types import Dataset, Memory
 
 STOPPED = 130  # the exit code after Ctrl-C
 
@@ -41,6 +41,8 @@ class Options:
     launcher: str = "local"
     profile: str = ""  # of the SLURM launcher: the name of a file in slurm/, or a path
     collect: bool = False  # a last SLURM job renders tables and report
+    micro_batch: int = 0  # images of a training step that are in memory together; 0: all
+    checkpointing: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +95,8 @@ def _launch(
 
     profile = load_profile(options.profile)
     checkpoint, data, out = (Path(os.path.abspath(path)) for path in (checkpoint, options.data, options.out))
-    place = Place(backbone, checkpoint, data, out, profile.device_of(options.device), options.overwrite, options.save_every)
+    memory, device = Memory(options.micro_batch, options.checkpointing), profile.device_of(options.device)
+    place = Place(backbone, checkpoint, data, out, device, options.overwrite, options.save_every, memory)
     return launch(specs, missing, Launch(place, profile, known.untrained, options.dry_run, options.collect))
 
 
@@ -103,8 +106,9 @@ def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datase
     from bench.checkpoints import load_sam
     from bench.workers import device_of, run_here, run_in_workers
 
+    memory = Memory(options.micro_batch, options.checkpointing)
     device = device_of(options.device)
-    place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every)
+    place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every, memory)
     sam = load_sam(backbone, checkpoint, device)
     workers = min(options.workers, len(specs))
     return run_here(specs, place, sam, datasets) if workers == 1 else run_in_workers(specs, place, workers)
@@ -152,6 +156,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--overwrite", choices=["never", "failed", "always"], default="never")
     parser.add_argument("--save-every", type=float, default=Options.save_every, metavar="SECONDS", help="between two resume files")
     parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")
+    parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="images of a training step in memory together; 0: all")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")
     given = parser.parse_args(arguments)
     request = Request().with_suite(given.config) if given.config else Request()
@@ -159,6 +165,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     request = Request(**{name: getattr(request, name) if value is None else value for name, value in flags.items()})
     if given.workers < 1:
         raise RequestError(f"--workers {given.workers}: whole numbers from 1 are allowed.")
+    if given.micro_batch < 0:
+        raise RequestError(f"--micro-batch {given.micro_batch}: whole numbers from 1, or 0 for the whole batch, are allowed.")
     options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
     return request, options
 

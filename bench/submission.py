@@ -14,6 +14,7 @@ from bench.plan import Place
 from bench.slurm_queue import Task
 from bench.spec import RunSpec
 from bench.store import spec_from_json, spec_to_json
+from bench.types import Memory
 
 FOLDER = "slurm"  # below the results' folder: submissions, snapshots, logs, and the mark of the launcher whose turn it is
 
@@ -42,7 +43,7 @@ class Submission:
 
     def write(self) -> None:
         """Writes the file, whole or not at all. OSError where the disk does not take it."""
-        place = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self.place).items()}
+        place = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self.place).items()}
         content = {
             "id": self.id,
             "place": place,
@@ -87,6 +88,7 @@ def read_submission(path: Path) -> Submission:
     try:
         content = json.loads(path.read_bytes())
         place = {**content["place"], **{name: Path(content["place"][name]) for name in ("checkpoint", "data", "out")}}
+        place["memory"] = Memory(**place["memory"])
         arrays = tuple(Array(**{**array, "packs": tuple(map(tuple, array["packs"]))}) for array in content["arrays"])
         cells = {key: spec_from_json(spec) for key, spec in content["cells"].items()}
         return Submission(content["id"], Place(**place), Path(content["snapshot"]), content["attempts"], cells, arrays, path)

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.dropout import part_of_batch
 from bench.errors import DivergedError
-from bench.losses import segmentation_loss
+from bench.losses import Loss, segmentation_loss
 from bench.objects import object_masks
 from bench.prompts import training_prompts
 from bench.protocol import Settings
 from bench.segmenter import PromptableSegmenter
 from bench.transforms import augment
-from bench.types import Dataset, Prompts
+from bench.types import WHOLE, Dataset, Memory, Prompts
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def fit(
     settings: Settings,
     seed: int,
     first_step: int = 0,
+    memory: Memory = WHOLE,
 ) -> Iterator[Log]:
     """Trains on the `support` images and yields the log of each step; the caller may evaluate between two of them.
 
@@ -70,21 +72,36 @@ def fit(
         epoch, batch = divmod(step, epoch_steps)
         lr = cosine_lr(epoch, settings)
         examples = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid)
-        torch.manual_seed(int(_random("dropout", seed, step).integers(2**63)))
         # The reference never calls train() again after its first evaluation.
         model.train(not (settings.eval_mode_after_first_look and epoch >= settings.evaluate_every))
-        logits = model.decode(model.encode([e.image for e in examples]), [e.prompts for e in examples])
-        loss = segmentation_loss(logits, [e.target for e in examples])
+        optimizer.zero_grad()
+        loss = backward(model, examples, int(_random("dropout", seed, step).integers(2**63)), memory)
         if not torch.isfinite(loss.total):
             now = loss.total.item()
             raise DivergedError(f"The loss became {now} at step {step + 1} of {steps}; the last finite one was {last_loss:.4g}.")
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.zero_grad()
-        loss.total.backward()
         optimizer.step()
         last_loss = loss.total.item()
         yield Log(step + 1, steps, epoch + 1, batch + 1 == epoch_steps, last_loss, loss.bce.item(), loss.dice.item(), lr)
+
+
+def backward(model: PromptableSegmenter, examples: Sequence[Example], dropout_seed: int, memory: Memory) -> Loss:
+    """Adds the gradients of the batch's loss to the parameters', and returns that loss without a graph.
+
+    The loss is the mean over images of what each image's objects cost on average, so a part counts by its number of images.
+    """
+    size, total = memory.micro_batch or len(examples), len(examples)
+    losses = torch.zeros(3, device=model.device)
+    for start in range(0, total, size):
+        part = examples[start : start + size]
+        torch.manual_seed(dropout_seed)
+        with part_of_batch(start, total):
+            features = model.encode([e.image for e in part], memory.checkpointing)
+            loss = segmentation_loss(model.decode(features, [e.prompts for e in part]), [e.target for e in part])
+        (loss.total * (len(part) / total)).backward()
+        losses += torch.stack(loss).detach() * (len(part) / total)
+    return Loss(*losses)
 
 
 def cosine_lr(epoch: int, settings: Settings) -> float:

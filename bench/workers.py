@@ -1,6 +1,7 @@
 """Runs cells on this machine, in this process or in several worker processes that take the next cell when they are free."""
 
 import contextlib
+import gc
 import multiprocessing
 import queue
 import signal
@@ -20,7 +21,7 @@ from bench.provenance import provenance
 from bench.sam import Sam
 from bench.spec import RunSpec
 from bench.store import ResultStore
-from bench.types import Dataset
+from bench.types import Dataset, Memory
 
 HEARTBEAT_SECONDS = 10.0
 TELL_SECONDS = 0.5
@@ -66,13 +67,15 @@ class Bench:
         if self.place.overwrite == "always" or self.store.status(spec).phase == "failed":
             self.store.discard(spec)
         try:
-            return self._run(spec, tell)
+            return self._run_or_retry(spec, tell)
         except (Stopped, KeyboardInterrupt):  # the second is a second Ctrl-C: the resume file is the last one that was written
             self.stop.asked = True
             with contextlib.suppress(OSError):
                 self.store.stop(spec, "stopped by a signal; it goes on where it was")
             return "stopped"
         except OSError as error:  # the disk, not the cell: left unfinished, so that running again is the retry
+            with contextlib.suppress(OSError):
+                self.store.stop(spec, f"not stored: {error.strerror or error}")
             return f"NOT STORED: {error.strerror or error} ({self.store.folder(spec)})"
         except Exception as error:
             reason = failure(error)
@@ -80,10 +83,22 @@ class Bench:
                 self.store.fail(spec, reason)
             return f"FAILED: {reason}"
 
-    def _run(self, spec: RunSpec, tell: Tell) -> str:
+    def _run_or_retry(self, spec: RunSpec, tell: Tell) -> str:
+        """Runs the cell, and where the device's memory was too small once more with smaller steps of the same mathematics."""
+        less = less_memory(self.place.memory, spec.settings.batch)
+        try:
+            return self._run(spec, tell, self.place.memory)
+        except Exception as error:
+            if not is_out_of_memory(error) or less == self.place.memory:
+                raise
+        free_memory()  # here, where the error's frames no longer hold the tensors
+        tell(0.0, f"out of memory: again with micro-batches of {less.micro_batch} and activation checkpointing")
+        return self._run(spec, tell, less)
+
+    def _run(self, spec: RunSpec, tell: Tell, memory: Memory) -> str:
         watch = Watcher(spec, self.store, tell, self.stop)
         watch(0.0, "starting")
-        cell = Cell(spec, self.sam, self.datasets[spec.dataset], self.store.folder(spec), watch, self.place.save_every)
+        cell = Cell(spec, self.sam, self.datasets[spec.dataset], self.store.folder(spec), watch, self.place.save_every, memory)
         result = cell.run(self.facts)
         self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]
@@ -103,10 +118,32 @@ def failure(error: Exception) -> str:
     """One sentence for a cell's failure; what nobody foresaw is printed in full to stderr as well."""
     if isinstance(error, DivergedError | DataError | RequestError):
         return str(error)
-    if "out of memory" in str(error) or isinstance(error, MemoryError):
-        return "Out of memory: take a smaller backbone, or a device with more memory."
+    if is_out_of_memory(error):
+        return "Out of memory, also with smaller steps and activation checkpointing: take a smaller backbone, or a device with more memory."
     traceback.print_exc()
     return f"{type(error).__name__}: {error}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device's memory was too small, the GPU's or this machine's."""
+    import torch
+
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+def less_memory(memory: Memory, batch: int) -> Memory:
+    """Steps that need less: half the micro-batch (one image at least), and activation checkpointing."""
+    return Memory(max(1, (memory.micro_batch or batch) // 2), checkpointing=True)
+
+
+def free_memory() -> None:
+    """Gives what a failed cell held back to the device."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Watcher:

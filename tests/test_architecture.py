@@ -27,7 +27,7 @@ ROOMS = [
     ["bench.method"],
     ["bench.segmenter", "bench.losses", "bench.metrics", "bench.prompts", "bench.transforms"],
     ["bench.checkpoints", "bench.decoder", "bench.objects"],
-    ["bench.sam"],
+    ["bench.sam", "bench.dropout"],
     [
         "bench.stock",
         "bench.backbones",
