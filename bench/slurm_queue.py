@@ -114,8 +114,8 @@ def flag_words(flags: Mapping[str, Any]) -> list[str]:
 
 def cancel(jobs: list[str]) -> None:
     """Takes jobs from the queue; those that ended meanwhile are no error."""
-    if jobs:
-        slurm("scancel", "--quiet", *jobs)
+    for at in range(0, len(jobs), 500):  # a command line is not endless
+        slurm("scancel", "--quiet", *jobs[at : at + 500])
 
 
 def outside_environment() -> dict[str, str]:

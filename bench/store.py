@@ -219,7 +219,7 @@ class ResultStore:
 
     def write_grid(self, specs: Iterable[RunSpec]) -> None:
         """Notes the cells that a run was asked for, so that tables can say what is missing."""
-        cells = [asdict(_grid_cell(spec)) for spec in specs]
+        cells = [asdict(grid_cell(spec)) for spec in specs]
         self.root.mkdir(parents=True, exist_ok=True)
         write_together(self.root, {"grid.json": _json(cells)})
 
@@ -373,7 +373,8 @@ def _running(state: Mapping[str, Any]) -> CellStatus:
     return CellStatus("unfinished", f"{state['phase']}, last heard of from {state.get('host')} at {state.get('time')}")
 
 
-def _grid_cell(spec: RunSpec) -> GridCell:
+def grid_cell(spec: RunSpec) -> GridCell:
+    """A cell as the grid's file has it."""
     who = (spec.dataset, spec.method.label, spec.shots, spec.draw, spec.seed)
     which = (spec.backbone, spec.protocol, spec.checkpoint_sha256, spec.key)
     same = _identities(spec)

@@ -1,6 +1,7 @@
 """Submissions: what one launch sent to SLURM, in a file of the results' folder that its jobs read, and people look into later."""
 
 import json
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,8 +98,14 @@ def read_submission(path: Path) -> Submission:
 
 
 def submissions(out: Path) -> list[Submission]:
-    """All submissions of a results' folder, oldest first."""
-    return [read_submission(path) for path in sorted((out / FOLDER / "submissions").glob("*.json"))]
+    """All submissions of a results' folder, oldest first; one that cannot be read, of another version say, is named and left out."""
+    found = []
+    for path in sorted((out / FOLDER / "submissions").glob("*.json")):
+        try:
+            found.append(read_submission(path))
+        except RequestError as error:
+            print(error, file=sys.stderr)
+    return found
 
 
 def live_cells(out: Path, tasks: Iterable[Task]) -> dict[str, Task]:
