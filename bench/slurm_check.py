@@ -18,7 +18,7 @@ SCRIPT = """#!/bin/bash
 [ "$(cat {token} 2>/dev/null)" = {word} ] || exit 3
 [ -x {python} ] || exit 4
 [ -r {code} ] || exit 5
-echo "$SLURMD_NODENAME" > {answer} 2>/dev/null || exit 6
+echo "seen by $SLURMD_NODENAME" > {answer} 2>/dev/null || exit 6
 """
 REASONS = {"4": "they have no {python}", "5": "they do not see the snapshot of the code", "6": "they cannot write there"}
 

@@ -104,7 +104,11 @@ def job_state(job: str) -> dict[str, str]:
 
 def test_only(flags: Mapping[str, Any]) -> None:
     """RequestError, with SLURM's words, where no node could ever run such a job, or a name in it is unknown."""
-    slurm("sbatch", "--test-only", *flag_words(flags), text="#!/bin/bash\ntrue\n")
+    try:
+        slurm("sbatch", "--test-only", *flag_words(flags), text="#!/bin/bash\ntrue\n")
+    except RequestError as error:
+        asked = {name: value for name, value in flags.items() if name not in ("nodes", "ntasks", "output")}
+        raise RequestError(f"{error} It was asked for {' '.join(flag_words(asked))}.") from None
 
 
 def flag_words(flags: Mapping[str, Any]) -> list[str]:
