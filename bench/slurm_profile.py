@@ -96,11 +96,12 @@ def load_profile(name_or_path: str, folder: Path = PROFILES) -> Profile:
 
 
 def _row(where: str, row: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
+    changes = {key: value for key, value in row.items() if key not in SELECTORS}
+    checked = _checked(where, changes, keys, (*SELECTORS, *keys))
     selectors = {name: row[name] if isinstance(row[name], list) else [row[name]] for name in SELECTORS if name in row}
     if not selectors:
         raise RequestError(f"{where}: at least one of {', '.join(SELECTORS)} is needed.")
-    changes = {key: value for key, value in row.items() if key not in SELECTORS}
-    return {**selectors, **_checked(where, changes, keys, (*SELECTORS, *keys))}
+    return {**selectors, **checked}
 
 
 def _checked(where: str, given: Mapping[str, Any], keys: list[str], shown: tuple[str, ...] = ()) -> dict[str, Any]:
