@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.upsampling import resized
+
 
 class Loss(NamedTuple):
     """Scalars: total = bce + dice."""
@@ -25,6 +27,14 @@ def segmentation_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Lo
     bce = torch.stack([F.binary_cross_entropy_with_logits(x, t) for x, t in pairs]).mean()
     dice = torch.stack([dice_loss(x, t) for x, t in pairs]).mean()
     return Loss(bce + dice, bce, dice)
+
+
+def upsampled_loss(low: Sequence[Tensor], targets: Sequence[Tensor]) -> Loss:
+    """`segmentation_loss` of the maps `low`, per image (n, h, w), brought to the size of the image's targets (n, H, W).
+
+    This is what a training step takes: `upsampled_loss(model.decode_low(features, prompts).logits, targets)`.
+    """
+    return segmentation_loss([resized(x, (t.shape[-2], t.shape[-1])) for x, t in zip(low, targets, strict=True)], targets)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
