@@ -1,13 +1,14 @@
 """The frozen SAM: the only walk through its image encoder, and the seam at which a method takes part in it."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.attention import Projection, attention
 from bench.backbones import SamConfig
+from bench.paths import chosen
 from bench.stock import (
     Attention,
     Block,
@@ -101,8 +102,11 @@ class Tuner(nn.Module):
         return None
 
     def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
-        """Block i, in place of `block(x)`; x is (B, g, g, C). Returns the block's output and the carry for the next one."""
-        return block(x), carry
+        """Block i, in place of `block(x)`; x is (B, g, g, C). Returns the block's output and the carry for the next one.
+
+        The block as it is, is `feed_forward(block, attend(block, x)[0])`, which computes `block(x)` without its waste.
+        """
+        return feed_forward(block, attend(block, x)[0]), carry
 
 
 class ImageEncoder(nn.Module):
@@ -126,9 +130,6 @@ class ImageEncoder(nn.Module):
         return self.vit.neck(x.permute(0, 3, 1, 2)), x if first_global is None else first_global
 
 
-Projection = Callable[[Tensor], Tensor]
-
-
 def attend(block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projection | None = None) -> tuple[Tensor, Tensor]:
     """The block's first half: x + attention(norm1(x)), where every window also sees `prompts`.
 
@@ -136,21 +137,29 @@ def attend(block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projecti
     bias. qkv: stands in for the block's own projection (…, C) -> (…, 3C), which stays as it is.
     Returns x and what the attention made of the prompts, (B, P, C), averaged over the windows of an image.
     """
-    b, h, w, c = x.shape
-    prompts = x.new_empty(b, 0, c) if prompts is None else prompts
-    y, padded = block.norm1(x), (h, w)
-    if block.window_size:
-        y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
-    windows = y.shape[0] // b
-    y, p = _attention(block.attn, y, prompts.repeat_interleave(windows, 0), qkv or block.attn.qkv)
-    if block.window_size:
-        y = window_unpartition(y, block.window_size, padded, (h, w))
-    return x + y, p.unflatten(0, (b, windows)).mean(1)
+    prompts = x.new_empty(len(x), 0, x.shape[-1]) if prompts is None else prompts
+    if chosen() == "plain":
+        return _attend_plainly(block, x, prompts, qkv or block.attn.qkv)
+    y, attended = attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or block.attn.qkv)
+    return x + y, attended
 
 
 def feed_forward(block: Block, x: Tensor) -> Tensor:
     """The block's second half: x + mlp(norm2(x)), for any (…, C)."""
     return x + block.mlp(block.norm2(x))
+
+
+def _attend_plainly(block: Block, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
+    """`attend` as SAM writes it: the reference that `bench.attention` is tested and timed against."""
+    b, h, w, _ = x.shape
+    y, padded = block.norm1(x), (h, w)
+    if block.window_size:
+        y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
+    windows = y.shape[0] // b
+    y, p = _attention(block.attn, y, prompts.repeat_interleave(windows, 0), qkv)
+    if block.window_size:
+        y = window_unpartition(y, block.window_size, padded, (h, w))
+    return x + y, p.unflatten(0, (b, windows)).mean(1)
 
 
 def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:

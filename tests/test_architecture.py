@@ -25,6 +25,8 @@ ROOMS = [
     ["bench.segmenter", "bench.losses", "bench.metrics", "bench.prompts", "bench.transforms"],
     ["bench.checkpoints", "bench.decoder", "bench.objects", "bench.upsampling"],
     ["bench.sam"],
+    ["bench.attention"],
+    ["bench.kernels"],
     ["bench.stock", "bench.paths", "bench.backbones", "bench.spec", "bench.registry", "bench.formats", "bench.statistics", "bench.style"],
     ["bench.table"],
     ["bench.protocol", "bench.files"],
