@@ -71,7 +71,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, rows, columns, last = ctx.saved_tensors
         h, w = rows.shape[-1], columns.shape[-1]
         d_q, d_rows, d_columns = torch.empty_like(q), torch.empty_like(rows), torch.empty_like(columns)

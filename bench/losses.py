@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.paths import chosen
+from bench.streamed_loss import streamed_terms
 from bench.upsampling import resized
 
 
@@ -34,7 +36,11 @@ def upsampled_loss(low: Sequence[Tensor], targets: Sequence[Tensor]) -> Loss:
 
     This is what a training step takes: `upsampled_loss(model.decode_low(features, prompts).logits, targets)`.
     """
-    return segmentation_loss([resized(x, (t.shape[-2], t.shape[-1])) for x, t in zip(low, targets, strict=True)], targets)
+    pairs = list(zip(low, targets, strict=True))
+    if chosen() == "plain":
+        return segmentation_loss([resized(x, (t.shape[-2], t.shape[-1])) for x, t in pairs], targets)
+    bce, dice = torch.stack([torch.stack(streamed_terms(x.float(), t.to(x.device))) for x, t in pairs]).mean(0)
+    return Loss(bce + dice, bce, dice)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class Sam(StockSam):
         )
         self.config = config
         self.sha256 = ""
+        self._positions: tuple[Tensor, int, Tensor] | None = None
         self.pixel_mean = torch.tensor(PIXEL_MEAN, device="cpu").view(3, 1, 1)  # real even if the rest is on "meta"
         self.pixel_std = torch.tensor(PIXEL_STD, device="cpu").view(3, 1, 1)
         self.requires_grad_(False).eval()
@@ -53,6 +54,15 @@ class Sam(StockSam):
     def train(self, mode: bool = True) -> "Sam":
         """A frozen backbone stays in evaluation mode, whatever the model around it does."""
         return super().train(False)
+
+    def dense_positions(self) -> Tensor:
+        """The positional encoding of the grid's places, (g², decoder width), computed once for the weights that it follows from."""
+        matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        if self._positions is None or self._positions[0] is not matrix or self._positions[1] != matrix._version:
+            with torch.inference_mode(False), torch.no_grad():  # so that training may use what an evaluation computed
+                positions = self.prompt_encoder.get_dense_pe()[0].flatten(1).T.contiguous()
+            self._positions = matrix, matrix._version, positions
+        return self._positions[2]
 
 
 def _image_encoder(config: SamConfig) -> nn.Module:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIXELS_AT_ONCE = 2**24  # 64 MiB of float32; at least one map is held
+PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}  # of full size, by device; at least one map is held
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -14,8 +14,9 @@ def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def parts(maps: Tensor, size: tuple[int, int], pixels: int = PIXELS_AT_ONCE) -> Sequence[Tensor]:
-    """The maps (n, h, w) in runs of so many that their full size stays below `pixels`."""
+def parts(maps: Tensor, size: tuple[int, int]) -> Sequence[Tensor]:
+    """Maps (n, …) in runs of so many that, at this size, they have about PIXELS_AT_ONCE pixels."""
+    pixels = PIXELS_AT_ONCE.get(maps.device.type, PIXELS_AT_ONCE["cpu"])
     return maps.split(max(1, pixels // (size[0] * size[1])))
 
 
