@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.dropout import part_of_batch
 from bench.errors import DivergedError, RequestError
-from bench.losses import Loss, segmentation_loss
+from bench.losses import Loss, upsampled_loss
 from bench.objects import object_masks
 from bench.prompts import training_prompts
 from bench.protocol import Settings
@@ -117,7 +117,7 @@ def backward(model: PromptableSegmenter, examples: Sequence[Example], dropout_se
         torch.manual_seed(dropout_seed)
         with part_of_batch(start, total):
             features = model.encode([e.image for e in part], memory.checkpointing)
-            loss = segmentation_loss(model.decode(features, [e.prompts for e in part]), [e.target for e in part])
+            loss = upsampled_loss(model.decode_low(features, [e.prompts for e in part]).logits, [e.target for e in part])
         (loss.total * (len(part) / total)).backward()
         losses += torch.stack(loss).detach() * (len(part) / total)
     return Loss(*losses)
