@@ -1,4 +1,4 @@
-"""How long the harness itself takes: python -m bench.perf store [--cells 10000]
+"""How long things take: python -m bench.perf store [--cells 10000], python -m bench.perf model --device cpu
 
 `store` plans that many cells, stores a made-up record for each in a temporary folder, and reads them back into the paper's table
 and into `bench.results()`, by the code that runs and tables use. It exits with 1 where planning and the table take longer than 10 s
@@ -6,6 +6,7 @@ for each 10,000 cells, or loading does, or where the process needs more than 2 G
 """
 
 import argparse
+import json
 import random
 import resource
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -102,8 +104,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store = commands.add_parser("store", help="planning, storing and reading back many cells")
     store.add_argument("--cells", type=int, default=10_000)
     store.set_defaults(run=lambda given: time_store(given.cells))
+    _add_model(commands)
     given = parser.parse_args(arguments)
     return int(given.run(given))
+
+
+def _add_model(commands: Any) -> None:
+    model = commands.add_parser("model", help="training step, evaluation and memory, fast path against plain")
+    model.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cpu: vit_b on two cores; cuda: vit_b, vit_l and vit_h")
+    model.add_argument("--methods", default="cat_sam_t,cat_sam_a", help="with commas; on a CPU each takes a core")
+    model.add_argument("--rounds", type=int, default=3, help="turns of each pair, as far as the minutes allow; at least one")
+    model.add_argument("--minutes", type=float, default=5.0)
+    model.add_argument("--out", type=Path, default=Path("results/perf"))
+    model.set_defaults(run=_compare)
+    one = commands.add_parser("measure", help="one measurement of `model`, as JSON; it starts them itself")
+    one.add_argument("job", help="a bench.perf_model.Job as JSON")
+    one.set_defaults(run=_measure)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from bench.perf_model import compare
+
+    return compare(given.device, given.methods.split(","), given.rounds, given.minutes, given.out)
+
+
+def _measure(given: argparse.Namespace) -> int:
+    from bench.perf_model import Job, measure
+
+    print(json.dumps(measure(Job(**json.loads(given.job)))))
+    return 0
 
 
 if __name__ == "__main__":

@@ -129,6 +129,11 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.vit, self.tuner = vit, tuner
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the tuner adds nothing, so that what the encoder says of an image never changes."""
+        return type(self.tuner).begin is Tuner.begin and type(self.tuner).step is Tuner.step
+
     def forward(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
         """`image`: normalised, (B, 3, S, S). Returns the neck's output (B, d, g, g) and the output of the first
         global-attention block (B, g, g, C).

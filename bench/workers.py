@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import queue
 import signal
 import time
@@ -15,13 +16,15 @@ from typing import Any
 
 from bench.cell import Cell, Stopped
 from bench.checkpoints import load_sam
-from bench.errors import DataError, DivergedError, RequestError
+from bench.errors import DataError, DivergedError, RequestError, TeamError
 from bench.plan import open_datasets, title
+from bench.prepared import KEPT_BYTES, Prepared
 from bench.progress import Progress
 from bench.provenance import provenance
 from bench.sam import Sam
 from bench.spec import RunSpec
 from bench.store import ResultStore
+from bench.team import SOLO, Team, is_lost
 from bench.train import WHOLE, Memory
 from bench.types import Dataset
 
@@ -32,7 +35,7 @@ TELL_SECONDS = 0.5
 @dataclass(frozen=True)
 class Place:
     """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
-    memory: how a training step is cut to fit the device."""
+    memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory."""
 
     backbone: str
     checkpoint: Path
@@ -42,6 +45,7 @@ class Place:
     overwrite: str
     save_every: float
     memory: Memory = WHOLE
+    kept_bytes: int = KEPT_BYTES
 
 
 Tell = Callable[[float, str], None]  # the share of the cell that is done, and what is being done
@@ -70,15 +74,18 @@ class StopSignal:
 class Bench:
     """The loaded backbone and the open data sets of a process, on which cells run one after the other."""
 
-    def __init__(self, place: Place, sam: Sam, datasets: Mapping[str, Dataset], stop: StopSignal) -> None:
+    def __init__(self, place: Place, sam: Sam, datasets: Mapping[str, Dataset], stop: StopSignal, team: Team = SOLO) -> None:
+        self.team = team
         self.place, self.sam, self.datasets, self.stop = place, sam, datasets, stop
         self.store = ResultStore(place.out)
+        self.prepared: Prepared | None = None
         self.facts = provenance(str(sam.device), place.checkpoint, place.out / "cache")
 
     def run(self, spec: RunSpec, tell: Tell) -> str:
         """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
-        if self.place.overwrite == "always" or self.store.status(spec).phase == "failed":
+        if self.team.rank == 0 and (self.place.overwrite == "always" or self.store.status(spec).phase == "failed"):
             self.store.discard(spec)
+        self.team.told(None)  # the others look for a resume file only now
         try:
             return self._run(spec, tell)
         except (Stopped, KeyboardInterrupt):  # the second is a second Ctrl-C: the resume file is the last one that was written
@@ -87,19 +94,37 @@ class Bench:
         except OSError as error:  # the disk, not the cell: left unfinished, so that running again is the retry
             return f"NOT STORED: {error.strerror or error} ({self.store.folder(spec)})"
         except Exception as error:
-            reason = failure(error)
+            return self._failed(spec, error)
+
+    def _failed(self, spec: RunSpec, error: Exception) -> str:
+        """Notes why a cell failed. In a team it ends all, TeamError, but for a loss that all processes saw alike."""
+        alike = self.team.size == 1 or isinstance(error, DivergedError)
+        if not alike and is_lost(error):
+            raise TeamError from None
+        reason = failure(error)
+        if not alike or self.team.rank == 0:
             with contextlib.suppress(OSError):
                 self.store.fail(spec, reason)
-            return f"FAILED: {reason}"
+        if not alike:
+            raise TeamError(f"Process {self.team.rank + 1} of {self.team.size}: {reason} The others stop too.") from None
+        return f"FAILED: {reason}"
 
     def _run(self, spec: RunSpec, tell: Tell) -> str:
-        watch = Watcher(spec, self.store, tell, self.stop)
+        watch = Watcher(spec, self.store, tell, self.stop) if self.team.rank == 0 else _unwatched
         watch(0.0, "starting")
-        cell = Cell(spec, self.sam, self.datasets[spec.dataset], self.store.folder(spec), watch, self.place.save_every, self.place.memory)
+        dataset, place = self.datasets[spec.dataset], self.place
+        if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
+            self.prepared = Prepared(dataset, place.kept_bytes)
+        cell = Cell(spec, self.sam, dataset, self.store.folder(spec), watch, place.save_every, place.memory, self.prepared, self.team)
         result = cell.run(self.facts)
-        self.store.save(result.record, result.images, result.history, result.tuned)
+        if self.team.rank == 0:
+            self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
+
+
+def _unwatched(share: float, doing: str) -> None:
+    return
 
 
 def failure(error: Exception) -> str:
@@ -129,10 +154,10 @@ class Watcher:
             raise Stopped
 
 
-def run_here(specs: Sequence[RunSpec], place: Place, sam: Sam, datasets: Mapping[str, Dataset]) -> bool:
+def run_here(specs: Sequence[RunSpec], place: Place, sam: Sam, datasets: Mapping[str, Dataset], team: Team = SOLO) -> bool:
     """Runs the cells in this process; whether it was asked to stop."""
-    with Progress() as progress, StopSignal() as stop:
-        bench = Bench(place, sam, datasets, stop)
+    with open(os.devnull, "w") as silence, Progress(silence if team.rank else None) as progress, StopSignal() as stop:
+        bench = Bench(place, sam, datasets, stop, team)
         for index, spec in enumerate(specs, 1):
             progress.cell(index, len(specs), title(spec))
             progress.done(bench.run(spec, progress.update))

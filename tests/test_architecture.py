@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Each room may import from itself and from the rooms after it. Commands stand first; nothing imports them.
 ROOMS = [
     ["bench.demo", "bench.perf", "bench.pretrain", "bench.study"],
+    ["bench.perf_model"],
     ["bench.report", "bench.sheets"],
     ["bench.tables", "bench.figures", "bench.compare", "bench.export"],
     ["bench.comparisons", "bench.efficiency", "bench.pivot"],
@@ -20,6 +21,7 @@ ROOMS = [
     ["bench.workers", "bench.boards", "bench.pretrain_config", "bench.pretrain_data", "bench.pretrain_curve", "bench.pretrain_muon"],
     ["bench.adapted", "bench.cell", "bench.plan", "bench.progress"],
     ["bench.train", "bench.evaluate", "bench.provenance", "bench.store"],
+    ["bench.prepared", "bench.precision", "bench.team"],
     ["methods", "datasets", "bench.released"],
     ["bench.method"],
     ["bench.segmenter", "bench.losses", "bench.metrics", "bench.prompts", "bench.transforms"],
@@ -30,7 +32,7 @@ ROOMS = [
     ["bench.kernels", "bench.mask_maps", "bench.two_way", "bench.upsampling"],
     ["bench.stock", "bench.paths", "bench.backbones", "bench.spec", "bench.registry", "bench.formats", "bench.statistics", "bench.style"],
     ["bench.table"],
-    ["bench.protocol", "bench.files"],
+    ["bench.protocol", "bench.files", "bench.spread"],
     ["bench.types"],
     ["bench.errors"],
 ]
