@@ -8,6 +8,7 @@ import contextlib
 import math
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
@@ -31,8 +32,8 @@ from bench.segmenter import PromptableSegmenter
 from bench.spec import RunSpec
 from bench.store import RESUME, Record
 from bench.team import SOLO, Team
-from bench.train import WHOLE, Log, Memory, fit, optimizer_of
-from bench.types import Dataset, Split
+from bench.train import Log, fit, optimizer_of
+from bench.types import WHOLE, Dataset, Memory, Split
 
 Watch = Callable[[float, str], None]  # told the share of the work that is done, and what is being done; may raise to stop
 Tensors = dict[str, Tensor]
@@ -194,7 +195,7 @@ class Cell:
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
         content = {"key": self.spec.key, "course": asdict(self.course), "weights": self._weights(), "optimizer": optimizer}
-        temporary = self.resume_file.with_name(f".{RESUME}.{time.time_ns():032x}.tmp")
+        temporary = self.resume_file.with_name(f".{RESUME}.{uuid.uuid4().hex}.tmp")  # two copies of a cell may write at once
         torch.save(content, temporary)
         temporary.replace(self.resume_file)
         self._saved_at = time.monotonic()

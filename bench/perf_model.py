@@ -31,8 +31,8 @@ from bench.paths import use
 from bench.precision import computing
 from bench.provenance import device_name, package_version
 from bench.segmenter import PromptableSegmenter
-from bench.train import WHOLE, Example, backward
-from bench.types import Prompts
+from bench.train import Example, backward
+from bench.types import WHOLE, Prompts
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "68719476736"}  # keep freed memory: both sides, or malloc is the gain
 HEIGHT, WIDTH = 900, 1000
@@ -179,7 +179,9 @@ def compare(device: str, methods: Sequence[str], rounds: int, minutes: float, ou
     print(f"Both sides run with {' '.join(f'{k}={v}' for k, v in ALLOCATOR.items())}, one thread, {HEIGHT}×{WIDTH} pixels.", flush=True)
     with ThreadPoolExecutor(len(lanes)) as threads:
         taken = [list(lane) for lane in threads.map(lambda lane: list(turns(lane, rounds, 60 * minutes)), lanes)]
-    measurements = [dict(zip(("fast_job", "plain_job", "fast", "plain"), one, strict=True)) for lane in taken for one in lane]
+    measurements: list[dict[str, Any]] = [
+        dict(zip(("fast_job", "plain_job", "fast", "plain"), one, strict=True)) for lane in taken for one in lane
+    ]
     rows = [summary(fast, plain, measurements) for fast, plain in pairs]
     about: dict[str, Any] = {
         "device": device_name("cuda:0" if device == "cuda" else "cpu"),

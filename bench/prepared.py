@@ -16,9 +16,8 @@ from bench.paths import chosen
 from bench.prompts import box_prompts, point_prompts
 from bench.protocol import Settings
 from bench.segmenter import PromptableSegmenter
-from bench.types import Dataset, Features, Prompts, Sample, Split
+from bench.types import KEPT_BYTES, Dataset, Features, Prompts, Sample, Split
 
-KEPT_BYTES = 4 * 2**30
 BATCHES_AHEAD = 2
 
 

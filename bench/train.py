@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.dropout import part_of_batch
-from bench.errors import DivergedError, RequestError
+from bench.errors import DivergedError
 from bench.losses import Loss, upsampled_loss
 from bench.objects import object_masks
 from bench.precision import computing
@@ -22,7 +22,7 @@ from bench.protocol import Settings
 from bench.segmenter import PromptableSegmenter
 from bench.team import SOLO, Team
 from bench.transforms import augment
-from bench.types import Dataset, Prompts
+from bench.types import WHOLE, Dataset, Memory, Prompts
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,7 @@ class Example:
     target: Tensor
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Levers that trade time for memory in a training step; the gradients are the same.
-
-    micro_batch: images that are in memory together, 0 for the whole batch. checkpointing: keep the encoder's blocks' inputs
-    only, and compute the blocks again in backward.
-    """
-
-    micro_batch: int = 0
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        if self.micro_batch < 0:
-            raise RequestError(f"A micro-batch of {self.micro_batch} images: whole numbers from 1, or 0 for the whole batch, are allowed.")
-
-
-WHOLE, ALL = Memory(), slice(None)
+ALL = slice(None)
 
 
 def optimizer_of(model: PromptableSegmenter, settings: Settings) -> torch.optim.Optimizer:

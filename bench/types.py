@@ -51,6 +51,26 @@ class TrainingPrompts:
     noise_threshold: float = 0.5
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Levers that trade time for memory in a training step; the gradients are the same.
+
+    micro_batch: images that are in memory together, 0 for the whole batch. checkpointing: keep the encoder's blocks' inputs
+    only, and compute the blocks again in backward.
+    """
+
+    micro_batch: int = 0
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 0:
+            raise RequestError(f"A micro-batch of {self.micro_batch} images: whole numbers from 1, or 0 for the whole batch, are allowed.")
+
+
+WHOLE = Memory()
+KEPT_BYTES = 4 * 2**30  # of what evaluation prepared once, a process
+
+
 @dataclass(frozen=True, eq=False)
 class Prompts:
     """The prompts of one image, in pixels of that image; n prompts give n masks. All None: no prompt, one mask.

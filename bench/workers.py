@@ -1,6 +1,7 @@
 """Runs cells on this machine, in this process or in several worker processes that take the next cell when they are free."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import queue
@@ -8,57 +9,42 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.queues import Queue
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bench.cell import Cell, Stopped
 from bench.checkpoints import load_sam
 from bench.errors import DataError, DivergedError, RequestError, TeamError
-from bench.plan import open_datasets, title
-from bench.prepared import KEPT_BYTES, Prepared
+from bench.plan import Place, open_datasets, title
+from bench.prepared import Prepared
 from bench.progress import Progress
 from bench.provenance import provenance
 from bench.sam import Sam
 from bench.spec import RunSpec
 from bench.store import ResultStore
 from bench.team import SOLO, Team, is_lost
-from bench.train import WHOLE, Memory
-from bench.types import Dataset
+from bench.types import Dataset, Memory
 
 HEARTBEAT_SECONDS = 10.0
 TELL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
-    memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory."""
-
-    backbone: str
-    checkpoint: Path
-    data: Path
-    out: Path
-    device: str
-    overwrite: str
-    save_every: float
-    memory: Memory = WHOLE
-    kept_bytes: int = KEPT_BYTES
 
 
 Tell = Callable[[float, str], None]  # the share of the cell that is done, and what is being done
 
 
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a request to stop at the next step; a second one interrupts at once."""
+    """Turns Ctrl-C and SIGTERM into a request to stop at the next step; a second one interrupts at once.
 
-    def __init__(self) -> None:
+    signals: other ones than these two; patient: a second signal, as SLURM sends them in a row, interrupts nothing.
+    """
+
+    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM), patient: bool = False) -> None:
         self.asked = False
+        self.signals, self.patient = signals, patient
 
     def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._ask) for number in self.signals}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,7 +52,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and not self.patient:
             raise KeyboardInterrupt
         self.asked = True
 
@@ -87,11 +73,18 @@ class Bench:
             self.store.discard(spec)
         self.team.told(None)  # the others look for a resume file only now
         try:
-            return self._run(spec, tell)
+            return self._run_or_retry(spec, tell)
         except (Stopped, KeyboardInterrupt):  # the second is a second Ctrl-C: the resume file is the last one that was written
             self.stop.asked = True
+            if self.team.rank == 0:
+                with contextlib.suppress(OSError):
+                    self.store.stop(spec, "stopped by a signal; it goes on where it was")
             return "stopped"
         except OSError as error:  # the disk, not the cell: left unfinished, so that running again is the retry
+            if self.team.rank:
+                return self._failed(spec, error)
+            with contextlib.suppress(OSError):
+                self.store.stop(spec, f"not stored: {error.strerror or error}")
             return f"NOT STORED: {error.strerror or error} ({self.store.folder(spec)})"
         except Exception as error:
             return self._failed(spec, error)
@@ -109,13 +102,25 @@ class Bench:
             raise TeamError(f"Process {self.team.rank + 1} of {self.team.size}: {reason} The others stop too.") from None
         return f"FAILED: {reason}"
 
-    def _run(self, spec: RunSpec, tell: Tell) -> str:
+    def _run_or_retry(self, spec: RunSpec, tell: Tell) -> str:
+        """Runs the cell, and where the device's memory was too small once more with smaller steps of the same mathematics."""
+        less = less_memory(self.place.memory, spec.settings.batch)
+        try:
+            return self._run(spec, tell, self.place.memory)
+        except Exception as error:
+            if not is_out_of_memory(error) or less == self.place.memory or self.team.size > 1:
+                raise
+        free_memory()  # here, where the error's frames no longer hold the tensors
+        tell(0.0, f"out of memory: again with micro-batches of {less.micro_batch} and activation checkpointing")
+        return self._run(spec, tell, less)
+
+    def _run(self, spec: RunSpec, tell: Tell, memory: Memory) -> str:
         watch = Watcher(spec, self.store, tell, self.stop) if self.team.rank == 0 else _unwatched
         watch(0.0, "starting")
         dataset, place = self.datasets[spec.dataset], self.place
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
             self.prepared = Prepared(dataset, place.kept_bytes)
-        cell = Cell(spec, self.sam, dataset, self.store.folder(spec), watch, place.save_every, place.memory, self.prepared, self.team)
+        cell = Cell(spec, self.sam, dataset, self.store.folder(spec), watch, place.save_every, memory, self.prepared, self.team)
         result = cell.run(self.facts)
         if self.team.rank == 0:
             self.store.save(result.record, result.images, result.history, result.tuned)
@@ -127,14 +132,45 @@ def _unwatched(share: float, doing: str) -> None:
     return
 
 
+def device_of(name: str) -> str:
+    """ "cpu" or "cuda"; "auto" takes the GPU where there is one. RequestError where "cuda" is asked for and absent."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RequestError("Device cuda was asked for, but torch finds no GPU here: cpu and auto are allowed.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 def failure(error: Exception) -> str:
     """One sentence for a cell's failure; what nobody foresaw is printed in full to stderr as well."""
     if isinstance(error, DivergedError | DataError | RequestError):
         return str(error)
-    if "out of memory" in str(error) or isinstance(error, MemoryError):
-        return "Out of memory: take a smaller backbone, or a device with more memory."
+    if is_out_of_memory(error):
+        return "Out of memory, also with smaller steps and activation checkpointing: take a smaller backbone, or a device with more memory."
     traceback.print_exc()
     return f"{type(error).__name__}: {error}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device's memory was too small, the GPU's or this machine's."""
+    import torch
+
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+def less_memory(memory: Memory, batch: int) -> Memory:
+    """Steps that need less: half the micro-batch (one image at least), and activation checkpointing."""
+    return Memory(max(1, (memory.micro_batch or batch) // 2), checkpointing=True)
+
+
+def free_memory() -> None:
+    """Gives what a failed cell held back to the device."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Watcher:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Each room may import from itself and from the rooms after it. Commands stand first; nothing imports them.
 ROOMS = [
-    ["bench.demo", "bench.perf", "bench.pretrain", "bench.study"],
+    ["bench.demo", "bench.perf", "bench.pretrain", "bench.study", "bench.status", "bench.logs", "bench.cancel"],
     ["bench.perf_model"],
     ["bench.report", "bench.sheets"],
     ["bench.tables", "bench.figures", "bench.compare", "bench.export"],
@@ -18,8 +18,11 @@ ROOMS = [
     ["bench.picks"],
     ["bench.evidence", "bench.published"],
     ["bench.run", "bench.pictures", "bench.pretrain_trainer", "bench.pretrain_card"],
+    ["bench.slurm_submit", "bench.watch"],
+    ["bench.slurm_check", "bench.slurm_plan", "bench.job"],
+    ["bench.submission", "bench.catalogue"],
     ["bench.workers", "bench.boards", "bench.pretrain_config", "bench.pretrain_data", "bench.pretrain_curve", "bench.pretrain_muon"],
-    ["bench.adapted", "bench.cell", "bench.plan", "bench.progress"],
+    ["bench.adapted", "bench.cell", "bench.plan", "bench.progress", "bench.snapshot"],
     ["bench.train", "bench.evaluate", "bench.provenance", "bench.store"],
     ["bench.prepared", "bench.precision", "bench.team"],
     ["methods", "datasets", "bench.released"],
@@ -30,11 +33,22 @@ ROOMS = [
     ["bench.sam", "bench.dropout"],
     ["bench.attention"],
     ["bench.kernels", "bench.mask_maps", "bench.two_way", "bench.upsampling"],
-    ["bench.stock", "bench.paths", "bench.backbones", "bench.spec", "bench.registry", "bench.formats", "bench.statistics", "bench.style"],
+    [
+        "bench.stock",
+        "bench.paths",
+        "bench.backbones",
+        "bench.spec",
+        "bench.registry",
+        "bench.formats",
+        "bench.statistics",
+        "bench.style",
+        "bench.slurm_profile",
+    ],
     ["bench.table"],
     ["bench.protocol", "bench.files", "bench.spread"],
+    ["bench.slurm_queue", "bench.slurm_turn"],
     ["bench.types"],
-    ["bench.errors"],
+    ["bench.errors", "bench.slurm_facts"],
 ]
 LEVEL = {module: i for i, room in enumerate(ROOMS) for module in room}
 

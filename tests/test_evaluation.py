@@ -15,7 +15,8 @@ from bench.evaluate import calls, evaluate
 from bench.paths import use
 from bench.precision import computing
 from bench.prepared import Prepared, evaluation_prompts
-from bench.train import Memory, backward
+from bench.train import backward
+from bench.types import Memory
 
 
 def one_by_one(model, how):

@@ -7,8 +7,8 @@ from conftest import toy_backbone
 
 import bench
 from bench.errors import RequestError
-from bench.train import Example, Memory, backward
-from bench.types import Prompts
+from bench.train import Example, backward
+from bench.types import Memory, Prompts
 
 
 def examples():

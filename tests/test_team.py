@@ -19,7 +19,8 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 from test_levers import TRAINED, examples, started
 from bench.team import join
-from bench.train import Memory, backward
+from bench.train import backward
+from bench.types import Memory
 
 team, _ = join("cpu")
 first, stop = team.share(3)
