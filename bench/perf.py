@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_model(commands: Any) -> None:
     model = commands.add_parser("model", help="training step, evaluation and memory, fast path against plain")
     model.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cpu: vit_b on two cores; cuda: vit_b, vit_l and vit_h")
-    model.add_argument("--methods", default="cat_sam_t,cat_sam_a", help="with commas; on a CPU each takes a core")
+    model.add_argument("--methods", default="cat_sam_t,cat_sam_a", help="with commas")
     model.add_argument("--rounds", type=int, default=3, help="turns of each pair, as far as the minutes allow; at least one")
     model.add_argument("--minutes", type=float, default=5.0)
     model.add_argument("--out", type=Path, default=Path("results/perf"))

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from bench.backbones import CONFIGS
 from bench.cell import peak_memory_mb, reset_peak_memory
@@ -84,11 +85,9 @@ def measure(job: Job) -> dict[str, Any]:
     with use(job.path):
         tflop = None
         if on_gpu or job.path == "plain":
-            from torch.utils.flop_counter import FlopCounterMode
-
-            with FlopCounterMode(display=False) as counter:
+            with Operations() as operations:
                 times = _timed(call)
-            tflop = counter.get_total_flops() / 1e12 if job.path == "plain" else None
+            tflop = operations.flop / 1e12 if job.path == "plain" else None
         else:
             times = _timed(call)
         if on_gpu:
@@ -97,6 +96,28 @@ def measure(job: Job) -> dict[str, Any]:
             times["seconds"] = median(_timed(call)["wall"] for _ in range(10))
     peak = peak_memory_mb(model.device)
     return {**times, "peak_mb": round(peak, 1), "tflop": tflop, "gemm_tflops": gemm_tflops(job)}
+
+
+class Operations(TorchDispatchMode):
+    """Counts, in `flop`, the floating-point operations of products, convolutions and attention by torch's own formulas. torch's
+    FlopCounterMode cannot be used in inference mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.flop += formula(*args, **kwargs, out_val=out)
+        return out
 
 
 def _call(model: PromptableSegmenter, job: Job) -> Callable[[], object]:
@@ -166,19 +187,19 @@ def turns(pairs: Sequence[tuple[Job, Job]], rounds: int, seconds: float) -> Iter
         started = time.monotonic()
         for fast, plain in pairs:
             order = (fast, plain) if turn % 2 == 0 else (plain, fast)
-            found = {job: measured_apart(job) for job in order}
+            found = {}
+            for job in order:
+                found[job] = measured_apart(job)
+                shown = {key: found[job].get(key) for key in ("failed", "seconds", "system_seconds", "peak_mb") if key in found[job]}
+                print(f"{job.backbone} {job.method} {job.work} {job.path} {job.precision}: {shown}", flush=True)
             yield fast, plain, found[fast], found[plain]
         longest = max(longest, time.monotonic() - started)
 
 
 def compare(device: str, methods: Sequence[str], rounds: int, minutes: float, out: Path) -> int:
-    """Measures, prints and writes <date>-<device>.json and .md; on a CPU the methods run side by side on a core each. 1 where a
-    measurement failed."""
+    """Measures, prints and writes <date>-<device>.json and .md. 1 where a measurement failed."""
     pairs = cpu_jobs(methods) if device == "cpu" else gpu_jobs(methods)
-    lanes = [[pair for pair in pairs if pair[0].method == method] for method in methods] if device == "cpu" else [pairs]
     print(f"Both sides run with {' '.join(f'{k}={v}' for k, v in ALLOCATOR.items())}, one thread, {HEIGHT}×{WIDTH} pixels.", flush=True)
-    with ThreadPoolExecutor(len(lanes)) as threads:
-        taken = [list(lane) for lane in threads.map(lambda lane: list(turns(lane, rounds, 60 * minutes)), lanes)]
     measurements: list[dict[str, Any]] = [
         dict(zip(("fast_job", "plain_job", "fast", "plain"), one, strict=True)) for lane in taken for one in lane
     ]
