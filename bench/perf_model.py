@@ -201,7 +201,7 @@ def compare(device: str, methods: Sequence[str], rounds: int, minutes: float, ou
     pairs = cpu_jobs(methods) if device == "cpu" else gpu_jobs(methods)
     print(f"Both sides run with {' '.join(f'{k}={v}' for k, v in ALLOCATOR.items())}, one thread, {HEIGHT}×{WIDTH} pixels.", flush=True)
     measurements: list[dict[str, Any]] = [
-        dict(zip(("fast_job", "plain_job", "fast", "plain"), one, strict=True)) for lane in taken for one in lane
+        dict(zip(("fast_job", "plain_job", "fast", "plain"), one, strict=True)) for one in turns(pairs, rounds, 60 * minutes)
     ]
     rows = [summary(fast, plain, measurements) for fast, plain in pairs]
     about: dict[str, Any] = {
