@@ -6,10 +6,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from bench import mask_maps
+from bench.paths import chosen
+from bench.prompt_batch import PromptBatch, batched, encode_prompts
 from bench.sam import Sam
 from bench.stock import MLP, LayerNorm2d
+from bench.two_way import two_way
 from bench.types import Features, Prompts
+
+VALUES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # of the widest map: it bounds how many prompts' maps are held together
 
 
 class Decoded(NamedTuple):
@@ -27,7 +34,46 @@ class Decoder(nn.Module):
 
     def forward(self, sam: Sam, features: Features, prompts: Sequence[Prompts]) -> Decoded:
         """Decodes the prompts of each image; they must be in the pixels of the model's input. One Prompts an image."""
-        encoded = [_encode_prompts(sam, p) for p in prompts]
+        if chosen() == "plain":
+            return self._plainly(sam, features, prompts)
+        batch = batched(sam, features.embedding, prompts)
+        out, source = self._transformed(sam, batch)
+        weights = self.weights(sam, out)
+        masks = self._masks(sam, source, weights)
+        scores = sam.mask_decoder.iou_prediction_head(out[:, 0])[:, 0]
+        fixed = self.image_places(features)
+        logits = [masks[rows] for rows in batch.rows]
+        if fixed is not None:
+            logits = [
+                low + mask_maps.masks_of_one(weights[rows], fixed[i]) for i, (low, rows) in enumerate(zip(logits, batch.rows, strict=True))
+            ]
+        return Decoded(logits, [scores[rows] for rows in batch.rows])
+
+    def _transformed(self, sam: Sam, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+        """The output tokens without SAM's IoU token's place changed (N, 1 + 4 + extra, d), and the source (N, g², d)."""
+        own = torch.cat([sam.mask_decoder.iou_token.weight, sam.mask_decoder.mask_tokens.weight, *self.extra_token()])
+        tokens = torch.cat([own.expand(len(batch.sparse), -1, -1), batch.sparse], 1)
+        pe = sam.dense_positions().to(tokens.dtype)
+        out, source = two_way(sam.mask_decoder.transformer, batch.sources, batch.which, pe, tokens, batch.visible(len(own)))
+        return out[:, : len(own)], source
+
+    def _masks(self, sam: Sam, source: Tensor, weights: Tensor) -> Tensor:
+        """What is read off the upscaled sources of all prompts (N, g², d), some prompts at a time: (N, 4g, 4g). In training the wide
+        maps of all but few prompts are computed again in backward instead of kept."""
+        at_once = max(1, VALUES_AT_ONCE.get(source.device.type, 2**22) // (source.shape[1] * source.shape[2] * 4))
+        parts = list(zip(source.split(at_once), weights.split(at_once), strict=True))
+        again = torch.is_grad_enabled() and len(parts) > 1
+
+        def read(places: Tensor, of: Tensor) -> Tensor:
+            return self.read(of, mask_maps.upscaled(sam.mask_decoder.output_upscaling, places))
+
+        if not again:
+            return torch.cat([read(*part) for part in parts])
+        return torch.cat([checkpoint(read, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+    def _plainly(self, sam: Sam, features: Features, prompts: Sequence[Prompts]) -> Decoded:
+        """`forward` as SAM writes it: the reference that the fast path is tested and timed against."""
+        encoded = [encode_prompts(sam, p) for p in prompts]
         image_maps = self.image_maps(features)
         logits: list[Tensor] = [features.embedding[:0]] * len(prompts)
         iou = list(logits)
@@ -53,7 +99,8 @@ class Decoder(nn.Module):
         source = source.transpose(1, 2).unflatten(2, embedding.shape[-2:])  # (N, d, g, g)
         upscaled = frozen.output_upscaling(source)  # (N, d/8, 4g, 4g)
         scores = frozen.iou_prediction_head(out[:, 0])[:, 0]
-        return self.masks(sam, out[:, 1 : len(output_tokens)], upscaled, image_maps, index), scores
+        maps = self.masks(upscaled, image_maps, index)
+        return torch.einsum("nc,nchw->nhw", self.weights(sam, out[:, : len(output_tokens)]), maps), scores
 
     def extra_token(self) -> tuple[Tensor, ...]:
         """Output tokens beside SAM's own, each (1, d)."""
@@ -63,10 +110,22 @@ class Decoder(nn.Module):
         """What is computed once an image and added to its prompts' maps, (B, d/8, 4g, 4g)."""
         return None
 
-    def masks(self, sam: Sam, out: Tensor, upscaled: Tensor, image_maps: Tensor | None, index: Tensor) -> Tensor:
-        """Mask logits (N, 4g, 4g) from the mask tokens' outputs (N, 4 + extra, d) and SAM's upscaled map (N, d/8, 4g, 4g)."""
-        weights = sam.mask_decoder.output_hypernetworks_mlps[0](out[:, 0])
-        return torch.einsum("nc,nchw->nhw", weights, upscaled)
+    def masks(self, upscaled: Tensor, image_maps: Tensor | None, index: Tensor) -> Tensor:
+        """What the weights are multiplied with, (N, d/8, 4g, 4g), from SAM's upscaled map of the same shape."""
+        return upscaled
+
+    def weights(self, sam: Sam, out: Tensor) -> Tensor:
+        """Each prompt's weights of the channels of its map, (N, d/8), from the output tokens (N, 1 + 4 + extra, d)."""
+        weights: Tensor = sam.mask_decoder.output_hypernetworks_mlps[0](out[:, 1])
+        return weights
+
+    def image_places(self, features: Features) -> Tensor | None:
+        """`image_maps` in token layout, (B, g², 4, 4, d/8)."""
+        return None
+
+    def read(self, weights: Tensor, upscaled: Tensor) -> Tensor:
+        """Masks (N, 4g, 4g), without the image maps' part, from weights (N, d/8) and SAM's upscaled map (N, g², 4, 4, d/8)."""
+        return mask_maps.masks(weights, upscaled)
 
 
 class HQDecoder(Decoder):
@@ -93,22 +152,27 @@ class HQDecoder(Decoder):
     def image_maps(self, features: Features) -> Tensor:
         return self.embedding_encoder(features.embedding) + self.compress_vit_feat(features.first_global.permute(0, 3, 1, 2))
 
-    def masks(self, sam: Sam, out: Tensor, upscaled: Tensor, image_maps: Tensor | None, index: Tensor) -> Tensor:
+    def masks(self, upscaled: Tensor, image_maps: Tensor | None, index: Tensor) -> Tensor:
         assert image_maps is not None
-        maps = self.embedding_maskfeature(upscaled) + image_maps[index]
-        return torch.einsum("nc,nchw->nhw", self.hf_mlp(out[:, -1]), maps)
+        maps: Tensor = self.embedding_maskfeature(upscaled) + image_maps[index]
+        return maps
+
+    def weights(self, sam: Sam, out: Tensor) -> Tensor:
+        weights: Tensor = self.hf_mlp(out[:, -1])
+        return weights
+
+    def image_places(self, features: Features) -> Tensor:
+        embedding = mask_maps.upscaled(self.embedding_encoder, features.embedding.flatten(2).mT)
+        return embedding + mask_maps.upscaled(self.compress_vit_feat, features.first_global.flatten(1, 2))
+
+    def read(self, weights: Tensor, upscaled: Tensor) -> Tensor:
+        return mask_maps.feature_masks(self.embedding_maskfeature, weights, upscaled)
 
 
 def _upscale(inner: int, middle: int, outer: int) -> list[nn.Module]:
     """Four times the side: two transposed convolutions with a norm and GELU between them."""
     up = nn.ConvTranspose2d(inner, middle, 2, stride=2), nn.ConvTranspose2d(middle, outer, 2, stride=2)
     return [up[0], LayerNorm2d(middle), nn.GELU(), up[1]]
-
-
-def _encode_prompts(sam: Sam, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """SAM's prompt encoder: sparse (n, t, d) and dense (n, d, g, g)."""
-    points = None if prompts.points is None else (prompts.points, prompts.labels)
-    return sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
 
 
 def _alike(sparse: Sequence[Tensor]) -> list[list[int]]:

@@ -7,6 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.paths import chosen
+from bench.streamed_loss import streamed_terms
+from bench.upsampling import resized
+
 
 class Loss(NamedTuple):
     """Scalars: total = bce + dice."""
@@ -24,6 +28,18 @@ def segmentation_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Lo
     pairs = [(x, t.to(x.device, x.dtype)) for x, t in zip(logits, targets, strict=True)]
     bce = torch.stack([F.binary_cross_entropy_with_logits(x, t) for x, t in pairs]).mean()
     dice = torch.stack([dice_loss(x, t) for x, t in pairs]).mean()
+    return Loss(bce + dice, bce, dice)
+
+
+def upsampled_loss(low: Sequence[Tensor], targets: Sequence[Tensor]) -> Loss:
+    """`segmentation_loss` of the maps `low`, per image (n, h, w), brought to the size of the image's targets (n, H, W).
+
+    This is what a training step takes: `upsampled_loss(model.decode_low(features, prompts).logits, targets)`.
+    """
+    pairs = list(zip(low, targets, strict=True))
+    if chosen() == "plain":
+        return segmentation_loss([resized(x, (t.shape[-2], t.shape[-1])) for x, t in pairs], targets)
+    bce, dice = torch.stack([torch.stack(streamed_terms(x.float(), t.to(x.device))) for x, t in pairs]).mean(0)
     return Loss(bce + dice, bce, dice)
 
 

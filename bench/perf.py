@@ -1,4 +1,4 @@
-"""How long the harness itself takes: python -m bench.perf store [--cells 10000], python -m bench.perf submit [--cells 1000]
+"""How long things take: python -m bench.perf store [--cells 10000], … submit [--cells 1000], … model [--device cpu]
 
 `store` plans that many cells, stores a made-up record for each in a temporary folder, and reads them back into the paper's table
 and into `bench.results()`, by the code that runs and tables use. It exits with 1 where planning and the table take longer than 10 s
@@ -9,6 +9,7 @@ with 1 where that takes longer than 5 s for each 1,000 cells, or imports torch.
 """
 
 import argparse
+import json
 import os
 import random
 import resource
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -151,8 +153,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     submit = commands.add_parser("submit", help="sending many cells to SLURM")
     submit.add_argument("--cells", type=int, default=1_000)
     submit.set_defaults(run=lambda given: time_submit(given.cells))
+    _add_model(commands)
     given = parser.parse_args(arguments)
     return int(given.run(given))
+
+
+def _add_model(commands: Any) -> None:
+    model = commands.add_parser("model", help="training step, evaluation and memory, fast path against plain")
+    model.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cpu: vit_b on two cores; cuda: vit_b, vit_l and vit_h")
+    model.add_argument("--methods", default="cat_sam_t,cat_sam_a", help="with commas")
+    model.add_argument("--rounds", type=int, default=3, help="turns of each pair, as far as the minutes allow; at least one")
+    model.add_argument("--minutes", type=float, default=5.0)
+    model.add_argument("--out", type=Path, default=Path("results/perf"))
+    model.set_defaults(run=_compare)
+    one = commands.add_parser("measure", help="one measurement of `model`, as JSON; it starts them itself")
+    one.add_argument("job", help="a bench.perf_model.Job as JSON")
+    one.set_defaults(run=_measure)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from bench.perf_model import compare
+
+    return compare(given.device, given.methods.split(","), given.rounds, given.minutes, given.out)
+
+
+def _measure(given: argparse.Namespace) -> int:
+    from bench.perf_model import Job, measure
+
+    print(json.dumps(measure(Job(**json.loads(given.job)))))
+    return 0
 
 
 if __name__ == "__main__":

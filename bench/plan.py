@@ -9,7 +9,7 @@ from bench.errors import RequestError, unknown
 from bench.protocol import Protocol, load_protocol, read_toml
 from bench.registry import DATASETS, METHODS, Registry
 from bench.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
-from bench.types import WHOLE, Dataset, Memory, Shots
+from bench.types import KEPT_BYTES, WHOLE, Dataset, Memory, Shots
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Request:
 @dataclass(frozen=True)
 class Place:
     """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
-    memory: how a training step is cut to fit the device."""
+    memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory."""
 
     backbone: str
     checkpoint: Path
@@ -47,6 +47,7 @@ class Place:
     overwrite: str
     save_every: float
     memory: Memory = WHOLE
+    kept_bytes: int = KEPT_BYTES
 
 
 def choose_methods(text: str) -> list[MethodChoice]:

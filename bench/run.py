@@ -16,12 +16,13 @@ from pathlib import Path
 
 from bench.backbones import checkpoint_path
 from bench.catalogue import Catalogue, catalogue
-from bench.errors import RequestError
+from bench.errors import RequestError, TeamError
 from bench.files import file_sha256
 from bench.plan import Place, Request, choose_methods, open_datasets, specs_of, title
 from bench.spec import RunSpec
+from bench.spread import is_member, leads, spread
 from bench.store import CellStatus, ResultStore
-from bench.types import Dataset, Memory
+from bench.types import KEPT_BYTES, Dataset, Memory
 
 STOPPED = 130  # the exit code after Ctrl-C
 
@@ -43,16 +44,24 @@ class Options:
     collect: bool = False  # a last SLURM job renders tables and report
     micro_batch: int = 0  # images of a training step that are in memory together; 0: all
     checkpointing: bool = False
+    devices: int = 1  # that train and evaluate each cell together, a process each
+    keep_gb: float = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all stored, 1 some failed or unfinished, 2 wrong request, 130 stopped)."""
     try:
         request, options = parse(arguments)
+        if options.devices > 1 and not is_member():
+            return _spread(sys.argv[1:] if arguments is None else arguments, options)
         return run_grid(request, options)
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except TeamError as error:
+        if str(error):
+            print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def run_grid(request: Request, options: Options) -> int:
@@ -71,12 +80,13 @@ def run_grid(request: Request, options: Options) -> int:
         return _launch(specs, missing, known, checkpoint, request.backbone, options)
     if options.dry_run:
         return 0
-    store.check_writable()
-    store.write_grid(specs)
+    if leads():
+        store.check_writable()
+        store.write_grid(specs)
     if missing and _run_cells(request.backbone, checkpoint, missing, datasets, options):
         print("Stopped; the same command goes on from here.")
         return STOPPED
-    return _summary(specs, store)
+    return _summary(specs, store) if leads() else 0
 
 
 def _known_methods(request: Request, options: Options) -> Catalogue | None:
@@ -104,14 +114,34 @@ def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datase
     """Runs cells, none of which stops the others; the checkpoint is looked into before the first one starts. Whether the user
     stopped it."""
     from bench.checkpoints import load_sam
+    from bench.team import join, leave
     from bench.workers import device_of, run_here, run_in_workers
 
     memory = Memory(options.micro_batch, options.checkpointing)
-    device = device_of(options.device)
-    place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every, memory)
-    sam = load_sam(backbone, checkpoint, device)
+    team, device = join(device_of(options.device))
+    specs = team.told(specs)
     workers = min(options.workers, len(specs))
-    return run_here(specs, place, sam, datasets) if workers == 1 else run_in_workers(specs, place, workers)
+    kept = int(options.keep_gb * 2**30 / workers)
+    place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every, memory, kept)
+    sam = load_sam(backbone, checkpoint, device)
+    if workers > 1:
+        return run_in_workers(specs, place, workers)
+    stopped = run_here(specs, place, sam, datasets, team)
+    if not stopped:
+        leave(team)
+    return stopped
+
+
+def _spread(arguments: Sequence[str], options: Options) -> int:
+    """Runs this command as `devices` processes; the exit code."""
+    import torch
+
+    from bench.workers import device_of
+
+    there = torch.cuda.device_count()
+    if device_of(options.device) == "cuda" and there < options.devices:
+        raise RequestError(f"--devices {options.devices}: torch finds {there} GPUs here; at most as many are allowed.")
+    return spread(["-m", "bench.run", *arguments], options.devices)
 
 
 def to_run(status: CellStatus, overwrite: str) -> bool:
@@ -156,8 +186,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--overwrite", choices=["never", "failed", "always"], default="never")
     parser.add_argument("--save-every", type=float, default=Options.save_every, metavar="SECONDS", help="between two resume files")
     parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs (or CPU processes) that run each cell together")
     parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="images of a training step in memory together; 0: all")
     parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
+    parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")
     given = parser.parse_args(arguments)
     request = Request().with_suite(given.config) if given.config else Request()
@@ -165,6 +197,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     request = Request(**{name: getattr(request, name) if value is None else value for name, value in flags.items()})
     if given.workers < 1:
         raise RequestError(f"--workers {given.workers}: whole numbers from 1 are allowed.")
+    if given.devices < 1:
+        raise RequestError(f"--devices {given.devices}: whole numbers from 1 are allowed.")
+    if given.workers > 1 and (given.devices > 1 or is_member()):
+        raise RequestError(f"--workers {given.workers}: cells that several devices run together are run one after the other, --workers 1.")
     if given.micro_batch < 0:
         raise RequestError(f"--micro-batch {given.micro_batch}: whole numbers from 1, or 0 for the whole batch, are allowed.")
     options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})

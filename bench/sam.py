@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bench.attention import Projection, attention
 from bench.backbones import SamConfig
+from bench.paths import chosen
 from bench.stock import (
     Attention,
     Block,
@@ -47,6 +49,7 @@ class Sam(StockSam):
         )
         self.config = config
         self.sha256 = ""
+        self._positions: tuple[Tensor, int, Tensor] | None = None
         self.pixel_mean = torch.tensor(PIXEL_MEAN, device="cpu").view(3, 1, 1)  # real even if the rest is on "meta"
         self.pixel_std = torch.tensor(PIXEL_STD, device="cpu").view(3, 1, 1)
         self.requires_grad_(False).eval()
@@ -54,6 +57,15 @@ class Sam(StockSam):
     def train(self, mode: bool = True) -> "Sam":
         """A frozen backbone stays in evaluation mode, whatever the model around it does."""
         return super().train(False)
+
+    def dense_positions(self) -> Tensor:
+        """The positional encoding of the grid's places, (g², decoder width), computed once for the weights that it follows from."""
+        matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        if self._positions is None or self._positions[0] is not matrix or self._positions[1] != matrix._version:
+            with torch.inference_mode(False), torch.no_grad():  # so that training may use what an evaluation computed
+                positions = self.prompt_encoder.get_dense_pe()[0].flatten(1).T.contiguous()
+            self._positions = matrix, matrix._version, positions
+        return self._positions[2]
 
 
 def _image_encoder(config: SamConfig) -> nn.Module:
@@ -103,8 +115,11 @@ class Tuner(nn.Module):
         return None
 
     def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
-        """Block i, in place of `block(x)`; x is (B, g, g, C). Returns the block's output and the carry for the next one."""
-        return block(x), carry
+        """Block i, in place of `block(x)`; x is (B, g, g, C). Returns the block's output and the carry for the next one.
+
+        The block as it is, is `feed_forward(block, attend(block, x)[0])`, which computes `block(x)` without its waste.
+        """
+        return feed_forward(block, attend(block, x)[0]), carry
 
 
 class ImageEncoder(nn.Module):
@@ -113,6 +128,11 @@ class ImageEncoder(nn.Module):
     def __init__(self, vit: ImageEncoderViT, tuner: Tuner) -> None:
         super().__init__()
         self.vit, self.tuner = vit, tuner
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the tuner adds nothing, so that what the encoder says of an image never changes."""
+        return type(self.tuner).begin is Tuner.begin and type(self.tuner).step is Tuner.step
 
     def forward(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
         """`image`: normalised, (B, 3, S, S). Returns the neck's output (B, d, g, g) and the output of the first
@@ -138,9 +158,6 @@ def _checkpointed(step: Callable[..., tuple[Tensor, Any]], i: int, block: Block,
     return out
 
 
-Projection = Callable[[Tensor], Tensor]
-
-
 def attend(block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projection | None = None) -> tuple[Tensor, Tensor]:
     """The block's first half: x + attention(norm1(x)), where every window also sees `prompts`.
 
@@ -148,21 +165,29 @@ def attend(block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projecti
     bias. qkv: stands in for the block's own projection (…, C) -> (…, 3C), which stays as it is.
     Returns x and what the attention made of the prompts, (B, P, C), averaged over the windows of an image.
     """
-    b, h, w, c = x.shape
-    prompts = x.new_empty(b, 0, c) if prompts is None else prompts
-    y, padded = block.norm1(x), (h, w)
-    if block.window_size:
-        y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
-    windows = y.shape[0] // b
-    y, p = _attention(block.attn, y, prompts.repeat_interleave(windows, 0), qkv or block.attn.qkv)
-    if block.window_size:
-        y = window_unpartition(y, block.window_size, padded, (h, w))
-    return x + y, p.unflatten(0, (b, windows)).mean(1)
+    prompts = x.new_empty(len(x), 0, x.shape[-1]) if prompts is None else prompts
+    if chosen() == "plain":
+        return _attend_plainly(block, x, prompts, qkv or block.attn.qkv)
+    y, attended = attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or block.attn.qkv)
+    return x + y, attended
 
 
 def feed_forward(block: Block, x: Tensor) -> Tensor:
     """The block's second half: x + mlp(norm2(x)), for any (…, C)."""
     return x + block.mlp(block.norm2(x))
+
+
+def _attend_plainly(block: Block, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
+    """`attend` as SAM writes it: the reference that `bench.attention` is tested and timed against."""
+    b, h, w, _ = x.shape
+    y, padded = block.norm1(x), (h, w)
+    if block.window_size:
+        y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
+    windows = y.shape[0] // b
+    y, p = _attention(block.attn, y, prompts.repeat_interleave(windows, 0), qkv)
+    if block.window_size:
+        y = window_unpartition(y, block.window_size, padded, (h, w))
+    return x + y, p.unflatten(0, (b, windows)).mean(1)
 
 
 def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from bench.decoder import Decoded, Decoder
 from bench.errors import CheckpointError, DataError
+from bench.paths import chosen
 from bench.prompts import check_prompts, prompts_from
 from bench.sam import ImageEncoder, Sam, Tuner
 from bench.types import Features, Prompts
+from bench.upsampling import resized
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,6 +49,11 @@ class PromptableSegmenter(nn.Module):
         """Where the backbone is; images and prompts are moved there."""
         return self.sam.image_encoder.pos_embed.device
 
+    @property
+    def execution(self) -> str:
+        """How this model computes here and now, as a cell's record says it: "attention=…, decoder=…, loss=…"."""
+        return f"attention={chosen()}, decoder={chosen()}, loss={chosen()}"
+
     def encode(self, images: Sequence[Tensor], checkpointing: bool = False) -> Features:
         """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ. checkpointing: see `ImageEncoder`."""
         batch = torch.stack([self._input(image) for image in images])  # (B, 3, S, S)
@@ -57,7 +64,7 @@ class PromptableSegmenter(nn.Module):
     def decode(self, features: Features, prompts: Sequence[Prompts]) -> list[Tensor]:
         """Logits (n_i, H_i, W_i) of each image's prompts, at the image's own size; one Prompts an image."""
         maps = self.decode_low(features, prompts).logits
-        return [_resize(low, size) for low, size in zip(maps, features.sizes, strict=True)]
+        return [resized(low, size) for low, size in zip(maps, features.sizes, strict=True)]
 
     def decode_low(self, features: Features, prompts: Sequence[Prompts]) -> Decoded:
         """As `decode`, but at the decoder's size (n_i, 4g, 4g), with SAM's IoU estimates."""
@@ -137,10 +144,6 @@ class PromptableSegmenter(nn.Module):
         boxes = None if prompts.boxes is None else (prompts.boxes.float().unflatten(1, (2, 2)) * factor).round().flatten(1)
         points = None if prompts.points is None else (prompts.points.float() * factor).round()
         return replace(prompts, boxes=boxes, points=points)
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def read_picture(image: "Picture") -> Tensor:

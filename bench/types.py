@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
@@ -68,6 +68,7 @@ class Memory:
 
 
 WHOLE = Memory()
+KEPT_BYTES = 4 * 2**30  # of what evaluation prepared once, a process
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +118,12 @@ class Features(NamedTuple):
     first_global: "Tensor"
     sizes: tuple[tuple[int, int], ...]
     native: tuple[bool, ...]
+
+    def only(self, images: "Sequence[int]") -> "Features":
+        """The features of these images, by their places in the batch."""
+        at = list(images)
+        sizes, native = tuple(self.sizes[i] for i in at), tuple(self.native[i] for i in at)
+        return Features(self.embedding[at], self.first_global[at], sizes, native)
 
 
 class Dataset(ABC):

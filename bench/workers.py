@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import multiprocessing
+import os
 import queue
 import signal
 import time
@@ -14,13 +15,15 @@ from typing import Any
 
 from bench.cell import Cell, Stopped
 from bench.checkpoints import load_sam
-from bench.errors import DataError, DivergedError, RequestError
+from bench.errors import DataError, DivergedError, RequestError, TeamError
 from bench.plan import Place, open_datasets, title
+from bench.prepared import Prepared
 from bench.progress import Progress
 from bench.provenance import provenance
 from bench.sam import Sam
 from bench.spec import RunSpec
 from bench.store import ResultStore
+from bench.team import SOLO, Team, is_lost
 from bench.types import Dataset, Memory
 
 HEARTBEAT_SECONDS = 10.0
@@ -57,31 +60,47 @@ class StopSignal:
 class Bench:
     """The loaded backbone and the open data sets of a process, on which cells run one after the other."""
 
-    def __init__(self, place: Place, sam: Sam, datasets: Mapping[str, Dataset], stop: StopSignal) -> None:
+    def __init__(self, place: Place, sam: Sam, datasets: Mapping[str, Dataset], stop: StopSignal, team: Team = SOLO) -> None:
+        self.team = team
         self.place, self.sam, self.datasets, self.stop = place, sam, datasets, stop
         self.store = ResultStore(place.out)
+        self.prepared: Prepared | None = None
         self.facts = provenance(str(sam.device), place.checkpoint, place.out / "cache")
 
     def run(self, spec: RunSpec, tell: Tell) -> str:
         """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
-        if self.place.overwrite == "always" or self.store.status(spec).phase == "failed":
+        if self.team.rank == 0 and (self.place.overwrite == "always" or self.store.status(spec).phase == "failed"):
             self.store.discard(spec)
+        self.team.told(None)  # the others look for a resume file only now
         try:
             return self._run_or_retry(spec, tell)
         except (Stopped, KeyboardInterrupt):  # the second is a second Ctrl-C: the resume file is the last one that was written
             self.stop.asked = True
-            with contextlib.suppress(OSError):
-                self.store.stop(spec, "stopped by a signal; it goes on where it was")
+            if self.team.rank == 0:
+                with contextlib.suppress(OSError):
+                    self.store.stop(spec, "stopped by a signal; it goes on where it was")
             return "stopped"
         except OSError as error:  # the disk, not the cell: left unfinished, so that running again is the retry
+            if self.team.rank:
+                return self._failed(spec, error)
             with contextlib.suppress(OSError):
                 self.store.stop(spec, f"not stored: {error.strerror or error}")
             return f"NOT STORED: {error.strerror or error} ({self.store.folder(spec)})"
         except Exception as error:
-            reason = failure(error)
+            return self._failed(spec, error)
+
+    def _failed(self, spec: RunSpec, error: Exception) -> str:
+        """Notes why a cell failed. In a team it ends all, TeamError, but for a loss that all processes saw alike."""
+        alike = self.team.size == 1 or isinstance(error, DivergedError)
+        if not alike and is_lost(error):
+            raise TeamError from None
+        reason = failure(error)
+        if not alike or self.team.rank == 0:
             with contextlib.suppress(OSError):
                 self.store.fail(spec, reason)
-            return f"FAILED: {reason}"
+        if not alike:
+            raise TeamError(f"Process {self.team.rank + 1} of {self.team.size}: {reason} The others stop too.") from None
+        return f"FAILED: {reason}"
 
     def _run_or_retry(self, spec: RunSpec, tell: Tell) -> str:
         """Runs the cell, and where the device's memory was too small once more with smaller steps of the same mathematics."""
@@ -89,20 +108,28 @@ class Bench:
         try:
             return self._run(spec, tell, self.place.memory)
         except Exception as error:
-            if not is_out_of_memory(error) or less == self.place.memory:
+            if not is_out_of_memory(error) or less == self.place.memory or self.team.size > 1:
                 raise
         free_memory()  # here, where the error's frames no longer hold the tensors
         tell(0.0, f"out of memory: again with micro-batches of {less.micro_batch} and activation checkpointing")
         return self._run(spec, tell, less)
 
     def _run(self, spec: RunSpec, tell: Tell, memory: Memory) -> str:
-        watch = Watcher(spec, self.store, tell, self.stop)
+        watch = Watcher(spec, self.store, tell, self.stop) if self.team.rank == 0 else _unwatched
         watch(0.0, "starting")
-        cell = Cell(spec, self.sam, self.datasets[spec.dataset], self.store.folder(spec), watch, self.place.save_every, memory)
+        dataset, place = self.datasets[spec.dataset], self.place
+        if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
+            self.prepared = Prepared(dataset, place.kept_bytes)
+        cell = Cell(spec, self.sam, dataset, self.store.folder(spec), watch, place.save_every, memory, self.prepared, self.team)
         result = cell.run(self.facts)
-        self.store.save(result.record, result.images, result.history, result.tuned)
+        if self.team.rank == 0:
+            self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
+
+
+def _unwatched(share: float, doing: str) -> None:
+    return
 
 
 def device_of(name: str) -> str:
@@ -163,10 +190,10 @@ class Watcher:
             raise Stopped
 
 
-def run_here(specs: Sequence[RunSpec], place: Place, sam: Sam, datasets: Mapping[str, Dataset]) -> bool:
+def run_here(specs: Sequence[RunSpec], place: Place, sam: Sam, datasets: Mapping[str, Dataset], team: Team = SOLO) -> bool:
     """Runs the cells in this process; whether it was asked to stop."""
-    with Progress() as progress, StopSignal() as stop:
-        bench = Bench(place, sam, datasets, stop)
+    with open(os.devnull, "w") as silence, Progress(silence if team.rank else None) as progress, StopSignal() as stop:
+        bench = Bench(place, sam, datasets, stop, team)
         for index, spec in enumerate(specs, 1):
             progress.cell(index, len(specs), title(spec))
             progress.done(bench.run(spec, progress.update))

@@ -62,7 +62,7 @@ class AdapterTuner(Tuner):
 
     def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
         added = self.shared(torch.nn.functional.gelu(self.light[i](carry)))  # (B, g, g, C)
-        return block(x + added), carry
+        return feed_forward(block, attend(block, x + added)[0]), carry
 
 
 def high_pass(image: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from conftest import toy_backbone
 
 import bench
 from bench.errors import RequestError
-from bench.train import Example, Memory, backward
-from bench.types import Prompts
+from bench.train import Example, backward
+from bench.types import Memory, Prompts
 
 
 def examples():
@@ -23,11 +23,17 @@ def examples():
     return made
 
 
-def gradients(method, memory):
+def started(method):
+    """A model whose branches are away from zero, where they would have no gradient."""
     model = bench.build(method, toy_backbone(), seed=1).train()
     with torch.no_grad():
-        for weight in model.tuned().values():  # away from zero, where branches would have no gradient
+        for weight in model.tuned().values():
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+    return model
+
+
+def gradients(method, memory):
+    model = started(method)
     loss = backward(model, examples(), 7, memory)
     return loss, {name: p.grad for name, p in model.tuned().items()}
 

@@ -1,0 +1,31 @@
+"""Which implementation computes: "fast", or "plain", the reference path that the fast one is tested and timed against."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from bench.errors import unknown
+
+PATHS = ("fast", "plain")
+_chosen: ContextVar[str] = ContextVar("path", default="fast")
+
+
+@contextmanager
+def use(path: str) -> Iterator[None]:
+    """Within it, models compute along this path; both compute the same function. RequestError for a name not in PATHS.
+
+    The choice is the thread's: what runs later or elsewhere (a checkpointed part that is recomputed in backward) must take the
+    choice along, `path = chosen()` outside and `with use(path):` inside.
+    """
+    if path not in PATHS:
+        raise unknown("path", path, PATHS)
+    token = _chosen.set(path)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def chosen() -> str:
+    """The path in force."""
+    return _chosen.get()
