@@ -201,7 +201,7 @@ def test_preempted_cells_save_themselves_and_go_on(cluster, reference, tmp_path)
 
 
 def test_the_time_limit_in_the_middle_of_training(cluster, tmp_path):
-    protocol = LONG.replace("250", "1500")
+    protocol = LONG.replace("250", "900")
     grid = Grid(cluster, tmp_path / "out", seeds="0", protocol=protocol, profile=SINGLE.replace("time_min = 20", "time_min = 2"))
     grid.launch()
     grid.wait_training()
@@ -211,7 +211,7 @@ def test_the_time_limit_in_the_middle_of_training(cluster, tmp_path):
     assert not grid.records(), "the cell ended before its time limit"
     cluster.ask("scontrol", "update", f"jobid={job}", "timelimit=20")
     grid.wait_stored(300, release=True)
-    assert next(iter(grid.records().values()))["cost"]["steps"] == 1500
+    assert next(iter(grid.records().values()))["cost"]["steps"] == 900
     grid.wait_idle()
 
 
