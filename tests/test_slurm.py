@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"no SLURM on this machine ({', '.join(MISSING)} not found); make test-slurm installs it"),
 ]
 SHORT = "smoke(epochs=4,evaluate_every=4,selections=['last'])"
+UNSEEN = pytest.mark.skip(reason="written, but not yet seen to hold on the cluster")
 LONG = "smoke(epochs=250,evaluate_every=250,selections=['last'])"
 PACKED = (
     'partition = "main"\ngpus = 1\ncpus = 1\ntime_min = 20\nsignal_s = 10\ndevice = "cpu"\ncells_per_job = 6\nevaluations_per_job = 8\n'
@@ -200,6 +201,7 @@ def test_preempted_cells_save_themselves_and_go_on(cluster, reference, tmp_path)
     grid.wait_idle()
 
 
+@UNSEEN
 def test_the_time_limit_in_the_middle_of_training(cluster, tmp_path):
     protocol = LONG.replace("250", "900")
     grid = Grid(cluster, tmp_path / "out", seeds="0", protocol=protocol, profile=SINGLE.replace("time_min = 20", "time_min = 2"))
@@ -215,6 +217,7 @@ def test_the_time_limit_in_the_middle_of_training(cluster, tmp_path):
     grid.wait_idle()
 
 
+@UNSEEN
 def test_a_node_that_is_lost_while_its_cell_goes_on(cluster, reference, tmp_path):
     grid = Grid(cluster, tmp_path / "out")
     grid.launch()
@@ -243,6 +246,7 @@ def test_the_controller_restarts_in_the_middle_of_an_array(cluster, reference, t
     grid.wait_idle()
 
 
+@UNSEEN
 def test_a_full_disk_while_results_are_written(cluster, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -268,6 +272,7 @@ def test_a_full_disk_while_results_are_written(cluster, tmp_path):
         subprocess.run(["umount", "-l", disk])
 
 
+@UNSEEN
 def test_a_cell_that_always_fails_fails_alone(cluster, tmp_path):
     grid = Grid(cluster, tmp_path / "out", methods="sam,lora", protocol="smoke(lr=1e38,selections=['last'])", seeds="0", profile=PACKED)
     grid.launch()
