@@ -17,10 +17,10 @@ PY  := .venv/bin/python
 RUN := .venv/.setup-done
 DEV := .venv/.setup-dev-done
 
-.PHONY: help setup demo test bench tables lint clean
+.PHONY: help setup demo test test-slurm bench tables lint clean
 
 help:
-	@echo "make setup | demo | test | lint | tables | clean"
+	@echo "make setup | demo | test | test-slurm | lint | tables | clean"
 	@echo "make bench SHOTS=1   also METHODS DATASETS SEEDS BACKBONE PROTOCOL DATA PRETRAINED LAUNCHER PROFILE OUT"
 
 setup: $(DEV)
@@ -43,7 +43,12 @@ tables: $(RUN)
 
 # One thread for each worker's torch, or they fight for the cores.
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup
+
+# On a cluster of its own on this machine; as root it installs what is missing from Debian's packages.
+test-slurm: $(DEV)
+	@slurm/install || true
+	REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/test_slurm.py
 
 lint: $(DEV)
 	$(PY) -m ruff check .

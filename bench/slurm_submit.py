@@ -62,9 +62,9 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
     folder = grid.place.out / FOLDER
     with Turn(folder) as turn:
         live = _live(grid.place.out, {spec.key for spec in wanted})
-        free = [spec for spec in wanted if spec.key not in live]
-        store.write_grid(specs)
+        free = [spec for spec in wanted if spec.key not in live and _is_open(store, spec, grid.place.overwrite)]
         if not free:
+            store.write_grid(specs)
             print(f"{len(specs)} cells: nothing to send, {len(live)} are with SLURM already.")
             return 0
         plans, left = _within_limits(array_plans(free, grid.profile, grid.untrained, limits().array_size), grid.profile)
@@ -78,6 +78,7 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
         sent = replace(sent, cells=cells, arrays=arrays, path=path, snapshot=snapshot)
         check = check_nodes(grid.place.out, plans[0].flags, snapshot, sys.executable)
         _discard(store, cells.values(), grid.place.overwrite)
+        store.write_grid(specs)
         sent.write()
         sent, refused = _send(sent, plans, grid.profile, check, turn)
         if grid.collect:
@@ -93,6 +94,11 @@ def _live(out: Path, wanted: set[str]) -> dict[str, Task]:
         if not any(task.state == "COMPLETING" for task in live.values()) or time.monotonic() > until:
             return live
         time.sleep(0.5)
+
+
+def _is_open(store: ResultStore, spec: RunSpec, overwrite: str) -> bool:
+    """Whether the cell is still to be computed; while this launcher waited for its turn, another one's job may have done it."""
+    return overwrite == "always" or store.status(spec).phase != "stored"
 
 
 def _within_limits(plans: list[ArrayPlan], profile: Profile) -> tuple[list[ArrayPlan], int]:
