@@ -9,6 +9,7 @@ PROTOCOL   ?= paper
 DATA       ?= data
 PRETRAINED ?= pretrained
 LAUNCHER   ?= local
+PROFILE    ?=
 OUT        ?= results
 WORKERS    ?= 2
 
@@ -20,7 +21,7 @@ DEV := .venv/.setup-dev-done
 
 help:
 	@echo "make setup | demo | test | lint | tables | clean"
-	@echo "make bench SHOTS=1   also METHODS DATASETS SEEDS BACKBONE PROTOCOL DATA PRETRAINED LAUNCHER OUT"
+	@echo "make bench SHOTS=1   also METHODS DATASETS SEEDS BACKBONE PROTOCOL DATA PRETRAINED LAUNCHER PROFILE OUT"
 
 setup: $(DEV)
 
@@ -31,8 +32,8 @@ demo: $(RUN)
 bench: $(RUN)
 	@status=0; $(PY) -m bench.run --methods '$(METHODS)' --datasets '$(DATASETS)' --shots '$(SHOTS)' \
 	  $(if $(SEEDS),--seeds '$(SEEDS)') --backbone '$(BACKBONE)' --protocol '$(PROTOCOL)' --data '$(DATA)' \
-	  --pretrained '$(PRETRAINED)' --launcher '$(LAUNCHER)' --out '$(OUT)' || status=$$?; \
-	if [ $$status -le 1 ]; then $(PY) -m bench.tables --like paper --out '$(OUT)' || exit; fi; exit $$status
+	  --pretrained '$(PRETRAINED)' --launcher '$(LAUNCHER)' $(if $(PROFILE),--profile '$(PROFILE)') --out '$(OUT)' || status=$$?; \
+	if [ $$status -le 1 ] && [ '$(LAUNCHER)' = local ]; then $(PY) -m bench.tables --like paper --out '$(OUT)' || exit; fi; exit $$status
 
 tables: $(RUN)
 	$(PY) -m bench.tables --like all --format md,csv,latex,html --out '$(OUT)'

@@ -8,6 +8,7 @@ import contextlib
 import math
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
@@ -22,14 +23,17 @@ from bench.errors import DivergedError
 from bench.evaluate import evaluate
 from bench.method import Method, build_parts
 from bench.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
+from bench.precision import set_products
+from bench.prepared import Prepared
 from bench.protocol import Settings
 from bench.registry import METHODS
 from bench.sam import Sam
 from bench.segmenter import PromptableSegmenter
 from bench.spec import RunSpec
 from bench.store import RESUME, Record
+from bench.team import SOLO, Team
 from bench.train import Log, fit, optimizer_of
-from bench.types import Dataset, Split
+from bench.types import WHOLE, Dataset, Memory, Split
 
 Watch = Callable[[float, str], None]  # told the share of the work that is done, and what is being done; may raise to stop
 Tensors = dict[str, Tensor]
@@ -69,12 +73,26 @@ class Cell:
     """Runs one cell on a loaded backbone and an open data set, going on where `folder/resume.pt` stands.
 
     watch: is told the progress, and may raise Stopped; then the resume file is written first. save_every: seconds between two
-    resume files.
+    resume files. memory: how a training step is cut to fit the device. prepared: what earlier cells on this data set left to use again.
+    team: the processes that run this cell together; number 0 alone writes, and its watch alone may stop them.
     """
 
-    def __init__(self, spec: RunSpec, sam: Sam, dataset: Dataset, folder: Path, watch: Watch, save_every: float = 60.0) -> None:
-        self.spec, self.settings, self.dataset = spec, spec.settings, dataset
+    def __init__(
+        self,
+        spec: RunSpec,
+        sam: Sam,
+        dataset: Dataset,
+        folder: Path,
+        watch: Watch,
+        save_every: float = 60.0,
+        memory: Memory = WHOLE,
+        prepared: Prepared | None = None,
+        team: Team = SOLO,
+    ) -> None:
+        self.team = team
+        self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
         self.resume_file, self.watch, self.save_every = folder / RESUME, watch, save_every
+        self.prepared = prepared or Prepared(dataset)
         self.model = build_model(spec, sam)
         self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val)
         self.optimizer = optimizer_of(self.model, self.settings) if self.model.tuned() else None
@@ -86,7 +104,7 @@ class Cell:
 
     def run(self, provenance: Mapping[str, Any]) -> Result:
         """The cell's result. DivergedError, DataError and Stopped pass through."""
-        torch.set_float32_matmul_precision(self.settings.matmul_precision)
+        set_products(self.settings)
         repeat_numbers(self.model.device)
         reset_peak_memory(self.model.device)
         if self.optimizer is not None:
@@ -101,7 +119,8 @@ class Cell:
     def _train(self, optimizer: torch.optim.Optimizer) -> None:
         course, started = self.course, time.monotonic()
         self._look_if_due()
-        for log in fit(self.model, optimizer, self.dataset, self.support, self.settings, self.spec.seed, course.step):
+        logs = fit(self.model, optimizer, self.dataset, self.support, self.settings, self.spec.seed, course.step, self.memory, self.team)
+        for log in logs:
             course.step = log.step
             course.history.append(asdict(log))
             course.seconds["training"] += time.monotonic() - started
@@ -154,10 +173,12 @@ class Cell:
     def _evaluate(self, split: Split, doing: str) -> list[ImageRow]:
         rows: list[ImageRow] = []
         started = time.monotonic()
-        for row in evaluate(self.model, self.dataset, split, self.settings):
+        names, before = self.dataset.names(split), self.course.images
+        for row in evaluate(self.model, self.dataset, split, self.settings, self.prepared, self.team.mine(names)):
             rows.append(row)
-            self.course.images += 1
+            self.course.images = before + min(len(names), len(rows) * self.team.size)
             self._tell(doing)
+        rows = self.team.together(rows)
         self.course.seconds["evaluation"] += time.monotonic() - started
         return rows
 
@@ -169,10 +190,12 @@ class Cell:
 
     def _save_course(self) -> None:
         """Writes the resume file by rename. The weights and the optimizer are those after `course.step` steps."""
+        if self.team.rank:
+            return
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
         content = {"key": self.spec.key, "course": asdict(self.course), "weights": self._weights(), "optimizer": optimizer}
-        temporary = self.resume_file.with_name(f".{RESUME}.{time.time_ns():032x}.tmp")
+        temporary = self.resume_file.with_name(f".{RESUME}.{uuid.uuid4().hex}.tmp")  # two copies of a cell may write at once
         torch.save(content, temporary)
         temporary.replace(self.resume_file)
         self._saved_at = time.monotonic()
@@ -203,6 +226,10 @@ class Cell:
             "training_seconds": round(self.course.seconds["training"], 3),
             "evaluation_seconds": round(self.course.seconds["evaluation"], 3),
             "peak_memory_mb": round(peak_memory_mb(self.model.device), 1),
+            "execution": self.model.execution,
+            "devices": self.team.size,
+            "micro_batch": self.memory.micro_batch,
+            "activation_checkpointing": self.memory.checkpointing,
             "steps": self.course.step,
             "looks": self.course.looks,
             "train_images": len(self.support) if self.optimizer else 0,

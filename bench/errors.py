@@ -20,6 +20,10 @@ class DivergedError(Exception):
     """The training loss became NaN or infinite; fails its cell alone."""
 
 
+class TeamError(Exception):
+    """One of the processes that run a cell together failed, which ends them all; empty where another process says why."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
     """The error for a name that is not known: names the nearest known ones, and all of them.
 

@@ -22,13 +22,14 @@ class Method:
     """A tuning method: a frozen dataclass of its hyper-parameters, registered with `@METHODS.register(name)`.
 
     title: as tables print it. source: the paper. revision: raised when the meaning of the method changes, so that cells of
-    the old one are not mistaken for it.
+    the old one are not mistaken for it. trains: False where there is nothing to train, so that its cells are short.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     source: ClassVar[str]
     revision: ClassVar[int] = 1
+    trains: ClassVar[bool] = True
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         """Newly initialised parts for this backbone, drawn from torch's current random state."""

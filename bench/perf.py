@@ -1,19 +1,26 @@
-"""How long the harness itself takes: python -m bench.perf store [--cells 10000]
+"""How long things take: python -m bench.perf store [--cells 10000], … submit [--cells 1000], … model [--device cpu]
 
 `store` plans that many cells, stores a made-up record for each in a temporary folder, and reads them back into the paper's table
 and into `bench.results()`, by the code that runs and tables use. It exits with 1 where planning and the table take longer than 10 s
 for each 10,000 cells, or loading does, or where the process needs more than 2 GB.
+
+`submit` sends that many cells to a SLURM whose commands answer at once, by the launcher itself in a process of its own, and exits
+with 1 where that takes longer than 5 s for each 1,000 cells, or imports torch.
 """
 
 import argparse
+import json
+import os
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,6 +28,7 @@ from bench.boards import Ask
 from bench.export import results
 from bench.metrics import RULES
 from bench.plan import Request, specs_of
+from bench.provenance import ROOT
 from bench.published import PUBLISHED, read_published
 from bench.registry import DATASETS, METHODS
 from bench.spec import RunSpec
@@ -29,6 +37,13 @@ from bench.tables import tables
 
 LIMIT_SECONDS = 10.0  # for each 10,000 cells
 LIMIT_MB = 2000.0
+SUBMIT_SECONDS = 5.0  # for each 1,000 cells
+COMMANDS = {  # of a cluster that answers at once: what is timed is the launcher, not SLURM
+    "sbatch": 'case "$*" in *--test-only*) cat >/dev/null;; *--parsable*) bash -s; echo 1;; *) echo "Submitted batch job 7";; esac',
+    "scontrol": 'echo "MaxArraySize = 1001"; echo "MaxJobCount = 100000"',
+    **dict.fromkeys(("squeue", "scancel", "srun"), ":"),
+}
+LAUNCH = "import sys; from bench.run import main; code = main(sys.argv[1:]); sys.exit(9 if 'torch' in sys.modules else code)"
 SCORES = ("miou", "mean_image_iou", "dice")
 DATA_SETS = read_published(PUBLISHED["1"]).datasets
 
@@ -89,6 +104,39 @@ def time_store(cells: int) -> int:
     return 0 if kept else 1
 
 
+def time_submit(cells: int) -> int:
+    """Prints the seconds that launching takes with nothing cached, and again; 1 where a limit is exceeded."""
+    limit, domains = SUBMIT_SECONDS * max(1.0, cells / 1000), ("synth_buildings", "synth_polyps", "synth_shadows")
+    each = len(METHODS.names()) * len(domains)
+    seeds = range(-(-cells // each))
+    kept = True
+    with tempfile.TemporaryDirectory() as folder:
+        for name, answer in COMMANDS.items():
+            (Path(folder) / name).write_text(f"#!/bin/bash\n{answer}\n")
+            (Path(folder) / name).chmod(0o755)
+        environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+        words = [
+            "--datasets",
+            ",".join(domains),
+            "--seeds",
+            ",".join(map(str, seeds)),
+            "--backbone",
+            "tiny",
+            "--protocol",
+            "demo",
+            "--out",
+            f"{folder}/out",
+        ]
+        for what in ("launch with nothing cached", "launch again"):
+            began = time.perf_counter()
+            command = [sys.executable, "-c", LAUNCH, *words, "--launcher", "slurm", "--profile", "testcluster"]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            cause = {0: "", 9: ", but it imported torch"}.get(done.returncode, f", but it failed: {done.stderr.strip()}")
+            kept &= _said(f"{what}, {len(seeds) * each} cells{cause}", began) <= limit and not cause
+    print(f"the limit of each is {limit:g} s; limits: {'kept' if kept else 'EXCEEDED'}")
+    return 0 if kept else 1
+
+
 def _said(what: str, began: float) -> float:
     seconds = time.perf_counter() - began
     print(f"{what}: {seconds:.2f} s", flush=True)
@@ -102,8 +150,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store = commands.add_parser("store", help="planning, storing and reading back many cells")
     store.add_argument("--cells", type=int, default=10_000)
     store.set_defaults(run=lambda given: time_store(given.cells))
+    submit = commands.add_parser("submit", help="sending many cells to SLURM")
+    submit.add_argument("--cells", type=int, default=1_000)
+    submit.set_defaults(run=lambda given: time_submit(given.cells))
+    _add_model(commands)
     given = parser.parse_args(arguments)
     return int(given.run(given))
+
+
+def _add_model(commands: Any) -> None:
+    model = commands.add_parser("model", help="training step, evaluation and memory, fast path against plain")
+    model.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cpu: vit_b on two cores; cuda: vit_b, vit_l and vit_h")
+    model.add_argument("--methods", default="cat_sam_t,cat_sam_a", help="with commas")
+    model.add_argument("--rounds", type=int, default=3, help="turns of each pair, as far as the minutes allow; at least one")
+    model.add_argument("--minutes", type=float, default=5.0)
+    model.add_argument("--out", type=Path, default=Path("results/perf"))
+    model.set_defaults(run=_compare)
+    one = commands.add_parser("measure", help="one measurement of `model`, as JSON; it starts them itself")
+    one.add_argument("job", help="a bench.perf_model.Job as JSON")
+    one.set_defaults(run=_measure)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from bench.perf_model import compare
+
+    return compare(given.device, given.methods.split(","), given.rounds, given.minutes, given.out)
+
+
+def _measure(given: argparse.Namespace) -> int:
+    from bench.perf_model import Job, measure
+
+    print(json.dumps(measure(Job(**json.loads(given.job)))))
+    return 0
 
 
 if __name__ == "__main__":

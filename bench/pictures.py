@@ -13,8 +13,9 @@ import torch
 from matplotlib.axes import Axes
 
 from bench.adapted import load_run
-from bench.evaluate import evaluation_prompts, predict_masks
+from bench.evaluate import predict_masks
 from bench.metrics import count, image_iou
+from bench.prepared import evaluation_prompts
 from bench.sam import Sam
 from bench.store import ResultStore, read_record
 from bench.types import Dataset, Prompts

@@ -9,7 +9,7 @@ from bench.errors import RequestError, unknown
 from bench.protocol import Protocol, load_protocol, read_toml
 from bench.registry import DATASETS, METHODS, Registry
 from bench.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
-from bench.types import Dataset, Shots
+from bench.types import KEPT_BYTES, WHOLE, Dataset, Memory, Shots
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,36 @@ class Request:
         return replace(self, **{key: text_of(value) for key, value in content.items()})
 
 
-def specs_of(request: Request, checkpoint_sha256: str, data: Path = Path("data")) -> list[RunSpec]:
+@dataclass(frozen=True)
+class Place:
+    """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
+    memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory."""
+
+    backbone: str
+    checkpoint: Path
+    data: Path
+    out: Path
+    device: str
+    overwrite: str
+    save_every: float
+    memory: Memory = WHOLE
+    kept_bytes: int = KEPT_BYTES
+
+
+def choose_methods(text: str) -> list[MethodChoice]:
+    """The methods that a user names, "all" or "sam,lora(rank=8)"; loads torch with them. RequestError for what is not allowed."""
+    calls = METHODS.names() if text == "all" else split_calls(text)
+    parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
+    return [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
+
+
+def specs_of(
+    request: Request, checkpoint_sha256: str, data: Path = Path("data"), choose: Callable[[str], list[MethodChoice]] = choose_methods
+) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
-    number that is not allowed."""
+    number that is not allowed. choose: how methods are found; `bench.catalogue` does it without torch."""
     protocol = protocol_of(request.protocol)
-    methods = {choice.label: choice for choice in _methods(request.methods)}
+    methods = {choice.label: choice for choice in choose(request.methods)}
     datasets = {name: DATASETS.get(name) for name in _names(request.datasets, DATASETS)}
     grid = Grid(
         tuple(methods),
@@ -89,12 +114,6 @@ def protocol_of(text: str) -> Protocol:
     """The protocol of a name as a user writes it, "demo(lr=1e-3)"; its own name has the changes in one canonical form."""
     name, changes = parse_call(text)
     return load_protocol(name, changes)
-
-
-def _methods(text: str) -> list[MethodChoice]:
-    calls = METHODS.names() if text == "all" else split_calls(text)
-    parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
-    return [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
 
 
 def _names(text: str, registry: Registry) -> list[str]:

@@ -6,7 +6,7 @@ or shots). The settings of one cell are what remains when its rows are laid over
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -24,12 +24,16 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "evaluation_split": ("test", "val"),
     "augmentation_stream": ("fresh", "reseeded_workers"),
     "matmul_precision": ("highest", "high", "medium"),
+    "precision": ("fp32", "tf32", "bf16"),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything about a cell's training and evaluation that is not its method, data or seed."""
+    """Everything about a cell's training and evaluation that is not its method, data or seed.
+
+    A setting with a default came later: while it has it, it is no part of a cell's key, so that the older cells stay what they are.
+    """
 
     epochs: int
     batch: int  # images a step
@@ -48,7 +52,12 @@ class Settings:
     loader_workers: int  # of the reference, which shape that stream
     normalise_native_size: bool  # False: images of exactly the model's size are taken raw (reference behaviour)
     eval_mode_after_first_look: bool  # True: dropout stops after the first evaluation (reference behaviour)
-    matmul_precision: str
+    matmul_precision: str  # of float32 matrix products on a GPU, in torch's words
+    precision: str = "fp32"  # "tf32": products in TF32 whatever matmul_precision says; "bf16": autocast, float32 weights and losses
+
+    def keyed(self) -> dict[str, Any]:
+        """What a cell's key is made of."""
+        return {name: value for name, value in vars(self).items() if name not in LATER or value != LATER[name]}
 
     @property
     def uses_val(self) -> bool:
@@ -134,6 +143,7 @@ def _check_keys(where: str, given: Mapping[str, Any], allowed: Any) -> None:
 
 
 def _settings(name: str, merged: Mapping[str, Any]) -> Settings:
+    merged = {**LATER, **merged}
     missing = [key for key in SETTING_TYPES if key not in merged]
     if missing:
         raise RequestError(f"Protocol {name} lacks the settings {', '.join(missing)}.")
@@ -182,3 +192,4 @@ def _plain(value: Any) -> str:
 
 
 SETTING_TYPES: Mapping[str, Any] = {f.name: get_type_hints(Settings)[f.name] for f in fields(Settings)}
+LATER: Mapping[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}

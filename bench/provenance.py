@@ -1,5 +1,6 @@
 """Where a number comes from: the code, the machine, the packages and the weights behind a cell. It never imports torch itself."""
 
+import json
 import os
 import platform
 import shlex
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.files import file_sha256
+from bench.slurm_facts import job_facts
 
 ROOT = Path(__file__).parent.parent
+SNAPSHOT = "snapshot.json"  # in a copy of the code that jobs run from: the commit that it was made at
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "segment-anything", "pandas", "safetensors", "scipy", "submitit")
 
 
@@ -35,6 +38,7 @@ def provenance(device: str, checkpoint: Path | None = None, cache_dir: Path | No
         "device": device,
         "device_name": device_name(device),
         "checkpoint": None if checkpoint is None else {"name": checkpoint.name, "sha256": file_sha256(checkpoint, cache_dir)},
+        "slurm": job_facts() or None,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -42,7 +46,11 @@ def provenance(device: str, checkpoint: Path | None = None, cache_dir: Path | No
 
 @cache  # the code that runs is the code that was there when it started
 def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """The commit of a checkout, and whether anything in it differs from it; None where `root` is not one, or git is absent."""
+    """The commit of a checkout, and whether anything in it differs from it; None where `root` is not one, or git is absent.
+    A snapshot says it of the checkout that it was made from."""
+    if (root / SNAPSHOT).is_file():
+        said = json.loads((root / SNAPSHOT).read_text())
+        return said["commit"], said["dirty"]
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
         return None, None

@@ -15,12 +15,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bench.backbones import checkpoint_path
-from bench.errors import RequestError
+from bench.catalogue import Catalogue, catalogue
+from bench.errors import RequestError, TeamError
 from bench.files import file_sha256
-from bench.plan import Request, open_datasets, specs_of, title
+from bench.plan import Place, Request, choose_methods, open_datasets, specs_of, title
 from bench.spec import RunSpec
+from bench.spread import is_member, leads, spread
 from bench.store import CellStatus, ResultStore
-from bench.types import Dataset
+from bench.types import KEPT_BYTES, Dataset, Memory
 
 STOPPED = 130  # the exit code after Ctrl-C
 
@@ -37,47 +39,109 @@ class Options:
     dry_run: bool = False
     save_every: float = 60.0  # seconds between two resume files
     workers: int = 1  # processes; several take one thread each
+    launcher: str = "local"
+    profile: str = ""  # of the SLURM launcher: the name of a file in slurm/, or a path
+    collect: bool = False  # a last SLURM job renders tables and report
+    micro_batch: int = 0  # images of a training step that are in memory together; 0: all
+    checkpointing: bool = False
+    devices: int = 1  # that train and evaluate each cell together, a process each
+    keep_gb: float = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all stored, 1 some failed or unfinished, 2 wrong request, 130 stopped)."""
     try:
         request, options = parse(arguments)
+        if options.devices > 1 and not is_member():
+            return _spread(sys.argv[1:] if arguments is None else arguments, options)
         return run_grid(request, options)
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except TeamError as error:
+        if str(error):
+            print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def run_grid(request: Request, options: Options) -> int:
     """Runs the cells of a request that are to be run; the exit code."""
     store = ResultStore(options.out)
     checkpoint = checkpoint_path(request.backbone, options.pretrained)
-    specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data)
+    known = _known_methods(request, options)
+    choose = known.choose if known else choose_methods
+    specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data, choose)
     states = {spec: store.status(spec) for spec in specs}
     missing = [spec for spec in specs if to_run(states[spec], options.overwrite)]
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
-        return _list_cells(specs, states, missing)
-    store.check_writable()
-    store.write_grid(specs)
+        _list_cells(specs, states, missing)
+    if known and options.launcher == "slurm":
+        return _launch(specs, missing, known, checkpoint, request.backbone, options)
+    if options.dry_run:
+        return 0
+    if leads():
+        store.check_writable()
+        store.write_grid(specs)
     if missing and _run_cells(request.backbone, checkpoint, missing, datasets, options):
         print("Stopped; the same command goes on from here.")
         return STOPPED
-    return _summary(specs, store)
+    return _summary(specs, store) if leads() else 0
+
+
+def _known_methods(request: Request, options: Options) -> Catalogue | None:
+    """The request's methods, known without torch where this process runs no cell itself."""
+    if options.launcher == "local" and not options.dry_run:
+        return None
+    return catalogue(request.methods, options.out / "cache")
+
+
+def _launch(
+    specs: Sequence[RunSpec], missing: Sequence[RunSpec], known: Catalogue, checkpoint: Path, backbone: str, options: Options
+) -> int:
+    """Sends the cells to SLURM, whose nodes need whole paths."""
+    from bench.slurm_profile import load_profile
+    from bench.slurm_submit import Launch, launch
+
+    profile = load_profile(options.profile)
+    checkpoint, data, out = (Path(os.path.abspath(path)) for path in (checkpoint, options.data, options.out))
+    memory, device = Memory(options.micro_batch, options.checkpointing), profile.device_of(options.device)
+    place = Place(backbone, checkpoint, data, out, device, options.overwrite, options.save_every, memory)
+    return launch(specs, missing, Launch(place, profile, known.untrained, options.dry_run, options.collect))
 
 
 def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datasets: Mapping[str, Dataset], options: Options) -> bool:
     """Runs cells, none of which stops the others; the checkpoint is looked into before the first one starts. Whether the user
     stopped it."""
     from bench.checkpoints import load_sam
-    from bench.workers import Place, run_here, run_in_workers
+    from bench.team import join, leave
+    from bench.workers import device_of, run_here, run_in_workers
 
-    device = device_of(options.device)
-    place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every)
-    sam = load_sam(backbone, checkpoint, device)
+    memory = Memory(options.micro_batch, options.checkpointing)
+    team, device = join(device_of(options.device))
+    specs = team.told(specs)
     workers = min(options.workers, len(specs))
-    return run_here(specs, place, sam, datasets) if workers == 1 else run_in_workers(specs, place, workers)
+    kept = int(options.keep_gb * 2**30 / workers)
+    place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every, memory, kept)
+    sam = load_sam(backbone, checkpoint, device)
+    if workers > 1:
+        return run_in_workers(specs, place, workers)
+    stopped = run_here(specs, place, sam, datasets, team)
+    if not stopped:
+        leave(team)
+    return stopped
+
+
+def _spread(arguments: Sequence[str], options: Options) -> int:
+    """Runs this command as `devices` processes; the exit code."""
+    import torch
+
+    from bench.workers import device_of
+
+    there = torch.cuda.device_count()
+    if device_of(options.device) == "cuda" and there < options.devices:
+        raise RequestError(f"--devices {options.devices}: torch finds {there} GPUs here; at most as many are allowed.")
+    return spread(["-m", "bench.run", *arguments], options.devices)
 
 
 def to_run(status: CellStatus, overwrite: str) -> bool:
@@ -85,21 +149,11 @@ def to_run(status: CellStatus, overwrite: str) -> bool:
     return status.phase in ("pending", "unfinished") or overwrite == "always" or (overwrite == "failed" and status.phase == "failed")
 
 
-def device_of(name: str) -> str:
-    """ "cpu" or "cuda"; "auto" takes the GPU where there is one. RequestError where "cuda" is asked for and absent."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RequestError("Device cuda was asked for, but torch finds no GPU here: cpu and auto are allowed.")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def _list_cells(specs: Sequence[RunSpec], states: Mapping[RunSpec, CellStatus], missing: Sequence[RunSpec]) -> int:
+def _list_cells(specs: Sequence[RunSpec], states: Mapping[RunSpec, CellStatus], missing: Sequence[RunSpec]) -> None:
     for spec in specs:
         reason = f"  ({states[spec].reason})" if states[spec].reason else ""
         print(f"{states[spec].phase:10}  {title(spec)}  {spec.folder}{reason}")
     print(f"{len(specs)} cells, {len(missing)} to run.")
-    return 0
 
 
 def _summary(specs: Sequence[RunSpec], store: ResultStore) -> int:
@@ -125,11 +179,17 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--data", type=Path, default=Options.data, help="folder of the data sets")
     parser.add_argument("--pretrained", type=Path, default=Options.pretrained, help="folder of SAM's checkpoints")
     parser.add_argument("--out", type=Path, default=Options.out, help="folder of the results")
-    parser.add_argument("--launcher", choices=["local"], default="local")
+    parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="here, or as jobs of a cluster")
+    parser.add_argument("--profile", default="", help="with --launcher slurm: the name of a file in slurm/, or the path of one")
+    parser.add_argument("--collect", action="store_true", help="with --launcher slurm: a last job renders tables and report")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--overwrite", choices=["never", "failed", "always"], default="never")
     parser.add_argument("--save-every", type=float, default=Options.save_every, metavar="SECONDS", help="between two resume files")
     parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs (or CPU processes) that run each cell together")
+    parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="images of a training step in memory together; 0: all")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
+    parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")
     given = parser.parse_args(arguments)
     request = Request().with_suite(given.config) if given.config else Request()
@@ -137,6 +197,12 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     request = Request(**{name: getattr(request, name) if value is None else value for name, value in flags.items()})
     if given.workers < 1:
         raise RequestError(f"--workers {given.workers}: whole numbers from 1 are allowed.")
+    if given.devices < 1:
+        raise RequestError(f"--devices {given.devices}: whole numbers from 1 are allowed.")
+    if given.workers > 1 and (given.devices > 1 or is_member()):
+        raise RequestError(f"--workers {given.workers}: cells that several devices run together are run one after the other, --workers 1.")
+    if given.micro_batch < 0:
+        raise RequestError(f"--micro-batch {given.micro_batch}: whole numbers from 1, or 0 for the whole batch, are allowed.")
     options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
     return request, options
 

@@ -1,10 +1,13 @@
 """The frozen SAM: the only walk through its image encoder, and the seam at which a method takes part in it."""
 
+from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bench.attention import Projection, attention
 from bench.backbones import SamConfig
@@ -126,18 +129,33 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.vit, self.tuner = vit, tuner
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the tuner adds nothing, so that what the encoder says of an image never changes."""
+        return type(self.tuner).begin is Tuner.begin and type(self.tuner).step is Tuner.step
+
+    def forward(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
         """`image`: normalised, (B, 3, S, S). Returns the neck's output (B, d, g, g) and the output of the first
-        global-attention block (B, g, g, C)."""
+        global-attention block (B, g, g, C).
+
+        checkpointing: backward computes each block again instead of keeping what is inside it; the numbers are the same.
+        """
+        step = partial(_checkpointed, self.tuner.step) if checkpointing and torch.is_grad_enabled() else self.tuner.step
         x = self.vit.patch_embed(image)  # (B, g, g, C)
         carry = self.tuner.begin(image, x)
         x = x + self.vit.pos_embed
         first_global = None
         for i, block in enumerate(self.vit.blocks):
-            x, carry = self.tuner.step(i, block, x, carry)
+            x, carry = step(i, block, x, carry)
             if first_global is None and block.window_size == 0:
                 first_global = x
         return self.vit.neck(x.permute(0, 3, 1, 2)), x if first_global is None else first_global
+
+
+def _checkpointed(step: Callable[..., tuple[Tensor, Any]], i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
+    """A tuner's step, computed again in backward with the random numbers and context variables of now (it may be another thread)."""
+    out: tuple[Tensor, Any] = checkpoint(copy_context().run, step, i, block, x, carry, use_reentrant=False)
+    return out
 
 
 def attend(block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projection | None = None) -> tuple[Tensor, Tensor]:

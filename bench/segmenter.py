@@ -54,10 +54,10 @@ class PromptableSegmenter(nn.Module):
         """How this model computes here and now, as a cell's record says it: "attention=…, decoder=…, loss=…"."""
         return f"attention={chosen()}, decoder={chosen()}, loss={chosen()}"
 
-    def encode(self, images: Sequence[Tensor]) -> Features:
-        """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ."""
+    def encode(self, images: Sequence[Tensor], checkpointing: bool = False) -> Features:
+        """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ. checkpointing: see `ImageEncoder`."""
         batch = torch.stack([self._input(image) for image in images])  # (B, 3, S, S)
-        embedding, first_global = self.encoder(batch)
+        embedding, first_global = self.encoder(batch, checkpointing)
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
         return Features(embedding, first_global, sizes, tuple(self._is_native(image) for image in images))
 

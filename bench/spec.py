@@ -53,7 +53,7 @@ class RunSpec:
         """The spec as nested values for JSON, without what is only for display."""
         method = {"name": self.method.name, "parameters": dict(self.method.parameters), "revision": self.method.revision}
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**own, "method": method, "settings": vars(self.settings)}
+        return {**own, "method": method, "settings": self.settings.keyed()}
 
     @cached_property
     def key(self) -> str:

@@ -22,12 +22,14 @@ import pandas as pd
 from bench.errors import RequestError
 from bench.files import staged_file, write_together
 from bench.protocol import Settings
+from bench.slurm_facts import job_facts
 from bench.spec import MethodChoice, RunSpec
 
 RECORD, STATE, RESUME, TUNED = "record.json", "state.json", "resume.pt", "tuned.safetensors"
 IMAGES, HISTORY = "images.csv", "history.csv"
 WRITTEN = (RECORD, IMAGES, HISTORY, TUNED, RESUME, STATE)  # all that a cell writes, the result first
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a SLURM job: its number and restart count
 KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
 NAMES_AS_TEXT: dict[str, Callable[[str], str]] = dict.fromkeys(("name", "image", "stem"), str)  # an image called 007 stays "007"
 
@@ -125,7 +127,7 @@ class ResultStore:
             except DamagedRecord as damage:
                 return CellStatus("failed", f"its record is damaged: {damage}")
             return CellStatus("stored")
-        state = _state(folder)
+        state = read_state(folder)
         if state is None and not (folder / RESUME).exists():
             return CellStatus("pending", "not started")
         return _running(state or {})
@@ -138,19 +140,38 @@ class ResultStore:
         """Says that the cell failed, and why, in one sentence. OSError where the disk does not take it."""
         self._write_state(spec, "failed", {}, error)
 
+    def stop(self, spec: RunSpec, why: str) -> None:
+        """Says that nobody works on the cell any more, though it is not finished, and why. OSError as above."""
+        self._write_state(spec, "stopped", {}, why)
+
+    def begin_attempt(self, spec: RunSpec) -> int:
+        """Notes that the SLURM job of this process starts the cell; how many starts there were before, this one not counted.
+
+        Every start has a file of its own, so that two jobs, or two lives of one job, cannot overwrite each other's.
+        """
+        folder, facts = self.folder(spec), job_facts()
+        folder.mkdir(parents=True, exist_ok=True)
+        before = attempts(folder)
+        name = f"attempt_{facts['job']}_{facts['restart']}.json"
+        facts["time"] = _now()
+        write_together(folder, {name: _json(facts)}, durable=False)
+        return len([path for path in before if path.name != name])
+
     def save(self, record: Record, images: pd.DataFrame, history: pd.DataFrame, tuned: bytes | None) -> Path:
         """Stores the cell's result and returns its folder.
 
         Everything is on the disk under temporary names before the first file appears, and the record appears last. A disk
-        that is full raises OSError and leaves no file of this result.
+        that is full raises OSError and leaves no file of this result. Where another copy of the cell was faster, its result
+        stays and this one is dropped.
         """
         folder = self.folder(record.spec)
+        if self.status_of(folder).phase == "stored":
+            self._tidy(record.spec)
+            return folder
         folder.mkdir(parents=True, exist_ok=True)
         files = {IMAGES: _csv(images), HISTORY: _csv(history), TUNED: tuned, RECORD: record_bytes(record)}
         write_together(folder, {name: content for name, content in files.items() if content is not None})
-        with contextlib.suppress(OSError):  # the result is complete: what follows is for people only
-            (folder / RESUME).unlink(missing_ok=True)
-            self._write_state(record.spec, "stored", {}, error=None)
+        self._tidy(record.spec)
         return folder
 
     def read(self, cell: RunSpec | Path) -> Record:
@@ -190,7 +211,7 @@ class ResultStore:
         folder = self.folder(spec)
         if not folder.is_dir():
             return
-        leftovers = [path.name for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)]
+        leftovers = [path.name for path in folder.iterdir() if TEMPORARY.fullmatch(path.name) or ATTEMPT.fullmatch(path.name)]
         for name in (*WRITTEN, *leftovers):
             (folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # someone else's file lies in it
@@ -198,7 +219,7 @@ class ResultStore:
 
     def write_grid(self, specs: Iterable[RunSpec]) -> None:
         """Notes the cells that a run was asked for, so that tables can say what is missing."""
-        cells = [asdict(_grid_cell(spec)) for spec in specs]
+        cells = [asdict(grid_cell(spec)) for spec in specs]
         self.root.mkdir(parents=True, exist_ok=True)
         write_together(self.root, {"grid.json": _json(cells)})
 
@@ -220,12 +241,23 @@ class ResultStore:
             with os.scandir(method) as entries:
                 yield from (Path(entry.path) for entry in entries if os.path.exists(f"{entry.path}/{RECORD}"))
 
+    def _tidy(self, spec: RunSpec) -> None:
+        with contextlib.suppress(OSError):  # the result is complete: this is for people only
+            (self.folder(spec) / RESUME).unlink(missing_ok=True)
+            self._write_state(spec, "stored", {}, error=None)
+
     def _write_state(self, spec: RunSpec, phase: str, progress: Mapping[str, Any], error: str | None) -> None:
         folder = self.folder(spec)
         folder.mkdir(parents=True, exist_ok=True)
         state = {"phase": phase, "progress": dict(progress), "error": error, "pid": os.getpid(), "host": socket.gethostname()}
-        state["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        state |= {"time": _now(), **({"slurm": facts} if (facts := job_facts()) else {})}
         write_together(folder, {STATE: _json(state)}, durable=False)
+
+
+def attempts(folder: Path) -> list[Path]:
+    """The files that the starts of a cell by SLURM jobs left in its folder, oldest job first."""
+    found = [path for path in folder.glob("attempt_*.json") if ATTEMPT.fullmatch(path.name)]
+    return sorted(found, key=lambda path: tuple(map(int, path.stem.split("_")[1:])))
 
 
 def read_record(folder: Path) -> Record:
@@ -314,7 +346,12 @@ def _read_csv(path: Path) -> pd.DataFrame:
         return pd.DataFrame()
 
 
-def _state(folder: Path) -> dict[str, Any] | None:
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """What was last said of a cell that runs or ran; None where nothing was, empty where it cannot be read."""
     try:
         state = json.loads((folder / STATE).read_bytes())
     except FileNotFoundError:
@@ -331,10 +368,13 @@ def _running(state: Mapping[str, Any]) -> CellStatus:
         return CellStatus("unfinished", "its record was removed")
     if "phase" not in state:
         return CellStatus("unfinished", "it left no readable state")
+    if state["phase"] == "stopped":
+        return CellStatus("unfinished", str(state.get("error") or "stopped"))
     return CellStatus("unfinished", f"{state['phase']}, last heard of from {state.get('host')} at {state.get('time')}")
 
 
-def _grid_cell(spec: RunSpec) -> GridCell:
+def grid_cell(spec: RunSpec) -> GridCell:
+    """A cell as the grid's file has it."""
     who = (spec.dataset, spec.method.label, spec.shots, spec.draw, spec.seed)
     which = (spec.backbone, spec.protocol, spec.checkpoint_sha256, spec.key)
     same = _identities(spec)

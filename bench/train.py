@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.dropout import part_of_batch
 from bench.errors import DivergedError
-from bench.losses import segmentation_loss
+from bench.losses import Loss, upsampled_loss
 from bench.objects import object_masks
+from bench.precision import computing
 from bench.prompts import training_prompts
 from bench.protocol import Settings
 from bench.segmenter import PromptableSegmenter
+from bench.team import SOLO, Team
 from bench.transforms import augment
-from bench.types import Dataset, Prompts
+from bench.types import WHOLE, Dataset, Memory, Prompts
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Example:
     target: Tensor
 
 
+ALL = slice(None)
+
+
 def optimizer_of(model: PromptableSegmenter, settings: Settings) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters only."""
     return torch.optim.AdamW(model.tuned().values(), lr=settings.lr, weight_decay=settings.weight_decay)
@@ -58,10 +64,13 @@ def fit(
     settings: Settings,
     seed: int,
     first_step: int = 0,
+    memory: Memory = WHOLE,
+    team: Team = SOLO,
 ) -> Iterator[Log]:
     """Trains on the `support` images and yields the log of each step; the caller may evaluate between two of them.
 
     first_step: how many steps were made before, with the model and optimizer as they were then.
+    team: the processes that share each batch; every one makes the same step.
     DivergedError, with the step and the last finite loss, where the loss is NaN or infinite.
     """
     epoch_steps = math.ceil(len(support) / settings.batch)
@@ -69,22 +78,51 @@ def fit(
     for step in range(first_step, steps):
         epoch, batch = divmod(step, epoch_steps)
         lr = cosine_lr(epoch, settings)
-        examples = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid)
-        torch.manual_seed(int(_random("dropout", seed, step).integers(2**63)))
+        images = min(settings.batch, len(support) - batch * settings.batch)
+        first, stop = team.share(images)
+        examples = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid, slice(first, stop))
         # The reference never calls train() again after its first evaluation.
         model.train(not (settings.eval_mode_after_first_look and epoch >= settings.evaluate_every))
-        logits = model.decode(model.encode([e.image for e in examples]), [e.prompts for e in examples])
-        loss = segmentation_loss(logits, [e.target for e in examples])
+        optimizer.zero_grad()
+        dropout_seed = int(_random("dropout", seed, step).integers(2**63))
+        own = backward(model, examples, dropout_seed, memory, settings.precision, (first, images))
+        loss = Loss(*team.summed(list(model.tuned().values()), own))
         if not torch.isfinite(loss.total):
             now = loss.total.item()
             raise DivergedError(f"The loss became {now} at step {step + 1} of {steps}; the last finite one was {last_loss:.4g}.")
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.zero_grad()
-        loss.total.backward()
         optimizer.step()
         last_loss = loss.total.item()
         yield Log(step + 1, steps, epoch + 1, batch + 1 == epoch_steps, last_loss, loss.bce.item(), loss.dice.item(), lr)
+
+
+def backward(
+    model: PromptableSegmenter,
+    examples: Sequence[Example],
+    dropout_seed: int,
+    memory: Memory = WHOLE,
+    precision: str = "fp32",
+    place: tuple[int, int] | None = None,
+) -> Tensor:
+    """Adds the gradients of the batch's loss to the parameters', and returns that loss: total, bce, dice (3,), without a graph.
+
+    The loss is the mean over images of what each image's objects cost on average, so a part counts by its number of images.
+    place: where the examples are only a part, the number of the first and the images of the whole batch; the sum over parts is the
+    batch's.
+    """
+    size = memory.micro_batch or max(1, len(examples))
+    first, total = place or (0, len(examples))
+    losses = torch.zeros(3, device=model.device)
+    for start in range(0, len(examples), size):
+        part = examples[start : start + size]
+        torch.manual_seed(dropout_seed)
+        with part_of_batch(first + start, total), computing(precision, model.device):
+            features = model.encode([e.image for e in part], memory.checkpointing)
+            loss = upsampled_loss(model.decode_low(features, [e.prompts for e in part]).logits, [e.target for e in part])
+        (loss.total * (len(part) / total)).backward()
+        losses += torch.stack(loss).detach() * (len(part) / total)
+    return losses
 
 
 def cosine_lr(epoch: int, settings: Settings) -> float:
@@ -92,10 +130,12 @@ def cosine_lr(epoch: int, settings: Settings) -> float:
     return settings.lr_min + (settings.lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
 
 
-def batch_of(dataset: Dataset, support: Sequence[str], settings: Settings, seed: int, epoch: int, batch: int, grid: int) -> list[Example]:
-    """The examples of one step: a part of the epoch's shuffled support images, each with its own random recipe."""
+def batch_of(
+    dataset: Dataset, support: Sequence[str], settings: Settings, seed: int, epoch: int, batch: int, grid: int, part: slice = ALL
+) -> list[Example]:
+    """The examples of one step, or a part of them: some of the epoch's shuffled support images, each with its own random recipe."""
     order = _random("order", seed, epoch).permutation(len(support))
-    positions = range(batch * settings.batch, min((batch + 1) * settings.batch, len(support)))
+    positions = range(batch * settings.batch, min((batch + 1) * settings.batch, len(support)))[part]
     return [example(dataset, support[order[at]], settings, recipe(settings, seed, epoch, at), grid) for at in positions]
 
 

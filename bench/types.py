@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
@@ -49,6 +49,26 @@ class TrainingPrompts:
     max_objects: int | None = None
     noise_scale: int = 8
     noise_threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Levers that trade time for memory in a training step; the gradients are the same.
+
+    micro_batch: images that are in memory together, 0 for the whole batch. checkpointing: keep the encoder's blocks' inputs
+    only, and compute the blocks again in backward.
+    """
+
+    micro_batch: int = 0
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 0:
+            raise RequestError(f"A micro-batch of {self.micro_batch} images: whole numbers from 1, or 0 for the whole batch, are allowed.")
+
+
+WHOLE = Memory()
+KEPT_BYTES = 4 * 2**30  # of what evaluation prepared once, a process
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +118,12 @@ class Features(NamedTuple):
     first_global: "Tensor"
     sizes: tuple[tuple[int, int], ...]
     native: tuple[bool, ...]
+
+    def only(self, images: "Sequence[int]") -> "Features":
+        """The features of these images, by their places in the batch."""
+        at = list(images)
+        sizes, native = tuple(self.sizes[i] for i in at), tuple(self.native[i] for i in at)
+        return Features(self.embedding[at], self.first_global[at], sizes, native)
 
 
 class Dataset(ABC):

@@ -1,57 +1,50 @@
 """Runs cells on this machine, in this process or in several worker processes that take the next cell when they are free."""
 
 import contextlib
+import gc
 import multiprocessing
+import os
 import queue
 import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.queues import Queue
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bench.cell import Cell, Stopped
 from bench.checkpoints import load_sam
-from bench.errors import DataError, DivergedError, RequestError
-from bench.plan import open_datasets, title
+from bench.errors import DataError, DivergedError, RequestError, TeamError
+from bench.plan import Place, open_datasets, title
+from bench.prepared import Prepared
 from bench.progress import Progress
 from bench.provenance import provenance
 from bench.sam import Sam
 from bench.spec import RunSpec
 from bench.store import ResultStore
-from bench.types import Dataset
+from bench.team import SOLO, Team, is_lost
+from bench.types import Dataset, Memory
 
 HEARTBEAT_SECONDS = 10.0
 TELL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files."""
-
-    backbone: str
-    checkpoint: Path
-    data: Path
-    out: Path
-    device: str
-    overwrite: str
-    save_every: float
 
 
 Tell = Callable[[float, str], None]  # the share of the cell that is done, and what is being done
 
 
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a request to stop at the next step; a second one interrupts at once."""
+    """Turns Ctrl-C and SIGTERM into a request to stop at the next step; a second one interrupts at once.
 
-    def __init__(self) -> None:
+    signals: other ones than these two; patient: a second signal, as SLURM sends them in a row, interrupts nothing.
+    """
+
+    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM), patient: bool = False) -> None:
         self.asked = False
+        self.signals, self.patient = signals, patient
 
     def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._ask) for number in self.signals}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +52,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and not self.patient:
             raise KeyboardInterrupt
         self.asked = True
 
@@ -67,46 +60,117 @@ class StopSignal:
 class Bench:
     """The loaded backbone and the open data sets of a process, on which cells run one after the other."""
 
-    def __init__(self, place: Place, sam: Sam, datasets: Mapping[str, Dataset], stop: StopSignal) -> None:
+    def __init__(self, place: Place, sam: Sam, datasets: Mapping[str, Dataset], stop: StopSignal, team: Team = SOLO) -> None:
+        self.team = team
         self.place, self.sam, self.datasets, self.stop = place, sam, datasets, stop
         self.store = ResultStore(place.out)
+        self.prepared: Prepared | None = None
         self.facts = provenance(str(sam.device), place.checkpoint, place.out / "cache")
 
     def run(self, spec: RunSpec, tell: Tell) -> str:
         """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
-        if self.place.overwrite == "always" or self.store.status(spec).phase == "failed":
+        if self.team.rank == 0 and (self.place.overwrite == "always" or self.store.status(spec).phase == "failed"):
             self.store.discard(spec)
+        self.team.told(None)  # the others look for a resume file only now
         try:
-            return self._run(spec, tell)
+            return self._run_or_retry(spec, tell)
         except (Stopped, KeyboardInterrupt):  # the second is a second Ctrl-C: the resume file is the last one that was written
             self.stop.asked = True
+            if self.team.rank == 0:
+                with contextlib.suppress(OSError):
+                    self.store.stop(spec, "stopped by a signal; it goes on where it was")
             return "stopped"
         except OSError as error:  # the disk, not the cell: left unfinished, so that running again is the retry
+            if self.team.rank:
+                return self._failed(spec, error)
+            with contextlib.suppress(OSError):
+                self.store.stop(spec, f"not stored: {error.strerror or error}")
             return f"NOT STORED: {error.strerror or error} ({self.store.folder(spec)})"
         except Exception as error:
-            reason = failure(error)
+            return self._failed(spec, error)
+
+    def _failed(self, spec: RunSpec, error: Exception) -> str:
+        """Notes why a cell failed. In a team it ends all, TeamError, but for a loss that all processes saw alike."""
+        alike = self.team.size == 1 or isinstance(error, DivergedError)
+        if not alike and is_lost(error):
+            raise TeamError from None
+        reason = failure(error)
+        if not alike or self.team.rank == 0:
             with contextlib.suppress(OSError):
                 self.store.fail(spec, reason)
-            return f"FAILED: {reason}"
+        if not alike:
+            raise TeamError(f"Process {self.team.rank + 1} of {self.team.size}: {reason} The others stop too.") from None
+        return f"FAILED: {reason}"
 
-    def _run(self, spec: RunSpec, tell: Tell) -> str:
-        watch = Watcher(spec, self.store, tell, self.stop)
+    def _run_or_retry(self, spec: RunSpec, tell: Tell) -> str:
+        """Runs the cell, and where the device's memory was too small once more with smaller steps of the same mathematics."""
+        less = less_memory(self.place.memory, spec.settings.batch)
+        try:
+            return self._run(spec, tell, self.place.memory)
+        except Exception as error:
+            if not is_out_of_memory(error) or less == self.place.memory or self.team.size > 1:
+                raise
+        free_memory()  # here, where the error's frames no longer hold the tensors
+        tell(0.0, f"out of memory: again with micro-batches of {less.micro_batch} and activation checkpointing")
+        return self._run(spec, tell, less)
+
+    def _run(self, spec: RunSpec, tell: Tell, memory: Memory) -> str:
+        watch = Watcher(spec, self.store, tell, self.stop) if self.team.rank == 0 else _unwatched
         watch(0.0, "starting")
-        cell = Cell(spec, self.sam, self.datasets[spec.dataset], self.store.folder(spec), watch, self.place.save_every)
+        dataset, place = self.datasets[spec.dataset], self.place
+        if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
+            self.prepared = Prepared(dataset, place.kept_bytes)
+        cell = Cell(spec, self.sam, dataset, self.store.folder(spec), watch, place.save_every, memory, self.prepared, self.team)
         result = cell.run(self.facts)
-        self.store.save(result.record, result.images, result.history, result.tuned)
+        if self.team.rank == 0:
+            self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
+
+
+def _unwatched(share: float, doing: str) -> None:
+    return
+
+
+def device_of(name: str) -> str:
+    """ "cpu" or "cuda"; "auto" takes the GPU where there is one. RequestError where "cuda" is asked for and absent."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RequestError("Device cuda was asked for, but torch finds no GPU here: cpu and auto are allowed.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def failure(error: Exception) -> str:
     """One sentence for a cell's failure; what nobody foresaw is printed in full to stderr as well."""
     if isinstance(error, DivergedError | DataError | RequestError):
         return str(error)
-    if "out of memory" in str(error) or isinstance(error, MemoryError):
-        return "Out of memory: take a smaller backbone, or a device with more memory."
+    if is_out_of_memory(error):
+        return "Out of memory, also with smaller steps and activation checkpointing: take a smaller backbone, or a device with more memory."
     traceback.print_exc()
     return f"{type(error).__name__}: {error}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device's memory was too small, the GPU's or this machine's."""
+    import torch
+
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+def less_memory(memory: Memory, batch: int) -> Memory:
+    """Steps that need less: half the micro-batch (one image at least), and activation checkpointing."""
+    return Memory(max(1, (memory.micro_batch or batch) // 2), checkpointing=True)
+
+
+def free_memory() -> None:
+    """Gives what a failed cell held back to the device."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Watcher:
@@ -126,10 +190,10 @@ class Watcher:
             raise Stopped
 
 
-def run_here(specs: Sequence[RunSpec], place: Place, sam: Sam, datasets: Mapping[str, Dataset]) -> bool:
+def run_here(specs: Sequence[RunSpec], place: Place, sam: Sam, datasets: Mapping[str, Dataset], team: Team = SOLO) -> bool:
     """Runs the cells in this process; whether it was asked to stop."""
-    with Progress() as progress, StopSignal() as stop:
-        bench = Bench(place, sam, datasets, stop)
+    with open(os.devnull, "w") as silence, Progress(silence if team.rank else None) as progress, StopSignal() as stop:
+        bench = Bench(place, sam, datasets, stop, team)
         for index, spec in enumerate(specs, 1):
             progress.cell(index, len(specs), title(spec))
             progress.done(bench.run(spec, progress.update))

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from bench.dropout import Dropout
 from bench.method import EncoderMethod
 from bench.registry import METHODS
 from bench.sam import Sam, Tuner, attend, feed_forward
@@ -18,7 +19,7 @@ class Adapter(nn.Module):
     def __init__(self, width: int, bottleneck: int, dropout: float) -> None:
         super().__init__()
         self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)

@@ -15,6 +15,7 @@ class ZeroShot(Method):
     """The frozen SAM with its own single-mask token (`multimask_output=False`); the paper does not say which token it took."""
 
     title: ClassVar[str] = "SAM"
+    trains: ClassVar[bool] = False
     source: ClassVar[str] = "Kirillov et al., Segment Anything, ICCV 2023"
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:

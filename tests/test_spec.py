@@ -81,6 +81,11 @@ def test_everything_that_can_change_the_number_changes_the_key(change: dict) -> 
     assert replace(SPEC, **change).key != SPEC.key
 
 
+def test_a_setting_that_came_later_is_in_the_key_only_where_it_is_used() -> None:
+    assert "precision" not in SPEC.canonical()["settings"]
+    assert replace(SPEC, settings=replace(SETTINGS, precision="bf16")).key != SPEC.key
+
+
 def test_what_is_only_shown_does_not_change_the_key() -> None:
     assert replace(SPEC, method=replace(LORA, shown="")).key == SPEC.key
 

@@ -1,0 +1,37 @@
+"""Dropout whose masks do not depend on how a batch of images is cut into parts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_part: ContextVar[tuple[int, int] | None] = ContextVar("part", default=None)
+
+
+@contextmanager
+def part_of_batch(first: int, images: int) -> Iterator[None]:
+    """Within it, models see a part of a batch of so many images, from image `first` (counted from 0) on.
+
+    Each part must start from the random state that the whole batch would start from.
+    """
+    token = _part.set((first, images))
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout for (B, …), a row an image: a part of a batch gets its rows of the mask that the whole batch would get.
+
+    What all images of a batch share (prompt tokens) takes nn.Dropout.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = _part.get()
+        if part is None or not self.training or not self.p or part == (0, len(x)):
+            return super().forward(x)
+        first, images = part
+        return x * F.dropout(x.new_ones(images, *x.shape[1:]), self.p)[first : first + len(x)]

@@ -1,0 +1,60 @@
+"""Shows what a cell's jobs printed: python -m bench.logs CELL [--out results] [--lines 60]
+
+CELL is the key that bench.status shows, the start of it, or the cell's folder.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import RequestError
+from bench.slurm_facts import task_id
+from bench.slurm_queue import job_state
+from bench.store import GridCell, ResultStore, attempts
+from bench.submission import FOLDER, submissions
+from bench.watch import cell_title, find_cell
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0, 1 where there is no log, 2 where the cell is not known."""
+    parser = argparse.ArgumentParser(prog="python -m bench.logs", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cell", help="a key, the start of one, or the cell's folder")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser.add_argument("--lines", type=int, default=60, help="of the end of each file; 0 for all")
+    given = parser.parse_args(arguments)
+    out = given.out.absolute()
+    try:
+        cell = find_cell(out, given.cell)
+        print(f"{cell_title(cell)}: {ResultStore(out).status_of(out / 'runs' / cell.folder).reason or 'stored'}")
+        return show(out, cell, given.lines)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def show(out: Path, cell: GridCell, lines: int) -> int:
+    """Prints the logs of the cell's jobs, the last job last; 1 where none is there."""
+    jobs = jobs_of(out, cell)
+    files = [path for job in jobs for path in sorted((out / FOLDER / "logs").glob(f"*/{job}_0_log.*"))]
+    for path in files:
+        text = path.read_text(errors="replace").splitlines()
+        print(f"==> {path}", *text[-lines:], sep="\n")
+    if files:
+        return 0
+    said = {job: job_state(job) for job in jobs[-1:]}
+    known = "; ".join(f"SLURM says of {job}: {state['JobState']}, {state.get('Reason')}" for job, state in said.items() if state)
+    print(f"There is no log{f' of the jobs {chr(44).join(jobs)}' if jobs else ': it was never sent to SLURM'}. {known}".rstrip())
+    return 1
+
+
+def jobs_of(out: Path, cell: GridCell) -> list[str]:
+    """The jobs that were to run the cell, and those that did, oldest first."""
+    sent = [job for submission in submissions(out) for job in submission.jobs_of(cell.key)]
+    ran = [task_id(json.loads(path.read_bytes())) for path in attempts(out / "runs" / cell.folder)]
+    return list(dict.fromkeys([*sent, *ran]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Shows how a grid stands: python -m bench.status [--out results] [--watch] [--all]
+
+It reads the results' folder and SLURM's queue, so it works from any login node, and after the launching process has ended.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import RequestError
+from bench.progress import duration
+from bench.slurm_queue import Task, tasks
+from bench.watch import PHASES, Seen, cell_title, seconds_left, seen_cells
+
+CLEAR = "\033[H\033[2J"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 2 where the folder cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m bench.status", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser.add_argument("--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help="again and again until nothing runs or waits")
+    parser.add_argument("--all", action="store_true", help="one line for every cell")
+    given = parser.parse_args(arguments)
+    try:
+        while True:
+            lines, moving = report(given.out.absolute(), given.all)
+            print((CLEAR if given.watch and sys.stdout.isatty() else "") + "\n".join(lines), flush=True)
+            if not given.watch or not moving:
+                return 0
+            time.sleep(given.watch)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+
+
+def report(out: Path, every_cell: bool = False) -> tuple[list[str], bool]:
+    """The lines to show, and whether a cell runs or has a job that waits."""
+    queue, silence = _queue()
+    seen = seen_cells(out, queue)
+    if not seen:
+        return [f"No grid was run or sent from {out} yet.", *silence], False
+    counts = Counter(one.phase for one in seen)
+    lines = [f"{time.strftime('%H:%M:%S')}  {len(seen)} cells: " + ", ".join(f"{counts[p]} {p}" for p in PHASES if counts[p])]
+    lines += silence
+    moving = any(one.phase == "running" or (one.phase == "pending" and one.detail != "not sent yet") for one in seen)
+    left = seconds_left(out, seen)
+    if left is not None:
+        lines.append(f"about {duration(left)} left, at the present {counts['running']} cells at a time")
+    for phase in PHASES:
+        lines += _lines(phase, [one for one in seen if one.phase == phase], every_cell)
+    return lines, moving
+
+
+def _lines(phase: str, seen: Sequence[Seen], every_cell: bool) -> list[str]:
+    """A line a cell; waiting cells are counted by what they wait for, and stored ones not listed, unless asked for."""
+    if every_cell or phase not in ("stored", "pending"):
+        return [f"{phase:10}  {cell_title(one.cell)}  {one.detail}" for one in seen]
+    if phase == "stored":
+        return []
+    return [f"{phase:10}  {count} cells  {why}" for why, count in Counter(one.detail for one in seen).most_common()]
+
+
+def _queue() -> tuple[list[Task] | None, list[str]]:
+    try:
+        return tasks(), []
+    except RequestError as error:
+        return None, [f"(SLURM was not asked, only heartbeats count: {error})"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
