@@ -80,7 +80,9 @@ def _bias(attn: Attention, q: Tensor, cut: tuple[int, int], side: tuple[int, int
     queries = q[:, : high * wide].unflatten(1, cut)
     rows = torch.einsum("nhwc,hkc->nhwk", queries, _relative(side[0], attn.rel_pos_h)[:high])
     columns = torch.einsum("nhwc,wkc->nhwk", queries, _relative(side[1], attn.rel_pos_w)[:wide])
-    rows, columns = (F.pad(x.flatten(1, 2), (0, 0, 0, prompts)) for x in (rows, columns))
+    rows, columns = rows.flatten(1, 2), columns.flatten(1, 2)
+    if prompts:
+        rows, columns = (F.pad(x, (0, 0, 0, prompts)) for x in (rows, columns))
     if cut == side:
         return Bias(rows, columns, None)
     beside = rows.logsumexp(-1) + columns[..., wide:].logsumexp(-1)  # of no column: -inf

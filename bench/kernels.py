@@ -66,7 +66,7 @@ class _Chunked(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             for heads, at in _chunks(q, k):
                 p = _probabilities(q[at], k[heads], Bias(rows[at], columns[at], None if last is None else last[at]), scale)
-                out[at] = torch.bmm(p, v[heads])
+                torch.bmm(p, v[heads], out=out[at])
         return out
 
     @staticmethod
@@ -81,10 +81,11 @@ class _Chunked(torch.autograd.Function):
             d_v[heads].baddbmm_(p.mT, grad[at])
             d_p = torch.bmm(grad[at], v[heads].mT)
             d_logits = torch._softmax_backward_data(d_p, p, -1, p.dtype)  # p·(d_p − Σ p·d_p)
-            d_q[at] = torch.bmm(d_logits, k[heads])
+            torch.bmm(d_logits, k[heads], out=d_q[at])
             d_k[heads].baddbmm_(d_logits.mT, q[at])
             places = d_logits[..., : h * w].unflatten(-1, (h, w))
-            d_rows[at], d_columns[at] = places.sum(-1), places.sum(-2)
+            torch.sum(places, -1, out=d_rows[at])
+            torch.sum(places, -2, out=d_columns[at])
             if d_last is not None:
                 d_last[at] = d_logits[..., -1:]
         return d_q.mul_(ctx.scale), d_k.mul_(ctx.scale), d_v, d_rows, d_columns, d_last, None
@@ -104,7 +105,8 @@ def _probabilities(q: Tensor, k: Tensor, bias: Bias, scale: float) -> Tensor:
     h, w = bias.rows.shape[-1], bias.columns.shape[-1]
     logits = q.new_empty(*q.shape[:2], k.shape[1])
     torch.add(bias.rows[..., None], bias.columns[..., None, :], out=logits[..., : h * w].unflatten(-1, (h, w)))
-    logits[..., h * w :] = 0
+    if k.shape[1] > h * w:
+        logits[..., h * w :] = 0
     if bias.last is not None:
         logits[..., -1:] = bias.last
     return logits.baddbmm_(q, k.mT, alpha=scale).softmax(-1)
