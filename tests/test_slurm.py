@@ -201,7 +201,7 @@ def test_preempted_cells_save_themselves_and_go_on(cluster, reference, tmp_path)
     grid.wait_idle()
 
 
-@UNSEEN
+
 def test_the_time_limit_in_the_middle_of_training(cluster, tmp_path):
     protocol = LONG.replace("250", "900")
     grid = Grid(cluster, tmp_path / "out", seeds="0", protocol=protocol, profile=SINGLE.replace("time_min = 20", "time_min = 2"))
@@ -217,7 +217,7 @@ def test_the_time_limit_in_the_middle_of_training(cluster, tmp_path):
     grid.wait_idle()
 
 
-@UNSEEN
+
 def test_a_node_that_is_lost_while_its_cell_goes_on(cluster, reference, tmp_path):
     grid = Grid(cluster, tmp_path / "out")
     grid.launch()
@@ -246,7 +246,7 @@ def test_the_controller_restarts_in_the_middle_of_an_array(cluster, reference, t
     grid.wait_idle()
 
 
-@UNSEEN
+
 def test_a_full_disk_while_results_are_written(cluster, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -272,7 +272,7 @@ def test_a_full_disk_while_results_are_written(cluster, tmp_path):
         subprocess.run(["umount", "-l", disk])
 
 
-@UNSEEN
+
 def test_a_cell_that_always_fails_fails_alone(cluster, tmp_path):
     grid = Grid(cluster, tmp_path / "out", methods="sam,lora", protocol="smoke(lr=1e38,selections=['last'])", seeds="0", profile=PACKED)
     grid.launch()
