@@ -26,8 +26,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"no SLURM on this machine ({', '.join(MISSING)} not found); make test-slurm installs it"),
 ]
 SHORT = "smoke(epochs=4,evaluate_every=4,selections=['last'])"
-UNSEEN = pytest.mark.skip(reason="written, but not yet seen to hold on the cluster")
-LONG = "smoke(epochs=250,evaluate_every=250,selections=['last'])"
+LONG = "smoke(epochs=150,evaluate_every=150,selections=['last'])"
 PACKED = (
     'partition = "main"\ngpus = 1\ncpus = 1\ntime_min = 20\nsignal_s = 10\ndevice = "cpu"\ncells_per_job = 6\nevaluations_per_job = 8\n'
 )
@@ -201,9 +200,8 @@ def test_preempted_cells_save_themselves_and_go_on(cluster, reference, tmp_path)
     grid.wait_idle()
 
 
-
 def test_the_time_limit_in_the_middle_of_training(cluster, tmp_path):
-    protocol = LONG.replace("250", "900")
+    protocol = LONG.replace("150", "900")
     grid = Grid(cluster, tmp_path / "out", seeds="0", protocol=protocol, profile=SINGLE.replace("time_min = 20", "time_min = 2"))
     grid.launch()
     grid.wait_training()
@@ -215,7 +213,6 @@ def test_the_time_limit_in_the_middle_of_training(cluster, tmp_path):
     grid.wait_stored(300, release=True)
     assert next(iter(grid.records().values()))["cost"]["steps"] == 900
     grid.wait_idle()
-
 
 
 def test_a_node_that_is_lost_while_its_cell_goes_on(cluster, reference, tmp_path):
@@ -246,7 +243,6 @@ def test_the_controller_restarts_in_the_middle_of_an_array(cluster, reference, t
     grid.wait_idle()
 
 
-
 def test_a_full_disk_while_results_are_written(cluster, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -257,10 +253,9 @@ def test_a_full_disk_while_results_are_written(cluster, tmp_path):
         grid = Grid(cluster, disk / "out", protocol=SHORT, seeds="0,1", profile=PACKED)
         grid.launch()
         filler = disk / "filler"
-        with open(filler, "wb") as file, pytest.raises(OSError):
+        with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
             while True:
                 file.write(b"x" * 4096)
-                file.flush()
         grid.wait_idle()
         assert not grid.records()
         filler.unlink()
@@ -272,9 +267,8 @@ def test_a_full_disk_while_results_are_written(cluster, tmp_path):
         subprocess.run(["umount", "-l", disk])
 
 
-
 def test_a_cell_that_always_fails_fails_alone(cluster, tmp_path):
-    grid = Grid(cluster, tmp_path / "out", methods="sam,lora", protocol="smoke(lr=1e38,selections=['last'])", seeds="0", profile=PACKED)
+    grid = Grid(cluster, tmp_path / "out", methods="sam,lora", protocol="smoke(lr=1e20,selections=['last'])", seeds="0", profile=PACKED)
     grid.launch()
     grid.wait_idle()
     status = grid.command("status")
