@@ -5,10 +5,10 @@ held-out training images, `last` not at all.
 """
 
 import contextlib
+import io
 import math
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bench.errors import DivergedError
 from bench.evaluate import evaluate
+from bench.files import write_together
 from bench.method import Method, build_parts
 from bench.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
 from bench.precision import set_products
@@ -195,9 +196,9 @@ class Cell:
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
         content = {"key": self.spec.key, "course": asdict(self.course), "weights": self._weights(), "optimizer": optimizer}
-        temporary = self.resume_file.with_name(f".{RESUME}.{uuid.uuid4().hex}.tmp")  # two copies of a cell may write at once
-        torch.save(content, temporary)
-        temporary.replace(self.resume_file)
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_together(self.resume_file.parent, {RESUME: buffer.getvalue()}, durable=False)  # two copies of a cell may write at once
         self._saved_at = time.monotonic()
 
     def _resumed(self) -> Course:
