@@ -26,11 +26,6 @@ REASONS = {
     "5": "they do not see the snapshot of the code",
     "6": "they cannot write there",
 }
-TRIES = 2  # a node that was just lost says nothing of the folder
-
-
-class NotRun(RequestError):
-    """SLURM ended the check itself, cancelled or with its node: the folder was not looked at."""
 
 
 def check_nodes(out: Path, flags: Mapping[str, Any], snapshot: Path, python: str, wait: float = WAIT_SECONDS) -> str:
@@ -51,15 +46,9 @@ def check_nodes(out: Path, flags: Mapping[str, Any], snapshot: Path, python: str
     names = {"token": token, "word": word, "python": python, "code": snapshot / "bench" / "job.py", "answer": answer}
     script = SCRIPT.format(**{name: quote(str(value)) for name, value in names.items()})
     own = {**flags, "time": 5, "job-name": "spb_check", "output": "/dev/null", "parsable": True, "no-requeue": True, "chdir": "/"}
-    for more in reversed(range(TRIES)):
-        job = slurm("sbatch", *flag_words(own), text=script).strip().partition(";")[0]
-        try:
-            if not _answered(job, answer, out, python, wait):
-                return job
-            break
-        except NotRun:
-            if not more:
-                raise
+    job = slurm("sbatch", *flag_words(own), text=script).strip().partition(";")[0]
+    if not _answered(job, answer, out, python, wait):
+        return job
     passed.write_text(json.dumps([*known, place]))
     for file in (token, answer):
         file.unlink(missing_ok=True)
@@ -86,10 +75,10 @@ def _answered(job: str, answer: Path, out: Path, python: str, wait: float) -> bo
 
 
 def _refuse(job: str, state: Mapping[str, str], out: Path, python: str) -> None:
-    """Raises what the script's own exit code says of the folder, or NotRun where SLURM ended the job and nothing is known of it."""
+    """RequestError with what the script's own exit code says of the folder, or that it was not looked at where SLURM ended the job."""
     code = state.get("ExitCode", "").partition(":")[0]
     said = f"job {job} on {state.get('NodeList')}: {state['JobState']}, {state.get('Reason')}, exit code {state.get('ExitCode')}"
     if code not in REASONS:
-        raise NotRun(f"The cluster did not run the check of the output folder {out} ({said}); run the same command again.")
+        raise RequestError(f"The cluster did not run the check of the output folder {out} ({said}); run the same command again.")
     why = REASONS[code].format(python=python)
     raise RequestError(f"The nodes cannot use the output folder {out}: {why} ({said}); choose one on the shared disk with --out.")

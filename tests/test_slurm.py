@@ -3,12 +3,14 @@
 Every drill ends with the same: the same command again completes the grid, and its numbers are those of a local run.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -57,12 +59,22 @@ class Cluster:
             self.ask("scontrol", "update", f"jobid={job}", "starttime=now")
 
 
+@contextlib.contextmanager
+def running(*words):
+    """A cluster in a folder of a short name, which its sockets need."""
+    with tempfile.TemporaryDirectory(prefix="spb") as folder:
+        found = Cluster(Path(folder))
+        try:
+            found.manage("up", *words)
+            yield found
+        finally:
+            found.manage("down")
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    found = Cluster(tmp_path_factory.mktemp("cluster"))
-    found.manage("up", "--nodes", "2", "--gpus", "2", "--cpus", "4")
-    yield found
-    found.manage("down")
+def cluster():
+    with running("--nodes", "2", "--gpus", "2", "--cpus", "4") as found:
+        yield found
 
 
 class Grid:
@@ -370,9 +382,7 @@ def test_a_cluster_with_accounting_refuses_an_unknown_account(tmp_path):
     if any(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None for name in ("slurmdbd", "mariadbd", "mariadb-install-db")):
         assert not os.environ.get("REQUIRE_SLURM")
         pytest.skip("no slurmdbd or MariaDB on this machine")
-    cluster = Cluster(tmp_path / "cluster")
-    try:
-        cluster.manage("up", "--nodes", "1", "--accounting")
+    with running("--nodes", "1", "--accounting") as cluster:
         grid = Grid(cluster, tmp_path / "out", methods="sam", seeds="0", protocol=SHORT, profile=f"account = 'nobody'\n{PACKED}")
         assert "account" in grid.launch(rc=2).lower()
         grid.profile.write_text(f"account = 'lab'\n{PACKED}")
@@ -380,5 +390,9 @@ def test_a_cluster_with_accounting_refuses_an_unknown_account(tmp_path):
         grid.wait_stored()
         assert "1 stored" in grid.command("status")
         grid.wait_idle()
-    finally:
-        cluster.manage("down")
+
+
+def test_a_cluster_in_a_folder_of_a_long_name_is_refused(tmp_path):
+    words = [ROOT / "slurm/testcluster", "up", "--dir", tmp_path / ("long" * 20)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "characters" in done.stderr and done.stderr.count("\n") == 1
