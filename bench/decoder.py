@@ -102,6 +102,10 @@ class Decoder(nn.Module):
         maps = self.masks(upscaled, image_maps, index)
         return torch.einsum("nc,nchw->nhw", self.weights(sam, out[:, : len(output_tokens)]), maps), scores
 
+    def merged(self, sam: Sam) -> dict[str, Tensor] | None:
+        """The tensors of `sam.mask_decoder`, under its own names, with which a stock SAM decodes as this does; None where none do."""
+        return {} if type(self) is Decoder else None
+
     def extra_token(self) -> tuple[Tensor, ...]:
         """Output tokens beside SAM's own, each (1, d)."""
         return ()

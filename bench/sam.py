@@ -121,6 +121,10 @@ class Tuner(nn.Module):
         """
         return feed_forward(block, attend(block, x)[0]), carry
 
+    def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor] | None:
+        """The tensors of `vit`, under its own names, with which a stock SAM computes what this tuner does; None where none do."""
+        return {} if type(self) is Tuner else None
+
 
 class ImageEncoder(nn.Module):
     """The only walk through the ViT: the frozen `vit` with a method's `tuner`."""
