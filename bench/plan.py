@@ -64,7 +64,7 @@ def specs_of(
     number that is not allowed. choose: how methods are found; `bench.catalogue` does it without torch."""
     protocol = protocol_of(request.protocol)
     methods = {choice.label: choice for choice in choose(request.methods)}
-    datasets = {name: DATASETS.get(name) for name in _names(request.datasets, DATASETS)}
+    datasets = {name: DATASETS.get(name) for name in names_of(request.datasets, DATASETS)}
     grid = Grid(
         tuple(methods),
         tuple(datasets),
@@ -116,7 +116,8 @@ def protocol_of(text: str) -> Protocol:
     return load_protocol(name, changes)
 
 
-def _names(text: str, registry: Registry) -> list[str]:
+def names_of(text: str, registry: Registry) -> list[str]:
+    """The registered names in a user's text, "all" or with commas between them; RequestError for others."""
     names = registry.names() if text == "all" else split_calls(text)
     for name in _not_empty(f"{registry.kind}s", names):
         registry.get(name)
