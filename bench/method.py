@@ -35,6 +35,12 @@ class Method:
         """Newly initialised parts for this backbone, drawn from torch's current random state."""
         raise NotImplementedError
 
+    def at_least(self, **least: float) -> None:
+        """RequestError where a parameter is below what is given for it."""
+        for parameter, limit in least.items():
+            if getattr(self, parameter) < limit:
+                raise RequestError(f"{self.name}({parameter}={getattr(self, parameter)}): at least {limit} is needed.")
+
 
 @dataclass(frozen=True)
 class EncoderMethod(Method):

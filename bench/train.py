@@ -106,6 +106,7 @@ def backward(
     place: tuple[int, int] | None = None,
 ) -> Tensor:
     """Adds the gradients of the batch's loss to the parameters', and returns that loss: total, bce, dice (3,), without a graph.
+    The total holds the method's penalty too, if it has one.
 
     The loss is the mean over images of what each image's objects cost on average, so a part counts by its number of images.
     place: where the examples are only a part, the number of the first and the images of the whole batch; the sum over parts is the
@@ -120,6 +121,8 @@ def backward(
         with part_of_batch(first + start, total), computing(precision, model.device):
             features = model.encode([e.image for e in part], memory.checkpointing)
             loss = upsampled_loss(model.decode_low(features, [e.prompts for e in part]).logits, [e.target for e in part])
+        if features.penalty is not None:
+            loss = loss._replace(total=loss.total + features.penalty.mean())
         (loss.total * (len(part) / total)).backward()
         losses += torch.stack(loss).detach() * (len(part) / total)
     return losses

@@ -112,18 +112,20 @@ class Features(NamedTuple):
 
     embedding: (B, d, g, g), the neck's output; first_global: (B, g, g, C), the output of the first global-attention block;
     sizes: the images' own (H, W); native: whether the image was taken as it was (protocol `normalise_native_size = false`).
+    penalty: what training adds to each image's loss, (B,), where the method has such a thing.
     """
 
     embedding: "Tensor"
     first_global: "Tensor"
     sizes: tuple[tuple[int, int], ...]
     native: tuple[bool, ...]
+    penalty: "Tensor | None" = None
 
     def only(self, images: "Sequence[int]") -> "Features":
         """The features of these images, by their places in the batch."""
         at = list(images)
         sizes, native = tuple(self.sizes[i] for i in at), tuple(self.native[i] for i in at)
-        return Features(self.embedding[at], self.first_global[at], sizes, native)
+        return Features(self.embedding[at], self.first_global[at], sizes, native, None if self.penalty is None else self.penalty[at])
 
 
 class Dataset(ABC):
