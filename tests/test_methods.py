@@ -211,7 +211,7 @@ def test_a_batch_holds_what_its_settings_say(smoke, rectangles):
         ("lorra", "lora"),
         ("lora(rnk=3)", "rank"),
         ("lora(rank='big')", "int"),
-        ("lora(decoder=sem)", "sam and hq"),
+        ("lora(decoder=sem)", "sam, hq, tuned"),
         ("lora(rank=", "write a name"),
     ],
 )
