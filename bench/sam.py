@@ -107,6 +107,11 @@ class Tuner(nn.Module):
     A tuner holds its own parameters only. It never changes a block: it gets one, and computes with it.
     """
 
+    def walked(self, vit: ImageEncoderViT) -> ImageEncoderViT:
+        """The encoder whose parts are walked: the frozen `vit`, or one that shares its tensors but for those that are tuned
+        themselves (`bench.retuned`)."""
+        return vit
+
     def begin(self, image: Tensor, x: Tensor) -> Any:
         """Called once, with the normalised image (B, 3, S, S) and its patch embedding (B, g, g, C), positions not yet added.
 
@@ -143,7 +148,7 @@ class ImageEncoder(nn.Module):
     @property
     def is_frozen(self) -> bool:
         """Whether the tuner adds nothing, so that what the encoder says of an image never changes."""
-        return type(self.tuner).begin is Tuner.begin and type(self.tuner).step is Tuner.step
+        return all(getattr(type(self.tuner), part) is getattr(Tuner, part) for part in ("walked", "begin", "step"))
 
     def forward(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
         """`image`: normalised, (B, 3, S, S). Returns the neck's output (B, d, g, g) and the output of the first
@@ -157,15 +162,16 @@ class ImageEncoder(nn.Module):
     def walk(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """As `forward`, with the tuner's penalty of each image, (B,), if it has one."""
         step = partial(_checkpointed, self.tuner.step) if checkpointing and torch.is_grad_enabled() else self.tuner.step
-        x = self.vit.patch_embed(image)  # (B, g, g, C)
+        vit = self.tuner.walked(self.vit)
+        x = vit.patch_embed(image)  # (B, g, g, C)
         carry = self.tuner.begin(image, x)
-        x = x + self.vit.pos_embed
+        x = x + vit.pos_embed
         first_global = None
-        for i, block in enumerate(self.vit.blocks):
+        for i, block in enumerate(vit.blocks):
             x, carry = step(i, block, x, carry)
             if first_global is None and block.window_size == 0:
                 first_global = x
-        return self.vit.neck(x.permute(0, 3, 1, 2)), x if first_global is None else first_global, self.tuner.penalty(carry)
+        return vit.neck(x.permute(0, 3, 1, 2)), x if first_global is None else first_global, self.tuner.penalty(carry)
 
 
 def _checkpointed(step: Callable[..., tuple[Tensor, Any]], i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:

@@ -28,6 +28,7 @@ ROOMS = [
     ["methods", "datasets", "bench.released"],
     ["bench.method"],
     ["bench.segmenter", "bench.losses", "bench.metrics", "bench.prompts", "bench.transforms"],
+    ["bench.retuned"],
     ["bench.checkpoints", "bench.decoder", "bench.objects", "bench.streamed_loss"],
     ["bench.prompt_batch"],
     ["bench.sam", "bench.dropout"],

@@ -72,12 +72,12 @@ def test_saved_and_loaded_gives_the_same_logits(name, smoke):
     assert torch.equal(logits_of(other), logits_of(model))
 
 
-@pytest.mark.parametrize("name", ["lora", "adaptformer", "dora", "ia3", "conv_lora"])
+@pytest.mark.parametrize("name", ["lora", "adaptformer", "decoder", "full", "bitfit", "layernorm", "dora", "ia3", "conv_lora"])
 def test_starts_as_the_frozen_model(name, sam):
     torch.testing.assert_close(logits_of(build(name, sam)), logits_of(build("sam", sam)), atol=1e-5, rtol=1e-5)
 
 
-# methods.md section 4: trainable parameters of vit_b, vit_l, vit_h
+# methods.md section 4: trainable parameters of vit_b, vit_l, vit_h; those of SAM's own weights from C, N and d
 COUNTS = {
     "sam": (0, 0, 0),
     "hq_sam": (1_071_104, 1_333_248, 1_595_392),
@@ -93,6 +93,12 @@ COUNTS = {
     "evp": (63_312, 116_544, 186_960),
     "sam_adapter": (63_312, 116_544, 186_960),
     "mona": (2_684_928, 7_004_160, 11_517_952),  # 2·(133·C + 9728)·N
+    "decoder": (3_506_304,) * 3,  # of 4_058_340, without the IoU head's 132_612 and three hypernetworks of 139_808
+    "full": (89_670_912 + 3_506_304, 308_278_272 + 3_506_304, 637_026_048 + 3_506_304),
+    "bitfit": (102_656, 271_872, 452_352),  # C(1 + 11N) + 2d
+    "layernorm": (37_888, 99_328, 164_864),  # 4CN + 4d
+    "ssf": (205_312, 543_744, 904_704),  # C(2 + 22N) + 4d
+    "lora(decoder=tuned)": (147_456 + 3_506_304, 393_216 + 3_506_304, 655_360 + 3_506_304),
     "lora(decoder=hq)": (147_456 + 1_071_104, 393_216 + 1_333_248, 655_360 + 1_595_392),
 }
 
@@ -163,7 +169,7 @@ def test_a_batch_holds_what_its_settings_say(smoke, rectangles):
         ("lorra", "lora"),
         ("lora(rnk=3)", "rank"),
         ("lora(rank='big')", "int"),
-        ("lora(decoder=sem)", "sam and hq"),
+        ("lora(decoder=sem)", "sam, hq, tuned"),
         ("lora(rank=", "write a name"),
     ],
 )
