@@ -63,6 +63,7 @@ def specs_of(
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
     number that is not allowed. choose: how methods are found; `bench.catalogue` does it without torch."""
     protocol = protocol_of(request.protocol)
+    find_own(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
     datasets = {name: DATASETS.get(name) for name in _names(request.datasets, DATASETS)}
     grid = Grid(
@@ -73,12 +74,13 @@ def specs_of(
         _list("seeds", request.seeds, _natural) if request.seeds else protocol.seeds,
     )
     generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
+    revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     return [
         RunSpec(
             request.backbone,
             checkpoint_sha256,
             dataset,
-            datasets[dataset].revision,  # type: ignore[attr-defined]
+            revisions[dataset],
             generated[dataset],
             methods[method],
             shots,
@@ -102,11 +104,29 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
     opened: dict[str, Dataset] = {}
     for spec in specs:
         if spec.dataset not in opened:
-            opened[spec.dataset] = DATASETS.get(spec.dataset).open(data)  # type: ignore[attr-defined]
+            opened[spec.dataset] = open_dataset(spec.dataset, data)
+            if spec.dataset_revision != (now := type(opened[spec.dataset]).revision_of(data)):
+                raise RequestError(
+                    f"Data set {spec.dataset}: the cell is of revision {spec.dataset_revision}, but what lies in {data} is now of {now}."
+                )
         dataset = opened[spec.dataset]
         dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
         if spec.settings.uses_val and not dataset.names("val"):
             raise RequestError(f"Data set {dataset.name} has no image to hold out, which the protocol needs.")
+    return opened
+
+
+def find_own(data: Path) -> None:
+    """Makes the data sets known that TOML files in the data folder describe."""
+    from datasets.own import register_own
+
+    register_own(data)
+
+
+def open_dataset(name: str, data: Path) -> Dataset:
+    """The data set of a name that lies below `data`, or is described there; RequestError for an unknown name, DataError as of `open`."""
+    find_own(data)
+    opened: Dataset = DATASETS.get(name).open(data)  # type: ignore[attr-defined]
     return opened
 
 

@@ -18,6 +18,7 @@ from bench.backbones import checkpoint_path
 from bench.catalogue import Catalogue, catalogue
 from bench.errors import RequestError, TeamError
 from bench.files import file_sha256
+from bench.manifest import remember_data
 from bench.plan import Place, Request, choose_methods, open_datasets, specs_of, title
 from bench.spec import RunSpec
 from bench.spread import is_member, leads, spread
@@ -76,12 +77,14 @@ def run_grid(request: Request, options: Options) -> int:
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         _list_cells(specs, states, missing)
+    elif leads():
+        store.check_writable()
+        remember_data(datasets.values(), options.out / "cache")
     if known and options.launcher == "slurm":
         return _launch(specs, missing, known, checkpoint, request.backbone, options)
     if options.dry_run:
         return 0
     if leads():
-        store.check_writable()
         store.write_grid(specs)
     if missing and _run_cells(request.backbone, checkpoint, missing, datasets, options):
         print("Stopped; the same command goes on from here.")

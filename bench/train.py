@@ -15,13 +15,13 @@ from torch import Tensor
 from bench.dropout import part_of_batch
 from bench.errors import DivergedError
 from bench.losses import Loss, upsampled_loss
-from bench.objects import object_masks
+from bench.objects import sample_objects
 from bench.precision import computing
 from bench.prompts import training_prompts
 from bench.protocol import Settings
 from bench.segmenter import PromptableSegmenter
 from bench.team import SOLO, Team
-from bench.transforms import augment
+from bench.transforms import augment_sample
 from bench.types import WHOLE, Dataset, Memory, Prompts
 
 
@@ -159,15 +159,15 @@ def example(dataset: Dataset, name: str, settings: Settings, rng: np.random.Gene
 
     An image without objects has no prompt and one all-zero target.
     """
-    sample, how = dataset.load("train", name), dataset.training_prompts
-    image, mask = augment(sample.image, sample.mask, rng, settings)
-    objects = object_masks(mask, dataset.rule)
+    how = dataset.training_prompts
+    sample = augment_sample(dataset.load("train", name), rng, settings)
+    objects = sample_objects(sample, dataset.rule)
     if how.max_objects is not None and len(objects) > how.max_objects:
         objects = objects[np.sort(rng.choice(len(objects), how.max_objects, replace=False))]
     kind = str(rng.choice(settings.prompt_types))
     prompts = training_prompts(kind, objects, rng, how, 4 * grid)
-    target = objects.astype(np.uint8) if len(objects) else np.zeros((1, *mask.shape), np.uint8)
-    return Example(torch.tensor(image).permute(2, 0, 1), prompts, torch.from_numpy(target))
+    target = objects.astype(np.uint8) if len(objects) else np.zeros((1, *sample.mask.shape), np.uint8)
+    return Example(torch.tensor(sample.image).permute(2, 0, 1), prompts, torch.from_numpy(target))
 
 
 def _random(purpose: str, *numbers: int) -> np.random.Generator:

@@ -24,11 +24,13 @@ class Sample:
     """One image with its ground truth.
 
     image: (H, W, 3) uint8 RGB; mask: (H, W) uint8, 1 foreground and 0 background; name: unique in its split.
+    objects: (n, H, W) bool, where the data set says itself which objects there are, touching or not; None: the mask's components.
     """
 
     name: str
     image: np.ndarray
     mask: np.ndarray
+    objects: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,11 @@ class Dataset(ABC):
         return False
 
     @classmethod
+    def revision_of(cls, data: Path) -> int:
+        """The revision of the data set that lies below `data`; differs from `revision` where its meaning stands in files there."""
+        return cls.revision
+
+    @classmethod
     @abstractmethod
     def open(cls, data: Path) -> Self:
         """The data set found below the folder `data`; DataError (one sentence: which folder was looked for, how to get it,
@@ -161,6 +168,10 @@ class Dataset(ABC):
     @abstractmethod
     def load(self, split: Split, name: str) -> Sample:
         """Reads one sample; DataError, naming the file, where it is broken."""
+
+    def files(self) -> Mapping[str, Path]:
+        """The files that samples are read from, by a name that does not depend on where they lie; none where they are drawn."""
+        return {}
 
     def support(self, shots: Shots, draw: int = 0, hold_out_val: bool = False) -> tuple[str, ...]:
         """The names of the training images of a few-shot run.
