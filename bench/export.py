@@ -26,6 +26,7 @@ COLUMNS = {
     "backbone": "vit_b, vit_l, vit_h or tiny",
     "protocol": "the protocol's name with its changed settings",
     "checkpoint_sha256": "of the backbone's weights",
+    "released_sha256": "of the released checkpoint whose weights were evaluated; empty for weights that were trained here",
     "evaluation_prompt": "box or point",
     "selection": "the selection rule whose weights are kept",
     "dataset_revision": "counts changes of the data set's meaning",

@@ -65,7 +65,7 @@ def specs_of(
     protocol = protocol_of(request.protocol)
     find_own(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
-    datasets = {name: DATASETS.get(name) for name in _names(request.datasets, DATASETS)}
+    datasets = {name: DATASETS.get(name) for name in names_of(request.datasets, DATASETS)}
     grid = Grid(
         tuple(methods),
         tuple(datasets),
@@ -136,7 +136,8 @@ def protocol_of(text: str) -> Protocol:
     return load_protocol(name, changes)
 
 
-def _names(text: str, registry: Registry) -> list[str]:
+def names_of(text: str, registry: Registry) -> list[str]:
+    """The registered names in a user's text, "all" or with commas between them; RequestError for others."""
     names = registry.names() if text == "all" else split_calls(text)
     for name in _not_empty(f"{registry.kind}s", names):
         registry.get(name)

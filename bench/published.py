@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.boards import Place
-from bench.spec import split_calls
+from bench.spec import RELEASED, split_calls
 
 PAPER = Path(__file__).parent.parent / "results" / "paper"
 PUBLISHED = {"1": PAPER / "one_shot.csv"}  # by shots
@@ -52,9 +52,9 @@ def ordered(labels: Iterable[str], published: Published) -> list[str]:
 
 
 def _parts(label: str) -> tuple[str, list[str]]:
-    """A label's method and its changed parameters, the decoder left aside."""
+    """A label's method and its changed parameters, left aside the decoder, and that the weights are the released ones."""
     name, _, shown = label.partition("(")
-    return name, [part for part in split_calls(shown.removesuffix(")")) if not part.startswith("decoder=")]
+    return name, [part for part in split_calls(shown.removesuffix(")")) if not part.startswith("decoder=") and part != RELEASED]
 
 
 def heading(label: str, published: Published) -> str:

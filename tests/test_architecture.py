@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Each room may import from itself and from the rooms after it. Commands stand first; nothing imports them.
 ROOMS = [
-    ["bench.demo", "bench.perf", "bench.pretrain", "bench.study", "bench.status", "bench.logs", "bench.cancel"],
+    ["bench.demo", "bench.perf", "bench.pretrain", "bench.study", "bench.status", "bench.logs", "bench.cancel", "bench.evaluate"],
     ["bench.perf_model"],
     ["bench.report", "bench.sheets"],
     ["bench.tables", "bench.figures", "bench.compare", "bench.export"],
@@ -23,7 +23,7 @@ ROOMS = [
     ["bench.submission", "bench.catalogue"],
     ["bench.workers", "bench.boards", "bench.pretrain_config", "bench.pretrain_data", "bench.pretrain_curve", "bench.pretrain_muon"],
     ["bench.adapted", "bench.cell", "bench.plan", "bench.progress", "bench.snapshot"],
-    ["bench.train", "bench.evaluate", "bench.manifest", "bench.provenance", "bench.store"],
+    ["bench.train", "bench.evaluation", "bench.manifest", "bench.provenance", "bench.store"],
     ["bench.prepared", "bench.precision", "bench.team"],
     ["methods", "datasets", "bench.released"],
     ["bench.method"],
