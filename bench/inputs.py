@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 LABELS = (1, 0, -1)
+PLURALS = {"box": "boxes", "point": "points", "mask": "masks"}
 
 
 def read_picture(image: "Picture") -> Tensor:
@@ -89,7 +90,7 @@ def prompts_from(
     masks: Any = None,
 ) -> Prompts:
     """The checked Prompts of what a caller gave for an image of `size` (H, W); see PromptableSegmenter.predict. InputError."""
-    for one, many in (("box", "boxes"), ("point", "points"), ("mask", "masks")):
+    for one, many in PLURALS.items():
         if locals()[one] is not None and locals()[many] is not None:
             raise InputError(f"Give {one} or {many}, not both.")
     all_boxes = _numbers("box", box, (4,), "[x0, y0, x1, y1]", boxes, ("n", 4))
@@ -108,7 +109,7 @@ def _numbers(name: str, one: Any, of_one: tuple[Any, ...], like: str, many: Any,
     """One thing or many as a float tensor of shape `of_many`, where a text stands for any length."""
     if one is None and many is None:
         return None
-    name, given, shape = (name, one, of_one) if many is None else (f"{name}s", many, of_many)
+    name, given, shape = (name, one, of_one) if many is None else (PLURALS[name], many, of_many)
     array = _array(name, given)
     if array.ndim != len(shape) or any(isinstance(want, int) and has != want for has, want in zip(array.shape, shape, strict=True)):
         text = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
@@ -118,7 +119,7 @@ def _numbers(name: str, one: Any, of_one: tuple[Any, ...], like: str, many: Any,
 
 def _array(name: str, given: Any) -> np.ndarray:
     try:
-        return np.array(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
+        return np.array(given.detach().cpu().numpy() if isinstance(given, Tensor) else given, dtype=np.float32)
     except (TypeError, ValueError):
         raise InputError(f"The {name} {given!r} cannot be read as numbers of one shape.") from None
 

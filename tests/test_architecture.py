@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Each room may import from itself and from the rooms after it. Commands stand first; nothing imports them.
 ROOMS = [
-    ["bench.demo", "bench.perf", "bench.pretrain", "bench.study", "bench.status", "bench.logs", "bench.cancel"],
-    ["bench.perf_model"],
+    ["bench.demo", "bench.perf", "bench.pretrain", "bench.study", "bench.status", "bench.logs", "bench.cancel", "bench.predict"],
+    ["bench.perf_model", "bench.predict_tasks"],
     ["bench.report", "bench.sheets"],
     ["bench.tables", "bench.figures", "bench.compare", "bench.export"],
     ["bench.comparisons", "bench.efficiency", "bench.pivot"],
@@ -22,7 +22,7 @@ ROOMS = [
     ["bench.slurm_check", "bench.slurm_plan", "bench.job"],
     ["bench.submission", "bench.catalogue"],
     ["bench.workers", "bench.boards", "bench.pretrain_config", "bench.pretrain_data", "bench.pretrain_curve", "bench.pretrain_muon"],
-    ["bench.adapted", "bench.cell", "bench.plan", "bench.progress", "bench.snapshot"],
+    ["bench.adapted", "bench.cell", "bench.plan", "bench.progress", "bench.snapshot", "bench.overlays", "bench.prompt_table"],
     ["bench.train", "bench.evaluate", "bench.provenance", "bench.store"],
     ["bench.prepared", "bench.precision", "bench.team"],
     ["methods", "datasets", "bench.released"],
