@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import DataError, unknown
+from bench.image_files import read_image
 from bench.types import Sample
-from datasets.images import read_image
 
 Masks = NDArray[np.bool_]
 

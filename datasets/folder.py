@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from bench.errors import DataError
+from bench.image_files import Bytes, read_image
 from bench.types import Dataset, Sample, Split
-from datasets.images import Bytes, read_image
 
 CACHE_BYTES = 1 << 30
 MAX_ASPECT_CHANGE = 1.25  # between an image and its mask; the reference has no limit, and would train on another image's mask

@@ -1,4 +1,4 @@
-"""Image files: decoded whole, or refused; OpenCV fills what is missing of some formats with grey, without a word."""
+"""Image files, read whole or not at all: what is cut short is noticed, which OpenCV does not do."""
 
 import struct
 from collections.abc import Iterator
@@ -13,18 +13,24 @@ from bench.errors import DataError
 Bytes = NDArray[np.uint8]
 
 
-def read_image(path: Path, mode: int) -> Bytes:
-    """The pixels of a file in OpenCV's `mode` (colour: (H, W, 3) BGR, grey: (H, W)); DataError where it is cut short or broken."""
+def read_image(path: Path, mode: int, upright: bool = False) -> Bytes:
+    """The pixels of a file in OpenCV's `mode` (colour: (H, W, 3) BGR, grey: (H, W)); DataError where it is cut short or broken.
+
+    16 bits become 8, the upper ones; palettes and CMYK become RGB, an alpha channel is dropped. upright: turned as the camera's
+    orientation tag says, which the masks of a data set do not follow.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"The file {path} cannot be read: {error.strerror}.") from None
     if not is_complete(content):
-        raise DataError(f"The file {path} is cut short after {len(content)} bytes; copy it again from the archive.")
-    # the masks follow the stored pixels, not the camera's orientation tag
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
+        raise DataError(f"The file {path} is cut short after {len(content)} bytes; copy it again from where it came.")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), mode if upright else mode | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # more pixels than OpenCV takes, 2^30
+        pixels = None
     if pixels is None:
-        raise DataError(f"The file {path} is not an image that can be read (tif, png or jpg); copy it again from the archive.")
+        raise DataError(f"The file {path} is not an image that can be read (tif, png or jpg of at most 2^30 pixels).")
     return pixels.astype(np.uint8, copy=False)
 
 
