@@ -10,7 +10,7 @@ from torch import nn
 import bench
 from bench.checkpoints import weights_sha256
 from bench.decoder import HQDecoder
-from bench.evaluate import evaluate
+from bench.evaluation import evaluate
 from bench.prepared import Prepared
 from bench.retuned import retuned
 
