@@ -156,10 +156,10 @@ class ImageEncoder(nn.Module):
 
         checkpointing: backward computes each block again instead of keeping what is inside it; the numbers are the same.
         """
-        embedding, first_global, _ = self.walk(image, checkpointing)
+        embedding, first_global, _ = self.with_penalty(image, checkpointing)
         return embedding, first_global
 
-    def walk(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    def with_penalty(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """As `forward`, with the tuner's penalty of each image, (B,), if it has one."""
         step = partial(_checkpointed, self.tuner.step) if checkpointing and torch.is_grad_enabled() else self.tuner.step
         vit = self.tuner.walked(self.vit)

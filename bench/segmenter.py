@@ -68,7 +68,7 @@ class PromptableSegmenter(nn.Module):
     def encode(self, images: Sequence[Tensor], checkpointing: bool = False) -> Features:
         """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ. checkpointing: see `ImageEncoder`."""
         batch = torch.stack([self._input(image) for image in images])  # (B, 3, S, S)
-        embedding, first_global, penalty = self.encoder.walk(batch, checkpointing)
+        embedding, first_global, penalty = self.encoder.with_penalty(batch, checkpointing)
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
         return Features(embedding, first_global, sizes, tuple(self._is_native(image) for image in images), penalty)
 

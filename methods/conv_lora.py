@@ -75,11 +75,14 @@ class ConvLoRATuner(Tuner):
         return chosen, _spread(importance) + _spread(load)
 
     def _mixed(self, i: int, z: Tensor, chosen: Tensor) -> Tensor:
-        """Each window's map through its expert; experts that no window chose are not asked."""
+        """Each window's map through its expert. Only an exported graph, whose shapes may not follow the image, asks them all."""
+        if torch.compiler.is_exporting():
+            every = torch.stack([self._expert(i, e, z) for e in range(self.filters.shape[1])], 1)  # (B·windows, M, r, side, side)
+            return every[torch.arange(len(z), device=z.device), chosen]
         out = torch.zeros_like(z)
         for expert in chosen.unique().tolist():
             mine = (chosen == expert).nonzero()[:, 0]
-            out = out.index_add(0, mine, self._expert(i, expert, z[mine]))
+            out = out.index_add(0, mine, self._expert(i, expert, z[mine]).to(z.dtype))
         return out
 
     def _expert(self, i: int, expert: int, z: Tensor) -> Tensor:
@@ -99,13 +102,14 @@ def _spread(shares: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class ConvLoRA(EncoderMethod):
     """The authors' released code with its settings for SAM: one LoRA around the fused projection of q, k and v, rank 3, alpha 32,
-    8 experts at 1 to 8 times the side, one of them for each map, load-balancing loss times 0.01.
+    8 experts at 1 to 8 times the side, one of them for each map, load-balancing loss times 0.01. The skip connection around the
+    experts, their GELU and the bicubic interpolation are the code's too.
 
-    SAM's windows are not left open: a layer in the place of SAM's projection sees a window's tokens with its padding, so in windowed
-    blocks the convolutions work, and an expert is chosen, in each window; in global ones on the whole map. The load-balancing loss is
-    each image's own (the code's default is one image at a time), so that cutting a batch into parts does not change it. Among the
-    experts that are chosen alone, importance has no gradient; load has. The original also trains SAM's mask decoder and gives no
-    prompts; here `decoder` says what is trained beside the encoder.
+    Nothing is open for SAM's windows: a layer in the place of SAM's projection sees a window's tokens with its padding, so in
+    windowed blocks the convolutions work, and an expert is chosen, in each window; in global ones, on the whole map. The
+    load-balancing loss is each image's own, so that cutting a batch into parts does not change it; the code's default is one image at
+    a time. With one expert a map, the importance in it has no gradient; the load has. The original also trains SAM's mask decoder
+    and gives no prompts; here `decoder` says what is trained beside the encoder.
     """
 
     rank: int = 3

@@ -70,8 +70,8 @@ def _query_and_value(fused: Tensor) -> Tensor:
 class DoRA(EncoderMethod):
     """Rank `rank`, scaled by alpha/rank; alpha 0 means alpha = rank. Equal to Hugging Face peft's DoRA on the same layers.
 
-    The paper tunes language models, at rank 16 and 32. Here it is on the layers, and at the rank, of `lora`, whose only difference it
-    then is. No dropout.
+    The paper tunes language models, at ranks of 16 and 32. Here the layers and the rank are those of `lora`, so that the two methods
+    differ in nothing else. No dropout.
     """
 
     rank: int = 4

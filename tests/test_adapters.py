@@ -184,9 +184,28 @@ def test_conv_lora_is_a_layer_in_the_place_of_the_projection(sam, training):
     for path in ("fast", "plain"):
         torch.manual_seed(11)
         with use(path):
-            out, _, own_penalty = model.encoder.walk(image)
+            out, _, own_penalty = model.encoder.with_penalty(image)
         torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(own_penalty, penalty, atol=1e-6, rtol=1e-4)
+
+
+class Step(nn.Module):
+    """Block 0, which is windowed, as a module."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.tuner, self.block = model.tuner, model.sam.image_encoder.blocks[0]
+
+    def forward(self, x):
+        return self.tuner.step(0, self.block, x, x.new_zeros(len(x)))[0]
+
+
+def test_conv_lora_has_a_graph_of_fixed_shapes(sam):
+    """As an exporter wants it: which experts are asked must not follow from the image that it is shown."""
+    step, x = Step(moved("conv_lora(rank=2,experts=3)", sam)).eval(), torch.randn(1, 8, 8, sam.config.width)
+    with use("plain"), torch.no_grad():
+        graph = torch.export.export(step, (torch.zeros_like(x),)).module()
+        torch.testing.assert_close(graph(x), step(x), atol=1e-4, rtol=1e-4)
 
 
 def test_the_penalty_is_trained(smoke):
