@@ -73,8 +73,9 @@ class SamAdapter(Explicit):
     block, windowed or global, are fed by the patch embedding and the high-frequency components.
 
     The original differs from EVP in the decoder: SAM's own mask decoder is trained too, from SAM's weights, and no prompts are given.
-    Here prompts are given as to every method, and `decoder` says what is trained beside the encoder.
+    So `decoder` is "tuned" unless said otherwise; prompts are given here, as to every method.
     """
 
+    decoder: str = "tuned"
     title: ClassVar[str] = "SAM-Adapter"
     source: ClassVar[str] = "Chen et al., SAM-Adapter: Adapting Segment Anything in Underperformed Scenes, ICCVW 2023 (arXiv 2304.09148)"
