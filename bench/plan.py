@@ -7,15 +7,16 @@ from typing import Any
 
 from bench.errors import RequestError, unknown
 from bench.protocol import Protocol, load_protocol, read_toml
+from bench.published import PUBLISHED, read_published
 from bench.registry import DATASETS, METHODS, Registry
 from bench.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
-from bench.types import KEPT_BYTES, WHOLE, Dataset, Memory, Shots
+from bench.types import FULL, KEPT_BYTES, WHOLE, Dataset, Memory, Shots
 
 
 @dataclass(frozen=True)
 class Request:
     """A grid as a user writes it, on the command line or in `configs/suites/*.toml`: comma-separated text, "all" for every
-    registered name. seeds "" means the protocol's own."""
+    registered name. Among methods, "paper" stands for the rows of the published table. seeds "" means the protocol's own."""
 
     methods: str = "all"
     datasets: str = "whu,kvasir,sbu"
@@ -51,10 +52,23 @@ class Place:
 
 
 def choose_methods(text: str) -> list[MethodChoice]:
-    """The methods that a user names, "all" or "sam,lora(rank=8)"; loads torch with them. RequestError for what is not allowed."""
-    calls = METHODS.names() if text == "all" else split_calls(text)
+    """The methods that a user names, groups and calls mixed: "paper,ssf,lora(rank=8)"; loads torch with them. RequestError for what
+    is not allowed."""
+    calls = list(dict.fromkeys(call for word in split_calls(text) for call in (GROUPS[word]() if word in GROUPS else [word])))
     parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
     return [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
+
+
+def paper_methods() -> list[str]:
+    """The rows of the published one-shot table that are implemented here, in its order."""
+    try:
+        rows = read_published(PUBLISHED["1"]).titles
+    except OSError as error:
+        raise RequestError(f"The methods of the paper's table cannot be read from {PUBLISHED['1']}: {error.strerror}.") from None
+    return [name for name in rows if name in METHODS.names()]
+
+
+GROUPS: Mapping[str, Callable[[], list[str]]] = {"all": METHODS.names, "paper": paper_methods}
 
 
 def specs_of(
@@ -153,7 +167,7 @@ def _list(what: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
 
 def _shots(text: str) -> Shots:
     """whole numbers from 1, or 'full', with commas between them, are allowed."""
-    return "full" if text == "full" else _at_least(1, text)
+    return FULL if text == FULL else _at_least(1, text)
 
 
 def _natural(text: str) -> int:

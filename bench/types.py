@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the planning of a grid must not wait for torch
 
 Split = Literal["train", "val", "test"]
 Shots = int | Literal["full"]
+FULL: Final = "full"  # all labelled images; also the name of a method, which no code may branch on
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Dataset(ABC):
         hash of (data set, shots, draw, name) is smallest, so it never depends on the method. `val` images are never drawn.
         `full` takes the whole training split, without the `val` images if `hold_out_val`.
         """
-        if shots == "full":
+        if shots == FULL:
             return self._pool() if hold_out_val else self.names("train")
         if draw == 0 and shots in self.official:
             return self.official[shots]
