@@ -223,6 +223,7 @@ def own_class(path: Path) -> type[Dataset]:
         "training_prompts": definition.training_prompts,
         "val_images": definition.val_images,
         "definition": definition,
+        "threshold": definition.threshold,
     }
     return type(path.stem, (OwnDataset,), {**shared, **told})
 
