@@ -13,6 +13,7 @@ from datasets.folder import Expected, FolderDataset, Survey
 from datasets.preparation.look import Look
 
 MIDDLE = 127  # between black and white: where a mask that once was binary would be cut
+SPLITS = ("train", "val", "test")
 Looks = Mapping[Split, Sequence[Look]]
 
 
@@ -94,8 +95,8 @@ def of_contents(manifest: Manifest, paths: Mapping[str, Path]) -> Iterator[Findi
     for name in manifest.changed:
         yield Finding(f"The content of {paths[name]} changed, though its size and date did not: its disk may be failing.")
     first: dict[str, str] = {}
-    images = [name for name in manifest.files if name.endswith("/image")]
-    split_of = {name: name.partition("/")[0] for name in images}
+    split_of = {name: name.partition("/")[0] for name in manifest.files if name.endswith("/image")}
+    images = sorted(split_of, key=lambda name: (SPLITS.index(split_of[name]), name))  # it is test images that must not be in train
     twice = [name for name in images if first.setdefault(manifest.files[name].sha256, split_of[name]) != split_of[name]]
     if twice:
         yield note(f"{_images(len(twice))} the same content as one of another split, such as {paths[twice[0]]}.")

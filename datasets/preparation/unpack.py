@@ -34,12 +34,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is taken out of one zip; there: how many of its files lie in place already."""
+    """What is taken out of one zip; there: how many of its files lie in place already; folders: that its files go to."""
 
     archive: Path
     members: tuple[Member, ...]
     there: int
     tops: tuple[Top, ...]
+    folders: frozenset[Path]
 
     @property
     def bytes(self) -> int:
@@ -65,13 +66,14 @@ def plan(archive: Path, root: Path, tops: Sequence[Top]) -> Plan:
     absent = [member for member in members if not _is_there(archive, member)]
     for member in absent:
         _check_way(root, member.target)
-    return Plan(archive, tuple(absent), len(members) - len(absent), tuple(bases))
+    folders = frozenset(member.target.parent for member in members)
+    return Plan(archive, tuple(absent), len(members) - len(absent), tuple(bases), folders)
 
 
 def unpack(plans: Sequence[Plan], root: Path, tell: Tell) -> None:
     """Writes what the plans say, if the disk has room for all of it. RequestError in one sentence; what was written stays for a resume."""
     need_space(root, sum(plan.bytes for plan in plans))
-    for folder in {member.target.parent for plan in plans for member in plan.members}:
+    for folder in {folder for plan in plans for folder in plan.folders if not folder.is_symlink()}:
         _tidy(folder)
     for plan in plans:
         with _opened(plan.archive) as file:
