@@ -23,7 +23,7 @@ ROOMS = [
     ["bench.submission", "bench.catalogue"],
     ["bench.workers", "bench.boards", "bench.pretrain_config", "bench.pretrain_data", "bench.pretrain_curve", "bench.pretrain_muon"],
     ["bench.adapted", "bench.cell", "bench.plan", "bench.progress", "bench.snapshot"],
-    ["bench.train", "bench.evaluate", "bench.manifest", "bench.provenance", "bench.store"],
+    ["bench.train", "bench.evaluate", "bench.provenance", "bench.store"],
     ["bench.prepared", "bench.precision", "bench.team"],
     ["methods", "datasets", "bench.released"],
     ["bench.method"],
@@ -34,6 +34,7 @@ ROOMS = [
     ["bench.attention"],
     ["bench.kernels", "bench.mask_maps", "bench.two_way", "bench.upsampling"],
     [
+        "bench.manifest",
         "bench.stock",
         "bench.paths",
         "bench.backbones",
