@@ -21,7 +21,7 @@ from bench.types import Dataset
 FOLDER = "manifests"
 DIGITS = 16  # of a fingerprint
 WORTH_SAYING = 200_000_000  # bytes to hash
-Tell = Callable[[int, int], None]  # told the bytes that were hashed just now, and all bytes that are to be
+Tell = Callable[[int], None]  # told the bytes that were hashed just now
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,11 @@ def manifest_of(dataset: Dataset, cache_dir: Path | None, again: bool = False, t
         stats = dict(zip(paths, threads.map(_stat, paths.values()), strict=True))
         same = {name for name, facts in stats.items() if name in known and (known[name].size, known[name].mtime_ns) == facts}
         hashed = list(paths) if again else [name for name in paths if name not in same]
-        total = sum(stats[name][0] for name in hashed)
         found = {name: known[name] for name in same}
         for name, digest in zip(hashed, threads.map(_hash, (paths[name] for name in hashed)), strict=True):
             found[name] = FileFacts(*stats[name], digest)
             if tell:
-                tell(stats[name][0], total)
+                tell(stats[name][0])
     changed = tuple(sorted(name for name in same if known[name] != found[name]))
     manifest = Manifest({name: found[name] for name in sorted(found)}, changed)
     if where is not None and manifest.files != known:
@@ -97,10 +96,10 @@ def remember_data(datasets: Iterable[Dataset], cache_dir: Path) -> None:
         manifest_of(dataset, cache_dir)
 
 
-def to_hash(dataset: Dataset, cache_dir: Path) -> int:
-    """The bytes of the files that no manifest in the cache knows."""
+def to_hash(dataset: Dataset, cache_dir: Path | None) -> int:
+    """The bytes of the files that no manifest in the cache knows; of all without a cache."""
     paths = dataset.files()
-    known = _remembered(cache_dir / FOLDER / _name(dataset.name, paths)) if paths else {}
+    known = _remembered(cache_dir / FOLDER / _name(dataset.name, paths)) if paths and cache_dir else {}
     return sum(_stat(path)[0] for name, path in paths.items() if name not in known)
 
 

@@ -33,6 +33,16 @@ def sample_objects(sample: Sample, rule: ObjectRule) -> Masks:
     return kept
 
 
+def object_count(sample: Sample, rule: ObjectRule) -> int:
+    """How many `sample_objects` there are, without a map for each."""
+    if sample.objects is not None:
+        areas = object_areas(sample.objects)
+    else:
+        stats = cv2.connectedComponentsWithStats(sample.mask, connectivity=rule.connectivity)[2]
+        areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)  # label 0 is the background
+    return int(np.count_nonzero(areas > area_limit(areas, rule)))
+
+
 def area_limit(areas: Integers, rule: ObjectRule) -> float:
     """The area in pixels that an object must exceed, in a mask whose components have `areas` (n,)."""
     return max(rule.min_area, rule.relative_area * float(areas.max(initial=0)))

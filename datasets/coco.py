@@ -53,17 +53,33 @@ class CocoImage:
         """The mask (H, W) of one annotation."""
         from pycocotools import mask
 
-        try:
-            runs = segmentation
-            if isinstance(runs, list) or isinstance(runs["counts"], list):
-                runs = mask.frPyObjects(runs, self.height, self.width)
-            found = mask.decode(mask.merge(runs) if isinstance(runs, list) else runs)
-        except Exception as error:  # its C code raises whatever fits
-            raise DataError(f"Annotation {number} in {self.source} is no mask ({' '.join(str(error).split())}).") from None
-        if found.shape != (self.height, self.width):
-            raise DataError(f"Annotation {number} in {self.source} is a mask of {found.shape} pixels for {self.image}: sizes must agree.")
-        kept: Masks = found > 0
-        return kept
+        runs = segmentation
+        if isinstance(runs, dict):
+            counts = runs["counts"] if isinstance(runs["counts"], list) else run_lengths(runs["counts"])
+            if min(counts, default=0) < 0 or sum(counts) != self.height * self.width:  # pycocotools draws what it finds
+                raise DataError(f"Annotation {number} in {self.source} has run lengths that do not fill {self.image}.")
+            runs = {"size": [self.height, self.width], "counts": counts}
+        drawn = mask.frPyObjects(runs, self.height, self.width)
+        found: Masks = mask.decode(mask.merge(drawn) if isinstance(drawn, list) else drawn) > 0
+        return found
+
+
+def run_lengths(text: str) -> list[int]:
+    """The run lengths that COCO packs into a text: five bits a character, the lowest first, a sixth that says that more follow;
+    from the fourth number on, each is its difference from the last but one."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:
+            continue
+        if bits & 0x10:  # the sign
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts
 
 
 @dataclass
@@ -99,7 +115,7 @@ def read_coco(path: Path, folder: Path, categories: Sequence[str] = (), empty_im
         else:
             objects[annotation["image_id"]].append((annotation["id"], annotation["segmentation"]))
     if crowds:
-        found.notes.append(f"{crowds} annotations of {path} are crowds: no objects, and no foreground.")
+        found.notes.append(f"Crowds in {path}, which are neither objects nor foreground: {crowds:,}.")
     used = [image for image in images if empty_images or objects[image["id"]]]
     _enter(found, used, objects, path, folder)
     return found

@@ -52,13 +52,14 @@ class Survey:
     """What the listings of a data set's folders say, before any image is read.
 
     faults: a sentence for each thing that keeps it from opening; notes: what is worth knowing; others: further files that
-    samples depend on, by name.
+    samples depend on, by name; foreign: how many images of a split's folder are not part of the data set.
     """
 
     entries: Mapping[Split, Mapping[str, Entry]]
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     others: Mapping[str, Path] = field(default_factory=dict)
+    foreign: Mapping[Split, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -220,22 +221,21 @@ class FolderDataset(ListedDataset):
     @classmethod
     def survey(cls, data: Path) -> Survey:
         """The pairs of both splits; an absent folder, an image without its mask and an official image that is absent are faults."""
-        root = cls.root(data)
-        entries: dict[Split, Mapping[str, Entry]] = {}
-        faults, notes = [], []
+        root, found, faults = cls.root(data), {}, []
         for split in cls.folders:
             try:
-                entries[split], bare, left_out = cls._pairs(root, split)
+                found[split] = cls._pairs(root, split)
             except DataError as error:
                 faults.append(str(error))
-                continue
-            faults += bare
-            notes += left_out
-        return Survey(entries, (*faults, *cls._absent_official(root, entries.get("train"))), tuple(notes))
+        faults += [fault for of_split in found.values() for fault in of_split.faults]
+        entries = {split: of_split.entries[split] for split, of_split in found.items()}
+        faults += cls._absent_official(root, entries.get("train"))
+        notes = [note for of_split in found.values() for note in of_split.notes]
+        return Survey(entries, tuple(faults), tuple(notes), foreign={split: found[split].foreign[split] for split in found})
 
     @classmethod
-    def _pairs(cls, root: Path, split: Split) -> tuple[dict[str, Entry], list[str], list[str]]:
-        """The pairs of a split by stem from the listings of its two folders, a fault for each image without a mask, and notes."""
+    def _pairs(cls, root: Path, split: Split) -> Survey:
+        """The pairs of a split by stem from the listings of its two folders; a fault for each image without a mask."""
         folders = cls.folders[split]
         images = cls._listing(root, root / folders.images, folders.image_suffix)
         masks = cls._listing(root, root / folders.masks, folders.mask_suffix)
@@ -248,8 +248,9 @@ class FolderDataset(ListedDataset):
             for stem in sorted(set(used) - set(masks))
         ]
         alone = sorted(masks.keys() - images.keys())
-        left_out = [f"{split}: {len(alone)} masks without an image are not used, such as {masks[alone[0]]}."] if alone else []
-        return {stem: Pair(images[stem], masks[stem], cls.threshold) for stem in used if stem in masks}, bare, left_out
+        notes = [f"{len(alone)} masks without an image are not used, such as {masks[alone[0]]}."] if alone else []
+        pairs = {stem: Pair(images[stem], masks[stem], cls.threshold) for stem in used if stem in masks}
+        return Survey({split: pairs}, tuple(bare), tuple(notes), foreign={split: len(images) - len(used)})
 
     @classmethod
     def _listing(cls, root: Path, folder: Path, suffix: str) -> dict[str, Path]:

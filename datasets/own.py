@@ -211,7 +211,7 @@ def register_own(*folders: Path) -> None:
 
 def own_class(path: Path) -> type[Dataset]:
     """The class of a definition's file."""
-    shared = {"source": path, "__module__": __name__, "__qualname__": path.stem}
+    shared = {"name": path.stem, "source": path, "__module__": __name__, "__qualname__": path.stem}
     try:
         definition = read_definition(path)
     except RequestError as error:
@@ -223,6 +223,7 @@ def own_class(path: Path) -> type[Dataset]:
         "training_prompts": definition.training_prompts,
         "val_images": definition.val_images,
         "definition": definition,
+        "threshold": definition.threshold,
     }
     return type(path.stem, (OwnDataset,), {**shared, **told})
 

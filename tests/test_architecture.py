@@ -45,6 +45,7 @@ ROOMS = [
     ["bench.attention"],
     ["bench.kernels", "bench.mask_maps", "bench.two_way", "bench.upsampling"],
     [
+        "bench.manifest",
         "bench.stock",
         "bench.paths",
         "bench.backbones",
