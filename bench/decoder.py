@@ -83,19 +83,19 @@ class Decoder(nn.Module):
             counts = [len(encoded[i][0]) for i in images]
             sparse, dense = (torch.cat([encoded[i][k] for i in images]) for k in (0, 1))
             index = torch.tensor(images, device=sparse.device).repeat_interleave(torch.tensor(counts, device=sparse.device))
-            masks, scores = self._decode(sam, features.embedding[index], sparse, dense, image_maps, index)
+            masks, scores = self.decode(sam, features.embedding[index], sparse, dense, image_maps, index)
             for i, mask, score in zip(images, masks.split(counts), scores.split(counts), strict=True):
                 logits[i], iou[i] = mask, score
         return Decoded(logits, iou)
 
-    def _decode(
+    def decode(
         self, sam: Sam, embedding: Tensor, sparse: Tensor, dense: Tensor, image_maps: Tensor | None, index: Tensor
     ) -> tuple[Tensor, Tensor]:
         """N prompts: embedding and dense (N, d, g, g), sparse (N, t, d), index (N,) the image of each -> (N, 4g, 4g), (N,)."""
         decoder = self.mask_decoder(sam)
         own = [decoder.iou_token.weight, decoder.mask_tokens.weight, *self.extra_token()]
         output_tokens = torch.cat(own)  # IoU, four masks, then the extra one
-        tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)
+        tokens = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], 1)  # len() would fix N in a traced graph
         source = embedding + dense
         out, source = decoder.transformer(source, sam.prompt_encoder.get_dense_pe(), tokens)
         source = source.transpose(1, 2).unflatten(2, embedding.shape[-2:])  # (N, d, g, g)

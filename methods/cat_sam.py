@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -70,11 +71,30 @@ def high_pass(image: Tensor) -> Tensor:
     """
     height, width = image.shape[-2:]
     half = int(math.sqrt(height * width * 0.25) // 2)
+    if torch.compiler.is_exporting():  # graphs such as ONNX's have no complex numbers; the transform is faster elsewhere
+        return (image - low_pass(image, half)).abs()
     spectrum = torch.fft.fftshift(torch.fft.fft2(image, norm="forward"), dim=(-2, -1))
     low = torch.zeros(height, width, dtype=torch.bool, device=image.device)
     low[height // 2 - half : height // 2 + half, width // 2 - half : width // 2 + half] = True
     spectrum = torch.fft.ifftshift(spectrum.masked_fill(low, 0), dim=(-2, -1))
     return torch.fft.ifft2(spectrum, norm="forward").real.abs()
+
+
+def low_pass(image: Tensor, half: int) -> Tensor:
+    """The real part of `image` (…, H, W) with only the frequencies -half … half-1 of rows and columns, as four real products.
+
+    The square that is kept is a product of two projections, P X Qᵀ with P = A + iB, so its real part is A X Aᵀ - B X Bᵀ.
+    """
+    rows, columns = (torch.tensor(_projection(side, half), dtype=image.dtype, device=image.device) for side in image.shape[-2:])
+    (a, b), (c, d) = rows, columns
+    return a @ image @ c.T - b @ image @ d.T
+
+
+def _projection(n: int, half: int) -> np.ndarray:
+    """Real and imaginary part, (2, n, n), of the projection onto the frequencies -half … half-1 of n places."""
+    wave = np.exp(2j * np.pi / n * np.outer(np.arange(n), np.arange(-half, half)))  # (n, 2·half)
+    projection = wave @ wave.conj().T / n
+    return np.stack([projection.real, projection.imag])
 
 
 def patch_filters(patch: int, channels: int) -> nn.Conv2d:
