@@ -27,6 +27,7 @@ from bench.errors import RequestError
 from bench.evaluation import predicted
 from bench.files import write_together
 from bench.overlays import overlay_picture
+from bench.plugins import add_option
 from bench.predict_tasks import Task, folder_tasks, prepared, single_task
 from bench.progress import Progress
 from bench.segmenter import PromptableSegmenter, at_once
@@ -73,6 +74,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the cell of a key is looked for")
     parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="folder of SAM's checkpoints")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add_option(parser)
     given = parser.parse_args(arguments)
     if (given.image is None) == (given.images is None):
         parser.error("give --image FILE or --images FOLDER")

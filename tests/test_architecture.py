@@ -62,7 +62,7 @@ ROOMS = [
     ["bench.table"],
     ["bench.protocol", "bench.files", "bench.image_files", "bench.spread"],
     ["bench.slurm_queue", "bench.slurm_turn"],
-    ["bench.types"],
+    ["bench.types", "bench.plugins"],
     ["bench.errors", "bench.slurm_facts"],
 ]
 LEVEL = {module: i for i, room in enumerate(ROOMS) for module in room}
