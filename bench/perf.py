@@ -45,7 +45,12 @@ LOAD = """import resource, sys, time
 from bench.export import results
 began = time.perf_counter()
 rows = len(results(sys.argv[1]))
-print(rows, time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"""
+seconds = time.perf_counter() - began
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+if sys.platform == "linux":  # there the line above holds the peak of the process that started this one
+    status = open("/proc/self/status").read().split()
+    peak = int(status[status.index("VmHWM:") + 1]) * 1024
+print(rows, seconds, peak / 1e6)"""
 SCORES = ("miou", "mean_image_iou", "dice")
 DATA_SETS = read_published(PUBLISHED["1"]).datasets
 
@@ -110,10 +115,9 @@ def time_store(cells: int) -> int:
 def _load_apart(root: Path) -> tuple[float, float]:
     """The seconds and peak megabytes of `bench.results()` in a process of its own."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(root)], cwd=ROOT, check=True, capture_output=True, text=True)
-    rows, seconds, peak = done.stdout.split()
-    megabytes = float(peak) * (1 if sys.platform == "darwin" else 1024) / 1e6
-    print(f"load {rows} rows with bench.results(): {float(seconds):.2f} s, {megabytes:.0f} MB", flush=True)
-    return float(seconds), megabytes
+    rows, seconds, megabytes = map(float, done.stdout.split())
+    print(f"load {rows:.0f} rows with bench.results(): {seconds:.2f} s, {megabytes:.0f} MB", flush=True)
+    return seconds, megabytes
 
 
 def time_submit(cells: int) -> int:
@@ -162,7 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store = commands.add_parser("store", help="planning, storing and reading back many cells")
     store.add_argument("--cells", type=int, default=10_000)
     store.set_defaults(run=lambda given: time_store(given.cells))
-  _add_model(commands)
+    submit = commands.add_parser("submit", help="sending many cells to SLURM")
+    submit.add_argument("--cells", type=int, default=1_000)
+    submit.set_defaults(run=lambda given: time_submit(given.cells))
+    _add_model(commands)
     given = parser.parse_args(arguments)
     return int(given.run(given))
 
