@@ -19,6 +19,7 @@ ROOMS = [
     ["bench.evidence", "bench.published"],
     ["bench.run", "bench.pictures", "bench.pretrain_trainer", "bench.pretrain_card"],
     ["bench.slurm_submit", "bench.watch"],
+    ["bench.slurm_send"],
     ["bench.slurm_check", "bench.slurm_plan", "bench.job"],
     ["bench.submission", "bench.catalogue"],
     ["bench.workers", "bench.boards", "bench.pretrain_config", "bench.pretrain_data", "bench.pretrain_curve", "bench.pretrain_muon"],

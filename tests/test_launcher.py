@@ -242,6 +242,17 @@ def test_every_phase_of_a_cell_is_told_apart(tmp_path, monkeypatch):
         watch.find_cell(tmp_path, "lora")
 
 
+def test_the_time_that_is_left_is_known_before_a_cell_is_stored(tmp_path):
+    store, specs = ResultStore(tmp_path), grid(methods="lora", seeds="0,1,2")
+    store.write_grid(specs)
+    store.heartbeat(specs[0], "running", {"share": 0.25, "seconds_left": 30.0})
+    assert watch.seconds_left(tmp_path, watch.seen_cells(tmp_path, None)) == pytest.approx(30 + 2 * 40)
+    store.heartbeat(specs[1], "running", {"share": 0.0})
+    assert watch.seconds_left(tmp_path, watch.seen_cells(tmp_path, None)) == pytest.approx((30 + 2 * 40) / 2)
+    store.fail(specs[2], "RuntimeError: first line\nsecond line")
+    assert watch.seen_cells(tmp_path, None)[2].detail == "RuntimeError: first line"
+
+
 def test_of_two_copies_of_a_cell_the_first_result_stays(tmp_path, rectangles, smoke):
     bench, spec = bench_on(tmp_path, rectangles, smoke)
     assert bench.run(spec, lambda share, doing: None).startswith("mIoU")
