@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ NEVER = re.compile(
     r"Partition(Config|TimeLimit)|BadConstraints|Invalid(Account|QOS)|(Account|QOS)NotAllowed|(Assoc|QOS)(Max|Min)\w*PerJob\w*"
 )
 NO_SUCH_NODE = "node configuration is not available"
+UNBEGUN = "4294967294"  # as the task number of what is left of an array
 OUT_OF_SERVICE = "down,drain,fail,maint,unk"
 
 
@@ -99,12 +100,17 @@ def limits() -> Limits:
 
 
 def job_state(job: str) -> dict[str, str]:
-    """What the controller still knows of a job ("JobState", "Reason", "ExitCode", "NodeList" …); empty once it forgot it."""
-    try:
-        text = slurm("scontrol", "show", "job", "--oneliner", job)
-    except RequestError:
-        return {}
-    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+    """What the controller still knows of a job ("JobState", "Reason", "ExitCode", "NodeList" …); empty once it forgot it.
+
+    Tasks of an array that were cancelled together before they began are known under the array's number only.
+    """
+    for name in dict.fromkeys((job, job.partition("_")[0])):
+        with suppress(RequestError):
+            text = slurm("scontrol", "show", "job", "--oneliner", name).partition("\n")[0]
+            state = dict(word.split("=", 1) for word in text.split() if "=" in word)
+            if name == job or state.get("ArrayTaskId") == UNBEGUN:
+                return state
+    return {}
 
 
 def waiting_reasons(jobs: Sequence[str]) -> dict[str, str]:
@@ -123,7 +129,12 @@ def test_only(flags: Mapping[str, Any]) -> None:
     except RequestError as error:
         if NO_SUCH_NODE in str(error) and _out_of_service(flags.get("partition", "")):
             return
-        raise RequestError(f"{error} {asked_for(flags)}") from None
+        known = f" Partitions here: {', '.join(_partitions())}." if "partition" in str(error) else ""
+        raise RequestError(f"{error} {asked_for(flags)}{known}") from None
+
+
+def _partitions() -> list[str]:
+    return sorted(set(slurm("sinfo", "--noheader", "--format=%R").split()))
 
 
 def _out_of_service(partition: str) -> bool:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.errors import RequestError
+from bench.progress import duration
 from bench.slurm_facts import task_id
 from bench.slurm_queue import Task, job_state
 from bench.store import GridCell, ResultStore, attempts, grid_cell, read_record, read_state
@@ -103,7 +104,8 @@ def _seen(store: ResultStore, cell: GridCell, task: Task | None, sent: bool) -> 
     if age is not None and (age < SILENT_SECONDS or (task and task.state == "RUNNING" and task.job == _job(state))):
         again = f", start {starts}" if starts > 1 else ""
         left = (state.get("progress") or {}).get("seconds_left")
-        return Seen(cell, "running", f"{share:4.0%} {_doing(state)}{again}, heartbeat {age:.0f} s ago", share, left)
+        rest = f", about {duration(left)} left" if left else ""
+        return Seen(cell, "running", f"{share:4.0%}{rest}, {_doing(state)}{again}, heartbeat {age:.0f} s ago", share, left)
     if task:
         return Seen(cell, "pending", _waits(task), share)
     if state.get("phase") == "stopped":
@@ -146,8 +148,10 @@ def _what_became(jobs: Sequence[str]) -> str:
     state = job_state(jobs[-1]) if jobs else {}
     if not state:
         return ""
-    said = f"{state.get('JobState')}, {state.get('Reason')}, exit code {state.get('ExitCode')}"
-    return f"job {jobs[-1]} ended on {state.get('NodeList')}: {said}"
+    said = [state["JobState"], state.get("Reason", "None"), f"exit code {state.get('ExitCode', '0:0')}"]
+    where = "" if state.get("NodeList", "(null)") == "(null)" else f" on {state['NodeList']}"
+    why = ", ".join(word for word in said if word not in ("None", "exit code 0:0"))
+    return f"job {jobs[-1]} ended{where}: {why}; the same bench.run sends it again"
 
 
 def seconds_left(out: Path, seen: Sequence[Seen]) -> float | None:

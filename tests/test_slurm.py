@@ -303,12 +303,13 @@ def test_jobs_run_the_code_as_it_was_sent_and_are_seen_from_another_login_node(c
     assert "1 stored, 11 pending" in grid.command("status", before=elsewhere)
     assert "11 cells in 11 jobs" in grid.command("cancel", "--methods", "sam", before=elsewhere)
     grid.wait_idle()
+    assert grid.command("status").count("CANCELLED") == 11
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("partition = 'nowhere'", "partition"),
+        ("partition = 'nowhere'", "partitions here: high, main, short"),
         ("gpus = 9", "not available"),
         ("cpus = 900", "not available"),
         ("constraint = 'a100'", "feature"),
