@@ -144,13 +144,22 @@ def time_submit(cells: int) -> int:
             f"{folder}/out",
         ]
         for what in ("launch with nothing cached", "launch again"):
-            began = time.perf_counter()
+            began, before = time.perf_counter(), _cpu_of_children()
             command = [sys.executable, "-c", LAUNCH, *words, "--launcher", "slurm", "--profile", "testcluster"]
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
             cause = {0: "", 9: ", but it imported torch"}.get(done.returncode, f", but it failed: {done.stderr.strip()}")
-            kept &= _said(f"{what}, {len(seeds) * each} cells{cause}", began) <= limit and not cause
+            took = time.perf_counter() - began
+            print(
+                f"{what}, {len(seeds) * each} cells{cause}: {took:.2f} s, of which {_cpu_of_children() - before:.2f} s of CPU", flush=True
+            )
+            kept &= took <= limit and not cause
     print(f"the limit of each is {limit:g} s; limits: {'kept' if kept else 'EXCEEDED'}")
     return 0 if kept else 1
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _said(what: str, began: float) -> float:

@@ -38,7 +38,8 @@ class Request:
 @dataclass(frozen=True)
 class Place:
     """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
-    memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory."""
+    memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory.
+    devices: processes that run each cell together, which a SLURM job starts by itself."""
 
     backbone: str
     checkpoint: Path
@@ -49,6 +50,7 @@ class Place:
     save_every: float
     memory: Memory = WHOLE
     kept_bytes: int = KEPT_BYTES
+    devices: int = 1
 
 
 def choose_methods(text: str) -> list[MethodChoice]:

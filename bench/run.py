@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all stored, 1 some failed or unfinished, 2 wrong request, 130 stopped)."""
     try:
         request, options = parse(arguments)
-        if options.devices > 1 and not is_member():
+        if options.devices > 1 and options.launcher == "local" and not is_member():
             return _spread(sys.argv[1:] if arguments is None else arguments, options)
         return run_grid(request, options)
     except RequestError as error:
@@ -127,8 +127,10 @@ def _launch(
 
     profile = load_profile(options.profile)
     checkpoint, data, out = (Path(os.path.abspath(path)) for path in (checkpoint, options.data, options.out))
-    memory, device = Memory(options.micro_batch, options.checkpointing), profile.device_of(options.device)
-    place = Place(backbone, checkpoint, data, out, device, options.overwrite, options.save_every, memory)
+    memory, kept = Memory(options.micro_batch, options.checkpointing), int(options.keep_gb * 2**30)
+    device = profile.device_of(options.device)
+    profile.check_devices(options.devices, device)
+    place = Place(backbone, checkpoint, data, out, device, options.overwrite, options.save_every, memory, kept, options.devices)
     return launch(specs, missing, Launch(place, profile, known.untrained, options.dry_run, options.collect))
 
 
@@ -224,6 +226,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
         raise RequestError(f"--devices {given.devices}: whole numbers from 1 are allowed.")
     if given.workers > 1 and (given.devices > 1 or is_member()):
         raise RequestError(f"--workers {given.workers}: cells that several devices run together are run one after the other, --workers 1.")
+    if given.workers > 1 and given.launcher == "slurm":
+        raise RequestError(f"--workers {given.workers}: how many cells share a job of SLURM is for the profile to say, cells_per_job.")
     if given.micro_batch < 0:
         raise RequestError(f"--micro-batch {given.micro_batch}: whole numbers from 1, or 0 for the whole batch, are allowed.")
     options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})

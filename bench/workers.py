@@ -190,15 +190,27 @@ class Watcher:
     def __init__(self, spec: RunSpec, store: ResultStore, tell: Tell, stop: StopSignal) -> None:
         self.spec, self.store, self.tell, self.stop = spec, store, tell, stop
         self._beat = -HEARTBEAT_SECONDS
+        self._first: tuple[float, float] | None = None  # when work was first reported, and its share: a resumed cell starts late
 
     def __call__(self, share: float, doing: str) -> None:
         self.tell(share, doing)
-        if time.monotonic() - self._beat > HEARTBEAT_SECONDS:
-            self._beat = time.monotonic()
+        now = time.monotonic()
+        if share and self._first is None:
+            self._first = now, share
+        if now - self._beat > HEARTBEAT_SECONDS:
+            self._beat = now
             with contextlib.suppress(OSError):
-                self.store.heartbeat(self.spec, "running", {"share": round(share, 4), "doing": doing})
+                progress = {"share": round(share, 4), "doing": doing, "seconds_left": self._seconds_left(share, now)}
+                self.store.heartbeat(self.spec, "running", progress)
         if self.stop.asked:
             raise Stopped
+
+    def _seconds_left(self, share: float, now: float) -> float | None:
+        """By the pace since work was first reported; None before that."""
+        if self._first is None or share <= self._first[1]:
+            return None
+        began, at = self._first
+        return round((now - began) * (1.0 - share) / (share - at), 1)
 
 
 def run_here(specs: Sequence[RunSpec], place: Place, sam: Sam, datasets: Mapping[str, Dataset], team: Team = SOLO) -> bool:

@@ -29,6 +29,7 @@ ROOMS = [
     ["bench.evidence"],
     ["bench.run", "bench.pictures", "bench.pretrain_trainer", "bench.pretrain_card"],
     ["bench.slurm_submit", "bench.watch"],
+    ["bench.slurm_send"],
     ["bench.slurm_check", "bench.slurm_plan", "bench.job"],
     ["bench.submission", "bench.catalogue"],
     ["bench.model_files"],
