@@ -10,7 +10,7 @@ from bench.metrics import ImageRow
 from bench.precision import computing
 from bench.prepared import Item, Prepared
 from bench.protocol import Settings
-from bench.segmenter import PromptableSegmenter
+from bench.segmenter import PromptableSegmenter, at_once
 from bench.types import Dataset, Features, Prompts, Sample, Split
 from bench.upsampling import union
 
@@ -45,16 +45,6 @@ def evaluate(
         earlier = items, counted
     if earlier:
         yield from _rows(*earlier)
-
-
-def at_once(model: PromptableSegmenter) -> tuple[int, int]:
-    """How many images are encoded, and prompts decoded, in one call: by the device's whole memory, so that the same machine always
-    cuts alike. An eighth of it is for the widest map of a block, and an eighth for an image's full-size maps."""
-    if model.device.type != "cuda":
-        return 4, 32
-    config, share = model.sam.config, torch.cuda.get_device_properties(model.device).total_memory // 8
-    image, prompt = 64 * config.grid**2 * config.width, 96 * config.image_size**2  # bytes
-    return max(1, min(16, share // image)), max(1, min(256, share // prompt))
 
 
 def predicted(model: PromptableSegmenter, features: Features, prompts: Sequence[Prompts]) -> list[Tensor]:

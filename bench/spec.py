@@ -15,6 +15,7 @@ from bench.protocol import Settings
 from bench.types import Shots
 
 RELEASED = "released"  # shown with a method whose weights somebody else trained
+ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
         values[key] = _same_type(f"{name}({key}=…)", value, known[key])
     method = cls(**values)
     parameters = tuple((f.name, getattr(method, f.name)) for f in fields(cls))
-    shown = ",".join(f"{k}={v}" for k, v in parameters if k == "decoder" or v != known[k])
+    shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
     return MethodChoice(name, parameters, cls.revision, shown)  # type: ignore[attr-defined]
 
 

@@ -42,14 +42,12 @@ class AdapterTuner(Tuner):
         config = sam.config
         self.token = token  # shared with the decoder
         e, patches = config.width // reduction, config.grid**2
-        self.embedding = _linear(config.width, e)
-        self.handcrafted = nn.Conv2d(3, e, config.patch_size, stride=config.patch_size)
-        nn.init.normal_(self.handcrafted.weight, std=math.sqrt(2 / (config.patch_size**2 * e)))
-        nn.init.constant_(self.handcrafted.bias, 0)  # type: ignore[arg-type]
+        self.embedding = linear(config.width, e)
+        self.handcrafted = patch_filters(config.patch_size, e)
         self.bridge_in = nn.ModuleList(nn.Linear(config.decoder_width, hidden) for _ in range(e))
         self.bridge_out = nn.Linear(hidden, patches)
-        self.light = nn.ModuleList(_linear(e, e) for _ in range(config.depth))
-        self.shared = _linear(e, config.width)
+        self.light = nn.ModuleList(linear(e, e) for _ in range(config.depth))
+        self.shared = linear(e, config.width)
 
     def begin(self, image: Tensor, x: Tensor) -> Tensor:
         embedded = self.embedding(x)  # (B, g, g, e)
@@ -99,7 +97,16 @@ def _projection(n: int, half: int) -> np.ndarray:
     return np.stack([projection.real, projection.imag])
 
 
-def _linear(inner: int, outer: int) -> nn.Linear:
+def patch_filters(patch: int, channels: int) -> nn.Conv2d:
+    """A convolution of whole patches, as the prompt generators of EVP and its heirs start it."""
+    layer = nn.Conv2d(3, channels, patch, stride=patch)
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / (patch**2 * channels)))
+    nn.init.constant_(layer.bias, 0)  # type: ignore[arg-type]
+    return layer
+
+
+def linear(inner: int, outer: int) -> nn.Linear:
+    """A linear layer as the prompt generators of EVP and its heirs start it."""
     layer = nn.Linear(inner, outer)
     nn.init.trunc_normal_(layer.weight, std=0.02)  # torch clips at ±2, as the reference does
     nn.init.zeros_(layer.bias)
