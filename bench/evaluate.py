@@ -6,8 +6,8 @@
 The method is told from the file's keys and the backbone from its shapes. Without --store the rows by image go to
 `<out>/evaluated/`, in the columns of a cell's images.csv. With it the result is a cell like any other, under a name of its own
 ("CAT-SAM-A (released)"), so it is never averaged with cells that were trained here; its record says `source: released checkpoint`
-with the file's name and sha256. A stored cell is the checkpoint's trained part on a backbone, so the SAM inside the file must then
-be the one in --pretrained.
+with the file's name and sha256. There is one set of weights, so all selection rules have the same scores. A stored cell is the
+checkpoint's trained part on a backbone, so the SAM inside the file must then be the one in --pretrained.
 """
 
 import argparse
