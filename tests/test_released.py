@@ -30,7 +30,7 @@ from bench.tables import tables
 from datasets import synth
 
 ROOT = Path(__file__).parent.parent
-PROTOCOL = "smoke(epochs=1,selections=['best','last'])"
+PROTOCOL = "smoke(epochs=12,evaluate_every=12,lr=3e-3,prompt_types=['box'],random_crop=False,selections=['best','last'])"
 
 
 @pytest.mark.parametrize("kind", ["T", "A"])
@@ -64,6 +64,7 @@ def test_the_command_gives_the_cells_scores_and_rows(place, tmp_path):
         [sys.executable, "-m", "bench.evaluate", *words(place, tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+    assert (ResultStore(place).images(place / "cell")["intersection"] > 0).any()
     own, (rows,) = ResultStore(place).images(place / "cell"), tmp_path.glob("evaluated/cat_*/kvasir.csv")
     pd.testing.assert_frame_equal(pd.read_csv(rows, dtype={"name": str}), own[own["selection"] == "best"].drop(columns="selection"))
     scores = read_record(place / "cell").scores["best"]
