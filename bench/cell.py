@@ -200,7 +200,7 @@ class Cell:
             return
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
-        content = {"key": self.spec.key, "course": asdict(self.course), "weights": self._weights(), "optimizer": optimizer}
+        content = {"key": self.spec.key, "course": vars(self.course), "weights": self._weights(), "optimizer": optimizer}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_together(self.resume_file.parent, {RESUME: buffer.getvalue()}, durable=False)  # two copies of a cell may write at once
@@ -227,7 +227,7 @@ class Cell:
         tuned = save({name: tensor.contiguous() for name, tensor in self._weights().items()})
         cost = {
             "trainable_parameters": sum(p.numel() for p in self.model.tuned().values()),
-            "total_parameters": sum(p.numel() for p in self.model.parameters()),
+            "total_parameters": self.model.size,
             "tuned_bytes": len(tuned),
             "training_seconds": round(self.course.seconds["training"], 3),
             "evaluation_seconds": round(self.course.seconds["evaluation"], 3),
