@@ -22,6 +22,7 @@ PACKED = (
     'partition = "main"\ngpus = 1\ncpus = 1\ntime_min = 20\nsignal_s = 10\ndevice = "cpu"\ncells_per_job = 6\nevaluations_per_job = 8\n'
 )
 SINGLE = PACKED.replace("cells_per_job = 6", "cells_per_job = 1")
+LONELY = SINGLE.replace("evaluations_per_job = 8", "evaluations_per_job = 1")
 MARK = 123.0
 
 # A third party's method: LoRA, held back for so many seconds a step as a file says that a drill writes and removes. So a drill, and
@@ -87,6 +88,13 @@ class Cluster:
 
     def waiting(self):
         return self.ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i").split()
+
+    def empty(self):
+        """Takes what a drill left from the queue."""
+        until = time.monotonic() + 30
+        while self.jobs() and time.monotonic() < until:
+            self.ask("scancel", "--user", str(os.getuid()))
+            time.sleep(0.5)
 
     def release(self):
         """Lifts the two minutes that SLURM lets a requeued job wait."""

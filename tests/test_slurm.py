@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from slurm_grid import PACKED, PYTHON, ROOT, SHORT, SINGLE, Grid, absent, running, shared_files
+from slurm_grid import LONELY, PACKED, PYTHON, ROOT, SHORT, SINGLE, Grid, absent, running, shared_files
 
 MISSING = absent("slurmctld", "slurmd", "sbatch", "munged")
 if MISSING and os.environ.get("REQUIRE_SLURM"):
@@ -39,6 +39,14 @@ def shared(tmp_path_factory):
 def cluster(shared):
     with running("--nodes", "2", "--gpus", "2", "--cpus", "4", "--array-size", "5", **shared) as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+def an_empty_queue(request):
+    """A drill that failed leaves its jobs to nobody."""
+    yield
+    if "cluster" in request.fixturenames:
+        request.getfixturevalue("cluster").empty()
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +294,7 @@ def test_jobs_run_the_code_as_it_was_sent_and_are_seen_from_another_login_node(c
     for folder in ("bench", "methods", "datasets", "configs"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     seeds = ",".join(map(str, range(12)))
-    profile = f"{PACKED.replace('evaluations_per_job = 8', 'evaluations_per_job = 1')}[flags]\nhold = true\n"
+    profile = f"{LONELY}[flags]\nhold = true\n"
     grid = Grid(cluster, tmp_path / "out", methods="sam", seeds=seeds, protocol=SHORT, profile=profile, root=root)
     words = [*grid.launched()[3:], "--pretrained", str(ROOT / "pretrained")]
     done = grid.run([PYTHON, "-c", LAUNCH, *words])
@@ -356,11 +364,20 @@ def test_a_cluster_with_accounting(shared, tmp_path):
         grid.wait_stored()
         assert "1 stored" in grid.command("status")
         grid.wait_idle()
-        cluster.ask("sacctmgr", "-i", "modify", "user", pwd.getpwuid(os.getuid()).pw_name, "set", "MaxSubmitJobs=3")
-        many = Grid(cluster, tmp_path / "many", profile=f"account = 'lab'\n{SINGLE}[flags]\nhold = true\n", seeds="0,1,2,3,4")
+        limit = ["sacctmgr", "-i", "modify", "user", pwd.getpwuid(os.getuid()).pw_name, "set"]
+        cluster.ask(*limit, "MaxSubmitJobs=3")
+        cluster.ask("scontrol", "update", "nodename=n1", "state=drain", "reason=maintenance")
+        profile = f"account = 'lab'\n{LONELY}"
+        many = Grid(cluster, tmp_path / "many", methods="sam", seeds="0,1,2,3,4", protocol=SHORT, profile=profile)
         said = many.launch(rc=1)
-        assert "Sent 2 cells" in said and "no room for 3 cells" in said and len(cluster.jobs()) == 2
-        assert "2 cells  SLURM: JobHeldUser" in (status := many.command("status")) and "3 cells  not sent yet" in status
+        assert "Sent 2 cells" in said and "no room for 3 cells" in said and "checks that the nodes see" in said
+        status = many.command("status")
+        assert "2 cells  SLURM: Dependency" in status and "3 cells  not sent yet" in status
+        cluster.ask("scontrol", "update", "nodename=n1", "state=resume")
+        many.wait(lambda: len(many.records()) == 2)
+        many.wait_idle()
+        cluster.ask(*limit, "MaxSubmitJobs=-1")
+        assert "Sent 3 cells" in many.launch()
         many.command("cancel")
 
 
