@@ -288,18 +288,27 @@ def test_two_gpus_train_a_cell_together(cluster, reference, tmp_path):
 LAUNCH = "import sys; from bench.run import main; code = main(sys.argv[1:]); sys.exit(9 if 'torch' in sys.modules else code)"
 
 
-def test_jobs_run_the_code_as_it_was_sent_and_are_seen_from_another_login_node(cluster, tmp_path):
-    """Twelve held jobs in arrays of at most five; the code is broken while they wait. The launcher imports no torch."""
-    root = tmp_path / "project"
-    root.mkdir()
+def a_checkout(root):
+    """A copy of the project with a commit of its own; the commit's number."""
     for folder in ("bench", "methods", "datasets", "configs"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    seeds = ",".join(map(str, range(12)))
-    profile = f"{LONELY}[flags]\nhold = true\n"
-    grid = Grid(cluster, tmp_path / "out", methods="sam", seeds=seeds, protocol=SHORT, profile=profile, root=root)
-    words = [*grid.launched()[3:], "--pretrained", str(ROOT / "pretrained")]
-    done = grid.run([PYTHON, "-c", LAUNCH, *words])
-    assert done.returncode == 0 and "Sent 12 cells" in done.stdout, done.stdout + done.stderr
+    (root / ".gitignore").write_text("__pycache__/\n")
+    git = ["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_jobs_run_the_code_as_it_was_sent_and_are_seen_from_another_login_node(cluster, tmp_path):
+    """Twelve held jobs, in arrays of at most five, in two launches; the code is broken while they wait. The launcher imports no torch."""
+    commit = a_checkout(root := tmp_path / "project")
+    seeds, held = ",".join(map(str, range(12))), "[flags]\nhold = true\n"
+    grid = Grid(cluster, tmp_path / "out", methods="sam", seeds=seeds, protocol=SHORT, profile=f"{LONELY}max_jobs = 8\n{held}", root=root)
+    grid.words += ["--pretrained", str(ROOT / "pretrained")]
+    assert "no room for 5 jobs" in (said := grid.launch(rc=1)) and "Sent 7 cells" in said
+    grid.profile.write_text(f"{LONELY}{held}")
+    done = grid.run([PYTHON, "-c", LAUNCH, *grid.launched()[3:]])
+    assert done.returncode == 0 and "Sent 5 cells" in done.stdout, done.stdout + done.stderr
     assert len(cluster.jobs()) == 12 and len(cluster.ask("squeue", "-h", "-o", "%F").split()) == 3
     (root / "bench" / "job.py").write_text("raise SystemExit('this edit came later')\n")
     (root / "configs" / "protocols" / "smoke.toml").write_text("")
@@ -308,7 +317,8 @@ def test_jobs_run_the_code_as_it_was_sent_and_are_seen_from_another_login_node(c
         impossible_here("a name of its own for a login node cannot be given here (root is needed)")
     assert "12 cells  SLURM: JobHeldUser" in grid.command("status", before=elsewhere)
     cluster.ask("scontrol", "release", cluster.jobs()[0])
-    grid.wait(grid.records)
+    (record,) = grid.wait(grid.records).values()
+    assert record["provenance"]["git"] == {"commit": commit, "dirty": False}
     assert "1 stored, 11 pending" in grid.command("status", before=elsewhere)
     assert "11 cells in 11 jobs" in grid.command("cancel", "--methods", "sam", before=elsewhere)
     grid.wait_idle()
