@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bench.products import product
+
 
 class Bias(NamedTuple):
     """rows: (N, Q, h); columns: (N, Q, w); last: (N, Q, 1), or None where the last key is as any extra one."""
@@ -21,21 +23,25 @@ class Bias(NamedTuple):
     last: Tensor | None
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Bias, float], Tensor]  # q (N, Q, c), k and v (N, h·w + E, c), bias, scale -> (N, Q, c)
-LOGITS_AT_ONCE = 2**18  # 1 MiB of float32, which stays in a core's cache
+Tables = tuple[Tensor, Tensor]  # of relative positions, along rows and columns
+BiasOf = Callable[[Tensor, Tensor, Tensor], Bias]  # from q and the tables
+Kernel = Callable[[Tensor, Tensor, Tensor, BiasOf, Tables, float], Tensor]
+# q (N, Q, c), k and v (N, h·w + E, c), the bias's function and its tables, scale -> (N, Q, c)
+LOGITS_AT_ONCE = 2**20  # 4 MiB of float32: fewer are more calls, more leave a core's cache
 
 
-def chunked(q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float) -> Tensor:
-    """A few query rows at a time; backward computes their probabilities again instead of keeping them. For CPUs."""
-    out: Tensor = _Chunked.apply(q, k, v, bias.rows.to(q.dtype), bias.columns.to(q.dtype), _cast(bias.last, q), scale)
+def chunked(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale: float) -> Tensor:
+    """A few query rows at a time; backward computes bias and probabilities again instead of keeping them. For CPUs."""
+    out: Tensor = _Chunked.apply(q, k, v, *tables, bias_of, scale)
     return out
 
 
-def folded(q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float) -> Tensor:
+def folded(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale: float) -> Tensor:
     """One call of PyTorch's fused attention: q gets the bias as further channels, k ones where it applies. For GPUs.
 
     In half precision v is padded to the same width, which the fastest kernel asks for.
     """
+    bias = bias_of(q, *tables)
     h, w = bias.rows.shape[-1], bias.columns.shape[-1]
     place = torch.arange(k.shape[1], device=q.device)
     image = place < h * w
@@ -53,42 +59,53 @@ def folded(q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=1.0)[0, ..., :c]
 
 
-def _cast(x: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if x is None else x.to(like.dtype)
-
-
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, last: Tensor | None, scale: float) -> Tensor:
-        ctx.save_for_backward(q, k, v, rows, columns, last)
-        ctx.scale = scale
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor, bias_of: BiasOf, scale: float) -> Tensor:
+        ctx.save_for_backward(q, k, v, table_h, table_w)
+        ctx.bias_of, ctx.scale = bias_of, scale
+        bias = _cast(bias_of(q, table_h, table_w), q)
         out = torch.empty_like(q)
         with torch.autocast(q.device.type, enabled=False):
             for heads, at in _chunks(q, k):
-                p = _probabilities(q[at], k[heads], Bias(rows[at], columns[at], None if last is None else last[at]), scale)
-                torch.bmm(p, v[heads], out=out[at])
+                out[at] = _times(_probabilities(q[at], k[heads], _part(bias, at), scale), v[heads].mT)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, rows, columns, last = ctx.saved_tensors
-        h, w = rows.shape[-1], columns.shape[-1]
-        d_q, d_rows, d_columns = torch.empty_like(q), torch.empty_like(rows), torch.empty_like(columns)
-        d_k, d_v, d_last = torch.zeros_like(k), torch.zeros_like(v), None if last is None else torch.empty_like(last)
+        q, k, v, *tables = ctx.saved_tensors
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in (q, *tables)]
+            bias = _cast(ctx.bias_of(*inputs), q)
+        h, w = bias.rows.shape[-1], bias.columns.shape[-1]
+        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        d_bias = Bias(*(None if x is None else torch.empty_like(x) for x in bias))
         for heads, at in _chunks(q, k):
-            p = _probabilities(q[at], k[heads], Bias(rows[at], columns[at], None if last is None else last[at]), ctx.scale)
+            p = _probabilities(q[at], k[heads], _part(bias, at), ctx.scale)
             d_v[heads].baddbmm_(p.mT, grad[at])
-            d_p = torch.bmm(grad[at], v[heads].mT)
-            d_logits = torch._softmax_backward_data(d_p, p, -1, p.dtype)  # p·(d_p − Σ p·d_p)
-            torch.bmm(d_logits, k[heads], out=d_q[at])
+            d_logits = torch._softmax_backward_data(_times(grad[at], v[heads]), p, -1, p.dtype)  # p·(d_p − Σ p·d_p)
+            d_q[at] = _times(d_logits, k[heads].mT)
             d_k[heads].baddbmm_(d_logits.mT, q[at])
             places = d_logits[..., : h * w].unflatten(-1, (h, w))
-            torch.sum(places, -1, out=d_rows[at])
-            torch.sum(places, -2, out=d_columns[at])
-            if d_last is not None:
-                d_last[at] = d_logits[..., -1:]
-        return d_q.mul_(ctx.scale), d_k.mul_(ctx.scale), d_v, d_rows, d_columns, d_last, None
+            torch.sum(places, -1, out=d_bias.rows[at])
+            torch.sum(places, -2, out=d_bias.columns[at])
+            if d_bias.last is not None:
+                d_bias.last[at] = d_logits[..., -1:]
+        trained = ctx.needs_input_grad[3:5]
+        wanted = [x for x, needed in zip(inputs, (True, *trained), strict=True) if needed]
+        made, given = ([x for x in one if x is not None] for one in (bias, d_bias))
+        of_q, *of_tables = torch.autograd.grad(made, wanted, given)
+        d_tables = [of_tables.pop(0) if needed else None for needed in trained]
+        return d_q.mul_(ctx.scale).add_(of_q), d_k.mul_(ctx.scale), d_v, *d_tables, None, None
+
+
+def _cast(bias: Bias, like: Tensor) -> Bias:
+    return Bias(*(None if x is None else x.to(like.dtype) for x in bias))
+
+
+def _part(bias: Bias, at: tuple[slice, slice]) -> Bias:
+    return Bias(*(None if x is None else x[at].detach() for x in bias))
 
 
 def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]:
@@ -103,10 +120,15 @@ def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]
 def _probabilities(q: Tensor, k: Tensor, bias: Bias, scale: float) -> Tensor:
     """(n, Q, K)"""
     h, w = bias.rows.shape[-1], bias.columns.shape[-1]
-    logits = q.new_empty(*q.shape[:2], k.shape[1])
-    torch.add(bias.rows[..., None], bias.columns[..., None, :], out=logits[..., : h * w].unflatten(-1, (h, w)))
-    if k.shape[1] > h * w:
-        logits[..., h * w :] = 0
+    logits = _times(q * scale, k)
+    places = logits[..., : h * w].unflatten(-1, (h, w))
+    places += bias.rows[..., None]
+    places += bias.columns[..., None, :]
     if bias.last is not None:
-        logits[..., -1:] = bias.last
-    return logits.baddbmm_(q, k.mT, alpha=scale).softmax(-1)
+        logits[..., -1:] += bias.last
+    return logits.softmax(-1)
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """a (n, Q, c) times b (n, K, c) transposed: (n, Q, K)."""
+    return product(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b.mT)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.attention import Projection, attention
 from bench.backbones import SamConfig
 from bench.paths import chosen
+from bench.products import perceptron, project
 from bench.stock import (
     Attention,
     Block,
@@ -172,13 +173,13 @@ def attend(block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projecti
     prompts = x.new_empty(len(x), 0, x.shape[-1]) if prompts is None else prompts
     if chosen() == "plain":
         return _attend_plainly(block, x, prompts, qkv or block.attn.qkv)
-    y, attended = attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or block.attn.qkv)
+    y, attended = attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv))
     return x + y, attended
 
 
 def feed_forward(block: Block, x: Tensor) -> Tensor:
     """The block's second half: x + mlp(norm2(x)), for any (…, C)."""
-    return x + block.mlp(block.norm2(x))
+    return x + perceptron(block.mlp, block.norm2(x))
 
 
 def _attend_plainly(block: Block, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
