@@ -60,8 +60,7 @@ def _windows(attn: Attention, places: Tensor, extra: Tensor, side: tuple[int, in
     b, h, w = places.shape[:3]
     high, wide = cut = min(h, side[0]), min(w, side[1])
     extra = extra[:, :prompts] if cut == side else extra
-    q, k, v = _Windowed.apply(places, extra, high, wide).flatten(1, 4)  # each (N, high·wide + E, c)
-    q = q[:, : high * wide + prompts]  # nothing is asked of padding
+    q, k, v = _Windowed.apply(places, extra, high, wide, prompts)
     out = kernel(q, k, v, partial(_bias, cut, side, prompts), (attn.rel_pos_h, attn.rel_pos_w), attn.scale)
     out = out.unflatten(0, (b, h // high, w // wide, attn.num_heads))
     image = out[..., : high * wide, :].unflatten(-2, (high, wide)).permute(0, 1, 4, 2, 5, 3, 6)
@@ -70,26 +69,39 @@ def _windows(attn: Attention, places: Tensor, extra: Tensor, side: tuple[int, in
 
 
 class _Windowed(torch.autograd.Function):
-    """places (B, h, w, 3, heads, c) as windows of high × wide, the extra tokens (B, E, 3, heads, c) after each one's places:
-    (3, B, rows, columns, heads, high·wide + E, c). One copy, where PyTorch's own operators would make two each way."""
+    """places (B, h, w, 3, heads, c) as windows of high × wide, the extra tokens (B, E, 3, heads, c) after each one's places: q with
+    `prompts` of them (N, high·wide + prompts, c), k and v with all (N, high·wide + E, c), N = B·rows·columns·heads. One copy each way,
+    where PyTorch's own operators make two."""
 
     @staticmethod
-    def forward(ctx: Any, places: Tensor, extra: Tensor, high: int, wide: int) -> Tensor:
-        b, h, w, three, heads, c = places.shape
-        ctx.window = high, wide
-        windows = places.new_empty(three, b, h // high, w // wide, heads, high * wide + extra.shape[1], c)
-        image = places.unflatten(2, (-1, wide)).unflatten(1, (-1, high))  # (B, rows, high, columns, wide, 3, heads, c)
-        windows[..., : high * wide, :].unflatten(-2, (high, wide)).copy_(image.permute(5, 0, 1, 3, 6, 2, 4, 7))
-        windows[..., high * wide :, :] = extra.permute(2, 0, 3, 1, 4)[:, :, None, None]
-        return windows
+    def forward(ctx: Any, places: Tensor, extra: Tensor, high: int, wide: int, prompts: int) -> tuple[Tensor, ...]:
+        ctx.window, ctx.shapes = (high, wide), (places.shape, extra.shape)
+        found = []
+        for image, token in zip(_as_windows(places, high, wide), extra.permute(2, 0, 3, 1, 4)[:, :, None, None], strict=True):
+            token = token if found else token[..., :prompts, :]  # nothing is asked of padding
+            one = places.new_empty(*image.shape[:4], high * wide + token.shape[-2], image.shape[-1])
+            one[..., : high * wide, :].unflatten(-2, (high, wide)).copy_(image)
+            one[..., high * wide :, :] = token
+            found.append(one.flatten(0, 3))
+        return tuple(found)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         high, wide = ctx.window
-        image = grad[..., : high * wide, :].unflatten(-2, (high, wide)).permute(1, 2, 5, 3, 6, 0, 4, 7)
-        of_extra = grad[..., high * wide :, :].sum((2, 3)).permute(1, 3, 0, 2, 4)
-        return image.reshape(len(image), image.shape[1] * high, image.shape[3] * wide, *image.shape[5:]), of_extra, None, None
+        d_places, d_extra = (grads[0].new_zeros(shape) for shape in ctx.shapes)
+        images = _as_windows(d_places, high, wide)
+        for i, grad in enumerate(grads):
+            windows = grad.unflatten(0, images.shape[1:5])
+            images[i].copy_(windows[..., : high * wide, :].unflatten(-2, (high, wide)))
+            tokens = windows[..., high * wide :, :].sum((1, 2)).transpose(1, 2)  # (B, tokens, heads, c)
+            d_extra[:, : tokens.shape[1], i] = tokens
+        return d_places, d_extra, None, None, None
+
+
+def _as_windows(places: Tensor, high: int, wide: int) -> Tensor:
+    """(B, h, w, 3, heads, c) as a view (3, B, rows, columns, heads, high, wide, c)."""
+    return places.unflatten(2, (-1, wide)).unflatten(1, (-1, high)).permute(5, 0, 1, 3, 6, 2, 4, 7)
 
 
 def _bias(cut: tuple[int, int], side: tuple[int, int], prompts: int, q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor) -> Bias:

@@ -64,57 +64,78 @@ class _Chunked(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor, bias_of: BiasOf, scale: float) -> Tensor:
         ctx.save_for_backward(q, k, v, table_h, table_w)
         ctx.bias_of, ctx.scale = bias_of, scale
-        bias = _cast(bias_of(q, table_h, table_w), q)
         out = torch.empty_like(q)
+        heads_at_once, queries_at_once = _at_once(q, k)
         with torch.autocast(q.device.type, enabled=False):
-            for heads, at in _chunks(q, k):
-                out[at] = _times(_probabilities(q[at], k[heads], _part(bias, at), scale), v[heads].mT)
+            for heads in _slices(len(q), heads_at_once):
+                bias = _cast(bias_of(q[heads], table_h, table_w), q)
+                for queries in _slices(q.shape[1], queries_at_once):
+                    p = _probabilities(q[heads, queries], k[heads], _part(bias, queries), scale)
+                    out[heads, queries] = _times(p, v[heads].mT)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *tables = ctx.saved_tensors
-        with torch.enable_grad():
-            inputs = [x.detach().requires_grad_() for x in (q, *tables)]
-            bias = _cast(ctx.bias_of(*inputs), q)
-        h, w = bias.rows.shape[-1], bias.columns.shape[-1]
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        d_bias = Bias(*(None if x is None else torch.empty_like(x) for x in bias))
-        for heads, at in _chunks(q, k):
-            p = _probabilities(q[at], k[heads], _part(bias, at), ctx.scale)
-            d_v[heads].baddbmm_(p.mT, grad[at])
-            d_logits = torch._softmax_backward_data(_times(grad[at], v[heads]), p, -1, p.dtype)  # p·(d_p − Σ p·d_p)
-            d_q[at] = _times(d_logits, k[heads].mT)
-            d_k[heads].baddbmm_(d_logits.mT, q[at])
-            places = d_logits[..., : h * w].unflatten(-1, (h, w))
-            torch.sum(places, -1, out=d_bias.rows[at])
-            torch.sum(places, -2, out=d_bias.columns[at])
-            if d_bias.last is not None:
-                d_bias.last[at] = d_logits[..., -1:]
-        trained = ctx.needs_input_grad[3:5]
-        wanted = [x for x, needed in zip(inputs, (True, *trained), strict=True) if needed]
-        made, given = ([x for x in one if x is not None] for one in (bias, d_bias))
-        of_q, *of_tables = torch.autograd.grad(made, wanted, given)
-        d_tables = [of_tables.pop(0) if needed else None for needed in trained]
-        return d_q.mul_(ctx.scale).add_(of_q), d_k.mul_(ctx.scale), d_v, *d_tables, None, None
+        d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
+        trained = [i for i in (0, 1) if ctx.needs_input_grad[3 + i]]
+        d_tables = [torch.zeros_like(table) if i in trained else None for i, table in enumerate(tables)]
+        heads_at_once, queries_at_once = _at_once(q, k)
+        for heads in _slices(len(q), heads_at_once):
+            with torch.enable_grad():
+                inputs = [x.detach().requires_grad_() for x in (q[heads], *tables)]
+                bias = _cast(ctx.bias_of(*inputs), q)
+            d_bias = _back(
+                q[heads], k[heads], v[heads], bias, grad[heads], ctx.scale, queries_at_once, (d_q[heads], d_k[heads], d_v[heads])
+            )
+            made, given = ([x for x in one if x is not None] for one in (bias, d_bias))
+            of_q, *of_tables = torch.autograd.grad(made, [inputs[0], *(inputs[1 + i] for i in trained)], given)
+            d_q[heads] += of_q
+            for i, part in zip(trained, of_tables, strict=True):
+                d_tables[i] += part
+        return d_q, d_k, d_v, *d_tables, None, None
+
+
+def _back(
+    q: Tensor, k: Tensor, v: Tensor, bias: Bias, grad: Tensor, scale: float, queries_at_once: int, into: tuple[Tensor, Tensor, Tensor]
+) -> Bias:
+    """Writes the gradients of some heads' q, k and v `into` these, without what comes of the bias, and returns the gradients of that."""
+    h, w = bias.rows.shape[-1], bias.columns.shape[-1]
+    d_q, d_k, d_v = into
+    d_bias = Bias(*(None if x is None else torch.empty_like(x) for x in bias))
+    for queries in _slices(q.shape[1], queries_at_once):
+        at, first = (slice(None), queries), queries.start == 0
+        p = _probabilities(q[at], k, _part(bias, queries), scale)
+        d_v.baddbmm_(p.mT, grad[at], beta=0 if first else 1)
+        d_logits = torch._softmax_backward_data(_times(grad[at], v), p, -1, p.dtype)  # p·(d_p − Σ p·d_p)
+        d_q[at] = _times(d_logits, k.mT).mul_(scale)
+        d_k.baddbmm_(d_logits.mT, q[at], beta=0 if first else 1, alpha=scale)
+        places = d_logits[..., : h * w].unflatten(-1, (h, w))
+        torch.sum(places, -1, out=d_bias.rows[at])
+        torch.sum(places, -2, out=d_bias.columns[at])
+        if d_bias.last is not None:
+            d_bias.last[at] = d_logits[..., -1:]
+    return d_bias
 
 
 def _cast(bias: Bias, like: Tensor) -> Bias:
     return Bias(*(None if x is None else x.to(like.dtype) for x in bias))
 
 
-def _part(bias: Bias, at: tuple[slice, slice]) -> Bias:
-    return Bias(*(None if x is None else x[at].detach() for x in bias))
+def _part(bias: Bias, queries: slice) -> Bias:
+    return Bias(*(None if x is None else x[:, queries].detach() for x in bias))
 
 
-def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]:
-    """Heads, and the same heads with some of their queries, that have about LOGITS_AT_ONCE logits: one head or several whole ones."""
+def _at_once(q: Tensor, k: Tensor) -> tuple[int, int]:
+    """How many heads, and queries of each, have about LOGITS_AT_ONCE logits: one head or several whole ones."""
     queries = max(1, LOGITS_AT_ONCE // k.shape[1])
-    heads = max(1, queries // q.shape[1])
-    for n in range(0, q.shape[0], heads):
-        for s in range(0, q.shape[1], queries):
-            yield slice(n, n + heads), (slice(n, n + heads), slice(s, s + queries))
+    return max(1, queries // q.shape[1]), queries
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, start + size)
 
 
 def _probabilities(q: Tensor, k: Tensor, bias: Bias, scale: float) -> Tensor:

@@ -30,7 +30,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def perceptron(mlp: nn.Module, x: Tensor) -> Tensor:
-    """mlp(x). SAM's is computed for some tokens at a time on a CPU: what is in between stays in its cache, and leaves no holes in its memory."""
+    """mlp(x). SAM's is computed for some tokens at a time on a CPU, where large and short-lived maps cost new memory."""
     if type(mlp) is not MLPBlock or chosen() == "plain":
         out: Tensor = mlp(x)
         return out
