@@ -47,6 +47,7 @@ ROOMS = [
     ["bench.sam", "bench.dropout"],
     ["bench.attention"],
     ["bench.kernels", "bench.mask_maps", "bench.two_way", "bench.upsampling"],
+    ["bench.products"],
     [
         "bench.manifest",
         "bench.stock",
