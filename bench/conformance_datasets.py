@@ -169,9 +169,8 @@ def reading_again_gives_the_same(data: DatasetSubject) -> str:
 def objects_are_found(data: DatasetSubject) -> str:
     counts = {(split, name): len(object_masks(sample.mask, data.dataset.rule)) for split, name, sample in data.samples}
     need(any(counts.values()), f"None of {len(counts)} images has an object by its rule {data.dataset.rule}.")
-    official = {name for names in data.dataset.official.values() for name in names}
-    bare = [name for name in official if not counts[("train", name)]]
-    need(not bare, f"{len(bare)} of its official few-shot images have no object: {_few(sorted(bare))}.")
+    for shots, names in data.dataset.official.items():
+        need(any(counts["train", name] for name in names), f"None of its official {shots}-shot images has an object.")
     empty = sum(not count for count in counts.values())
     return f"{sum(counts.values())} in {len(counts)} images, {empty} of them without any"
 
