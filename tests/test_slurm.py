@@ -87,7 +87,7 @@ def test_a_grid_gives_the_table_of_a_local_run_with_a_gpu_for_each_cell(cluster,
 
 def test_cells_that_were_cancelled_and_killed_go_on_when_the_command_runs_again(cluster, reference, tmp_path):
     grid = Grid(cluster, tmp_path / "out")
-    states = grid.launch_braked(3, cells=2)
+    states = grid.launch_braked(4, cells=2)
     assert "2 running" in grid.command("status")
     cancelled, killed = states
     slurm = states[cancelled]["slurm"]
@@ -109,7 +109,7 @@ def test_cells_that_were_cancelled_and_killed_go_on_when_the_command_runs_again(
 
 def test_the_log_folder_is_deleted_while_one_cell_runs_and_one_waits(cluster, reference, tmp_path):
     grid = Grid(cluster, tmp_path / "out", profile=f"{SINGLE}parallel = 1\n")
-    grid.launch_braked(3, cells=1)
+    grid.launch_braked(600, cells=1)
     shutil.rmtree(grid.out / "slurm" / "logs")
     grid.go()
     grid.wait_idle()
@@ -123,7 +123,7 @@ def test_the_log_folder_is_deleted_while_one_cell_runs_and_one_waits(cluster, re
 
 def test_preempted_cells_save_themselves_and_go_on(cluster, reference, tmp_path):
     grid = Grid(cluster, tmp_path / "out")
-    grid.launch_braked(3, cells=2)
+    grid.launch_braked(4, cells=2)
     cluster.ask("sbatch", "-p", "high", "-N2", "--ntasks-per-node=1", "--gres=gpu:2", "-o", "/dev/null", "--wrap", "sleep 2")
     grid.wait(lambda: len(cluster.waiting()) == 2 and not grid.states())
     assert "2 pending" in grid.command("status")
@@ -156,7 +156,7 @@ def test_the_time_limit_in_the_middle_of_training(cluster, reference, tmp_path):
 def test_a_node_that_is_lost_while_its_cells_go_on(cluster, reference, tmp_path):
     """Both copies of each cell run to their end; the result is stored once."""
     grid = Grid(cluster, tmp_path / "out")
-    states = grid.launch_braked(20, cells=2)
+    states = grid.launch_braked(600, cells=2)
     node, old = next(iter(states.values()))["slurm"]["node"], [Path(f"/proc/{state['pid']}") for state in states.values()]
     assert {state["slurm"]["node"] for state in states.values()} == {node}
     cluster.manage("stop", f"slurmd.{node}", "--kill")
@@ -176,7 +176,7 @@ def test_a_node_that_is_lost_while_its_cells_go_on(cluster, reference, tmp_path)
 
 def test_the_controller_restarts_in_the_middle_of_an_array(cluster, reference, tmp_path):
     grid = Grid(cluster, tmp_path / "out", profile=f"{SINGLE}parallel = 1\n")
-    grid.launch_braked(3, cells=1)
+    grid.launch_braked(600, cells=1)
     cluster.manage("stop", "slurmctld")
     assert "SLURM was not asked" in grid.command("status")
     grid.go()
@@ -255,7 +255,7 @@ def test_two_launchers_at_once_send_each_cell_once(cluster, tmp_path):
 
 def test_cancelled_cells_are_sent_again_as_often_as_the_profile_allows(cluster, tmp_path):
     grid = Grid(cluster, tmp_path / "out", profile=f"{SINGLE}attempts = 1\n")
-    grid.launch_braked(3, cells=2)
+    grid.launch_braked(4, cells=2)
     assert "1 cells in 1 jobs" in grid.command("cancel", "--seeds", "1")
     grid.wait(lambda: len(cluster.jobs()) <= 1)
     assert "1 cells in 1 jobs" in grid.command("cancel")
@@ -272,9 +272,7 @@ def test_cancelled_cells_are_sent_again_as_often_as_the_profile_allows(cluster, 
 
 def test_two_gpus_train_a_cell_together(cluster, reference, tmp_path):
     grid = Grid(cluster, tmp_path / "out", seeds="0", profile=SINGLE.replace("gpus = 1", "gpus = 2"))
-    grid.brake.write_text("3")
-    grid.launch("--devices", "2")
-    grid.wait(lambda: list(grid.out.glob("runs/*/*/*/resume.pt")))
+    grid.launch_braked(4, 1, "--devices", "2")
     cluster.ask("scancel", "--batch", "--signal=USR2", *cluster.jobs())
     grid.wait(lambda: cluster.waiting() and not grid.states())
     grid.mark()
