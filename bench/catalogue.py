@@ -18,6 +18,7 @@ from bench.errors import RequestError
 from bench.files import write_together
 from bench.plan import choose_methods
 from bench.plugins import plugin_files
+from bench.published import PUBLISHED
 from bench.registry import METHODS
 from bench.spec import MethodChoice
 
@@ -81,9 +82,11 @@ def _tuples(value: Any) -> Any:
 
 
 def _state(text: str) -> str:
-    """A hash of the text, the interpreter, and all code that methods are made of, third-party packages and plugins included."""
+    """A hash of the text, the interpreter, the published tables, and all code that methods are made of, third-party packages and plugins
+    included."""
     digest = sha256(f"{text}\0{sys.version}".encode())
-    for path in sorted([*(ROOT / "bench").glob("*.py"), *(ROOT / "methods").rglob("*.py")]):
+    published = [path for path in PUBLISHED.values() if path.is_file()]  # they say what the group "paper" is
+    for path in sorted([*(ROOT / "bench").glob("*.py"), *(ROOT / "methods").rglob("*.py"), *published]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for point in sorted(entry_points(group=METHODS.group)):
         digest.update(f"\0{point.name}={point.value}".encode())

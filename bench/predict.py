@@ -24,7 +24,7 @@ from torch import Tensor
 from bench.adapted import RESULTS, load_run
 from bench.backbones import PRETRAINED
 from bench.errors import RequestError
-from bench.evaluate import predicted
+from bench.evaluation import predicted
 from bench.files import write_together
 from bench.overlays import overlay_picture
 from bench.plugins import add_option

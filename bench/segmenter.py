@@ -68,9 +68,9 @@ class PromptableSegmenter(nn.Module):
     def encode(self, images: Sequence[Tensor], checkpointing: bool = False) -> Features:
         """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ. checkpointing: see `ImageEncoder`."""
         batch = torch.stack([self._input(image) for image in images])  # (B, 3, S, S)
-        embedding, first_global = self.encoder(batch, checkpointing)
+        embedding, first_global, penalty = self.encoder.with_penalty(batch, checkpointing)
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
-        return Features(embedding, first_global, sizes, tuple(self._is_native(image) for image in images))
+        return Features(embedding, first_global, sizes, tuple(self._is_native(image) for image in images), penalty)
 
     def decode(self, features: Features, prompts: Sequence[Prompts]) -> list[Tensor]:
         """Logits (n_i, H_i, W_i) of each image's prompts, at the image's own size; one Prompts an image."""

@@ -34,7 +34,7 @@ def check_nodes(out: Path, flags: Mapping[str, Any], snapshot: Path, python: str
     RequestError, and nothing left in the queue, where the nodes do not see the folder.
     """
     folder = out / FOLDER / "check"
-    place = json.dumps([flags.get("partition"), flags.get("constraint"), python])
+    place = json.dumps([checked_place(flags), python])
     passed = folder / "passed.json"
     known = json.loads(passed.read_text()) if passed.is_file() else []
     if place in known:
@@ -53,6 +53,11 @@ def check_nodes(out: Path, flags: Mapping[str, Any], snapshot: Path, python: str
     for file in (token, answer):
         file.unlink(missing_ok=True)
     return ""
+
+
+def checked_place(flags: Mapping[str, Any]) -> str:
+    """The nodes that flags of sbatch ask for, in words; one check is enough for them."""
+    return f"{flags.get('partition', '')}/{flags.get('constraint', '')}"
 
 
 def _answered(job: str, answer: Path, out: Path, python: str, wait: float) -> bool:

@@ -60,7 +60,8 @@ def report(out: Path, every_cell: bool = False) -> tuple[list[str], bool]:
 def _lines(phase: str, seen: Sequence[Seen], every_cell: bool) -> list[str]:
     """A line a cell; waiting cells are counted by what they wait for, and stored ones not listed, unless asked for."""
     if every_cell or phase not in ("stored", "pending"):
-        return [f"{phase:10}  {cell_title(one.cell)}  {one.detail}" for one in seen]
+        width = max((len(cell_title(one.cell)) for one in seen), default=0)
+        return [f"{phase:10}  {cell_title(one.cell):{width}}  {one.detail}".rstrip() for one in seen]
     if phase == "stored":
         return []
     return [f"{phase:10}  {count} cells  {why}" for why, count in Counter(one.detail for one in seen).most_common()]
