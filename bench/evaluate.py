@@ -28,6 +28,7 @@ from bench.errors import CheckpointError, RequestError
 from bench.files import file_sha256, write_together
 from bench.metrics import RULES
 from bench.plan import Request, names_of, protocol_of, specs_of
+from bench.plugins import add_option
 from bench.progress import Progress
 from bench.provenance import provenance
 from bench.registry import DATASETS, METHODS
@@ -155,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shots", help="labelled images that the checkpoint was trained with, or 'full'; --store needs it")
     parser.add_argument("--pretrained", type=Path, default=Path("pretrained"), help="with --store: folder of SAM's checkpoints")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add_option(parser)
     return parser
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from bench.backbones import PRETRAINED
 from bench.errors import RequestError
+from bench.plugins import add_option
 from bench.store import ResultStore
 
 COLUMNS = {
@@ -114,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="with CELL the new file (onnx: folder); else the results folder, for its tables/")
     parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
     parser.add_argument("--parquet", action="store_true", help="tables in parquet instead of CSV; needs pyarrow")
+    add_option(parser)
     given = parser.parse_args(arguments)
     try:
         print(*_written(given), sep="\n")

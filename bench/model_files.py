@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.adapted import load_run
 from bench.backbones import CONFIGS
 from bench.errors import RequestError, unknown
+from bench.files import make_room
 from bench.method import build
 from bench.onnx_files import write_onnx
 from bench.registry import METHODS
@@ -32,9 +33,6 @@ def export_cell(cell: Path, name: str, out: Path | None, pretrained: Path) -> li
     model = load_run(cell, pretrained=pretrained)
     spec = read_record(cell).spec
     path = out or EXPORTS / ("_".join(spec.folder.parts) + SUFFIX.get(name, ""))
-    if path.exists():
-        raise RequestError(f"{path} is there already: remove it, or name another one with --out.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     return FORMATS[name](model, spec.method.label, path)
 
 
@@ -81,6 +79,7 @@ def mergeable() -> list[str]:
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> list[Path]:
     """Writes a .pth by rename; tensors that stand twice are written once."""
+    make_room(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         torch.save({name: tensor.detach() for name, tensor in tensors.items()}, temporary)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.errors import RequestError
+from bench.files import make_room
 from bench.onnx_graphs import DecoderGraph, EncoderGraph, Graph, no_masks, traced
 from bench.segmenter import PromptableSegmenter
 from bench.types import Features, Prompts
@@ -55,6 +56,7 @@ def write_onnx(model: PromptableSegmenter, label: str, folder: Path) -> list[Pat
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise RequestError(f"--format onnx needs packages that are not installed: pip install {' '.join(missing)}.")
+    make_room(folder)
     graphs: dict[str, Graph] = {"encoder": EncoderGraph(model), "decoder": DecoderGraph(model)}
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
         for name, graph in graphs.items():

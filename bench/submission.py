@@ -96,12 +96,8 @@ def read_submission(path: Path) -> Submission:
 
 def _place(content: Mapping[str, Any]) -> Place:
     """The place that JSON holds: whatever field it has, paths and the memory as such."""
+    made: dict[Any, Callable[[Any], Any]] = {Path: Path, Memory: lambda memory: Memory(**memory)}
     kinds = get_type_hints(Place)
-    made: dict[Any, Callable[[Any], Any]] = {
-        Path: Path,
-        tuple[Path, ...]: lambda paths: tuple(map(Path, paths)),
-        Memory: lambda memory: Memory(**memory),
-    }
     return Place(**{name: made.get(kinds[name], lambda value: value)(value) for name, value in content.items()})
 
 
