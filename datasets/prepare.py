@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import RequestError
+from bench.plugins import add_option
 
 ACTIONS = ("prepare", "verify", "where")
 STOPPED = 130
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of the data sets (default data)")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="results folder, whose cache/ keeps the manifest")
     parser.add_argument("--show", type=int, default=20, metavar="N", help="problems that are printed; 0: all (default 20)")
+    add_option(parser)
     return parser
 
 
