@@ -314,6 +314,7 @@ def test_what_is_asked_wrongly(tmp_path, said):
     for words, answer in (
         (("whuu", "--from", "x"), "Did you mean whu?"),
         (("verify",), "Which data set?"),
+        (("verfy", "whu"), "Did you mean verify"),
         (("synth_polyps", "--from", tmp_path), "has no archive"),
         (("whu",), "--from is needed: 3. The cropped aerial"),
         (("verify", "whu", "--data", tmp_path / "absent"), "is no folder"),
