@@ -1,6 +1,7 @@
 """Toys that the tests share: a SAM of a few thousand weights and a data set of rectangles."""
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -10,11 +11,13 @@ from typing import ClassVar, Self
 import numpy as np
 import pytest
 import torch
+from archive_files import write_archives
 
 import bench
 from bench.protocol import Settings, load_protocol
 from bench.sam import Sam
 from bench.types import Dataset, ObjectRule, Sample, Split
+from datasets import prepare
 
 torch.set_num_threads(1)
 
@@ -73,3 +76,30 @@ def rectangles() -> Rectangles:
 @pytest.fixture
 def smoke() -> Settings:
     return load_protocol("smoke").resolve("any", "any", 1)
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory):
+    """See `archive_files.write_archives`."""
+    top = tmp_path_factory.mktemp("archives")
+    write_archives(top)
+    return top
+
+
+@pytest.fixture
+def archive_data(archives, tmp_path):
+    """A data folder that a test may damage; links, which are replaced and not written through."""
+    shutil.copytree(archives / "folders", tmp_path / "data", copy_function=lambda source, target: Path(target).hardlink_to(source))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def said(capsys, tmp_path):
+    """Runs the command; its exit code and all that it printed."""
+
+    def run(*words: str | Path) -> tuple[int, str]:
+        code = prepare.main([*map(str, words), "--out", str(tmp_path / "results")])
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run
