@@ -76,6 +76,15 @@ def test_an_unpacked_folder_is_linked_and_not_touched(archives, tmp_path, said):
     assert code == 2 and "exists and is not" in sentence(printed)
 
 
+def test_of_several_folders_that_would_do_the_one_of_the_right_name_is_taken(archives, tmp_path, said):
+    mine = tmp_path / "downloads"
+    shutil.copytree(archives / "folders" / "kvasir", mine / "z" / "PraNet")
+    for kind in ("image", "masks"):
+        (mine / "another polyp set" / kind).mkdir(parents=True)
+    assert said("kvasir", "--from", mine, "--data", tmp_path / "data")[0] == 0
+    assert (tmp_path / "data/kvasir/TrainDataset").resolve() == mine / "z/PraNet/TrainDataset"
+
+
 def test_a_folder_and_a_zip_together(archives, tmp_path, said):
     train, test = zips(archives, "kvasir")
     sources = [archives / "folders/kvasir/TrainDataset", test]
