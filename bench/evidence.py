@@ -53,12 +53,12 @@ class Evidence:
         return tuple(Comparison(column, a, b, d, p) for (column, a, b, d), p in zip(found, corrected, strict=True))
 
     def with_interval(self, cell: Cell, label: str, column: str) -> Cell:
-        """The cell with its interval and number of images, if it has a value and its images are known."""
+        """The cell with its interval, cut at 0 and 100, and number of images, if it has a value and its images are known."""
         counts = self._counts(label, column)
         if cell.value is None or counts is None:
             return cell
         found = self.interval(label, column)
-        ends = (found.low, found.high) if found else (None, None)
+        ends = (max(0.0, found.low), min(100.0, found.high)) if found else (None, None)
         return replace(cell, low=ends[0], high=ends[1], images=sum(len(of.images) for of in counts))
 
     def interval(self, label: str, column: str) -> Interval | None:
