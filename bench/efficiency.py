@@ -37,7 +37,7 @@ def efficiency_table(board: Board, published: Published, paper_shots: bool = Tru
     rows = []
     for label in ordered(board.labels_of(board.datasets), published):
         mine = frame[frame["label"] == label] if len(frame) else frame
-        rows.append(Row(heading(label, published), tuple(_cost_cell(mine, name) for name in COSTS)))
+        rows.append(Row(heading(label, published), tuple(_cost_cell(mine, name) for name in COSTS), (("method", label),)))
     notes = (*board.stand_ins, *_hardware_notes(board), *board.notes)
     return Table(board.name("efficiency"), "What the methods cost", board.context, "method", columns, tuple(rows), notes)
 

@@ -12,7 +12,7 @@ import numpy as np
 from bench.boards import Board, Place
 from bench.statistics import Counts, Difference, Interval, Sampled, averaged, difference, holm, sampled
 from bench.store import IMAGES
-from bench.table import Cell, Mark
+from bench.table import Cell, Facts, Mark
 
 SIGNIFICANT = 0.05
 AVERAGE = "average"
@@ -98,6 +98,11 @@ class Evidence:
             found = difference(list(zip(known[a], known[b], strict=True)), draws)
             if found is not None:
                 yield a, b, found
+
+
+def dataset_of(column: str) -> Facts:
+    """What a page can filter a column by: its data set, where it is not the average of all."""
+    return () if column == AVERAGE else (("dataset", column),)
 
 
 def evidence(board: Board, datasets: Sequence[str], averaged: bool) -> Evidence:

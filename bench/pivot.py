@@ -14,7 +14,7 @@ from bench.metrics import RULES
 from bench.protocol import SELECTIONS
 from bench.published import Published, heading, ordered
 from bench.store import ResultStore
-from bench.table import Cell, Column, Row, Table
+from bench.table import Cell, Column, Facts, Row, Table
 
 FIELDS = ("backbone", "checkpoint", "protocol", "shots", "dataset", "label", "selection", "rule")
 RUN = ("draw", "seed")  # averaged over, where a pivot does not show them
@@ -137,12 +137,20 @@ def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], publi
             gaps[place] = (*gaps.get(place, ()), entry.gap)
     identity = (fixed.get("backbone", ""), fixed.get("protocol", ""), fixed.get("shots", ""), fixed.get("checkpoint", ""))
     board = Board(identity, fixed.get("selection", "shown"), fixed.get("rule", "shown"), pd.DataFrame(), gaps, (), scores)
-    heads = tuple(Column(" ".join(key[:-1]), key[-1], digits=_digits(pivot.metric)) for key in columns)
-    body = tuple(Row(_heading(key, pivot, published), tuple(_cell(board, key, column, pivot.metric) for column in columns)) for key in rows)
+    heads = tuple(Column(" ".join(key[:-1]), key[-1], _digits(pivot.metric), about=_about(pivot.columns, key)) for key in columns)
+    body = tuple(
+        Row(_heading(key, pivot, published), tuple(_cell(board, key, column, pivot.metric) for column in columns), _about(pivot.rows, key))
+        for key in rows
+    )
     words = ("pivot", *pivot.rows, "by", *pivot.columns, pivot.metric, *fixed.values())
     name = re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
     corner = " / ".join("method" if name == "label" else name for name in pivot.rows)
     return Table(name, pivot.title or f"{pivot.metric}", tuple(fixed.items()), corner, heads, body)
+
+
+def _about(names: Sequence[str], key: Sequence[str]) -> Facts:
+    """What a page can filter a row or column by."""
+    return tuple(("method" if name == "label" else name, value) for name, value in zip(names, key, strict=True))
 
 
 def _cell(board: Board, row: tuple[str, ...], column: tuple[str, ...], metric: str) -> Cell:
