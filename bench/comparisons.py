@@ -22,6 +22,7 @@ def comparisons_table(board: Board, published: Published, paper_shots: bool = Tr
         rows.append(Row(f"{heading(a, published)} - {heading(b, published)}", tuple(cells), (("method", a), ("method", b))))
     notes = (
         *board.stand_ins,
+        *board.mixed,
         f"Δ: difference in points with its 95 % interval; p: two-sided, after Holm's correction for {len(found)} comparisons; "
         "d: Cohen's d of the images' IoUs; n: runs that both have.",
         *board.notes,

@@ -35,7 +35,6 @@ ORIGINS = {
     "Python": "provenance.python",
     "checkpoint": "checkpoint_sha256",
 }
-SAME = ("commit", "device", "torch")  # cells of one table should have these in common
 AGAIN = """python -m bench.tables --like all --format md,csv,latex,html --out {out}
 python -m bench.export --out {out}
 python -m bench.figures --out {out}
@@ -102,7 +101,7 @@ def _summary(found: Sequence[Board], table: pd.DataFrame) -> str:
     phases = {phase: sum(gap[1] == phase for gap in gaps) for phase in ("failed", "unfinished", "pending")}
     said = ", ".join(f"{count} {phase}" for phase, count in phases.items() if count)
     lines = [f"<p>{len(table)} cells are stored{f'; of those asked for last: {said}' if said else ''}.</p>"]
-    warned = [note for board in found for note in (*board.stand_ins, *board.notes, *mixed(board))]
+    warned = [note for board in found for note in (*board.stand_ins, *board.notes, *board.mixed)]
     lines += [f'<p class="warning" role="note">{escape(note)}</p>' for note in dict.fromkeys(warned)]
     for board in found:
         context = " · ".join(f"{name} {value}" for name, value in board.context)
@@ -114,17 +113,6 @@ def _summary(found: Sequence[Board], table: pd.DataFrame) -> str:
 def _best(board: Board, dataset: str) -> str:
     values = {label: value for label in board.labels_of([dataset]) if (value := board.cell(label, dataset).value) is not None}
     return escape(max(values, key=lambda label: values[label])) + f" {max(values.values()):.1f}" if values else "none yet"
-
-
-def mixed(board: Board) -> tuple[str, ...]:
-    """A warning for each thing in which the cells of one table should not differ, and do."""
-    warnings = []
-    for name in SAME:
-        values = sorted(map(str, board.frame.get(ORIGINS[name], pd.Series(dtype=object)).dropna().unique()))
-        if len(values) > 1:
-            shown = ", ".join(value[:12] if name == "commit" else value for value in values)
-            warnings.append(f"WARNING: cells of one table ({board.name('table')}) differ in {name}: {shown}.")
-    return tuple(warnings)
 
 
 def _tables(store: ResultStore) -> Iterator[str]:

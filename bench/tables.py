@@ -17,7 +17,7 @@ from bench.boards import Ask, Board, Place, boards
 from bench.comparisons import comparisons_table
 from bench.efficiency import efficiency_table, size_cells, sizes
 from bench.errors import RequestError, unknown
-from bench.evidence import AVERAGE, Evidence, dataset_of, evidence
+from bench.evidence import AVERAGE, IN_BRACKETS, Evidence, dataset_of, evidence
 from bench.formats import FORMATS, SUFFIX
 from bench.metrics import RULES
 from bench.pivot import PIVOTS, Pivot, pivot_tables
@@ -50,7 +50,7 @@ def paper_table(board: Board, published: Published, paper_shots: bool = True) ->
         "method",
         columns,
         tuple(rows),
-        (*board.stand_ins, *_published_notes(board, published, paper_shots), *_evidence_notes(known), *board.notes),
+        (*board.stand_ins, *board.mixed, *_published_notes(board, published, paper_shots), *_evidence_notes(known), *board.notes),
     )
 
 
@@ -85,7 +85,7 @@ def _evidence_notes(known: Evidence) -> tuple[str, ...]:
     images = ", ".join(f"{name} {len(of.images)}" for name, of in sorted({name: of for (_, name), of in known.counts.items()}.items()))
     tests = len(known.comparisons)
     return (
-        "In brackets: 95 % bootstrap interval over test images and runs (images alone where there is one run).",
+        IN_BRACKETS,
         f"Bold: best, underlined: second, only where the difference from the next is outside the noise (paired bootstrap on the same "
         f"images and runs, p < 0.05 after Holm's correction for the {tests} comparisons of this table).",
         f"Test images: {images}.",
@@ -123,7 +123,7 @@ def plain_table(board: Board, published: Published, paper_shots: bool = True) ->
         )
         for label in ordered(board.labels_of(datasets), published)
     ]
-    notes = (*board.stand_ins, *_evidence_notes(known), *board.notes)
+    notes = (*board.stand_ins, *board.mixed, *_evidence_notes(known), *board.notes)
     return Table(board.name("plain"), "Foreground mIoU (%)", board.context, "method", columns, tuple(rows), notes)
 
 

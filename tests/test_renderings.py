@@ -210,6 +210,16 @@ def test_pivots_join_shots_and_part_what_they_do_not_show(store: ResultStore) ->
     assert [round(cell.value or 0) for cell in made[1].rows[0].cells] == [80, 90]
 
 
+def test_pivots_of_miou_have_the_intervals_of_the_tables(store: ResultStore) -> None:
+    fill(store, 6.0)
+    (plain,), (shots,) = tables(store, Ask()), tables(store, Ask(), "shots")
+    assert [row.cells[2].low for row in plain.rows] == [row.cells[0].low for row in shots.rows]
+    assert shots.rows[0].cells[0].low is not None and shots.rows[0].cells[0].images == 40
+    assert any(note.startswith("In brackets") for note in shots.notes)
+    (steps,) = pivoted(store, Ask(), Pivot.of("method", "dataset", "cost.steps"))
+    assert steps.rows[0].cells[0].low is None and not any(note.startswith("In brackets") for note in steps.notes)
+
+
 def test_pivots_may_show_seeds_apart(store: ResultStore) -> None:
     for seed in (10, 9):
         put(store, 50.0 + seed, seed=seed)

@@ -13,8 +13,9 @@ from test_renderings import CAT, SAM, put
 from test_spec import SPEC
 
 from bench.boards import Ask, boards
-from bench.report import _inlined, main, mixed
+from bench.report import _inlined, main
 from bench.store import ResultStore
+from bench.tables import tables
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
@@ -65,8 +66,10 @@ def test_cells_of_other_code_or_hardware_in_one_table_are_warned_of(tmp_path: Pa
         content["provenance"] = {"device_name": device, "git": {"commit": "c" * 40, "dirty": False}}
         (folder / "record.json").write_text(json.dumps(content))
     (board,) = boards(store, Ask())
-    (warning,) = mixed(board)
+    (warning,) = board.mixed
     assert warning.endswith("differ in device: another GPU, one GPU.")
+    for kind in ("plain", "paper", "efficiency", "shots"):
+        assert all(warning in table.notes for table in tables(store, Ask(), kind))
 
 
 def test_pictures_beyond_the_limit_are_named() -> None:
