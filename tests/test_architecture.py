@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Each room may import from itself and from the rooms after it. Commands stand first; nothing imports them.
 ROOMS = [
     ["bench.demo", "bench.perf", "bench.pretrain", "bench.study", "bench.status", "bench.logs", "bench.cancel"],
+    ["bench.perf_turns", "bench.perf_kernels"],
     ["bench.perf_model"],
     ["bench.report", "bench.sheets"],
     ["bench.tables", "bench.figures", "bench.compare", "bench.export"],
