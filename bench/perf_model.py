@@ -27,7 +27,7 @@ from bench.train import Example, backward
 from bench.types import WHOLE, Prompts
 
 HEIGHT, WIDTH = 900, 1000
-WORKS = ("train", "evaluate")
+WORKS = ("evaluate", "train")
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ def test_a_row_is_of_the_turns_own_ratios_and_the_best_product_rate():
 
 
 def test_later_turns_end_in_time():
-    train, evaluate = cpu_jobs(["cat_sam_t"])
-    cost = {train: 100.0, evaluate: 20.0}
-    assert affordable(cost, float("inf"), 2) == [train, evaluate]
+    evaluate, train = cpu_jobs(["cat_sam_t"])
+    cost = {evaluate: 20.0, train: 100.0}
+    assert affordable(cost, float("inf"), 2) == [evaluate, train]
     assert affordable(cost, 60.0, 2) == [evaluate]
     assert affordable(cost, 10.0, 2) == []
 
@@ -57,7 +57,7 @@ def test_operations_are_counted():
 
 
 def test_measurements_become_a_table_and_a_file(tmp_path, monkeypatch, capsys):
-    pair = tuple(replace(job, backbone="tiny", boxes=2) for job in cpu_jobs(["hq_sam"])[1])
+    pair = tuple(replace(job, backbone="tiny", boxes=2) for job in cpu_jobs(["hq_sam"])[0])
     monkeypatch.setattr("bench.perf_turns.cpu_jobs", lambda methods: [pair])
     assert compare("cpu", ["hq_sam"], 1, 5.0, 2, tmp_path) == 0
     written = json.loads(next(tmp_path.glob("*.json")).read_text())
