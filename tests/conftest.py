@@ -5,6 +5,8 @@ import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
 from archive_files import write_archives
