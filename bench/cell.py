@@ -27,7 +27,7 @@ from bench.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
 from bench.precision import set_products
 from bench.prepared import Prepared
 from bench.protocol import Settings
-from bench.registry import METHODS
+from bench.registry import METHODS, third_party
 from bench.sam import Sam
 from bench.segmenter import PromptableSegmenter
 from bench.spec import RunSpec
@@ -109,7 +109,8 @@ class Cell:
         self._latest: tuple[Tensors, list[ImageRow]] | None = None
 
     def run(self, provenance: Mapping[str, Any]) -> Result:
-        """The cell's result. DivergedError, DataError and Stopped pass through."""
+        """The cell's result, its method's and data set's origin noted if they are a third party's. DivergedError, DataError and Stopped
+        pass through."""
         set_products(self.settings)
         repeat_numbers(self.model.device)
         reset_peak_memory(self.model.device)
@@ -120,7 +121,8 @@ class Cell:
                 self._save_course()
                 raise
             self._save_course()  # the selections that follow change the model's weights
-        return self._result(self._selected_rows(), provenance)
+        outside = third_party(self.spec.method.name, self.spec.dataset)
+        return self._result(self._selected_rows(), {**provenance, **({"third_party": outside} if outside else {})})
 
     def _train(self, optimizer: torch.optim.Optimizer) -> None:
         course, started = self.course, time.monotonic()
@@ -200,7 +202,7 @@ class Cell:
             return
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
-        content = {"key": self.spec.key, "course": asdict(self.course), "weights": self._weights(), "optimizer": optimizer}
+        content = {"key": self.spec.key, "course": vars(self.course), "weights": self._weights(), "optimizer": optimizer}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_together(self.resume_file.parent, {RESUME: buffer.getvalue()}, durable=False)  # two copies of a cell may write at once
@@ -227,7 +229,7 @@ class Cell:
         tuned = save({name: tensor.contiguous() for name, tensor in self._weights().items()})
         cost = {
             "trainable_parameters": sum(p.numel() for p in self.model.tuned().values()),
-            "total_parameters": sum(p.numel() for p in self.model.parameters()),
+            "total_parameters": self.model.size,
             "tuned_bytes": len(tuned),
             "training_seconds": round(self.course.seconds["training"], 3),
             "evaluation_seconds": round(self.course.seconds["evaluation"], 3),

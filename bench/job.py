@@ -13,7 +13,7 @@ from bench.slurm_facts import job_facts, task_id
 from bench.slurm_queue import slurm
 from bench.spec import RunSpec
 from bench.spread import is_member, leads, spread
-from bench.store import ResultStore
+from bench.store import ResultStore, attempts
 from bench.submission import Submission, read_submission
 
 if TYPE_CHECKING:  # the launcher imports this module, and must not wait for torch
@@ -30,9 +30,9 @@ def run_pack(submission: str, array: int, index: int) -> str:
     sent = read_submission(Path(submission))
     store = ResultStore(sent.place.out)
     cells = [sent.cells[key] for key in sent.arrays[array].packs[index]]
-    todo = [spec for spec in cells if may_run(store, spec)]
+    todo = [spec for spec in cells if may_run(store, spec) and not (leads() and _is_given_up(store, spec, sent.attempts))]
     if not todo and not is_member():
-        return f"All {len(cells)} cells were done before."
+        return f"None of {len(cells)} cells is to be run."
     if sent.place.devices > 1 and not is_member():
         sys.exit(spread(["-m", "bench.job", submission, str(array), str(index)], sent.place.devices, SIGNALS))
     from bench.workers import StopSignal
@@ -82,7 +82,7 @@ def _run(specs: Sequence[RunSpec], sent: Submission, store: ResultStore, stop: "
         for number, spec in enumerate(specs, 1):
             if team.told(stop.asked):
                 return
-            if not team.told(team.rank == 0 and _begins(store, spec, sent.attempts)):
+            if not team.told(team.rank == 0 and _begins(store, spec)):
                 continue
             progress.cell(number, len(specs), title(spec))
             progress.done(bench.run(spec, progress.update))
@@ -91,18 +91,22 @@ def _run(specs: Sequence[RunSpec], sent: Submission, store: ResultStore, stop: "
     leave(team)
 
 
-def _begins(store: ResultStore, spec: RunSpec, most: int) -> bool:
-    """Whether the cell is to be run now; notes this start of it, and gives it up where there were too many."""
+def _is_given_up(store: ResultStore, spec: RunSpec, most: int) -> bool:
+    """Whether SLURM jobs started the cell as often as is allowed; then it has failed, which is noted."""
+    before = len(attempts(store.folder(spec)))
+    if before >= most:
+        with contextlib.suppress(OSError):
+            store.fail(spec, f"Given up after {before} starts by SLURM jobs without a result; `--overwrite failed` tries again.")
+    return before >= most
+
+
+def _begins(store: ResultStore, spec: RunSpec) -> bool:
+    """Whether the cell is still to be run; notes this start of it."""
     if not may_run(store, spec):
         return False
-    try:
-        before = store.begin_attempt(spec)
-    except OSError:  # a full disk is found by the cell itself
-        return True
-    if before < most:
-        return True
-    store.fail(spec, f"Given up after {before} starts by SLURM jobs without a result; `--overwrite failed` tries again.")
-    return False
+    with contextlib.suppress(OSError):  # a full disk is found by the cell itself
+        store.begin_attempt(spec)
+    return True
 
 
 def queue_again() -> None:

@@ -5,6 +5,7 @@ CELL is the key that bench.status shows, the start of it, or the cell's folder.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,10 +52,11 @@ def show(out: Path, cell: GridCell, lines: int) -> int:
 
 def jobs_of(out: Path, cell: GridCell) -> list[str]:
     """The jobs that were to run the cell, and those that did, oldest first."""
-    sent = [job for submission in submissions(out) for job in submission.jobs_of(cell.key)]
+    sent = [job for submission in submissions(out) for job in submission.jobs().get(cell.key, [])]
     ran = [task_id(json.loads(path.read_bytes())) for path in attempts(out / "runs" / cell.folder)]
     return list(dict.fromkeys([*sent, *ran]))
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # … | head
     sys.exit(main())

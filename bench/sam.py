@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.attention import Projection, attention
 from bench.backbones import SamConfig
 from bench.paths import chosen
+from bench.products import perceptron, project
 from bench.stock import (
     Attention,
     Block,
@@ -196,13 +197,13 @@ def attend(
         return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention)
     if by_window:
         return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention_at_once)
-    y, attended = attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or block.attn.qkv)
+    y, attended = attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv))
     return x + y, attended
 
 
 def feed_forward(block: Block, x: Tensor) -> Tensor:
     """The block's second half: x + mlp(norm2(x)), for any (…, C)."""
-    return x + block.mlp(block.norm2(x))
+    return x + perceptron(block.mlp, block.norm2(x))
 
 
 Inner = Callable[[Attention, Tensor, Tensor, Projection], tuple[Tensor, Tensor]]

@@ -16,6 +16,7 @@ from bench.decoder import Decoded, Decoder
 from bench.errors import CheckpointError, InputError, RequestError, unknown
 from bench.inputs import image_files, prompts_from, read_picture
 from bench.paths import chosen
+from bench.retuned import used_parameters
 from bench.sam import ImageEncoder, Sam, Tuner
 from bench.types import Features, Prompts
 from bench.upsampling import resized, union
@@ -64,6 +65,12 @@ class PromptableSegmenter(nn.Module):
     def execution(self) -> str:
         """How this model computes here and now, as a cell's record says it: "attention=…, decoder=…, loss=…"."""
         return f"attention={chosen()}, decoder={chosen()}, loss={chosen()}"
+
+    @property
+    def size(self) -> int:
+        """The parameters that the model computes with: a frozen tensor that has a tuned copy in its place does not count."""
+        walked, decoding = self.tuner.walked(self.sam.image_encoder), self.decoder.mask_decoder(self.sam)
+        return used_parameters(walked, decoding, self.sam.prompt_encoder, self.tuner, self.decoder)
 
     def encode(self, images: Sequence[Tensor], checkpointing: bool = False) -> Features:
         """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ. checkpointing: see `ImageEncoder`."""

@@ -14,6 +14,7 @@ from bench.submission import FOLDER
 
 WAIT_SECONDS = 20.0  # for the answer; in a full queue the arrays are sent behind the check, which cancels them if it fails
 ENDED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE")
+LATER = ("hold", "begin", "deadline", "mail")  # flags that are for the cells, not for a check of seconds
 SCRIPT = """#!/bin/bash
 [ "$(cat {token} 2>/dev/null)" = {word} ] || exit 3
 [ -x {python} ] || exit 4
@@ -45,7 +46,8 @@ def check_nodes(out: Path, flags: Mapping[str, Any], snapshot: Path, python: str
     token.write_text(word)
     names = {"token": token, "word": word, "python": python, "code": snapshot / "bench" / "job.py", "answer": answer}
     script = SCRIPT.format(**{name: quote(str(value)) for name, value in names.items()})
-    own = {**flags, "time": 5, "job-name": "spb_check", "output": "/dev/null", "parsable": True, "no-requeue": True, "chdir": "/"}
+    own = {name: value for name, value in flags.items() if not name.startswith(LATER)}
+    own |= {"time": 5, "job-name": "spb_check", "output": "/dev/null", "parsable": True, "no-requeue": True, "chdir": "/"}
     job = slurm("sbatch", *flag_words(own), text=script).strip().partition(";")[0]
     if not _answered(job, answer, out, python, wait):
         return job

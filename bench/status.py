@@ -4,6 +4,7 @@ It reads the results' folder and SLURM's queue, so it works from any login node,
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections import Counter
@@ -75,4 +76,5 @@ def _queue() -> tuple[list[Task] | None, list[str]]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # … | head
     sys.exit(main())

@@ -144,18 +144,15 @@ class ResultStore:
         """Says that nobody works on the cell any more, though it is not finished, and why. OSError as above."""
         self._write_state(spec, "stopped", {}, why)
 
-    def begin_attempt(self, spec: RunSpec) -> int:
-        """Notes that the SLURM job of this process starts the cell; how many starts there were before, this one not counted.
+    def begin_attempt(self, spec: RunSpec) -> None:
+        """Notes that the SLURM job of this process starts the cell.
 
         Every start has a file of its own, so that two jobs, or two lives of one job, cannot overwrite each other's.
         """
         folder, facts = self.folder(spec), job_facts()
         folder.mkdir(parents=True, exist_ok=True)
-        before = attempts(folder)
-        name = f"attempt_{facts['job']}_{facts['restart']}.json"
         facts["time"] = _now()
-        write_together(folder, {name: _json(facts)}, durable=False)
-        return len([path for path in before if path.name != name])
+        write_together(folder, {f"attempt_{facts['job']}_{facts['restart']}.json": _json(facts)}, durable=False)
 
     def save(self, record: Record, images: pd.DataFrame, history: pd.DataFrame, tuned: bytes | None) -> Path:
         """Stores the cell's result and returns its folder.

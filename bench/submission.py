@@ -64,12 +64,13 @@ class Submission:
         """The array's name in SLURM's queue, which `slurm_queue` knows again."""
         return f"spb_{self.id}_{array}"
 
-    def jobs_of(self, key: str) -> list[str]:
-        """The jobs that were to run a cell, as squeue names them."""
-        found = []
+    def jobs(self) -> dict[str, list[str]]:
+        """Key -> the jobs that were to run the cell, as squeue names them; none of an array that was not sent."""
+        found: dict[str, list[str]] = {}
         for array in self.arrays:
-            at = [index for index, pack in enumerate(array.packs) if key in pack]
-            found += [f"{array.job}_{index}" if len(array.packs) > 1 else array.job for index in at if array.job]
+            for index, pack in enumerate(array.packs if array.job else ()):
+                for key in pack:
+                    found.setdefault(key, []).append(f"{array.job}_{index}" if len(array.packs) > 1 else array.job)
         return found
 
 
@@ -96,12 +97,8 @@ def read_submission(path: Path) -> Submission:
 
 def _place(content: Mapping[str, Any]) -> Place:
     """The place that JSON holds: whatever field it has, paths and the memory as such."""
+    made: dict[Any, Callable[[Any], Any]] = {Path: Path, Memory: lambda memory: Memory(**memory)}
     kinds = get_type_hints(Place)
-    made: dict[Any, Callable[[Any], Any]] = {
-        Path: Path,
-        tuple[Path, ...]: lambda paths: tuple(map(Path, paths)),
-        Memory: lambda memory: Memory(**memory),
-    }
     return Place(**{name: made.get(kinds[name], lambda value: value)(value) for name, value in content.items()})
 
 

@@ -21,7 +21,6 @@ from bench.plan import Place, open_datasets, title
 from bench.prepared import Prepared
 from bench.progress import Progress
 from bench.provenance import provenance
-from bench.registry import third_party
 from bench.sam import Sam
 from bench.spec import RunSpec
 from bench.store import ResultStore
@@ -124,9 +123,7 @@ class Bench:
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
             self.prepared = Prepared(dataset, place.kept_bytes)
         cell = Cell(spec, self.sam, dataset, self.store.folder(spec), watch, place.save_every, memory, self.prepared, self.team)
-        outside = third_party(spec.method.name, spec.dataset)
-        facts = {**self.facts, "data": self._facts_of(dataset)} | ({"third_party": outside} if outside else {})
-        result = cell.run(facts)
+        result = cell.run({**self.facts, "data": self._facts_of(dataset)})
         if self.team.rank == 0:
             self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.method import EncoderMethod
+from bench.products import project
 from bench.registry import METHODS
 from bench.sam import Sam, Tuner, attend, feed_forward
 from bench.stock import Block, ImageEncoderViT
@@ -29,7 +30,7 @@ class LoRATuner(Tuner):
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         def qkv(tokens: Tensor) -> Tensor:
-            q, k, v = block.attn.qkv(tokens).chunk(3, -1)
+            q, k, v = project(block.attn.qkv, tokens).chunk(3, -1)
             to_q, to_v = (self.scale * (tokens @ a.T @ b.T) for a, b in zip(self.a[i], self.b[i], strict=True))
             return torch.cat([q + to_q, k, v + to_v], -1)
 

@@ -16,12 +16,13 @@ import torch
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-SHORT = "smoke(epochs=4,evaluate_every=4,selections=['last'])"
+SHORT = "smoke(epochs=2,evaluate_every=2,selections=['last'])"
 LONG = "smoke(epochs=16,evaluate_every=16,selections=['last'])"
 PACKED = (
     'partition = "main"\ngpus = 1\ncpus = 1\ntime_min = 20\nsignal_s = 10\ndevice = "cpu"\ncells_per_job = 6\nevaluations_per_job = 8\n'
 )
 SINGLE = PACKED.replace("cells_per_job = 6", "cells_per_job = 1")
+LONELY = SINGLE.replace("evaluations_per_job = 8", "evaluations_per_job = 1")
 MARK = 123.0
 
 # A third party's method: LoRA, held back for so many seconds a step as a file says that a drill writes and removes. So a drill, and
@@ -88,6 +89,13 @@ class Cluster:
     def waiting(self):
         return self.ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i").split()
 
+    def empty(self):
+        """Takes what a drill left from the queue."""
+        until = time.monotonic() + 30
+        while self.jobs() and time.monotonic() < until:
+            self.ask("scancel", "--user", str(os.getuid()))
+            time.sleep(0.5)
+
     def release(self):
         """Lifts the two minutes that SLURM lets a requeued job wait."""
         for job in self.waiting():
@@ -111,7 +119,9 @@ class Grid:
 
     def __init__(self, cluster, out, methods="braked", datasets="kvasir", seeds="0,1", protocol=LONG, profile=SINGLE, root=ROOT):
         self.cluster, self.out, self.root = cluster, out, root
+        (cluster.data / "cache").mkdir(exist_ok=True)
         out.mkdir(parents=True, exist_ok=True)
+        (out / "cache").symlink_to(cluster.data / "cache")  # what methods there are is found out once
         self.profile = out.with_suffix(".toml")
         self.profile.write_text(profile)
         self.brake = out.with_suffix(".brake")
@@ -133,19 +143,25 @@ class Grid:
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
 
-    def launch_braked(self, seconds, cells):
-        """Sends the grid, whose training steps take so many seconds each until `go`; the states when so many cells can be resumed."""
-        self.brake.write_text(str(seconds))
-        self.launch()
+    def launch_braked(self, seconds, cells, *more):
+        """Sends the grid; when so many cells have trained for a step of a second, each further step takes `seconds`, until `go`. A
+        step that takes long hears of signals at its end. The states of the cells."""
+        self.brake.write_text("1")
+        self.launch(*more)
         self.wait(lambda: len(list(self.out.glob("runs/*/*/*/resume.pt"))) >= cells)
+        self.brake.write_text(str(seconds))
         return self.states()
 
     def go(self):
         self.brake.unlink()
 
-    def run_here(self):
-        done = self.run([*self.words, "--workers", "2"], timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
+    @contextlib.contextmanager
+    def running_here(self):
+        """A local run of the grid beside what is done within; at the end it is complete."""
+        with subprocess.Popen(self.words, cwd=self.root, env=self.environment, stderr=subprocess.PIPE, text=True) as process:
+            yield
+            said = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, said
 
     def command(self, module, *words, before=()):
         done = self.run([*before, PYTHON, "-m", f"bench.{module}", *words, "--out", str(self.out)])

@@ -211,7 +211,7 @@ def test_a_submission_is_read_back_and_finds_its_cells_in_the_queue(tmp_path):
     assert live_cells(tmp_path, queue) == {specs[1].key: queue[0]}
     running = Task("12_5", "RUNNING", "None", "n1", sent.id, 0, len(packs) - 1)
     assert live_cells(tmp_path, [running, *queue])[specs[0].key] == running
-    assert sent.jobs_of(specs[-1].key) == [f"12_{len(packs) - 1}"]
+    assert sent.jobs()[specs[-1].key] == [f"12_{len(packs) - 1}"]
 
 
 def in_a_job(monkeypatch, job, restart="0"):
@@ -222,9 +222,10 @@ def in_a_job(monkeypatch, job, restart="0"):
 
 def test_starts_are_counted_in_files_and_discarded_with_the_cell(tmp_path, monkeypatch):
     store, spec = ResultStore(tmp_path), grid()[0]
-    for job, restart, before in [("12", "0", 0), ("12", "1", 1), ("15", "0", 2), ("15", "0", 2)]:
+    for job, restart, count in [("12", "0", 1), ("12", "1", 2), ("15", "0", 3), ("15", "0", 3)]:
         in_a_job(monkeypatch, job, restart)
-        assert store.begin_attempt(spec) == before
+        store.begin_attempt(spec)
+        assert len(attempts(store.folder(spec))) == count
     assert [path.name for path in attempts(store.folder(spec))] == ["attempt_12_0.json", "attempt_12_1.json", "attempt_15_0.json"]
     assert provenance("cpu")["slurm"]["node"] == "n1"
     store.discard(spec)

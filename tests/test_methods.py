@@ -1,80 +1,69 @@
 """One conformance suite for every registered method, and each method against an independent oracle."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
-from conftest import Rectangles, toy_backbone
-from safetensors.torch import load, save
 from torch import nn
 
-import bench
-from bench.backbones import CONFIGS
-from bench.checkpoints import weights_sha256
+from bench import conformance_methods
+from bench.conformance import examined
+from bench.conformance_methods import METHOD_CHECKS
 from bench.errors import RequestError
 from bench.method import build
 from bench.registry import METHODS
-from bench.sam import Sam, attend, feed_forward
-from bench.train import batch_of, fit, optimizer_of
+from bench.sam import attend, feed_forward
+from bench.train import batch_of
 
 ENCODER_METHODS = [name for name in METHODS.names() if "decoder" in METHODS.get(name).__dataclass_fields__]
 ALL = [*METHODS.names(), *(f"{name}(decoder=hq)" for name in ENCODER_METHODS)]
 TRAINED = [name for name in ALL if name != "sam"]
 
 
-def logits_of(model):
-    box = bench.Prompts(boxes=torch.tensor([[5.0, 5, 40, 30]]))
-    image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(3)) * 255
-    with torch.no_grad():
-        return model.eval().decode(model.encode([image]), [box])[0]
-
-
-def trained(name, settings, seed=0):
-    sam = toy_backbone()
-    model, data = build(name, sam, seed=seed), Rectangles()
-    logs = list(fit(model, optimizer_of(model, settings), data, data.support(2), replace(settings, batch=2), seed))
-    return model, logs
+subject = cache(conformance_methods.MethodSubject)  # each method is trained once for all its checks
+ALONE = [
+    conformance_methods.describes_itself,
+    conformance_methods.leaves_the_backbone_as_it_is,
+    conformance_methods.every_parameter_learns,
+    conformance_methods.same_seed_same_numbers,
+    conformance_methods.saved_and_loaded_is_the_same_model,
+]
+REST = [check for check in METHOD_CHECKS if check not in ALONE]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_describes_itself(name):
-    cls = METHODS.get(name.partition("(")[0])
-    assert cls.title and cls.source and cls.revision >= 1 and cls.__doc__
+    conformance_methods.describes_itself(subject(name))
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_touches_the_methods_own_parameters_only(name, smoke):
-    model, logs = trained(name, smoke)
-    before = build(name, toy_backbone(), seed=0).tuned()
-    assert weights_sha256(model.sam) == weights_sha256(toy_backbone())
-    assert all(p.grad is None for p in model.sam.parameters())
-    assert len(logs) == 4 and all(log.loss > 0 for log in logs)
-    unmoved = [n for n, p in model.tuned().items() if torch.equal(p, before[n])]
-    assert not unmoved, f"{unmoved} did not learn"
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_same_seed_same_numbers_other_seed_other_numbers(name, smoke):
-    if name == "sam":
-        return
-    first, again = trained(name, smoke), trained(name, smoke)
-    assert [log.loss for log in first[1]] == [log.loss for log in again[1]]
-    assert all(torch.equal(p, again[0].tuned()[n]) for n, p in first[0].tuned().items())
-    assert [log.loss for log in trained(name, smoke, seed=1)[1]] != [log.loss for log in first[1]]
+def test_training_touches_the_methods_own_parameters_only(name):
+    conformance_methods.leaves_the_backbone_as_it_is(subject(name))
+    conformance_methods.every_parameter_learns(subject(name))
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_saved_and_loaded_gives_the_same_logits(name, smoke):
-    model, _ = trained(name, smoke)
-    other = build(name, model.sam, seed=99)
-    assert not torch.equal(logits_of(other), logits_of(model))
-    other.load_tuned(load(save({n: p.detach().contiguous() for n, p in model.tuned().items()})))
-    assert torch.equal(logits_of(other), logits_of(model))
+def test_same_seed_same_numbers_other_seed_other_numbers(name):
+    conformance_methods.same_seed_same_numbers(subject(name))
+    losses = [log.loss for log in subject(name).train(subject(name).fresh(seed=1), seed=1)]
+    assert losses != [log.loss for log in subject(name).trained[1]]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_saved_and_loaded_gives_the_same_logits(name):
+    conformance_methods.saved_and_loaded_is_the_same_model(subject(name))
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_nothing_else_of_the_suite_is_broken(name):
+    found = list(examined(REST, subject(name)))
+    assert [finding for finding in found if finding.verdict == "broken"] == []
 
 
 @pytest.mark.parametrize("name", ["lora", "adaptformer", "decoder", "full", "bitfit", "layernorm", "dora", "ia3", "conv_lora"])
-def test_starts_as_the_frozen_model(name, sam):
-    torch.testing.assert_close(logits_of(build(name, sam)), logits_of(build("sam", sam)), atol=1e-5, rtol=1e-5)
+def test_starts_as_the_frozen_model(name):
+    conformance_methods.starts_as_the_frozen_model(subject(name))
 
 
 # methods.md section 4: trainable parameters of vit_b, vit_l, vit_h; those of SAM's own weights from C, N and d
@@ -105,10 +94,8 @@ COUNTS = {
 
 @pytest.mark.parametrize("backbone", range(3))
 def test_trainable_parameters_are_the_published_numbers(backbone):
-    with torch.device("meta"):
-        big = Sam(CONFIGS[("vit_b", "vit_l", "vit_h")[backbone]])
-        for name, counts in COUNTS.items():
-            assert sum(p.numel() for p in build(name, big).tuned().values()) == counts[backbone], name
+    for name, counts in COUNTS.items():
+        assert conformance_methods.parameters_on(name, conformance_methods.SIZES[backbone]) == counts[backbone], name
 
 
 def test_prompts_are_initialised_as_in_vpt(sam):
@@ -150,12 +137,9 @@ def test_adaptformer_reads_x_before_the_norm(sam):
     torch.testing.assert_close(model.tuner.step(1, block, x, None)[0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_dropout_is_the_steps_own(smoke):
+def test_dropout_is_the_steps_own():
     """The dropout of a step depends on seed and step alone, not on what ran before in the process."""
-    torch.manual_seed(5)
-    first = trained("adaptformer(dropout=0.5)", smoke)[1]
-    torch.manual_seed(6)
-    assert [log.loss for log in trained("adaptformer(dropout=0.5)", smoke)[1]] == [log.loss for log in first]
+    conformance_methods.same_seed_same_numbers(subject("adaptformer(dropout=0.5)"))
 
 
 def test_a_batch_holds_what_its_settings_say(smoke, rectangles):

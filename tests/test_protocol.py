@@ -35,6 +35,7 @@ def test_the_paper_schedule(shots: int, epochs: int, batch: int, every: int) -> 
 def test_the_paper_quirks_are_rows_of_its_file() -> None:
     paper = load_protocol("paper")
     assert paper.resolve("cat_sam_t", "whu", 1).random_crop
+    assert (paper.resolve("lora", "whu", 1).lr, paper.resolve("full", "whu", 1).lr) == (1e-3, 1e-4)
     assert not paper.resolve("cat_sam_t", "kvasir", 16).random_crop
     assert paper.resolve("cat_sam_t", "sbu", 1).prompt_types == ("point",)
     assert paper.resolve("cat_sam_t", "sbu", 16).prompt_types == ("point", "box", "mask")

@@ -140,6 +140,14 @@ def test_frozen_tensors_are_shared_and_tuned_ones_are_not(name, sam):
     assert weights_sha256(sam) == before and not any(p.requires_grad for p in sam.parameters())
 
 
+def test_a_models_size_counts_what_it_computes_with(sam):
+    frozen = sum(p.numel() for p in sam.parameters())
+    for name in bench.methods():
+        model = bench.build(name, sam)
+        added = 0 if name in LEARNS else sum(p.numel() for p in model.tuned().values())
+        assert model.size == frozen + added, name
+
+
 def test_models_on_one_backbone_do_not_see_each_other(sam):
     models = {name: bench.build(name, sam, seed=1) for name in ("sam", *OWN_WEIGHTS)}
     with torch.no_grad():
