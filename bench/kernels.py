@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bench.products import product
+
 
 class Bias(NamedTuple):
     """rows: (N, Q, h); columns: (N, Q, w); last: (N, Q, 1), or None where the last key is as any extra one."""
@@ -21,21 +23,25 @@ class Bias(NamedTuple):
     last: Tensor | None
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Bias, float], Tensor]  # q (N, Q, c), k and v (N, h·w + E, c), bias, scale -> (N, Q, c)
-LOGITS_AT_ONCE = 2**18  # 1 MiB of float32, which stays in a core's cache
+Tables = tuple[Tensor, Tensor]  # of relative positions, along rows and columns
+BiasOf = Callable[[Tensor, Tensor, Tensor], Bias]  # from q and the tables
+Kernel = Callable[[Tensor, Tensor, Tensor, BiasOf, Tables, float], Tensor]
+# q (N, Q, c), k and v (N, h·w + E, c), the bias's function and its tables, scale -> (N, Q, c)
+LOGITS_AT_ONCE = 2**20  # 4 MiB of float32: fewer are more calls, more leave a core's cache
 
 
-def chunked(q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float) -> Tensor:
-    """A few query rows at a time; backward computes their probabilities again instead of keeping them. For CPUs."""
-    out: Tensor = _Chunked.apply(q, k, v, bias.rows.to(q.dtype), bias.columns.to(q.dtype), _cast(bias.last, q), scale)
+def chunked(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale: float) -> Tensor:
+    """A few query rows at a time; backward computes bias and probabilities again instead of keeping them. For CPUs."""
+    out: Tensor = _Chunked.apply(q, k, v, *tables, bias_of, scale)
     return out
 
 
-def folded(q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float) -> Tensor:
+def folded(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale: float) -> Tensor:
     """One call of PyTorch's fused attention: q gets the bias as further channels, k ones where it applies. For GPUs.
 
     In half precision v is padded to the same width, which the fastest kernel asks for.
     """
+    bias = bias_of(q, *tables)
     h, w = bias.rows.shape[-1], bias.columns.shape[-1]
     place = torch.arange(k.shape[1], device=q.device)
     image = place < h * w
@@ -53,60 +59,97 @@ def folded(q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=1.0)[0, ..., :c]
 
 
-def _cast(x: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if x is None else x.to(like.dtype)
-
-
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, last: Tensor | None, scale: float) -> Tensor:
-        ctx.save_for_backward(q, k, v, rows, columns, last)
-        ctx.scale = scale
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, table_h: Tensor, table_w: Tensor, bias_of: BiasOf, scale: float) -> Tensor:
+        ctx.save_for_backward(q, k, v, table_h, table_w)
+        ctx.bias_of, ctx.scale = bias_of, scale
         out = torch.empty_like(q)
+        heads_at_once, queries_at_once = _at_once(q, k)
         with torch.autocast(q.device.type, enabled=False):
-            for heads, at in _chunks(q, k):
-                p = _probabilities(q[at], k[heads], Bias(rows[at], columns[at], None if last is None else last[at]), scale)
-                torch.bmm(p, v[heads], out=out[at])
+            for heads in _slices(len(q), heads_at_once):
+                bias = _each(bias_of(q[heads], table_h, table_w), lambda x: x.to(q.dtype))
+                for queries in _slices(q.shape[1], queries_at_once):
+                    p = _probabilities(q[heads, queries], k[heads], _part(bias, queries), scale)
+                    out[heads, queries] = _times(p, v[heads].mT)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, rows, columns, last = ctx.saved_tensors
-        h, w = rows.shape[-1], columns.shape[-1]
-        d_q, d_rows, d_columns = torch.empty_like(q), torch.empty_like(rows), torch.empty_like(columns)
-        d_k, d_v, d_last = torch.zeros_like(k), torch.zeros_like(v), None if last is None else torch.empty_like(last)
-        for heads, at in _chunks(q, k):
-            p = _probabilities(q[at], k[heads], Bias(rows[at], columns[at], None if last is None else last[at]), ctx.scale)
-            d_v[heads].baddbmm_(p.mT, grad[at])
-            d_p = torch.bmm(grad[at], v[heads].mT)
-            d_logits = torch._softmax_backward_data(d_p, p, -1, p.dtype)  # p·(d_p − Σ p·d_p)
-            torch.bmm(d_logits, k[heads], out=d_q[at])
-            d_k[heads].baddbmm_(d_logits.mT, q[at])
-            places = d_logits[..., : h * w].unflatten(-1, (h, w))
-            torch.sum(places, -1, out=d_rows[at])
-            torch.sum(places, -2, out=d_columns[at])
-            if d_last is not None:
-                d_last[at] = d_logits[..., -1:]
-        return d_q.mul_(ctx.scale), d_k.mul_(ctx.scale), d_v, d_rows, d_columns, d_last, None
+        q, k, v, *tables = ctx.saved_tensors
+        d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
+        trained = [i for i in (0, 1) if ctx.needs_input_grad[3 + i]]
+        d_tables = [torch.zeros_like(table) for table in tables]
+        heads_at_once, queries_at_once = _at_once(q, k)
+        for heads in _slices(len(q), heads_at_once):
+            with torch.enable_grad():
+                inputs = [x.detach().requires_grad_() for x in (q[heads], *tables)]
+                bias = _each(ctx.bias_of(*inputs), lambda x: x.to(q.dtype))
+            d_bias = _back(
+                q[heads], k[heads], v[heads], bias, grad[heads], ctx.scale, queries_at_once, (d_q[heads], d_k[heads], d_v[heads])
+            )
+            made, given = ([x for x in one if x is not None] for one in (bias, d_bias))
+            of_q, *of_tables = torch.autograd.grad(made, [inputs[0], *(inputs[1 + i] for i in trained)], given)
+            d_q[heads] += of_q
+            for i, part in zip(trained, of_tables, strict=True):
+                d_tables[i] += part
+        return d_q, d_k, d_v, *d_tables, None, None
 
 
-def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]:
-    """Heads, and the same heads with some of their queries, that have about LOGITS_AT_ONCE logits: one head or several whole ones."""
+def _back(
+    q: Tensor, k: Tensor, v: Tensor, bias: Bias, grad: Tensor, scale: float, queries_at_once: int, into: tuple[Tensor, Tensor, Tensor]
+) -> Bias:
+    """Writes the gradients of some heads' q, k and v `into` these, without what comes of the bias, and returns the gradients of that."""
+    h, w = bias.rows.shape[-1], bias.columns.shape[-1]
+    d_q, d_k, d_v = into
+    d_bias = _each(bias, torch.empty_like)
+    for queries in _slices(q.shape[1], queries_at_once):
+        at, first = (slice(None), queries), queries.start == 0
+        p = _probabilities(q[at], k, _part(bias, queries), scale)
+        d_v.baddbmm_(p.mT, grad[at], beta=0 if first else 1)
+        d_logits = torch._softmax_backward_data(_times(grad[at], v), p, -1, p.dtype)  # p·(d_p − Σ p·d_p)
+        d_q[at] = _times(d_logits, k.mT).mul_(scale)
+        d_k.baddbmm_(d_logits.mT, q[at], beta=0 if first else 1, alpha=scale)
+        places = d_logits[..., : h * w].unflatten(-1, (h, w))
+        torch.sum(places, -1, out=d_bias.rows[at])
+        torch.sum(places, -2, out=d_bias.columns[at])
+        if d_bias.last is not None:
+            d_bias.last[at] = d_logits[..., -1:]
+    return d_bias
+
+
+def _each(bias: Bias, change: Callable[[Tensor], Tensor]) -> Bias:
+    return Bias(change(bias.rows), change(bias.columns), None if bias.last is None else change(bias.last))
+
+
+def _part(bias: Bias, queries: slice) -> Bias:
+    return _each(bias, lambda x: x[:, queries].detach())
+
+
+def _at_once(q: Tensor, k: Tensor) -> tuple[int, int]:
+    """How many heads, and queries of each, have about LOGITS_AT_ONCE logits: one head or several whole ones."""
     queries = max(1, LOGITS_AT_ONCE // k.shape[1])
-    heads = max(1, queries // q.shape[1])
-    for n in range(0, q.shape[0], heads):
-        for s in range(0, q.shape[1], queries):
-            yield slice(n, n + heads), (slice(n, n + heads), slice(s, s + queries))
+    return max(1, queries // q.shape[1]), queries
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, start + size)
 
 
 def _probabilities(q: Tensor, k: Tensor, bias: Bias, scale: float) -> Tensor:
     """(n, Q, K)"""
     h, w = bias.rows.shape[-1], bias.columns.shape[-1]
-    logits = q.new_empty(*q.shape[:2], k.shape[1])
-    torch.add(bias.rows[..., None], bias.columns[..., None, :], out=logits[..., : h * w].unflatten(-1, (h, w)))
-    if k.shape[1] > h * w:
-        logits[..., h * w :] = 0
+    logits = _times(q * scale, k)
+    places = logits[..., : h * w].unflatten(-1, (h, w))
+    places += bias.rows[..., None]
+    places += bias.columns[..., None, :]
     if bias.last is not None:
-        logits[..., -1:] = bias.last
-    return logits.baddbmm_(q, k.mT, alpha=scale).softmax(-1)
+        logits[..., -1:] += bias.last
+    return logits.softmax(-1)
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """a (n, Q, c) times b (n, K, c) transposed: (n, Q, K)."""
+    return product(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b.mT)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.products import product
+
 
 def upscaled(layers: Any, places: Tensor) -> Tensor:
     """Transposed convolution, LayerNorm2d, GELU, transposed convolution, and what follows: (n, g², d) -> (n, g², 4, 4, c)."""
@@ -25,7 +27,7 @@ def _split(layer: Any, x: Tensor) -> Tensor:
     """A transposed convolution of kernel 2 and stride 2 on places (…, c): (…, 4, c'), the four in reading order."""
     weight: Tensor = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4·c', c)
     bias: Tensor = layer.bias.repeat(4)
-    return F.linear(x, weight, bias).unflatten(-1, (4, -1))
+    return product(x, weight, bias).unflatten(-1, (4, -1))
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:

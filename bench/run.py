@@ -1,6 +1,6 @@
 """Runs a grid: every cell that is asked for and not stored yet is trained, evaluated and stored.
 
-    python -m bench.run --methods all --datasets whu,kvasir,sbu --shots 1
+    python -m bench.run --methods paper --datasets whu,kvasir,sbu --shots 1
     python -m bench.run --methods sam,cat_sam_t --datasets synth_polyps --backbone tiny --protocol smoke      # CPU, seconds
 
 Running it again is the retry: stored cells stay, unfinished ones go on where they stopped.
@@ -18,7 +18,10 @@ from bench.backbones import checkpoint_path
 from bench.catalogue import Catalogue, catalogue
 from bench.errors import RequestError, TeamError
 from bench.files import file_sha256
+from bench.manifest import remember_data
 from bench.plan import Place, Request, choose_methods, open_datasets, specs_of, title
+from bench.plugins import add_option
+from bench.registry import third_party
 from bench.spec import RunSpec
 from bench.spread import is_member, leads, spread
 from bench.store import CellStatus, ResultStore
@@ -76,17 +79,36 @@ def run_grid(request: Request, options: Options) -> int:
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         _list_cells(specs, states, missing)
+    elif leads():
+        store.check_writable()
+        remember_data(datasets.values(), options.out / "cache")
     if known and options.launcher == "slurm":
         return _launch(specs, missing, known, checkpoint, request.backbone, options)
     if options.dry_run:
         return 0
     if leads():
-        store.check_writable()
         store.write_grid(specs)
     if missing and _run_cells(request.backbone, checkpoint, missing, datasets, options):
         print("Stopped; the same command goes on from here.")
         return STOPPED
-    return _summary(specs, store) if leads() else 0
+    if not leads():
+        return 0
+    _say_outdated([spec for spec in specs if spec not in missing], store)
+    return _summary(specs, store)
+
+
+def _say_outdated(kept: Sequence[RunSpec], store: ResultStore) -> None:
+    """Names what third parties changed in their code since cells were stored, of which only a `revision` tells the key."""
+    changed: Counter[str] = Counter()
+    for spec in kept:
+        now = third_party(spec.method.name, spec.dataset)
+        if now and store.status(spec).phase == "stored":
+            was = store.read(spec).provenance.get("third_party") or {}
+            changed.update(
+                f"{spec.method.name if what == 'method' else spec.dataset} ({now[what]})" for what in now if was.get(what) != now[what]
+            )
+    for what, count in changed.items():
+        print(f"Stored by other code of {what}: {count} of these cells, which stay until its `revision` is raised, or --overwrite always.")
 
 
 def _known_methods(request: Request, options: Options) -> Catalogue | None:
@@ -193,6 +215,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
     parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")
+    add_option(parser)
     given = parser.parse_args(arguments)
     request = Request().with_suite(given.config) if given.config else Request()
     flags = {field.name: getattr(given, field.name) for field in fields(Request)}

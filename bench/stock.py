@@ -31,5 +31,5 @@ _encoder = sys.modules["segment_anything.modeling.image_encoder"]
 Attention, Block = _encoder.Attention, _encoder.Block
 add_decomposed_rel_pos, get_rel_pos = _encoder.add_decomposed_rel_pos, _encoder.get_rel_pos
 window_partition, window_unpartition = _encoder.window_partition, _encoder.window_unpartition
-LayerNorm2d = sys.modules["segment_anything.modeling.common"].LayerNorm2d
+LayerNorm2d, MLPBlock = (getattr(sys.modules["segment_anything.modeling.common"], name) for name in ("LayerNorm2d", "MLPBlock"))
 MLP = sys.modules["segment_anything.modeling.mask_decoder"].MLP

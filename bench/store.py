@@ -23,7 +23,7 @@ from bench.errors import RequestError
 from bench.files import staged_file, write_together
 from bench.protocol import Settings
 from bench.slurm_facts import job_facts
-from bench.spec import MethodChoice, RunSpec
+from bench.spec import RELEASED, MethodChoice, RunSpec
 
 RECORD, STATE, RESUME, TUNED = "record.json", "state.json", "resume.pt", "tuned.safetensors"
 IMAGES, HISTORY = "images.csv", "history.csv"
@@ -390,6 +390,7 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
     names = {"dataset": spec.dataset, "method": method.name, "label": method.label, "decoder": parameters.get("decoder")}
     run = {"shots": spec.shots, "draw": spec.draw, "seed": spec.seed, "backbone": spec.backbone, "protocol": spec.protocol}
     fixed = {"checkpoint_sha256": spec.checkpoint_sha256, "evaluation_prompt": settings.evaluation_prompt}
+    fixed["released_sha256"] = spec.released_sha256
     kept = {
         "selection": settings.selections[0],
         "dataset_revision": spec.dataset_revision,
@@ -402,8 +403,11 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
 
 
 def _identities(spec: RunSpec) -> dict[str, str]:
-    method = (spec.method.name, spec.method.parameters, spec.method.revision)
-    recipe = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
+    """A released checkpoint is a method apart, which every data set may have another file of."""
+    method: tuple[Any, ...] = (spec.method.name, spec.method.parameters, spec.method.revision)
+    recipe: tuple[Any, ...] = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
+    if spec.released_sha256:
+        method, recipe = (*method, RELEASED), (*recipe, spec.released_sha256)
     return {"method_id": _short(method), "recipe": _short(recipe)}
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from bench.errors import RequestError, unknown
 from bench.plan import Request, text_of
+from bench.plugins import add_option
 from bench.protocol import load_protocol, read_toml
 from bench.run import STOPPED, Options, run_grid
 from bench.store import ResultStore
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="a study, configs/studies/….toml")
     parser.add_argument("--out", type=Path, default=Path("results/studies"))
     parser.add_argument("--workers", type=int, default=1, help="processes side by side, one thread each")
+    add_option(parser)
     given = parser.parse_args(arguments)
     try:
         return run_study(read_study(given.file), given.out, given.workers)

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.products import project
 from bench.stock import TwoWayTransformer
 
 
@@ -46,7 +47,7 @@ def _self_attention(layer: Any, queries: Tensor, tokens: Tensor, visible: Tensor
 
 def _look(attn: Any, at: Tensor, source: Tensor, pe: Tensor, which: Tensor | None) -> Tensor:
     """Tokens attend to the source; `which` spreads shared sources over the prompts after the projections."""
-    k, v = _project(attn.k_proj, source, pe), attn.v_proj(source)
+    k, v = _project(attn.k_proj, source, pe), project(attn.v_proj, source)
     if which is not None:
         k, v = k[which], v[which]
     return _attend(attn, attn.q_proj(at), k, v, None)
@@ -54,12 +55,11 @@ def _look(attn: Any, at: Tensor, source: Tensor, pe: Tensor, which: Tensor | Non
 
 def _project(linear: Any, source: Tensor, pe: Tensor) -> Tensor:
     """linear(source + pe)"""
-    return linear(source) + F.linear(pe, linear.weight)
+    return project(linear, source) + F.linear(pe, linear.weight)
 
 
 def _attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """Softmax attention of projected q (N, a, c), k and v (N, b, c), and the output projection."""
     q, k, v = (x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    projected: Tensor = attn.out_proj(out.transpose(1, 2).flatten(2))
-    return projected
+    return project(attn.out_proj, out.transpose(1, 2).flatten(2))

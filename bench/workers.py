@@ -16,6 +16,7 @@ from typing import Any
 from bench.cell import Cell, Stopped
 from bench.checkpoints import load_sam
 from bench.errors import DataError, DivergedError, RequestError, TeamError
+from bench.manifest import data_facts
 from bench.plan import Place, open_datasets, title
 from bench.prepared import Prepared
 from bench.progress import Progress
@@ -66,6 +67,7 @@ class Bench:
         self.store = ResultStore(place.out)
         self.prepared: Prepared | None = None
         self.facts = provenance(str(sam.device), place.checkpoint, place.out / "cache")
+        self._data: dict[str, dict[str, Any]] = {}
 
     def run(self, spec: RunSpec, tell: Tell) -> str:
         """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
@@ -121,11 +123,17 @@ class Bench:
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
             self.prepared = Prepared(dataset, place.kept_bytes)
         cell = Cell(spec, self.sam, dataset, self.store.folder(spec), watch, place.save_every, memory, self.prepared, self.team)
-        result = cell.run(self.facts)
+        result = cell.run({**self.facts, "data": self._facts_of(dataset)})
         if self.team.rank == 0:
             self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
+
+    def _facts_of(self, dataset: Dataset) -> dict[str, Any]:
+        """What the record says of the data set's files, looked at once; only the process that writes it needs to."""
+        if self.team.rank == 0 and dataset.name not in self._data:
+            self._data[dataset.name] = data_facts(dataset, self.place.out / "cache")
+        return self._data.get(dataset.name, {})
 
 
 def _unwatched(share: float, doing: str) -> None:
