@@ -39,7 +39,7 @@ SUBMIT_SECONDS = 5.0  # for each 1,000 cells
 COMMANDS = {  # of a cluster that answers at once: what is timed is the launcher, not SLURM
     "sbatch": 'case "$*" in *--test-only*) cat >/dev/null;; *--parsable*) bash -s; echo 1;; *) echo "Submitted batch job 7";; esac',
     "scontrol": 'echo "MaxArraySize = 1001"; echo "MaxJobCount = 100000"',
-    **dict.fromkeys(("squeue", "scancel", "srun"), ":"),
+    **dict.fromkeys(("squeue", "scancel", "sinfo", "srun"), ":"),
 }
 LAUNCH = "import sys; from bench.run import main; code = main(sys.argv[1:]); sys.exit(9 if 'torch' in sys.modules else code)"
 LOAD = """import resource, sys, time

@@ -264,9 +264,10 @@ def test_cancelled_cells_are_sent_again_as_often_as_the_profile_allows(cluster, 
     grid.wait_idle()
     assert "2 failed" in (status := grid.command("status")) and "Given up after 1 starts" in status
     assert "nothing to send" in grid.launch()
-    grid.go()
     assert "Sent 2 cells" in grid.launch("--overwrite", "failed")
-    grid.wait_stored()
+    grid.wait(lambda: len(grid.states()) == 2)
+    assert set(grid.starts().values()) == {1}  # counted anew
+    grid.command("cancel")
     grid.wait_idle()
 
 
