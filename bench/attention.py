@@ -76,7 +76,7 @@ class _Windowed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, places: Tensor, extra: Tensor, high: int, wide: int, prompts: int) -> tuple[Tensor, ...]:
         ctx.window, ctx.shapes = (high, wide), (places.shape, extra.shape)
-        found = []
+        found: list[Tensor] = []
         for image, token in zip(_as_windows(places, high, wide), extra.permute(2, 0, 3, 1, 4)[:, :, None, None], strict=True):
             token = token if found else token[..., :prompts, :]  # nothing is asked of padding
             one = places.new_empty(*image.shape[:4], high * wide + token.shape[-2], image.shape[-1])

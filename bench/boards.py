@@ -15,6 +15,11 @@ from bench.table import Cell
 
 Place = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
+SAME = {  # what cells of one table should have in common
+    "commit": "provenance.git.commit",
+    "device": "provenance.device_name",
+    "torch": "provenance.packages.torch",
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,17 @@ class Board:
             return ()
         names = ", ".join(sorted(set(self.frame.loc[self.frame["generated"], "dataset"])))
         return (f"GENERATED STAND-INS, not the real images: {names}. These numbers say nothing about the real data sets.",)
+
+    @property
+    def mixed(self) -> tuple[str, ...]:
+        """A warning for each thing in which the cells of one table should not differ, and do."""
+        warnings = []
+        for name, column in SAME.items():
+            values = sorted(map(str, self.frame.get(column, pd.Series(dtype=object)).dropna().unique()))
+            if len(values) > 1:
+                shown = ", ".join(value[:12] if name == "commit" else value for value in values)
+                warnings.append(f"WARNING: cells of one table ({self.name('table')}) differ in {name}: {shown}.")
+        return tuple(warnings)
 
 
 def _value(cell: Cell) -> float:

@@ -3,7 +3,7 @@
 import math
 
 from bench.boards import Board
-from bench.evidence import AVERAGE, Comparison, evidence
+from bench.evidence import AVERAGE, Comparison, dataset_of, evidence
 from bench.published import Published, heading
 from bench.table import Cell, Column, Row, Table
 
@@ -15,13 +15,14 @@ def comparisons_table(board: Board, published: Published, paper_shots: bool = Tr
     found = {(c.a, c.b, c.column): c for c in known.comparisons}
     groups = (*datasets, AVERAGE) if len(datasets) > 1 else tuple(datasets)
     parts = (("Δ", 1, True), ("p", 4, False), ("d", 2, True))
-    columns = tuple(Column(group, name, digits, signed) for group in groups for name, digits, signed in parts)
+    columns = tuple(Column(group, name, digits, signed, dataset_of(group)) for group in groups for name, digits, signed in parts)
     rows = []
     for a, b in dict.fromkeys((c.a, c.b) for c in known.comparisons):
         cells = [cell for group in groups for cell in _compared(found.get((a, b, group)))]
-        rows.append(Row(f"{heading(a, published)} - {heading(b, published)}", tuple(cells)))
+        rows.append(Row(f"{heading(a, published)} - {heading(b, published)}", tuple(cells), (("method", a), ("method", b))))
     notes = (
         *board.stand_ins,
+        *board.mixed,
         f"Δ: difference in points with its 95 % interval; p: two-sided, after Holm's correction for {len(found)} comparisons; "
         "d: Cohen's d of the images' IoUs; n: runs that both have.",
         *board.notes,

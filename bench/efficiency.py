@@ -37,8 +37,8 @@ def efficiency_table(board: Board, published: Published, paper_shots: bool = Tru
     rows = []
     for label in ordered(board.labels_of(board.datasets), published):
         mine = frame[frame["label"] == label] if len(frame) else frame
-        rows.append(Row(heading(label, published), tuple(_cost_cell(mine, name) for name in COSTS)))
-    notes = (*board.stand_ins, *_hardware_notes(board), *board.notes)
+        rows.append(Row(heading(label, published), tuple(_cost_cell(mine, name) for name in COSTS), (("method", label),)))
+    notes = (*board.stand_ins, *board.mixed, *_hardware_notes(board), *board.notes)
     return Table(board.name("efficiency"), "What the methods cost", board.context, "method", columns, tuple(rows), notes)
 
 
@@ -75,7 +75,7 @@ def _cost_cell(cells: pd.DataFrame, name: str) -> Cell:
 def _hardware_notes(board: Board) -> tuple[str, ...]:
     names = sorted({str(name) for name in board.frame.get("provenance.device_name", pd.Series(dtype=object)).dropna()})
     if len(names) > 1:
-        return (f"WARNING: the cells ran on different hardware ({', '.join(names)}); their seconds do not compare.",)
+        return ("The cells ran on different hardware: their seconds do not compare.",)
     return (f"Hardware: {names[0]}.",) if names else ()
 
 

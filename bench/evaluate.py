@@ -13,7 +13,7 @@ be the one in --pretrained.
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,21 @@ from bench.cell import Cell, Result
 from bench.checkpoints import load_sam
 from bench.errors import CheckpointError, RequestError
 from bench.files import file_sha256, write_together
+from bench.manifest import data_facts
 from bench.metrics import RULES
-from bench.plan import Request, names_of, protocol_of, specs_of
+from bench.plan import Request, find_own, names_of, open_dataset, protocol_of, specs_of
 from bench.plugins import add_option
 from bench.progress import Progress
 from bench.provenance import provenance
-from bench.registry import DATASETS, METHODS
+from bench.registry import DATASETS, METHODS, third_party
 from bench.released import load_released
 from bench.run import STOPPED
 from bench.sam import Sam
 from bench.segmenter import PromptableSegmenter
 from bench.spec import RunSpec, released_choice
-from bench.store import ResultStore
+from bench.store import Record, ResultStore
 from bench.types import Dataset
-from bench.workers import device_of, failure
+from bench.workers import Tell, device_of, failure
 
 SOURCE = "released checkpoint"
 
@@ -61,58 +62,57 @@ def evaluate_released(given: argparse.Namespace) -> int:
     """Evaluates, shows and keeps what the command line asks for; everything is checked before the first image."""
     if given.store and not given.shots:
         raise RequestError("--store needs --shots, the labelled images that the checkpoint was trained with: its file does not say it.")
-    datasets = {name: DATASETS.get(name).open(given.data) for name in names_of(given.datasets, DATASETS)}  # type: ignore[attr-defined]
+    find_own(given.data)
+    datasets = {name: open_dataset(name, given.data) for name in names_of(given.datasets, DATASETS)}
     seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
     store.check_writable()
     method, model = load_released(given.checkpoint, given.backbone, given.protocol)
     backbone = next(name for name, config in CONFIGS.items() if config == model.sam.config)
     sam = (_same_backbone(model.sam, backbone, given) if given.store else model.sam).to(device)
     request = Request(method, given.datasets, given.shots or "1", str(seed), "0", backbone, given.protocol)
-    choices = [released_choice(METHODS.get(method))]
-    sha256 = file_sha256(given.checkpoint, given.out / "cache")
+    choices, sha256 = [released_choice(METHODS.get(method))], file_sha256(given.checkpoint, given.out / "cache")
     specs = [replace(spec, released_sha256=sha256) for spec in specs_of(request, sam.sha256, given.data, lambda _: choices)]
     if len(specs) > len(datasets):
         raise RequestError(f"--shots {given.shots}: a checkpoint was trained with one number of labelled images.")
     facts = provenance(device, checkpoint_path(backbone, given.pretrained) if given.store else None, given.out / "cache")
     facts |= {"source": SOURCE, "released": {"name": given.checkpoint.name, "sha256": sha256}}
     print(f"{given.checkpoint}: {METHODS.get(method).title} on {backbone}, protocol {specs[0].protocol}.")  # type: ignore[attr-defined]
-    return _evaluate(specs, sam, model, datasets, store, given, facts)
+    return _each(specs, lambda spec, tell: _result(spec, sam, model, datasets[spec.dataset], tell, facts, store), store, given)
 
 
-def _evaluate(
-    specs: Sequence[RunSpec],
-    sam: Sam,
-    model: PromptableSegmenter,
-    datasets: Mapping[str, Dataset],
-    store: ResultStore,
-    given: argparse.Namespace,
-    facts: Mapping[str, Any],
-) -> int:
-    """Evaluates data set by data set, none of which stops the others; prints the scores; 1 where one failed."""
-    tuned = {name: parameter.detach() for name, parameter in model.tuned().items()}
+def _each(specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, Tell], Result], store: ResultStore, given: argparse.Namespace) -> int:
+    """Evaluates and keeps data set by data set, none of which stops the others; prints the scores; 1 where one failed."""
     rows, places = [], []
     with Progress() as progress:
         for number, spec in enumerate(specs, 1):
             progress.cell(number, len(specs), spec.dataset)
-            folder = store.folder(spec)
             try:
                 if given.store and store.status(spec).phase == "stored":
-                    record, done = store.read(spec), "was stored before"
+                    record, place, done = store.read(spec), store.folder(spec), "was stored before"
                 else:
-                    result = Cell(spec, sam, datasets[spec.dataset], folder, progress.update, released=tuned).run(facts)
-                    folder = _kept(result, store, given)
-                    record, done = result.record, "evaluated"
+                    result = evaluated(spec, progress.update)
+                    record, place, done = result.record, _kept(result, store, given), "evaluated"
             except Exception as error:
                 progress.done(f"FAILED: {failure(error)}")
                 continue
             progress.done(done)
-            rows.append(_scores(spec.dataset, record.cost["test_images"], record.scores[spec.settings.selections[0]]))
-            places.append(f"{spec.dataset}: {folder}")
+            rows.append(_scores(record))
+            places.append(f"{spec.dataset}: {place}")
     if rows:
         heads = ("data set", "images", *(f"mIoU {rule}" for rule in RULES), *(f"Dice {rule}" for rule in RULES))
         print(tabulate(rows, heads, "pipe", floatfmt=".1f", missingval="-"))
         print(*places, sep="\n")
     return 0 if len(rows) == len(specs) else 1
+
+
+def _result(
+    spec: RunSpec, sam: Sam, model: PromptableSegmenter, dataset: Dataset, tell: Tell, facts: Mapping[str, Any], store: ResultStore
+) -> Result:
+    """What a cell of the released weights on a data set comes to."""
+    tuned = {name: parameter.detach() for name, parameter in model.tuned().items()}
+    outside = third_party(spec.method.name, spec.dataset)
+    of_data = {"data": data_facts(dataset, store.root / "cache"), **({"third_party": outside} if outside else {})}
+    return Cell(spec, sam, dataset, store.folder(spec), tell, released=tuned).run({**facts, **of_data})
 
 
 def _kept(result: Result, store: ResultStore, given: argparse.Namespace) -> Path:
@@ -127,8 +127,10 @@ def _kept(result: Result, store: ResultStore, given: argparse.Namespace) -> Path
     return folder / f"{spec.dataset}.csv"
 
 
-def _scores(dataset: str, images: int, scores: Mapping[str, float]) -> tuple[Any, ...]:
-    return (dataset, images, *(scores[f"miou_{rule}"] for rule in RULES), *(scores[f"dice_{rule}"] for rule in RULES))
+def _scores(record: Record) -> tuple[Any, ...]:
+    scores = record.scores[record.spec.settings.selections[0]]
+    of_rules = (scores[f"{name}_{rule}"] for name in ("miou", "dice") for rule in RULES)
+    return (record.spec.dataset, record.cost["test_images"], *of_rules)
 
 
 def _same_backbone(inside: Sam, name: str, given: argparse.Namespace) -> Sam:

@@ -12,10 +12,11 @@ import numpy as np
 from bench.boards import Board, Place
 from bench.statistics import Counts, Difference, Interval, Sampled, averaged, difference, holm, sampled
 from bench.store import IMAGES
-from bench.table import Cell, Mark
+from bench.table import Cell, Facts, Mark
 
 SIGNIFICANT = 0.05
 AVERAGE = "average"
+IN_BRACKETS = "In brackets: 95 % bootstrap interval over test images and runs (images alone where there is one run)."
 NEEDED = {"selection", "name", "objects", "intersection", "union", "truth"}
 
 
@@ -53,13 +54,11 @@ class Evidence:
         return tuple(Comparison(column, a, b, d, p) for (column, a, b, d), p in zip(found, corrected, strict=True))
 
     def with_interval(self, cell: Cell, label: str, column: str) -> Cell:
-        """The cell with its interval and number of images, if it has a value and its images are known."""
+        """The cell with its interval, cut at 0 and 100, and number of images, if it has a value and its images are known."""
         counts = self._counts(label, column)
         if cell.value is None or counts is None:
             return cell
-        found = self.interval(label, column)
-        ends = (found.low, found.high) if found else (None, None)
-        return replace(cell, low=ends[0], high=ends[1], images=sum(len(of.images) for of in counts))
+        return bracketed(cell, self.interval(label, column), sum(len(of.images) for of in counts))
 
     def interval(self, label: str, column: str) -> Interval | None:
         """The 95 % interval of a method on a data set, or of its average; None where it is not defined."""
@@ -100,6 +99,17 @@ class Evidence:
                 yield a, b, found
 
 
+def bracketed(cell: Cell, found: Interval | None, images: int) -> Cell:
+    """A cell with its interval, cut at 0 and 100, and the images behind it."""
+    ends = (max(0.0, found.low), min(100.0, found.high)) if found else (None, None)
+    return replace(cell, low=ends[0], high=ends[1], images=images)
+
+
+def dataset_of(column: str) -> Facts:
+    """What a page can filter a column by: its data set, where it is not the average of all."""
+    return () if column == AVERAGE else (("dataset", column),)
+
+
 def evidence(board: Board, datasets: Sequence[str], averaged: bool) -> Evidence:
     """The evidence of a board's stored cells on these data sets; a cell without readable rows by image has none."""
     counts: dict[Place, Counts] = {}
@@ -109,7 +119,8 @@ def evidence(board: Board, datasets: Sequence[str], averaged: bool) -> Evidence:
     columns = ("label", "dataset", "draw", "seed", "path")
     rows = list(zip(*(order[name] for name in columns), strict=True)) if len(order) else []
     for place, runs in groupby(rows, key=lambda row: (str(row[0]), str(row[1]))):
-        found = _counts(place[1], [(f"draw {draw} seed {seed}", Path(path)) for _, _, draw, seed, path in runs], board)
+        folders = [(f"draw {draw} seed {seed}", Path(path)) for _, _, draw, seed, path in runs]
+        found = counts_of(place[1], folders, board.selection, board.rule)
         if isinstance(found, Counts):
             counts[place] = found
         else:
@@ -117,9 +128,9 @@ def evidence(board: Board, datasets: Sequence[str], averaged: bool) -> Evidence:
     return Evidence(counts, tuple(datasets), averaged, lacking)
 
 
-def _counts(dataset: str, runs: Sequence[tuple[str, Path]], board: Board) -> Counts | str:
+def counts_of(dataset: str, runs: Sequence[tuple[str, Path]], selection: str, rule: str) -> Counts | str:
     """The counts of a method's runs on a data set, or why there are none: they need the same test images."""
-    tables = [read_rows(folder, board.selection, board.rule) for _, folder in runs]
+    tables = [read_rows(folder, selection, rule) for _, folder in runs]
     unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if not table]
     if unread:
         return f"the rows by image of {'/'.join(unread[0].parts[-3:])} are absent or damaged"

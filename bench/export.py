@@ -4,7 +4,7 @@
     python -m bench.export CELL --format cat-sam|sam|onnx [--out FILE]
 
 The first writes `<out>/tables/results.csv`, one row a cell, and `<out>/tables/images.csv`, one row a selection, test image and cell.
-The second takes a cell's folder: `cat-sam` is the format of the released CAT-SAM checkpoints, `sam` plain SAM weights that any SAM
+The second takes a cell's folder or key: `cat-sam` is the format of the released CAT-SAM checkpoints, `sam` plain SAM weights that any SAM
 tool loads (of methods that can be merged into them), `onnx` a folder of encoder.onnx and decoder.onnx (see `bench.onnx_files`).
 """
 
@@ -110,7 +110,7 @@ def _written(given: argparse.Namespace) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.export", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cell", nargs="?", type=Path, help="a cell's folder, whose model is written; without it, tables are")
+    parser.add_argument("cell", nargs="?", help="a cell's folder or key, whose model is written; without it, tables are")
     parser.add_argument("--format", help=f"of the model: {', '.join(MODEL_FORMATS)}")
     parser.add_argument("--out", type=Path, help="with CELL the new file (onnx: folder); else the results folder, for its tables/")
     parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")

@@ -23,7 +23,7 @@ from bench.evidence import Evidence, evidence
 from bench.published import PUBLISHED, Published, heading, ordered, read_published
 from bench.statistics import critical_difference, mean_ranks
 from bench.store import ResultStore
-from bench.style import GREY, colour, marker, panels, save
+from bench.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels, save
 from bench.table import Cell
 from bench.types import FULL
 
@@ -33,6 +33,7 @@ COSTS = {
     "memory": ("cost.peak_memory_mb", "peak memory (MB)"),
     "time": ("cost.training_seconds", "training time (s)"),
 }
+DASHES = ("-", "--", ":", "-.")  # of curves that share a colour
 NAMED = 4  # images whose disagreement is named
 
 
@@ -72,42 +73,50 @@ Drawn = Iterator[Figure]
 @contextmanager
 def bars(view: View) -> Drawn:
     """Every method on every data set, with its 95 % interval."""
-    with panels(len(view.datasets), height=2.9) as (figure, axes):
-        for ax, dataset in zip(axes, view.datasets, strict=True):
+    with panels(len(view.datasets), height=0.8 + 0.2 * len(view.labels)) as (figure, axes):
+        for k, (ax, dataset) in enumerate(zip(axes, view.datasets, strict=True)):
             for i, label in enumerate(view.labels):
-                cell = view.known.with_interval(view.board.cell(label, dataset), label, dataset)
-                if cell.value is None:
-                    ax.text(i, 1, cell.reason, rotation=90, ha="center", va="bottom", color=GREY)
-                    continue
-                ax.bar(i, cell.value, color=colour(i), width=0.7)
-                if cell.low is not None and cell.high is not None:
-                    ends = [[max(0.0, cell.value - cell.low)], [max(0.0, cell.high - cell.value)]]
-                    ax.errorbar(i, cell.value, ends, color="black", capsize=3, linewidth=1)
-            ax.set_xticks(range(len(view.labels)), view.titles, rotation=90, multialignment="right")
-            ax.set(title=dataset, ylabel=MIOU, ylim=(0, 100))
-            ax.grid(axis="x", visible=False)
+                _bar(ax, i, view.known.with_interval(view.board.cell(label, dataset), label, dataset))
+            ax.set_yticks(range(len(view.labels)), [_flat(title) for title in view.titles] if k % PER_LINE == 0 else [])
+            ax.set(title=dataset, xlabel=MIOU, xlim=(0, 100), ylim=(len(view.labels) - 0.4, -0.6))
+            ax.grid(axis="y", visible=False)
         yield figure
+
+
+def _bar(ax: Axes, i: int, cell: Cell) -> None:
+    if cell.value is None:
+        ax.text(1, i, cell.reason, va="center", color=GREY)
+        return
+    ax.barh(i, cell.value, color=colour(i), height=0.7)
+    if cell.low is not None and cell.high is not None:
+        ends = [[max(0.0, cell.value - cell.low)], [max(0.0, cell.high - cell.value)]]
+        for line, paint in ((2.6, "white"), (1.0, "black")):  # seen on every colour, black too
+            ax.errorbar(cell.value, i, xerr=ends, color=paint, capsize=2.2, capthick=line, linewidth=line)
 
 
 @contextmanager
 def cost_against_miou(view: View, cost: str) -> Drawn:
     """A cost against mIoU; a line joins the methods that no other beats at the same cost or less."""
     column, name = COSTS[cost]
-    with panels(len(view.datasets)) as (figure, axes):
+    with panels(len(view.datasets), height=_with_legend(view)) as (figure, axes):
         for ax, dataset in zip(axes, view.datasets, strict=True):
             points = _points(view, dataset, column)
+            for i, x, y in points:
+                ax.scatter(x, y, color=colour(i), marker=marker(i), s=36, zorder=2, label=_flat(view.titles[i]))
             front = pareto([(x, y) for _, x, y in points])
             if front:
                 ax.plot([x for x, _ in front], [y for _, y in front], color=GREY, linestyle="--", zorder=1, label="Pareto front")
-                ax.legend(loc="lower right")
-            for i, x, y in points:
-                ax.scatter(x, y, color=colour(i), marker=marker(i), s=36, zorder=2)
-                ax.annotate(view.titles[i].replace("\n", " "), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6)
             if max((x for _, x, _ in points), default=0) > 1000:
                 ax.set_xscale("symlog", linthresh=100)
-            ax.margins(0.2)
+            ax.margins(0.1)
             ax.set(title=dataset, xlabel=name, ylabel=MIOU)
+        legend_below(figure, axes)
         yield figure
+
+
+def _with_legend(view: View) -> float:
+    """The height of a panel, in inches, whose figure has a legend of all methods below it."""
+    return 2.4 + 0.04 * len(view.labels)
 
 
 def _points(view: View, dataset: str, column: str) -> list[tuple[int, float, float]]:
@@ -133,7 +142,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 @contextmanager
 def curves(view: View, store: ResultStore) -> Drawn:
     """The training loss by step, a thin line a run, smoothed over a twentieth of the steps."""
-    with panels(len(view.datasets)) as (figure, axes):
+    with panels(len(view.datasets), height=_with_legend(view)) as (figure, axes):
         for ax, dataset in zip(axes, view.datasets, strict=True):
             for i, label in enumerate(view.labels):
                 frame = view.board.frame
@@ -141,10 +150,10 @@ def curves(view: View, store: ResultStore) -> Drawn:
                     history = _history(store, Path(path))
                     if history is not None:
                         smooth = history["loss"].rolling(max(1, len(history) // 20), min_periods=1).mean()
-                        ax.plot(history["step"], smooth, color=colour(i), linewidth=0.9, label=None if j else view.titles[i])
+                        ax.plot(history["step"], smooth, DASHES[i // len(COLOURS) % len(DASHES)], color=colour(i), linewidth=0.9)
+                        ax.lines[-1].set_label("" if j else _flat(view.titles[i]))
             ax.set(title=dataset, xlabel="step", ylabel="training loss")
-            if ax.get_legend_handles_labels()[0]:
-                ax.legend()
+        legend_below(figure, axes)
         yield figure
 
 
@@ -173,13 +182,29 @@ def _scatter(ax: Axes, view: View, dataset: str, a: str, b: str) -> None:
     counts = (view.known.counts[a, dataset], view.known.counts[b, dataset])
     x, y = ((100 * of.intersections / np.maximum(of.unions, 1)).mean(axis=0) for of in counts)
     ax.plot([0, 100], [0, 100], color=GREY, linewidth=0.8)
-    ax.scatter(x, y, s=9, color=colour(0), alpha=0.6, linewidths=0)
-    if counts[0].images == counts[1].images:
-        for i in np.argsort(-np.abs(x - y), kind="stable")[:NAMED]:
-            ax.annotate(counts[0].images[i].partition("/")[2], (x[i], y[i]), xytext=(3, 3), textcoords="offset points", fontsize=6)
     title = dict(zip(view.labels, view.titles, strict=True))
     ax.set(title=dataset, xlabel=f"IoU (%), {_flat(title[a])}", ylabel=f"IoU (%), {_flat(title[b])}", xlim=(-2, 102), ylim=(-2, 102))
     ax.set_aspect("equal")
+    if counts[0].images != counts[1].images:
+        ax.text(0.5, 0.5, "tested on\ndifferent images", ha="center", transform=ax.transAxes)
+        return
+    ax.scatter(x, y, s=9, color=colour(0), alpha=0.6, linewidths=0)
+    worst = np.argsort(-np.abs(x - y), kind="stable")[:NAMED]
+    ax.scatter(x[worst], y[worst], s=26, facecolors="none", edgecolors=colour(5), linewidths=1)
+    for number, i in enumerate(worst, 1):
+        side = 1 if x[i] > y[i] else -1  # away from the diagonal
+        ax.annotate(
+            str(number), (x[i], y[i]), xytext=(5 * side, -5 * side), textcoords="offset points", ha="center", va="center", fontsize=7
+        )
+    named = [f"{number}  {counts[0].images[i].partition('/')[2]}" for number, i in enumerate(worst, 1)]
+    corner = (0.03, 0.97, "left", "top") if _is_free(x, y) else (0.97, 0.03, "right", "bottom")
+    words = "\n".join(["most apart:", *named])
+    ax.text(*corner[:2], words, ha=corner[2], va=corner[3], fontsize=7, transform=ax.transAxes)
+
+
+def _is_free(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether the upper left has fewer points than the lower right."""
+    return int(((x < 40) & (y > 65)).sum()) <= int(((x > 60) & (y < 35)).sum())
 
 
 def _flat(title: str) -> str:
@@ -199,8 +224,8 @@ def ranks(view: View) -> Drawn:
             ax.plot(found[i], -place, marker(view.labels.index(complete[i])), color=colour(view.labels.index(complete[i])))
             ax.plot([found[i], found[i] + gap], [-place, -place], color=GREY, linewidth=0.8, zorder=0)
         ax.set_yticks([-place for place in range(len(order))], [_flat(title[complete[i]]) for i in order])
-        ax.set(xlabel=f"mean rank over {len(view.datasets)} data sets (1 is best); lines: critical difference {gap:.2f}")
-        ax.set_title("A method is told apart from those whose point lies beyond its line", fontsize=7)
+        over = f"mean rank over {len(view.datasets)} data sets (1 is best)"
+        ax.set(xlabel=f"{over}\nline: critical difference {gap:.2f}; points beyond it are told apart", xlim=(0.5, len(complete) + 0.5))
         yield figure
 
 
@@ -210,14 +235,14 @@ def shot_curves(views: Sequence[View]) -> Drawn:
     datasets = sorted({dataset for view in views for dataset in view.datasets})
     labels = list(dict.fromkeys(label for view in views for label in view.labels))
     titles = {label: title for view in views for label, title in zip(view.labels, view.titles, strict=True)}
-    with panels(len(datasets)) as (figure, axes):
+    with panels(len(datasets), height=_with_legend(max(views, key=lambda view: len(view.labels)))) as (figure, axes):
         for ax, dataset in zip(axes, datasets, strict=True):
             for i, label in enumerate(labels):
                 cells = [view.known.with_interval(view.board.cell(label, dataset), label, dataset) for view in views]
-                _shot_line(ax, i, titles[label], cells)
+                _shot_line(ax, i, _flat(titles[label]), cells)
             ax.set_xticks(range(len(views)), [view.board.identity[2] for view in views])
             ax.set(title=dataset, xlabel="shots", ylabel=MIOU)
-            ax.legend()
+        legend_below(figure, axes)
         yield figure
 
 

@@ -1,6 +1,6 @@
 """LaTeX and HTML of a table, beside the markdown and CSV that `bench.table` has; FORMATS names all four."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from itertools import groupby
 
@@ -80,16 +80,17 @@ def html(table: Table) -> str:
     rows = []
     for row in table.rows:
         cells = [_html_cell(cell, column, footnotes, table.name) for cell, column in zip(row.cells, table.columns, strict=True)]
-        rows.append(f'<tr><th scope="row">{escape(row.heading)}</th>{"".join(cells)}</tr>')
-    heads = [table.corner, *(f"{column.group} {column.name}".strip() for column in table.columns)]
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+        rows.append(f'<tr{data_attributes(row.about)}><th scope="row">{escape(row.heading)}</th>{"".join(cells)}</tr>')
+    heads = [(table.corner, ""), *((f"{column.group} {column.name}".strip(), data_attributes(column.about)) for column in table.columns)]
+    head = "".join(f'<th scope="col"{data}>{escape(name)}</th>' for name, data in heads)
     common = " · ".join(f"{name} {value}" for name, value in table.context)
     notes = [f"<p>{escape(note)}</p>" for note in table.notes]
     numbered = [f'<li id="{_label(table.name)}-{i}">{escape(note)}</li>' for i, note in enumerate(footnotes, 1)]
+    about = data_attributes(fact for fact in table.context if fact[0] in ("dataset", "shots"))
     listed = [f"<ol>{''.join(numbered)}</ol>"] if numbered else []
     return "\n".join(
         [
-            f'<figure class="table" id="{_label(table.name)}">',
+            f'<figure class="table" id="{_label(table.name)}"{about}>',
             f'<div class="scroll"><table><caption>{escape(table.title)}<br><small>{escape(common)}</small></caption>',
             f"<thead><tr>{head}</tr></thead>",
             "<tbody>",
@@ -105,10 +106,18 @@ def _html_cell(cell: Cell, column: Column, footnotes: list[str], name: str) -> s
     numbers = footnote_numbers(cell, footnotes)
     marks = "".join(f'<sup><a href="#{_label(name)}-{i}" aria-label="note {i}">{i}</a></sup>' for i in numbers)
     if cell.value is None:
-        return f'<td class="gap">{escape(cell.reason or "-")}{marks}</td>'
+        return f'<td class="gap"{data_attributes(column.about)}>{escape(cell.reason or "-")}{marks}</td>'
     tag = {"": "span", "best": "strong", "second": "u"}[cell.mark]
-    rest = escape(interval(cell, column) + count(cell))
-    return f'<td data-value="{cell.value!r}"><{tag}>{number(cell, column)}</{tag}><small>{rest}</small>{marks}</td>'
+    rest, about = escape(interval(cell, column) + count(cell)), data_attributes(column.about)
+    return f'<td data-value="{cell.value!r}"{about}><{tag}>{number(cell, column)}</{tag}><small>{rest}</small>{marks}</td>'
+
+
+def data_attributes(about: Iterable[tuple[str, str]]) -> str:
+    """What a page can filter by, as attributes; several values of one name stand between bars."""
+    names: dict[str, list[str]] = {}
+    for name, value in about:
+        names.setdefault(name, []).append(value)
+    return "".join(f' data-{name}="{escape("|".join(values))}"' for name, values in names.items())
 
 
 FORMATS: Mapping[str, Callable[[Table], str]] = {"md": markdown, "csv": csv, "latex": latex, "html": html}

@@ -95,7 +95,8 @@ def _is_given_up(store: ResultStore, spec: RunSpec, most: int) -> bool:
     """Whether SLURM jobs started the cell as often as is allowed; then it has failed, which is noted."""
     before = len(attempts(store.folder(spec)))
     if before >= most:
-        store.fail(spec, f"Given up after {before} starts by SLURM jobs without a result; `--overwrite failed` tries again.")
+        with contextlib.suppress(OSError):
+            store.fail(spec, f"Given up after {before} starts by SLURM jobs without a result; `--overwrite failed` tries again.")
     return before >= most
 
 

@@ -68,7 +68,7 @@ class _Chunked(torch.autograd.Function):
         heads_at_once, queries_at_once = _at_once(q, k)
         with torch.autocast(q.device.type, enabled=False):
             for heads in _slices(len(q), heads_at_once):
-                bias = _cast(bias_of(q[heads], table_h, table_w), q)
+                bias = _each(bias_of(q[heads], table_h, table_w), lambda x: x.to(q.dtype))
                 for queries in _slices(q.shape[1], queries_at_once):
                     p = _probabilities(q[heads, queries], k[heads], _part(bias, queries), scale)
                     out[heads, queries] = _times(p, v[heads].mT)
@@ -80,12 +80,12 @@ class _Chunked(torch.autograd.Function):
         q, k, v, *tables = ctx.saved_tensors
         d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
         trained = [i for i in (0, 1) if ctx.needs_input_grad[3 + i]]
-        d_tables = [torch.zeros_like(table) if i in trained else None for i, table in enumerate(tables)]
+        d_tables = [torch.zeros_like(table) for table in tables]
         heads_at_once, queries_at_once = _at_once(q, k)
         for heads in _slices(len(q), heads_at_once):
             with torch.enable_grad():
                 inputs = [x.detach().requires_grad_() for x in (q[heads], *tables)]
-                bias = _cast(ctx.bias_of(*inputs), q)
+                bias = _each(ctx.bias_of(*inputs), lambda x: x.to(q.dtype))
             d_bias = _back(
                 q[heads], k[heads], v[heads], bias, grad[heads], ctx.scale, queries_at_once, (d_q[heads], d_k[heads], d_v[heads])
             )
@@ -103,7 +103,7 @@ def _back(
     """Writes the gradients of some heads' q, k and v `into` these, without what comes of the bias, and returns the gradients of that."""
     h, w = bias.rows.shape[-1], bias.columns.shape[-1]
     d_q, d_k, d_v = into
-    d_bias = Bias(*(None if x is None else torch.empty_like(x) for x in bias))
+    d_bias = _each(bias, torch.empty_like)
     for queries in _slices(q.shape[1], queries_at_once):
         at, first = (slice(None), queries), queries.start == 0
         p = _probabilities(q[at], k, _part(bias, queries), scale)
@@ -119,12 +119,12 @@ def _back(
     return d_bias
 
 
-def _cast(bias: Bias, like: Tensor) -> Bias:
-    return Bias(*(None if x is None else x.to(like.dtype) for x in bias))
+def _each(bias: Bias, change: Callable[[Tensor], Tensor]) -> Bias:
+    return Bias(change(bias.rows), change(bias.columns), None if bias.last is None else change(bias.last))
 
 
 def _part(bias: Bias, queries: slice) -> Bias:
-    return Bias(*(None if x is None else x[:, queries].detach() for x in bias))
+    return _each(bias, lambda x: x[:, queries].detach())
 
 
 def _at_once(q: Tensor, k: Tensor) -> tuple[int, int]:

@@ -52,7 +52,7 @@ def show(out: Path, cell: GridCell, lines: int) -> int:
 
 def jobs_of(out: Path, cell: GridCell) -> list[str]:
     """The jobs that were to run the cell, and those that did, oldest first."""
-    sent = [job for submission in submissions(out) for job in submission.jobs_of(cell.key)]
+    sent = [job for submission in submissions(out) for job in submission.jobs().get(cell.key, [])]
     ran = [task_id(json.loads(path.read_bytes())) for path in attempts(out / "runs" / cell.folder)]
     return list(dict.fromkeys([*sent, *ran]))
 

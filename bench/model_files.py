@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.adapted import load_run
+from bench.adapted import cell_folder, load_run
 from bench.backbones import CONFIGS
 from bench.errors import RequestError, unknown
 from bench.files import make_room
@@ -22,16 +22,18 @@ from bench.store import read_record
 EXPORTS = Path("results") / "export"
 
 
-def export_cell(cell: Path, name: str, out: Path | None, pretrained: Path) -> list[Path]:
-    """Writes the model of a cell's folder in a format of FORMATS; returns the paths of what was written.
+def export_cell(cell: str, name: str, out: Path | None, pretrained: Path) -> list[Path]:
+    """Writes a cell's model in a format of FORMATS; returns the paths of what was written.
 
-    out: the file (of "onnx" the folder), which must not exist yet; None takes a name of its own below `results/export/`.
+    cell: its folder or key, as `load_run` takes it. out: the file (of "onnx" the folder), which must not exist yet; None takes a name of
+    its own below `results/export/`.
     RequestError, one sentence, where the cell or its backbone is not there, or the method has no such form.
     """
     if name not in FORMATS:
         raise unknown("model format", name, FORMATS)
-    model = load_run(cell, pretrained=pretrained)
-    spec = read_record(cell).spec
+    folder = cell_folder(cell)
+    model = load_run(folder, pretrained=pretrained)
+    spec = read_record(folder).spec
     path = out or EXPORTS / ("_".join(spec.folder.parts) + SUFFIX.get(name, ""))
     return FORMATS[name](model, spec.method.label, path)
 

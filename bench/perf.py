@@ -189,18 +189,35 @@ def _add_model(commands: Any) -> None:
     model.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cpu: vit_b on two cores; cuda: vit_b, vit_l and vit_h")
     model.add_argument("--methods", default="cat_sam_t,cat_sam_a", help="with commas")
     model.add_argument("--rounds", type=int, default=3, help="turns of each pair, as far as the minutes allow; at least one")
-    model.add_argument("--minutes", type=float, default=5.0)
+    model.add_argument("--minutes", type=float, default=5.0, help="quiet ones; three turns of all pairs need about 6 on two cores")
+    model.add_argument(
+        "--at-once", type=int, help="measurements side by side; the default is two on a CPU, which take 18 GiB, and one on a GPU"
+    )
     model.add_argument("--out", type=Path, default=Path("results/perf"))
     model.set_defaults(run=_compare)
+    kernels = commands.add_parser("kernels", help="the attention kernels against one another")
+    kernels.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    kernels.add_argument("--backbone", choices=["vit_b", "vit_l", "vit_h"], default="vit_b")
+    kernels.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    kernels.add_argument("--images", type=int, default=1)
+    kernels.add_argument("--rounds", type=int, default=3)
+    kernels.set_defaults(run=_kernels)
     one = commands.add_parser("measure", help="one measurement of `model`, as JSON; it starts them itself")
     one.add_argument("job", help="a bench.perf_model.Job as JSON")
     one.set_defaults(run=_measure)
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from bench.perf_model import compare
+    from bench.perf_turns import compare
 
-    return compare(given.device, given.methods.split(","), given.rounds, given.minutes, given.out)
+    at_once = given.at_once or (1 if given.device == "cuda" else 2)
+    return compare(given.device, given.methods.split(","), given.rounds, given.minutes, at_once, given.out)
+
+
+def _kernels(given: argparse.Namespace) -> int:
+    from bench.perf_kernels import compare_kernels
+
+    return compare_kernels(given.device, given.backbone, given.precision, given.images, given.rounds)
 
 
 def _measure(given: argparse.Namespace) -> int:

@@ -5,18 +5,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 
 import pandas as pd
 
-from bench.boards import Ask, Board, Run, boards
+from bench.boards import Ask, Board, Place, Run, boards
 from bench.errors import RequestError, unknown
+from bench.evidence import IN_BRACKETS, bracketed, counts_of
 from bench.metrics import RULES
 from bench.protocol import SELECTIONS
 from bench.published import Published, heading, ordered
+from bench.statistics import sampled
 from bench.store import ResultStore
-from bench.table import Cell, Column, Row, Table
+from bench.table import Cell, Column, Facts, Row, Table
 
 FIELDS = ("backbone", "checkpoint", "protocol", "shots", "dataset", "label", "selection", "rule")
+POOLED = "miou"  # the metric that rows by image give an interval
 RUN = ("draw", "seed")  # averaged over, where a pivot does not show them
 ALSO = {"method": "label", "weights": "checkpoint"}
 Gap = tuple[Run, str, str]
@@ -58,6 +62,7 @@ class Entry:
     run: Run
     value: float = math.nan
     gap: Gap | None = None
+    folder: Path | None = None
 
 
 def pivot_tables(store: ResultStore, ask: Ask, pivot: Pivot, published: Published) -> list[Table]:
@@ -74,8 +79,10 @@ def pivot_tables(store: ResultStore, ask: Ask, pivot: Pivot, published: Publishe
         return tuple(entry.at[name] for name in fixed)
 
     parts = [(key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)]
-    notes = tuple(dict.fromkeys(note for board in boards(store, ask) for note in board.notes))
-    return [replace(_table(of, pivot, dict(zip(fixed, key, strict=True)), published), notes=notes) for key, of in parts]
+    notes = tuple(dict.fromkeys(note for board in boards(store, ask) for note in (*board.stand_ins, *board.mixed, *board.notes)))
+    tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), published) for key, of in parts]
+    known = any(cell.low is not None for table in tables for row in table.rows for cell in row.cells)
+    return [replace(table, notes=(*((IN_BRACKETS,) if known else ()), *notes)) for table in tables]
 
 
 def entries(store: ResultStore, ask: Ask, pivot: Pivot) -> list[Entry]:
@@ -101,11 +108,11 @@ def _entries(board: Board, selection: str, rule: str, metric: str) -> list[Entry
     common |= {"selection": selection, "rule": rule}
     column = metric if metric in board.frame else f"{selection}.{metric}_{rule}"
     values = board.frame[column] if column in board.frame else pd.Series(math.nan, index=board.frame.index)
-    names = [list(board.frame.get(name, ())) for name in ("label", "dataset", "draw", "seed")]
-    stored = [
-        Entry(_at(common, label, dataset, (int(draw), int(seed))), (int(draw), int(seed)), _float(metric, value))
-        for label, dataset, draw, seed, value in zip(*names, values, strict=True)
-    ]
+    names = [list(board.frame.get(name, ())) for name in ("label", "dataset", "draw", "seed", "path")]
+    stored = []
+    for label, dataset, draw, seed, path, value in zip(*names, values, strict=True):
+        run = int(draw), int(seed)
+        stored.append(Entry(_at(common, label, dataset, run), run, _float(metric, value), folder=Path(path)))
     asked = [(_at(common, label, dataset, gap[0]), gap) for (label, dataset), gaps in board.gaps.items() for gap in gaps]
     return stored + [Entry(at, gap[0], gap=gap) for at, gap in asked]
 
@@ -129,27 +136,50 @@ def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], publi
     scores: dict[tuple[str, str], dict[Run, float]] = {}
     gaps: dict[tuple[str, str], tuple[Gap, ...]] = {}
     rows, columns = _keys(found, pivot.rows, published), _keys(found, pivot.columns, published)
+    behind: dict[tuple[str, str], list[Entry]] = {}
     for entry in found:
         place = "\n".join(_key(entry, pivot.rows)), "\n".join(_key(entry, pivot.columns))
         if entry.gap is None:
             scores.setdefault(place, {})[entry.run] = entry.value
+            behind.setdefault(place, []).append(entry)
         else:
             gaps[place] = (*gaps.get(place, ()), entry.gap)
     identity = (fixed.get("backbone", ""), fixed.get("protocol", ""), fixed.get("shots", ""), fixed.get("checkpoint", ""))
     board = Board(identity, fixed.get("selection", "shown"), fixed.get("rule", "shown"), pd.DataFrame(), gaps, (), scores)
-    heads = tuple(Column(" ".join(key[:-1]), key[-1], digits=_digits(pivot.metric)) for key in columns)
-    body = tuple(Row(_heading(key, pivot, published), tuple(_cell(board, key, column, pivot.metric) for column in columns)) for key in rows)
+    heads = tuple(Column(" ".join(key[:-1]), key[-1], _digits(pivot.metric), about=_about(pivot.columns, key)) for key in columns)
+    body = tuple(
+        Row(
+            _heading(key, pivot, published),
+            tuple(_cell(board, key, column, pivot.metric, behind) for column in columns),
+            _about(pivot.rows, key),
+        )
+        for key in rows
+    )
     words = ("pivot", *pivot.rows, "by", *pivot.columns, pivot.metric, *fixed.values())
     name = re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
     corner = " / ".join("method" if name == "label" else name for name in pivot.rows)
     return Table(name, pivot.title or f"{pivot.metric}", tuple(fixed.items()), corner, heads, body)
 
 
-def _cell(board: Board, row: tuple[str, ...], column: tuple[str, ...], metric: str) -> Cell:
-    cell = board.cell("\n".join(row), "\n".join(column))
+def _about(names: Sequence[str], key: Sequence[str]) -> Facts:
+    """What a page can filter a row or column by."""
+    return tuple(("method" if name == "label" else name, value) for name, value in zip(names, key, strict=True))
+
+
+def _cell(board: Board, row: tuple[str, ...], column: tuple[str, ...], metric: str, behind: Mapping[Place, Sequence[Entry]]) -> Cell:
+    place = "\n".join(row), "\n".join(column)
+    cell = board.cell(*place)
     if cell.reason == "undefined":
         return replace(cell, notes=(*cell.notes[:-1], f"a run without `{metric}` here"))
-    return cell
+    return cell if cell.value is None or metric != POOLED else _with_interval(cell, behind[place])
+
+
+def _with_interval(cell: Cell, entries: Sequence[Entry]) -> Cell:
+    """The cell with the interval of its runs, which are of one method, data set, selection and rule; without rows by image as it is."""
+    at = entries[0].at
+    runs = [(f"draw {entry.run[0]} seed {entry.run[1]}", entry.folder) for entry in sorted(entries, key=lambda entry: entry.run)]
+    counts = counts_of(at["dataset"], [(name, folder) for name, folder in runs if folder], at["selection"], at["rule"])
+    return cell if isinstance(counts, str) else bracketed(cell, sampled(counts).interval, len(counts.images))
 
 
 def _digits(metric: str) -> int:

@@ -29,7 +29,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     return product(x, layer.weight, layer.bias)
 
 
-def perceptron(mlp: nn.Module, x: Tensor) -> Tensor:
+def perceptron(mlp: Any, x: Tensor) -> Tensor:
     """mlp(x). SAM's is computed for some tokens at a time on a CPU, where large and short-lived maps cost new memory."""
     if type(mlp) is not MLPBlock or chosen() == "plain":
         out: Tensor = mlp(x)

@@ -1,5 +1,5 @@
 "use strict";
-// Every table sorts by its heads; the table of cells filters. Without scripts everything is still there to read.
+// Every table sorts by its heads, and all are filtered together. Without scripts everything is still there to read.
 
 const keyOf = (cell) => {
   const number = cell.dataset.value ?? cell.textContent.trim();
@@ -33,18 +33,31 @@ for (const table of document.querySelectorAll("table")) {
   });
 }
 
-const filters = [...document.querySelectorAll(".filters [data-field]")];
+const FIELDS = ["dataset", "shots", "method", "seed"];
+const form = document.querySelector(".filters");
+const tagged = [...document.querySelectorAll(FIELDS.map((field) => `main [data-${field}]`).join(","))];
+const cells = [...document.querySelectorAll("#cells tbody tr")];
+
+const fits = (element, wanted) =>
+  FIELDS.every((field) => !wanted[field] || !(field in element.dataset) || element.dataset[field].split("|").includes(wanted[field]));
+
 const narrow = () => {
-  let shown = 0;
-  const rows = [...document.querySelectorAll("#cells tbody tr")];
-  for (const row of rows) {
-    row.hidden = !filters.every((filter) =>
-      filter.dataset.field === "text"
-        ? row.textContent.toLowerCase().includes(filter.value.toLowerCase())
-        : filter.value === "" || row.dataset[filter.dataset.field] === filter.value);
-    shown += row.hidden ? 0 : 1;
+  const wanted = Object.fromEntries([...form.querySelectorAll("[data-field]")].map((filter) => [filter.dataset.field, filter.value]));
+  const text = wanted.text.toLowerCase();
+  for (const element of tagged) element.hidden = !fits(element, wanted);
+  for (const row of document.querySelectorAll("main tbody tr")) {
+    row.hidden = !fits(row, wanted) || !row.textContent.toLowerCase().includes(text);
   }
-  document.querySelector("#shown").textContent = `${shown} of ${rows.length} cells shown`;
+  for (const figure of document.querySelectorAll("figure.table")) {
+    const empty = ![...figure.querySelectorAll("tbody tr")].some((row) => !row.hidden);
+    figure.hidden = empty || !fits(figure, wanted);
+  }
+  const shown = cells.filter((row) => !row.hidden).length;
+  document.querySelector("#shown").textContent = `${shown} of ${cells.length} cells shown, and the tables' rows and columns that are about them`;
 };
-for (const filter of filters) for (const event of ["input", "change"]) filter.addEventListener(event, narrow);
-if (filters.length) narrow();
+if (form) {
+  for (const event of ["input", "change"]) form.addEventListener(event, narrow);
+  form.addEventListener("reset", () => setTimeout(narrow)); // after the fields are empty
+  form.addEventListener("submit", (event) => event.preventDefault()); // Enter in the text field
+  narrow();
+}

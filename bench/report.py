@@ -17,7 +17,7 @@ from bench.boards import Ask, Board, boards
 from bench.errors import RequestError
 from bench.figures import pictures
 from bench.files import write_together
-from bench.formats import html
+from bench.formats import data_attributes, html
 from bench.store import ResultStore
 from bench.style import rendered
 from bench.tables import tables
@@ -26,6 +26,7 @@ ASSETS = Path(__file__).parent
 LIMIT_BYTES = 10_000_000  # of the page
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 FILTERS = ("dataset", "shots", "method", "seed")
+TITLES = {"dataset": "data set"}
 ORIGINS = {
     "commit": "provenance.git.commit",
     "uncommitted changes": "provenance.git.dirty",
@@ -34,7 +35,6 @@ ORIGINS = {
     "Python": "provenance.python",
     "checkpoint": "checkpoint_sha256",
 }
-SAME = ("commit", "device", "torch")  # cells of one table should have these in common
 AGAIN = """python -m bench.tables --like all --format md,csv,latex,html --out {out}
 python -m bench.export --out {out}
 python -m bench.figures --out {out}
@@ -47,7 +47,7 @@ def report(store: ResultStore) -> str:
     scan = store.scan()
     sections = {
         "Summary": _summary(found, scan.table),
-        "Tables": "\n".join(_tables(store)),
+        "Tables": "\n".join([_filters(found), *_tables(store)]),
         "Cells": _cells(found),
         "Figures": "",
         "Sheets": "",
@@ -101,7 +101,7 @@ def _summary(found: Sequence[Board], table: pd.DataFrame) -> str:
     phases = {phase: sum(gap[1] == phase for gap in gaps) for phase in ("failed", "unfinished", "pending")}
     said = ", ".join(f"{count} {phase}" for phase, count in phases.items() if count)
     lines = [f"<p>{len(table)} cells are stored{f'; of those asked for last: {said}' if said else ''}.</p>"]
-    warned = [note for board in found for note in (*board.stand_ins, *board.notes, *mixed(board))]
+    warned = [note for board in found for note in (*board.stand_ins, *board.notes, *board.mixed)]
     lines += [f'<p class="warning" role="note">{escape(note)}</p>' for note in dict.fromkeys(warned)]
     for board in found:
         context = " · ".join(f"{name} {value}" for name, value in board.context)
@@ -115,17 +115,6 @@ def _best(board: Board, dataset: str) -> str:
     return escape(max(values, key=lambda label: values[label])) + f" {max(values.values()):.1f}" if values else "none yet"
 
 
-def mixed(board: Board) -> tuple[str, ...]:
-    """A warning for each thing in which the cells of one table should not differ, and do."""
-    warnings = []
-    for name in SAME:
-        values = sorted(map(str, board.frame.get(ORIGINS[name], pd.Series(dtype=object)).dropna().unique()))
-        if len(values) > 1:
-            shown = ", ".join(value[:12] if name == "commit" else value for value in values)
-            warnings.append(f"WARNING: cells of one table ({board.name('table')}) differ in {name}: {shown}.")
-    return tuple(warnings)
-
-
 def _tables(store: ResultStore) -> Iterator[str]:
     for table in tables(store, Ask(), "all"):
         region = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.title)}, scrolls sideways">'
@@ -133,27 +122,32 @@ def _tables(store: ResultStore) -> Iterator[str]:
 
 
 def _cells(found: Sequence[Board]) -> str:
-    """Every current cell as a row, with the controls that filter them."""
+    """Every current cell as a row."""
     rows = [row for board in found for row in _cell_rows(board)]
     heads = (*FILTERS, "draw", "backbone", "protocol", "selection", "mIoU %", "state")
-    options = {name: sorted({row[name] for row in rows}, key=lambda text: (not text.isdigit(), text.zfill(9))) for name in FILTERS}
-    selects = "".join(
-        f'<label>{name}<select data-field="{name}"><option value="">all</option>'
-        f"{''.join(f'<option>{escape(value)}</option>' for value in options[name])}</select></label>"
-        for name in FILTERS
-    )
     body = "\n".join(_cell_html(row, heads) for row in rows)
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    return f"""<form class="filters" aria-label="Filter the cells">{selects}
-<label>contains<input type="search" data-field="text"></label></form>
-<p id="shown" role="status" aria-live="polite">{len(rows)} cells</p>
-<div class="scroll" role="region" tabindex="0" aria-label="Every cell, scrolls sideways"><table id="cells">
+    head = "".join(f'<th scope="col">{TITLES.get(name, name)}</th>' for name in heads)
+    return f"""<div class="scroll" role="region" tabindex="0" aria-label="Every cell, scrolls sideways"><table id="cells">
 <caption>Every cell that is stored or was asked for last</caption>
 <thead><tr>{head}</tr></thead>
 <tbody>
 {body}
 </tbody></table></div>
 """
+
+
+def _filters(found: Sequence[Board]) -> str:
+    """The controls that filter every table of the page: rows, columns, and tables of one number of shots."""
+    rows = [row for board in found for row in _cell_rows(board)]
+    options = {name: sorted({row[name] for row in rows}, key=lambda text: (not text.isdigit(), text.zfill(9))) for name in FILTERS}
+    selects = "".join(
+        f'<label>{TITLES.get(name, name)}<select data-field="{name}"><option value="">all</option>'
+        f"{''.join(f'<option>{escape(value)}</option>' for value in options[name])}</select></label>"
+        for name in FILTERS
+    )
+    return f"""<form class="filters" aria-label="Filter all tables">{selects}
+<label>row contains<input type="search" data-field="text"></label><button type="reset">show all</button></form>
+<p id="shown" role="status" aria-live="polite">{len(rows)} cells</p>"""
 
 
 def _cell_rows(board: Board) -> Iterator[dict[str, str]]:
@@ -169,14 +163,14 @@ def _cell_rows(board: Board) -> Iterator[dict[str, str]]:
 
 
 def _cell_html(row: Mapping[str, str], heads: Iterable[str]) -> str:
-    data = " ".join(f'data-{name}="{escape(row[name])}"' for name in FILTERS)
+    data = data_attributes((name, row[name]) for name in FILTERS)
     cells = []
     for name in heads:
         if name == "mIoU %" and row[name]:
             cells.append(f'<td data-value="{row[name]}">{float(row[name]):.2f}</td>')
         else:
             cells.append(f'<td class="text">{escape(row[name] or "-")}</td>')
-    return f"<tr {data}>{''.join(cells)}</tr>"
+    return f"<tr{data}>{''.join(cells)}</tr>"
 
 
 def _figures(store: ResultStore) -> Iterator[tuple[str, str, bytes]]:
@@ -209,8 +203,9 @@ def _failures(found: Sequence[Board]) -> str:
     rows = []
     for board in found:
         for (label, dataset), gaps in sorted(board.gaps.items()):
-            rows += [(dataset, label, board.identity[2], f"draw {draw} seed {seed}", phase, why) for (draw, seed), phase, why in gaps]
-    return _listing("What was asked for and is not stored", ("data set", "method", "shots", "run", "state", "reason"), rows)
+            rows += [(dataset, label, board.identity[2], str(draw), str(seed), phase, why) for (draw, seed), phase, why in gaps]
+    heads = ("dataset", "method", "shots", "draw", "seed", "state", "reason")
+    return _listing("What was asked for and is not stored", heads, rows)
 
 
 def _provenance(table: pd.DataFrame) -> str:
@@ -234,9 +229,10 @@ def _commands(store: ResultStore, table: pd.DataFrame) -> str:
 def _listing(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return "<p>None.</p>"
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    head = "".join(f'<th scope="col">{escape(TITLES.get(name, name))}</th>' for name in heads)
     lines = ("".join(f'<td class="{_width(text)}">{escape(text)}</td>' for text in row) for row in rows)
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    about = (data_attributes((name, text) for name, text in zip(heads, row, strict=True) if name in FILTERS) for row in rows)
+    body = "\n".join(f"<tr{data}>{line}</tr>" for data, line in zip(about, lines, strict=True))
     label = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}, scrolls sideways">'
     return f"{label}<table><caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
 

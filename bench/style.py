@@ -1,7 +1,7 @@
 """How every figure looks and is written: one palette (Okabe and Ito, colour-blind safe), one size of type, the same bytes twice."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A6A00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside the colour, for print in grey
-GREY = "#888888"
+GREY = "#767676"
+PER_LINE = 3  # panels
 SETTINGS = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -40,8 +41,8 @@ METADATA: Mapping[str, dict[str, Any]] = {
 
 @contextmanager
 def panels(count: int, width: float = 3.2, height: float = 2.7) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure with that many panels side by side, three a line; width and height of each in inches. Closed at the end."""
-    columns = min(count, 3)
+    """A figure with that many panels side by side, PER_LINE a line; width and height of each in inches. Closed at the end."""
+    columns = min(count, PER_LINE)
     lines = -(-count // columns)
     with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
         figure, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False, layout="constrained")
@@ -60,8 +61,21 @@ def colour(i: int) -> str:
 
 
 def marker(i: int) -> str:
-    """The marker of the i-th method."""
-    return MARKERS[i % len(MARKERS)]
+    """The marker of the i-th method; no two of 64 have both colour and marker in common."""
+    return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend below all panels, for what any of them has, in the order of the first that has all."""
+    found: dict[str, Any] = {}
+    for ax in sorted(axes, key=lambda ax: -len(ax.get_legend_handles_labels()[1])):
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        columns = min(len(found), max(2, int(figure.get_figwidth() / 1.9)))
+        figure.legend(
+            handles=list(found.values()), labels=list(found), loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.2
+        )
 
 
 def rendered(figure: Figure, form: str) -> bytes:

@@ -64,12 +64,13 @@ class Submission:
         """The array's name in SLURM's queue, which `slurm_queue` knows again."""
         return f"spb_{self.id}_{array}"
 
-    def jobs_of(self, key: str) -> list[str]:
-        """The jobs that were to run a cell, as squeue names them."""
-        found = []
+    def jobs(self) -> dict[str, list[str]]:
+        """Key -> the jobs that were to run the cell, as squeue names them; none of an array that was not sent."""
+        found: dict[str, list[str]] = {}
         for array in self.arrays:
-            at = [index for index, pack in enumerate(array.packs) if key in pack]
-            found += [f"{array.job}_{index}" if len(array.packs) > 1 else array.job for index in at if array.job]
+            for index, pack in enumerate(array.packs if array.job else ()):
+                for key in pack:
+                    found.setdefault(key, []).append(f"{array.job}_{index}" if len(array.packs) > 1 else array.job)
         return found
 
 

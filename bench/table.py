@@ -8,16 +8,18 @@ from typing import Literal
 from tabulate import tabulate
 
 Mark = Literal["", "best", "second"]
+Facts = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column below a group's heading; `digits` behind the point, `signed` shows the plus of a difference."""
+    """A column below a group's heading; `digits` behind the point, `signed` shows the plus of a difference; `about` as in a row."""
 
     group: str
     name: str
     digits: int = 1
     signed: bool = False
+    about: Facts = ()
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row's heading and its cells, one a column."""
+    """A row's heading and its cells, one a column; `about` says what a page can filter by, such as ("dataset", "whu")."""
 
     heading: str
     cells: tuple[Cell, ...]
+    about: Facts = ()
 
 
 @dataclass(frozen=True)

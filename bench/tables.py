@@ -17,7 +17,7 @@ from bench.boards import Ask, Board, Place, boards
 from bench.comparisons import comparisons_table
 from bench.efficiency import efficiency_table, size_cells, sizes
 from bench.errors import RequestError, unknown
-from bench.evidence import AVERAGE, Evidence, evidence
+from bench.evidence import AVERAGE, IN_BRACKETS, Evidence, dataset_of, evidence
 from bench.formats import FORMATS, SUFFIX
 from bench.metrics import RULES
 from bench.pivot import PIVOTS, Pivot, pivot_tables
@@ -35,13 +35,14 @@ def paper_table(board: Board, published: Published, paper_shots: bool = True) ->
     groups = (*published.datasets, AVERAGE)
     known = evidence(board, published.datasets, averaged=True)
     parts = ("ours", "published", "Δ", "in 95 %") if known.counts else ("ours", "published", "Δ")
-    columns = tuple(Column(group, name, signed=name == "Δ") for group in groups for name in parts)
+    columns = tuple(Column(group, name, signed=name == "Δ", about=dataset_of(group)) for group in groups for name in parts)
     ours = _scored(board, known, published.datasets, groups)
     rows = []
     for label in ordered(board.labels_of(published.datasets), published):
         theirs = [published.of(label, group) if paper_shots else None for group in groups]
         pairs = zip((ours[label, group] for group in groups), theirs, strict=True)
-        rows.append(Row(heading(label, published), tuple(cell for pair in pairs for cell in _beside(*pair)[: len(parts)])))
+        cells = tuple(cell for pair in pairs for cell in _beside(*pair)[: len(parts)])
+        rows.append(Row(heading(label, published), cells, (("method", label),)))
     return Table(
         board.name("paper"),
         "Foreground mIoU (%): ours, published, and Δ = ours - published",
@@ -49,7 +50,7 @@ def paper_table(board: Board, published: Published, paper_shots: bool = True) ->
         "method",
         columns,
         tuple(rows),
-        (*board.stand_ins, *_published_notes(board, published, paper_shots), *_evidence_notes(known), *board.notes),
+        (*board.stand_ins, *board.mixed, *_published_notes(board, published, paper_shots), *_evidence_notes(known), *board.notes),
     )
 
 
@@ -84,7 +85,7 @@ def _evidence_notes(known: Evidence) -> tuple[str, ...]:
     images = ", ".join(f"{name} {len(of.images)}" for name, of in sorted({name: of for (_, name), of in known.counts.items()}.items()))
     tests = len(known.comparisons)
     return (
-        "In brackets: 95 % bootstrap interval over test images and runs (images alone where there is one run).",
+        IN_BRACKETS,
         f"Bold: best, underlined: second, only where the difference from the next is outside the noise (paired bootstrap on the same "
         f"images and runs, p < 0.05 after Holm's correction for the {tests} comparisons of this table).",
         f"Test images: {images}.",
@@ -107,14 +108,22 @@ def plain_table(board: Board, published: Published, paper_shots: bool = True) ->
     """Methods as rows; trainable parameters and their share, every data set, and the average where there are several."""
     datasets = board.datasets
     groups = (*datasets, AVERAGE) if len(datasets) > 1 else tuple(datasets)
-    columns = (Column("", "trainable", digits=0), Column("", "share %", digits=2), *(Column("", name) for name in groups))
+    columns = (
+        Column("", "trainable", digits=0),
+        Column("", "share %", digits=2),
+        *(Column("", name, about=dataset_of(name)) for name in groups),
+    )
     known = evidence(board, datasets, averaged=len(datasets) > 1)
     parameters, ours = sizes(board.frame), _scored(board, known, datasets, groups)
     rows = [
-        Row(heading(label, published), (*size_cells(parameters.get(label, set())), *(ours[label, group] for group in groups)))
+        Row(
+            heading(label, published),
+            (*size_cells(parameters.get(label, set())), *(ours[label, group] for group in groups)),
+            (("method", label),),
+        )
         for label in ordered(board.labels_of(datasets), published)
     ]
-    notes = (*board.stand_ins, *_evidence_notes(known), *board.notes)
+    notes = (*board.stand_ins, *board.mixed, *_evidence_notes(known), *board.notes)
     return Table(board.name("plain"), "Foreground mIoU (%)", board.context, "method", columns, tuple(rows), notes)
 
 

@@ -86,8 +86,11 @@ def seen_cells(out: Path, tasks: Sequence[Task] | None) -> list[Seen]:
     live = live_cells(out, tasks or ())
     grid = {cell.key for cell in store.grid()}
     cells = [cell for key, cell in all_cells(out, sent).items() if key in grid or key in live]
-    jobs = {key: submission.jobs_of(key) for submission in sent for key in submission.cells}
-    seen = [_seen(store, cell, live.get(cell.key), bool(jobs.get(cell.key))) for cell in cells]
+    jobs: dict[str, list[str]] = {}
+    for submission in sent:
+        for key, names in submission.jobs().items():
+            jobs.setdefault(key, []).extend(names)
+    seen = [_seen(store, cell, live.get(cell.key), cell.key in jobs) for cell in cells]
     lost = [one for one in seen if one.phase == "lost"][:EXPLAINED]
     why = {one.cell.key: _what_became(jobs.get(one.cell.key, [])) for one in lost if tasks is not None}
     return [replace(one, detail=why.get(one.cell.key) or one.detail) for one in seen]

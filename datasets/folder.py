@@ -271,15 +271,15 @@ class FolderDataset(ListedDataset):
         absent = {stem: shots for shots, listed in lists for stem in listed if stem not in train}
         return [
             f"Data set {cls.name}: {stem}{folders.image_suffix} of the official {shots}-shot list is not in "
-            f"{root / folders.images} with its mask; {cls._advice(root)}."
+            f"{root / folders.images} with its mask; `python -m datasets.prepare where {cls.name}` says which archive is needed."
             for stem, shots in sorted(absent.items(), key=lambda item: item[1])
         ]
 
     @classmethod
     def _advice(cls, root: Path) -> str:
         return (
-            f"get {cls.archive} from {cls.home} and unpack it into {root}, or write a generated stand-in with "
-            f"`python -m datasets.synth --layout {cls.name} --out {root}`"
+            f"get {cls.archive} from {cls.home} and unpack it into {root} (`python -m datasets.prepare {cls.name} --from ZIP` does), "
+            f"or write a generated stand-in with `python -m datasets.synth --layout {cls.name} --out {root}`"
         )
 
 

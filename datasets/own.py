@@ -88,7 +88,11 @@ class OwnDataset(ListedDataset):
             return Listing(found.images, [cls._fault(fault) for fault in found.faults], found.notes, {place.annotations: path})
         images, doubled = cls._files(data / place.images, cls.definition.extensions)
         masks, doubled_masks = cls._files(data / place.masks, cls.definition.mask_extensions)
-        of_image = {name: name + cls.definition.mask_suffix for name in images}
+        suffix = cls.definition.mask_suffix
+        if suffix and place.images == place.masks:  # one folder for both: what has a mask's name is no image
+            images = {name: path for name, path in images.items() if not name.endswith(suffix)}
+        masks = {name: path for name, path in masks.items() if name.endswith(suffix)}
+        of_image = {name: name + suffix for name in images}
         bare = [
             cls._fault(f"the image {images[name]} has no mask {of_image[name]} in {data / place.masks}")
             for name in sorted(images)

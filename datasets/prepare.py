@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import RequestError
+from bench.errors import RequestError, unknown
 from bench.plugins import add_option
 
 ACTIONS = ("prepare", "verify", "where")
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from datasets.preparation.commands import prepare, verified, where
 
     try:
+        if given.more:
+            raise unknown("action", words[1], ACTIONS)
         if given.action == "where":
             return where(given.name, given.data)
         if given.name is None:
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("action", choices=ACTIONS, help="prepare may be left out")
     parser.add_argument("name", nargs="?", help="a data set: whu, kvasir, sbu, or one of your own")
+    parser.add_argument("more", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument(
         "--from", dest="sources", nargs="+", action="extend", type=Path, default=[], metavar="PATH", help="zips or an unpacked folder"
     )

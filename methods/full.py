@@ -14,7 +14,7 @@ from bench.sam import Sam, Tuner
 @dataclass(frozen=True)
 class FullFineTuning(Method):
     """Every weight of the image encoder, and of the mask decoder those that its single mask is made with. The prompt encoder is
-    frozen: it already says all there is to say of a box or a point (MedSAM, "Model training").
+    frozen, as in MedSAM, whose authors find that it encodes a box well enough as it is.
 
     The upper bound in parameters, with a copy of SAM of its own: in memory, AdamW's two moments on top of it, and on disk.
     """

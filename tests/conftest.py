@@ -1,15 +1,20 @@
 """Toys that the tests share: a SAM of a few thousand weights and a data set of rectangles."""
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
+from archive_files import write_archives
 
 from bench.protocol import Settings, load_protocol
 from bench.sam import Sam
 from bench.toys import TOY, Rectangles, toy_backbone
+from datasets import prepare
 
 __all__ = ["TOY", "Rectangles", "toy_backbone"]
 torch.set_num_threads(1)
@@ -28,3 +33,30 @@ def rectangles() -> Rectangles:
 @pytest.fixture
 def smoke() -> Settings:
     return load_protocol("smoke").resolve("any", "any", 1)
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory):
+    """See `archive_files.write_archives`."""
+    top = tmp_path_factory.mktemp("archives")
+    write_archives(top)
+    return top
+
+
+@pytest.fixture
+def archive_data(archives, tmp_path):
+    """A data folder that a test may damage; links, which are replaced and not written through."""
+    shutil.copytree(archives / "folders", tmp_path / "data", copy_function=lambda source, target: Path(target).hardlink_to(source))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def said(capsys, tmp_path):
+    """Runs the command; its exit code and all that it printed."""
+
+    def run(*words: str | Path) -> tuple[int, str]:
+        code = prepare.main([*map(str, words), "--out", str(tmp_path / "results")])
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run

@@ -143,11 +143,13 @@ class Grid:
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
 
-    def launch_braked(self, seconds, cells):
-        """Sends the grid, whose training steps take so many seconds each until `go`; the states when so many cells can be resumed."""
-        self.brake.write_text(str(seconds))
-        self.launch()
+    def launch_braked(self, seconds, cells, *more):
+        """Sends the grid; when so many cells have trained for a step of a second, each further step takes `seconds`, until `go`. A
+        step that takes long hears of signals at its end. The states of the cells."""
+        self.brake.write_text("1")
+        self.launch(*more)
         self.wait(lambda: len(list(self.out.glob("runs/*/*/*/resume.pt"))) >= cells)
+        self.brake.write_text(str(seconds))
         return self.states()
 
     def go(self):

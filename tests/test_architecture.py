@@ -13,6 +13,7 @@ ROOMS = [
     ["bench.demo", "bench.perf", "bench.pretrain", "bench.study", "bench.status", "bench.logs", "bench.cancel"],
     ["bench.evaluate", "bench.predict", "bench.check"],
     ["bench.predict_tasks"],
+    ["bench.perf_turns", "bench.perf_kernels"],
     ["bench.perf_model"],
     ["bench.report", "bench.sheets"],
     ["bench.tables", "bench.figures", "bench.compare", "bench.export"],

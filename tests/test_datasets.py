@@ -390,9 +390,9 @@ def test_opening_looks_at_listings_alone_and_is_quick(tmp_path):
             folder_.mkdir(parents=True)
             for number in range(count):
                 (folder_ / f"{number}{suffix}").touch()
-    start = time.perf_counter()
+    start = time.process_time()
     dataset = Large.open(tmp_path)
-    assert time.perf_counter() - start < 0.5  # empty files: none of them is read
+    assert time.process_time() - start < 0.5  # of this process: the machine may be busy
     assert len(dataset.names("train")) == 1700 and len(dataset.names("val")) == 64
 
 

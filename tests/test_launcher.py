@@ -211,7 +211,7 @@ def test_a_submission_is_read_back_and_finds_its_cells_in_the_queue(tmp_path):
     assert live_cells(tmp_path, queue) == {specs[1].key: queue[0]}
     running = Task("12_5", "RUNNING", "None", "n1", sent.id, 0, len(packs) - 1)
     assert live_cells(tmp_path, [running, *queue])[specs[0].key] == running
-    assert sent.jobs_of(specs[-1].key) == [f"12_{len(packs) - 1}"]
+    assert sent.jobs()[specs[-1].key] == [f"12_{len(packs) - 1}"]
 
 
 def in_a_job(monkeypatch, job, restart="0"):

@@ -120,6 +120,17 @@ def test_splits_by_folders_with_a_val_split_and_masks_of_other_names(data):
     assert len(dataset.files()) == 24
 
 
+def test_images_and_masks_may_lie_in_one_folder(data):
+    (data / "all").mkdir()
+    for i in range(12):
+        cv2.imwrite(str(data / f"all/a{i}.png"), cv2.imread(str(data / f"pics/a{i}.jpg")))
+        shutil.copy(data / f"truth/a{i}.png", data / f"all/a{i}_mask.png")
+    described(data, "together", 'images = "all"\nmasks = "all"\nmask_suffix = "_mask"\ntest_share = 0.25\n')
+    dataset = open_dataset("together", data)
+    assert len(dataset.names("train")) == 9 and dataset.load("train", dataset.names("train")[0]).mask.any()
+    assert not type(dataset).survey(data).notes
+
+
 def test_a_definition_may_lie_in_the_checkout_as_well_as_beside_the_data(data, tmp_path):
     """In a copy of the project with `configs/datasets/mine.toml` the name is known, without any other edit."""
     for folder in ("bench", "methods", "datasets", "configs"):

@@ -33,9 +33,9 @@ SMALL = Table(
     "A & B_1",
     (("shots", "1"),),
     "method",
-    (Column("whu", "ours"), Column("whu", "Δ", signed=True), Column("sbu", "ours")),
+    (Column("whu", "ours"), Column("whu", "Δ", signed=True), Column("sbu", "ours", about=(("dataset", "sbu"),))),
     (
-        Row("LoRA (rank: 8)", (BEST, Cell(-0.12), Cell(reason="failed", notes=("x < 1",)))),
+        Row("LoRA (rank: 8)", (BEST, Cell(-0.12), Cell(reason="failed", notes=("x < 1",))), (("method", "lora"), ("method", "b"))),
         Row("SAM", (Cell(43.5, mark="second"), Cell(), Cell(1.0, notes=("x < 1",)))),
     ),
     ("Said below.",),
@@ -59,15 +59,17 @@ SAM & \underline{43.5} & - & 1.0$^{\dagger1}$ \\
 \end{table*}
 """
 
-HTML = """<figure class="table" id="small">
+HTML = """<figure class="table" id="small" data-shots="1">
 <div class="scroll"><table><caption>A &amp; B_1<br><small>shots 1</small></caption>
-<thead><tr><th scope="col">method</th><th scope="col">whu ours</th><th scope="col">whu Δ</th><th scope="col">sbu ours</th></tr></thead>
+<thead><tr><th scope="col">method</th><th scope="col">whu ours</th><th scope="col">whu Δ</th>\
+<th scope="col" data-dataset="sbu">sbu ours</th></tr></thead>
 <tbody>
-<tr><th scope="row">LoRA (rank: 8)</th><td data-value="86.04"><strong>86.0 ± 1.1</strong><small> [84.0, 88.0] (n=3)</small></td>\
+<tr data-method="lora|b"><th scope="row">LoRA (rank: 8)</th>\
+<td data-value="86.04"><strong>86.0 ± 1.1</strong><small> [84.0, 88.0] (n=3)</small></td>\
 <td data-value="-0.12"><span>-0.1</span><small></small></td>\
-<td class="gap">failed<sup><a href="#small-1" aria-label="note 1">1</a></sup></td></tr>
+<td class="gap" data-dataset="sbu">failed<sup><a href="#small-1" aria-label="note 1">1</a></sup></td></tr>
 <tr><th scope="row">SAM</th><td data-value="43.5"><u>43.5</u><small></small></td><td class="gap">-</td>\
-<td data-value="1.0"><span>1.0</span><small></small><sup><a href="#small-1" aria-label="note 1">1</a></sup></td></tr>
+<td data-value="1.0" data-dataset="sbu"><span>1.0</span><small></small><sup><a href="#small-1" aria-label="note 1">1</a></sup></td></tr>
 </tbody></table></div>
 <figcaption class="notes"><p>Said below.</p><ol><li id="small-1">x &lt; 1</li></ol></figcaption>
 </figure>
@@ -206,6 +208,16 @@ def test_pivots_join_shots_and_part_what_they_do_not_show(store: ResultStore) ->
     assert [dict(table.context)["protocol"] for table in made] == ["clean", "paper"]
     assert [(column.group, column.name) for column in made[1].columns] == [("whu", "1"), ("whu", "16")]
     assert [round(cell.value or 0) for cell in made[1].rows[0].cells] == [80, 90]
+
+
+def test_pivots_of_miou_have_the_intervals_of_the_tables(store: ResultStore) -> None:
+    fill(store, 6.0)
+    (plain,), (shots,) = tables(store, Ask()), tables(store, Ask(), "shots")
+    assert [row.cells[2].low for row in plain.rows] == [row.cells[0].low for row in shots.rows]
+    assert shots.rows[0].cells[0].low is not None and shots.rows[0].cells[0].images == 40
+    assert any(note.startswith("In brackets") for note in shots.notes)
+    (steps,) = pivoted(store, Ask(), Pivot.of("method", "dataset", "cost.steps"))
+    assert steps.rows[0].cells[0].low is None and not any(note.startswith("In brackets") for note in steps.notes)
 
 
 def test_pivots_may_show_seeds_apart(store: ResultStore) -> None:

@@ -13,8 +13,9 @@ from test_renderings import CAT, SAM, put
 from test_spec import SPEC
 
 from bench.boards import Ask, boards
-from bench.report import _inlined, main, mixed
+from bench.report import _inlined, main
 from bench.store import ResultStore
+from bench.tables import tables
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
@@ -23,6 +24,7 @@ FLAGS += ("--disable-component-update", "--disable-sync", "--window-size=1280,90
 
 def fill(store: ResultStore) -> None:
     specs = [put(store, 60.0 + 10 * i, method=method, seed=seed) for i, method in enumerate((SAM, CAT)) for seed in (0, 1)]
+    specs.append(put(store, 65.0, method=CAT, dataset="sbu"))
     failed = replace(SPEC, seed=5)
     store.fail(failed, "The loss became nan at step 3 <script>alert(1)</script>.")
     store.write_grid([*specs, failed])
@@ -64,8 +66,10 @@ def test_cells_of_other_code_or_hardware_in_one_table_are_warned_of(tmp_path: Pa
         content["provenance"] = {"device_name": device, "git": {"commit": "c" * 40, "dirty": False}}
         (folder / "record.json").write_text(json.dumps(content))
     (board,) = boards(store, Ask())
-    (warning,) = mixed(board)
+    (warning,) = board.mixed
     assert warning.endswith("differ in device: another GPU, one GPU.")
+    for kind in ("plain", "paper", "efficiency", "shots"):
+        assert all(warning in table.notes for table in tables(store, Ask(), kind))
 
 
 def test_pictures_beyond_the_limit_are_named() -> None:
@@ -132,9 +136,33 @@ def test_in_a_browser_it_sorts_and_filters_without_error_or_request(page: Path, 
     assert set(column(browser, "#cells", heads.index("seed"))) == {"1"}
     Select(browser.find_element(By.CSS_SELECTOR, "[data-field=method]")).select_by_visible_text("sam")
     assert column(browser, "#cells", heads.index("method")) == ["sam"]
-    assert browser.find_element(By.ID, "shown").text == "1 of 5 cells shown"
+    assert browser.find_element(By.ID, "shown").text.startswith("1 of 6 cells shown")
     assert browser.get_log("browser") == []
     assert requested(browser) <= {"file", "data"}
+
+
+def test_every_table_with_methods_data_sets_or_shots_filters(page: Path, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    browser.get(page.as_uri())
+    seen = """return [...document.querySelectorAll('figure.table')].map(f => [f.checkVisibility(),
+      [...f.querySelectorAll('tbody tr')].filter(r => r.checkVisibility()).length,
+      [...f.querySelectorAll('thead th')].filter(h => h.checkVisibility()).length])"""
+    before = browser.execute_script(seen)
+    assert all(visible and rows and heads for visible, rows, heads in before)
+    Select(browser.find_element(By.CSS_SELECTOR, "[data-field=method]")).select_by_visible_text("cat_sam_t")
+    assert all(rows == 1 for visible, rows, _ in browser.execute_script(seen) if visible)  # its own row, or its one comparison
+    assert browser.execute_script("return [...document.querySelectorAll('#failures-and-gaps tr, #cells tbody tr')].length") > 0
+    browser.find_element(By.CSS_SELECTOR, ".filters button").click()
+    browser.execute_async_script("setTimeout(arguments[0], 50)")
+    assert browser.execute_script(seen) == before
+    Select(browser.find_element(By.CSS_SELECTOR, "[data-field=dataset]")).select_by_visible_text("sbu")
+    narrowed = browser.execute_script(seen)
+    assert any(now[2] < then[2] for now, then in zip(narrowed, before, strict=True))
+    assert (
+        browser.execute_script("return [...document.querySelectorAll('main [data-dataset=whu]')].some(e => e.checkVisibility())") is False
+    )
 
 
 @pytest.mark.parametrize(("width", "media"), [(375, "screen"), (1280, "screen"), (718, "print")])  # 718 px: A4 less its margins

@@ -46,23 +46,27 @@ def tops(cls: type[FolderDataset]) -> tuple[Top, ...]:
 
 
 def base_in(names: Iterable[str], top: Top) -> str | None:
-    """The folder of a zip, "" or ending in a slash, below which all parts of a top have files; whatever it is named."""
-    full = {f"{PurePosixPath(name).parent.as_posix()}/" for name in names if not name.endswith("/")}
+    """The folder of a zip, "" or ending in a slash, below which all parts of a top have files: the one of its name, else any."""
+    files = (name.rpartition("/") for name in names)
+    full = {f"{folder}/" for folder, _, file in files if file and not file.startswith(".")}
     first = f"{top.parts[0].folder}/"
     bases = [folder.removesuffix(first) for folder in full if folder == first or folder.endswith(f"/{first}")]
     whole = [base for base in bases if all(f"{base}{part.folder}/" in full for part in top.parts)]
-    return min(whole, key=lambda base: (base.count("/"), base), default=None)
+    return min(whole, key=lambda base: (PurePosixPath(base).name != top.name, base.count("/"), base), default=None)
 
 
 def folder_in(given: Path, top: Top) -> Path | None:
-    """The folder at or below `given` that has all parts of a top, whatever it is named."""
-    start = len(given.resolve().parts)
+    """The folder at or below `given` that has all parts of a top: the one of its name, else any."""
+    start, others = len(given.resolve().parts), []
     for at, below, _ in os.walk(given.resolve()):
         here = Path(at)
         if all((here / part.folder).is_dir() for part in top.parts):
-            return here
+            if here.name == top.name:
+                return here
+            others.append(here)
+            below.clear()
         below[:] = sorted(name for name in below if not name.startswith(".")) if len(here.parts) - start < DEEPEST else []
-    return None
+    return others[0] if others else None
 
 
 def in_place(root: Path, top: Top) -> bool:

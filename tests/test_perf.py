@@ -1,0 +1,74 @@
+"""The benchmark of speed says no more than it measured."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.perf_kernels import compare_kernels
+from bench.perf_model import Operations, cpu_jobs
+from bench.perf_turns import affordable, compare, summary, verdict
+
+PAIR = cpu_jobs(["cat_sam_t"])[0]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ([1.5, 1.6], "2 turns, too few to tell"),
+        ([1.5, 1.6, 1.7], "gain"),
+        ([1.0, 1.2, 1.3], "within the spread"),
+        ([0.8, 1.0, 1.2], "within the spread"),
+        ([0.6, 0.65, 0.7], "loss"),
+    ],
+)
+def test_nothing_is_a_gain_that_is_smaller_than_the_spread(ratios, said):
+    assert verdict(ratios) == said
+
+
+def test_a_row_is_of_the_turns_own_ratios_and_the_best_product_rate():
+    def found(seconds, user, peak):
+        return {"seconds": seconds, "user_seconds": user, "peak_mb": peak, "tflop": 2.0, "gemm_tflops": 0.1}
+
+    measured = [(found(10.0, 9.0, 1024), found(20.0, 12.0, 4096)), (found(11.0, 9.0, 1024), found(33.0, 12.0, 4096))]
+    row = summary(PAIR, [*measured, ({"failed": "no memory"}, found(1.0, 1.0, 1))], {"fp32": 0.2})
+    assert (row["turns"], row["ratio"], row["range"], row["user only"]) == (2, 2.5, "2.00–3.00", 1.33)
+    assert (row["plain s"], row["plain MFU %"], row["fast MFU %"]) == (26.5, 38, 95)
+    assert summary(PAIR, [({"failed": "no memory"}, {"failed": "no memory"})], {})["verdict"] == "failed: no memory"
+
+
+def test_later_turns_end_in_time():
+    evaluate, train = cpu_jobs(["cat_sam_t"])
+    cost = {evaluate: 20.0, train: 100.0}
+    assert affordable(cost, float("inf"), 2) == [evaluate, train]
+    assert affordable(cost, 60.0, 2) == [evaluate]
+    assert affordable(cost, 10.0, 2) == []
+
+
+def test_operations_are_counted():
+    x, weight, image, kernel = torch.ones(3, 5), torch.ones(7, 5), torch.ones(1, 2, 8, 8), torch.ones(4, 2, 3, 3)
+    with Operations() as counted, torch.no_grad():
+        torch.nn.functional.linear(x, weight)
+        torch.bmm(x.expand(6, -1, -1), x.mT.expand(6, -1, -1))
+        torch.nn.functional.conv2d(image, kernel, padding=1)
+        (x * 2).exp()
+    assert counted.flop == 2 * (3 * 5 * 7 + 6 * 3 * 5 * 3 + 4 * 2 * 9 * 64)
+
+
+def test_measurements_become_a_table_and_a_file(tmp_path, monkeypatch, capsys):
+    pair = tuple(replace(job, backbone="tiny", boxes=2) for job in cpu_jobs(["hq_sam"])[0])
+    monkeypatch.setattr("bench.perf_turns.cpu_jobs", lambda methods: [pair])
+    assert compare("cpu", ["hq_sam"], 1, 5.0, 2, tmp_path) == 0
+    written = json.loads(next(tmp_path.glob("*.json")).read_text())
+    (row,) = written["rows"]
+    assert row["verdict"] == "1 turns, too few to tell" and row["plain GiB"] > 0 and row["fast s"] > 0
+    assert written["measurements"][0]["plain"]["tflop"] > 0.001
+    assert written["about"]["allocator"]["MALLOC_MMAP_MAX_"] == "0"
+    assert "MALLOC_MMAP_MAX_=0" in capsys.readouterr().out and next(tmp_path.glob("*.md")).read_text().count("\n") == 5
+
+
+def test_every_kernel_is_timed_on_both_kinds_of_block(capsys):
+    assert compare_kernels("cpu", "tiny", "fp32", 1, 1) == 0
+    table = capsys.readouterr().out
+    assert table.count("| chunked") == table.count("| folded") == 4 and table.count("| yes") == 4
