@@ -66,8 +66,8 @@ def show(name: str, found: Iterator[Finding]) -> int:
     console.print(Text(name, "bold"))
     for finding in found:
         counts[finding.verdict] += 1
-        verdict = Text(f"{finding.verdict:{VERDICT}}", COLOURS[finding.verdict])
-        console.print(verdict + Text(_lines(finding, width)), soft_wrap=True)
+        verdict = f"{finding.verdict:{VERDICT}}", COLOURS[finding.verdict]
+        console.print(Text.assemble(verdict, _lines(finding, width)), soft_wrap=True)
     rest = "".join(f", {counts[verdict]} {verdict}" for verdict in ("broken", "not promised") if counts[verdict])
     console.print(f"{counts['pass']} of {counts.total()} checks pass{rest}.")
     return int(counts["broken"] > 0)
