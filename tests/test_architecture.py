@@ -45,7 +45,7 @@ ROOMS = [
         "bench.slurm_profile",
     ],
     ["bench.table"],
-    ["bench.protocol", "bench.files", "bench.spread"],
+    ["bench.protocol", "bench.columns", "bench.files", "bench.spread"],
     ["bench.slurm_queue", "bench.slurm_turn"],
     ["bench.types"],
     ["bench.errors", "bench.slurm_facts"],
