@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.conformance import Check, NotPromised, need
-from bench.objects import object_masks
+from bench.objects import sample_objects
 from bench.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Sample, Split
 
@@ -167,7 +167,7 @@ def reading_again_gives_the_same(data: DatasetSubject) -> str:
 
 
 def objects_are_found(data: DatasetSubject) -> str:
-    counts = {(split, name): len(object_masks(sample.mask, data.dataset.rule)) for split, name, sample in data.samples}
+    counts = {(split, name): len(sample_objects(sample, data.dataset.rule)) for split, name, sample in data.samples}
     need(any(counts.values()), f"None of {len(counts)} images has an object by its rule {data.dataset.rule}.")
     for shots, names in data.dataset.official.items():
         need(any(counts["train", name] for name in names), f"None of its official {shots}-shot images has an object.")

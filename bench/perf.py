@@ -47,11 +47,12 @@ from bench.export import results
 began = time.perf_counter()
 rows = len(results(sys.argv[1]))
 seconds = time.perf_counter() - began
+spent = time.process_time()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 if sys.platform == "linux":  # there the line above holds the peak of the process that started this one
     status = open("/proc/self/status").read().split()
     peak = int(status[status.index("VmHWM:") + 1]) * 1024
-print(rows, seconds, peak / 1e6)"""
+print(rows, seconds, spent, peak / 1e6)"""
 SCORES = ("miou", "mean_image_iou", "dice")
 DATA_SETS = read_published(PUBLISHED["1"]).datasets
 
@@ -116,8 +117,8 @@ def time_store(cells: int) -> int:
 def _load_apart(root: Path) -> tuple[float, float]:
     """The seconds and peak megabytes of `bench.results()` in a process of its own."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(root)], cwd=ROOT, check=True, capture_output=True, text=True)
-    rows, seconds, megabytes = map(float, done.stdout.split())
-    print(f"load {rows:.0f} rows with bench.results(): {seconds:.2f} s, {megabytes:.0f} MB", flush=True)
+    rows, seconds, spent, megabytes = map(float, done.stdout.split())
+    print(f"load {rows:.0f} rows with bench.results(): {seconds:.2f} s ({spent:.2f} s of a processor), {megabytes:.0f} MB", flush=True)
     return seconds, megabytes
 
 

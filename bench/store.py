@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from bench.columns import Columns
 from bench.errors import RequestError
 from bench.files import staged_file, write_together
 from bench.protocol import Settings
@@ -189,7 +190,8 @@ class ResultStore:
 
     def scan(self) -> Scan:
         """All records, in the order of their folders. A damaged record, or a second copy of a cell, is reported and left out."""
-        rows: dict[str, dict[str, Any]] = {}
+        paths: dict[str, str] = {}
+        columns = Columns()
         damaged = []
         for folder in sorted(self._folders(), key=lambda folder: (not KEYED_NAME.fullmatch(folder.name), str(folder))):
             try:
@@ -197,11 +199,12 @@ class ResultStore:
             except DamagedRecord as damage:
                 damaged.append(Damaged(folder / RECORD, str(damage)))
                 continue
-            if found["key"] in rows:
-                damaged.append(Damaged(folder / RECORD, f"it is a copy of {rows[found['key']]['path']}"))
-            rows.setdefault(found["key"], found)
-        ordered = [rows[key] for key in sorted(rows, key=lambda key: str(rows[key]["path"]))]
-        return Scan(pd.DataFrame(ordered), tuple(sorted(damaged, key=lambda item: str(item.path))))
+            if found["key"] in paths:
+                damaged.append(Damaged(folder / RECORD, f"it is a copy of {paths[found['key']]}"))
+                continue
+            paths[found["key"]] = found["path"]
+            columns.append(found)
+        return Scan(columns.table("path"), tuple(sorted(damaged, key=lambda item: str(item.path))))
 
     def discard(self, spec: RunSpec) -> None:
         """Removes what the cell wrote, the result first, and nothing else."""

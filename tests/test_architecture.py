@@ -59,7 +59,7 @@ ROOMS = [
     ],
     ["bench.conformance"],
     ["bench.table"],
-    ["bench.protocol", "bench.files", "bench.spread"],
+    ["bench.protocol", "bench.columns", "bench.files", "bench.spread"],
     ["bench.image_files", "bench.plugins"],
     ["bench.slurm_queue", "bench.slurm_turn"],
     ["bench.types"],
