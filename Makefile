@@ -1,6 +1,6 @@
 # Every target sets up what it needs: a virtual environment in .venv with the pinned requirements.
 PYTHON     ?= python3
-METHODS    ?= all
+METHODS    ?= paper
 DATASETS   ?= whu,kvasir,sbu
 SHOTS      ?= 1
 SEEDS      ?=

@@ -17,6 +17,8 @@ from typing import Any
 from bench.errors import RequestError
 from bench.files import write_together
 from bench.plan import choose_methods
+from bench.plugins import plugin_files
+from bench.published import PUBLISHED
 from bench.registry import METHODS
 from bench.spec import MethodChoice
 
@@ -46,7 +48,10 @@ def catalogue(text: str, cache_dir: Path) -> Catalogue:
     try:
         return _read((cache_dir / CACHE / name).read_text())
     except (OSError, ValueError, KeyError, TypeError):
-        said = _ask(text)
+        said, warnings = _ask(text)
+    if warnings:  # what failed may be repaired without any of this code changing
+        print(*warnings, sep="\n", file=sys.stderr)
+        return _read(said)
     try:
         (cache_dir / CACHE).mkdir(parents=True, exist_ok=True)
         write_together(cache_dir / CACHE, {name: said.encode()}, durable=False)
@@ -55,15 +60,15 @@ def catalogue(text: str, cache_dir: Path) -> Catalogue:
     return _read(said)
 
 
-def _ask(text: str) -> str:
-    """The last line that the child prints; its RequestError is raised here."""
+def _ask(text: str) -> tuple[str, list[str]]:
+    """The last line that the child prints, and its warnings; its RequestError is raised here."""
     done = subprocess.run([sys.executable, "-m", "bench.catalogue", text], cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 2:
         raise RequestError(done.stderr.strip().splitlines()[-1])
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise RequestError(f"The methods cannot be loaded: {last}; `{Path(sys.executable).name} -m bench.catalogue` shows it in full.")
-    return done.stdout.strip().splitlines()[-1]
+    return done.stdout.strip().splitlines()[-1], [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
 
 
 def _read(said: str) -> Catalogue:
@@ -77,14 +82,18 @@ def _tuples(value: Any) -> Any:
 
 
 def _state(text: str) -> str:
-    """A hash of the text, the interpreter, and all code that methods are made of, third-party packages included."""
+    """A hash of the text, the interpreter, the published tables, and all code that methods are made of, third-party packages and plugins
+    included."""
     digest = sha256(f"{text}\0{sys.version}".encode())
-    for path in sorted([*(ROOT / "bench").glob("*.py"), *(ROOT / "methods").rglob("*.py")]):
+    published = [path for path in PUBLISHED.values() if path.is_file()]  # they say what the group "paper" is
+    for path in sorted([*(ROOT / "bench").glob("*.py"), *(ROOT / "methods").rglob("*.py"), *published]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for point in sorted(entry_points(group=METHODS.group)):
         digest.update(f"\0{point.name}={point.value}".encode())
         for path in sorted(_files(point.module.partition(".")[0])):
             digest.update(f"\0{path}\0".encode() + path.read_bytes())
+    for path in plugin_files():
+        digest.update(f"\0{path}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bench.errors import DivergedError
-from bench.evaluate import evaluate
+from bench.evaluation import evaluate
 from bench.files import write_together
 from bench.method import Method, build_parts
 from bench.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
@@ -76,6 +76,7 @@ class Cell:
     watch: is told the progress, and may raise Stopped; then the resume file is written first. save_every: seconds between two
     resume files. memory: how a training step is cut to fit the device. prepared: what earlier cells on this data set left to use again.
     team: the processes that run this cell together; number 0 alone writes, and its watch alone may stop them.
+    released: the trained tensors of a released checkpoint, by `tuned`'s names: they are evaluated as they are, and nothing is trained.
     """
 
     def __init__(
@@ -89,14 +90,18 @@ class Cell:
         memory: Memory = WHOLE,
         prepared: Prepared | None = None,
         team: Team = SOLO,
+        released: Tensors | None = None,
     ) -> None:
         self.team = team
         self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
         self.resume_file, self.watch, self.save_every = folder / RESUME, watch, save_every
         self.prepared = prepared or Prepared(dataset)
         self.model = build_model(spec, sam)
-        self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val)
-        self.optimizer = optimizer_of(self.model, self.settings) if self.model.tuned() else None
+        if released is not None:
+            self.model.load_tuned(released)
+        trains = released is None and bool(self.model.tuned())
+        self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val) if released is None else ()
+        self.optimizer = optimizer_of(self.model, self.settings) if trains else None
         self.course = self._resumed()
         images = {split: len(dataset.names(split)) for split in ("test", "val")}
         self.work = Work.of(self.settings, len(self.support), images, self.optimizer is not None)
@@ -195,7 +200,7 @@ class Cell:
             return
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
-        content = {"key": self.spec.key, "course": asdict(self.course), "weights": self._weights(), "optimizer": optimizer}
+        content = {"key": self.spec.key, "course": vars(self.course), "weights": self._weights(), "optimizer": optimizer}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_together(self.resume_file.parent, {RESUME: buffer.getvalue()}, durable=False)  # two copies of a cell may write at once
@@ -222,7 +227,7 @@ class Cell:
         tuned = save({name: tensor.contiguous() for name, tensor in self._weights().items()})
         cost = {
             "trainable_parameters": sum(p.numel() for p in self.model.tuned().values()),
-            "total_parameters": sum(p.numel() for p in self.model.parameters()),
+            "total_parameters": self.model.size,
             "tuned_bytes": len(tuned),
             "training_seconds": round(self.course.seconds["training"], 3),
             "evaluation_seconds": round(self.course.seconds["evaluation"], 3),

@@ -53,7 +53,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = "holds pickled code, which is never run" if "Unsupported" in str(error) else "is damaged or no checkpoint"
+        reason = "holds pickled code, which is never run" if _is_code(error) else "is damaged or no checkpoint"
         raise CheckpointError(f"The checkpoint {path} {reason}: a file of tensors is needed.") from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"The checkpoint {path} is truncated or damaged ({_first_line(error)}); get it again.") from None
@@ -102,6 +102,11 @@ def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str) -> Sa
         raise CheckpointError(f"{source} does not fit this architecture, it looks like {architecture_of(tensors)}: {'; '.join(problems)}.")
     sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return sam.requires_grad_(False)
+
+
+def _is_code(error: pickle.UnpicklingError) -> bool:
+    """Whether torch refused what a pickle would call; an "operand" that it does not know is only a byte of some other file."""
+    return "Unsupported" in str(error) and "Unsupported operand" not in str(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from bench.errors import RequestError
 from bench.evidence import SIGNIFICANT, read_rows
 from bench.metrics import RULES
-from bench.statistics import Counts, Difference, difference, holm
+from bench.statistics import Counts, Difference, difference, holm, sampled
 from bench.store import RECORD, DamagedRecord, Record, ResultStore, read_record, spec_to_json
 from bench.table import Cell, Column, Row, Table, markdown
 
@@ -160,8 +160,8 @@ def _score(cell: Stored, selection: str | None, rule: str) -> float:
 
 
 def _difference(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule: str) -> Difference | None:
-    sides = [_counts([pair[i] for pair in pairs], selection, rule) for i in (0, 1)]
-    return None if sides[0] is None or sides[1] is None else difference(sides[0], sides[1])
+    a, b = (_counts([pair[i] for pair in pairs], selection, rule) for i in (0, 1))
+    return None if a is None or b is None else difference([(a, b)], [(sampled(a), sampled(b))])
 
 
 def _counts(cells: Sequence[Stored], selection: str | None, rule: str) -> Counts | None:

@@ -12,7 +12,7 @@ from bench import mask_maps
 from bench.paths import chosen
 from bench.prompt_batch import PromptBatch, batched, encode_prompts
 from bench.sam import Sam
-from bench.stock import MLP, LayerNorm2d
+from bench.stock import MLP, LayerNorm2d, MaskDecoder
 from bench.two_way import two_way
 from bench.types import Features, Prompts
 
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
         out, source = self._transformed(sam, batch)
         weights = self.weights(sam, out)
         masks = self._masks(sam, source, weights)
-        scores = sam.mask_decoder.iou_prediction_head(out[:, 0])[:, 0]
+        scores = self.mask_decoder(sam).iou_prediction_head(out[:, 0])[:, 0]
         fixed = self.image_places(features)
         logits = [masks[rows] for rows in batch.rows]
         if fixed is not None:
@@ -51,10 +51,11 @@ class Decoder(nn.Module):
 
     def _transformed(self, sam: Sam, batch: PromptBatch) -> tuple[Tensor, Tensor]:
         """The output tokens without SAM's IoU token's place changed (N, 1 + 4 + extra, d), and the source (N, g², d)."""
-        own = torch.cat([sam.mask_decoder.iou_token.weight, sam.mask_decoder.mask_tokens.weight, *self.extra_token()])
+        decoder = self.mask_decoder(sam)
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, *self.extra_token()])
         tokens = torch.cat([own.expand(len(batch.sparse), -1, -1), batch.sparse], 1)
         pe = sam.dense_positions().to(tokens.dtype)
-        out, source = two_way(sam.mask_decoder.transformer, batch.sources, batch.which, pe, tokens, batch.visible(len(own)))
+        out, source = two_way(decoder.transformer, batch.sources, batch.which, pe, tokens, batch.visible(len(own)))
         return out[:, : len(own)], source
 
     def _masks(self, sam: Sam, source: Tensor, weights: Tensor) -> Tensor:
@@ -63,9 +64,10 @@ class Decoder(nn.Module):
         at_once = max(1, VALUES_AT_ONCE.get(source.device.type, 2**22) // (source.shape[1] * source.shape[2] * 4))
         parts = list(zip(source.split(at_once), weights.split(at_once), strict=True))
         again = torch.is_grad_enabled() and len(parts) > 1
+        upscaling = self.mask_decoder(sam).output_upscaling
 
         def read(places: Tensor, of: Tensor) -> Tensor:
-            return self.read(of, mask_maps.upscaled(sam.mask_decoder.output_upscaling, places))
+            return self.read(of, mask_maps.upscaled(upscaling, places))
 
         if not again:
             return torch.cat([read(*part) for part in parts])
@@ -81,30 +83,34 @@ class Decoder(nn.Module):
             counts = [len(encoded[i][0]) for i in images]
             sparse, dense = (torch.cat([encoded[i][k] for i in images]) for k in (0, 1))
             index = torch.tensor(images, device=sparse.device).repeat_interleave(torch.tensor(counts, device=sparse.device))
-            masks, scores = self._decode(sam, features.embedding[index], sparse, dense, image_maps, index)
+            masks, scores = self.decode(sam, features.embedding[index], sparse, dense, image_maps, index)
             for i, mask, score in zip(images, masks.split(counts), scores.split(counts), strict=True):
                 logits[i], iou[i] = mask, score
         return Decoded(logits, iou)
 
-    def _decode(
+    def decode(
         self, sam: Sam, embedding: Tensor, sparse: Tensor, dense: Tensor, image_maps: Tensor | None, index: Tensor
     ) -> tuple[Tensor, Tensor]:
         """N prompts: embedding and dense (N, d, g, g), sparse (N, t, d), index (N,) the image of each -> (N, 4g, 4g), (N,)."""
-        frozen = sam.mask_decoder
-        own = [frozen.iou_token.weight, frozen.mask_tokens.weight, *self.extra_token()]
+        decoder = self.mask_decoder(sam)
+        own = [decoder.iou_token.weight, decoder.mask_tokens.weight, *self.extra_token()]
         output_tokens = torch.cat(own)  # IoU, four masks, then the extra one
-        tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)
+        tokens = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], 1)  # len() would fix N in a traced graph
         source = embedding + dense
-        out, source = frozen.transformer(source, sam.prompt_encoder.get_dense_pe(), tokens)
+        out, source = decoder.transformer(source, sam.prompt_encoder.get_dense_pe(), tokens)
         source = source.transpose(1, 2).unflatten(2, embedding.shape[-2:])  # (N, d, g, g)
-        upscaled = frozen.output_upscaling(source)  # (N, d/8, 4g, 4g)
-        scores = frozen.iou_prediction_head(out[:, 0])[:, 0]
+        upscaled = decoder.output_upscaling(source)  # (N, d/8, 4g, 4g)
+        scores = decoder.iou_prediction_head(out[:, 0])[:, 0]
         maps = self.masks(upscaled, image_maps, index)
         return torch.einsum("nc,nchw->nhw", self.weights(sam, out[:, : len(output_tokens)]), maps), scores
 
     def merged(self, sam: Sam) -> dict[str, Tensor] | None:
         """The tensors of `sam.mask_decoder`, under its own names, with which a stock SAM decodes as this does; None where none do."""
         return {} if type(self) is Decoder else None
+
+    def mask_decoder(self, sam: Sam) -> MaskDecoder:
+        """SAM's modules that decode: the frozen ones, or some that share their tensors but for those that are tuned themselves."""
+        return sam.mask_decoder
 
     def extra_token(self) -> tuple[Tensor, ...]:
         """Output tokens beside SAM's own, each (1, d)."""
@@ -120,7 +126,7 @@ class Decoder(nn.Module):
 
     def weights(self, sam: Sam, out: Tensor) -> Tensor:
         """Each prompt's weights of the channels of its map, (N, d/8), from the output tokens (N, 1 + 4 + extra, d)."""
-        weights: Tensor = sam.mask_decoder.output_hypernetworks_mlps[0](out[:, 1])
+        weights: Tensor = self.mask_decoder(sam).output_hypernetworks_mlps[0](out[:, 1])
         return weights
 
     def image_places(self, features: Features) -> Tensor | None:

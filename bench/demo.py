@@ -1,4 +1,4 @@
-"""The demo: every method on three generated domains, one shot, on the tiny SAM that lies in the repository; minutes on a CPU.
+"""The demo: the paper's methods on three generated domains, one shot, on the tiny SAM that lies in the repository; minutes on a CPU.
 
 python -m bench.demo          # what `make demo` runs; a second time it finishes in seconds
 """

@@ -1,9 +1,10 @@
-"""Dropout whose masks do not depend on how a batch of images is cut into parts."""
+"""Dropout and noise that do not depend on how a batch of images is cut into parts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,3 +36,9 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         first, images = part
         return x * F.dropout(x.new_ones(images, *x.shape[1:]), self.p)[first : first + len(x)]
+
+
+def noise(images: int, *shape: int, like: Tensor) -> Tensor:
+    """Standard normal numbers (images, *shape), a row an image: a part of a batch gets its rows of what the whole batch would get."""
+    first, whole = _part.get() or (0, images)
+    return torch.randn(whole, *shape, dtype=like.dtype, device=like.device)[first : first + images]

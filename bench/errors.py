@@ -12,6 +12,10 @@ class DataError(RequestError):
     """A data set's folder, list, image or mask is not as it must be."""
 
 
+class InputError(RequestError, ValueError):
+    """A picture or a prompt that a caller gave is not as it must be."""
+
+
 class CheckpointError(RequestError):
     """A checkpoint is absent, damaged, of another architecture or unsafe to load."""
 

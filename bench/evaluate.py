@@ -1,102 +1,163 @@
-"""Evaluation: every image of a split is predicted from the prompts of its own ground truth, and counted."""
+"""Evaluates a released CAT-SAM checkpoint as a cell is evaluated; nothing is trained.
 
-from collections.abc import Iterator, Sequence
+    python -m bench.evaluate --checkpoint whu_cat-a_vit-l_1shot.pth --datasets whu --data data
+    python -m bench.evaluate --checkpoint FILE --datasets whu --store --shots 1     # stored, it is a row of every table
 
-import numpy as np
+The method is told from the file's keys and the backbone from its shapes. Without --store the rows by image go to
+`<out>/evaluated/`, in the columns of a cell's images.csv. With it the result is a cell like any other, under a name of its own
+("CAT-SAM-A (released)"), so it is never averaged with cells that were trained here; its record says `source: released checkpoint`
+with the file's name and sha256. A stored cell is the checkpoint's trained part on a backbone, so the SAM inside the file must then
+be the one in --pretrained.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import torch
-from torch import Tensor
+from tabulate import tabulate
 
-from bench.metrics import ImageRow
-from bench.precision import computing
-from bench.prepared import Item, Prepared
-from bench.protocol import Settings
+from bench.backbones import CONFIGS, checkpoint_path
+from bench.cell import Cell, Result
+from bench.checkpoints import load_sam
+from bench.errors import CheckpointError, RequestError
+from bench.files import file_sha256, write_together
+from bench.metrics import RULES
+from bench.plan import Request, names_of, protocol_of, specs_of
+from bench.progress import Progress
+from bench.provenance import provenance
+from bench.registry import DATASETS, METHODS
+from bench.released import load_released
+from bench.run import STOPPED
+from bench.sam import Sam
 from bench.segmenter import PromptableSegmenter
-from bench.types import Dataset, Features, Prompts, Sample, Split
-from bench.upsampling import union
+from bench.spec import RunSpec, released_choice
+from bench.store import ResultStore
+from bench.types import Dataset
+from bench.workers import device_of, failure
 
-Part = tuple[int, int, int]  # of an image's prompts: the image's index, the first prompt, the one after the last
+SOURCE = "released checkpoint"
 
 
-@torch.inference_mode()
-def evaluate(
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code (0 all evaluated, 1 some failed, 2 wrong request, 130 stopped)."""
+    given = _parser().parse_args(arguments)
+    try:
+        return evaluate_released(given)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; the data sets that were done are kept.", file=sys.stderr)
+        return STOPPED
+
+
+def evaluate_released(given: argparse.Namespace) -> int:
+    """Evaluates, shows and keeps what the command line asks for; everything is checked before the first image."""
+    if given.store and not given.shots:
+        raise RequestError("--store needs --shots, the labelled images that the checkpoint was trained with: its file does not say it.")
+    datasets = {name: DATASETS.get(name).open(given.data) for name in names_of(given.datasets, DATASETS)}  # type: ignore[attr-defined]
+    seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
+    store.check_writable()
+    method, model = load_released(given.checkpoint, given.backbone, given.protocol)
+    backbone = next(name for name, config in CONFIGS.items() if config == model.sam.config)
+    sam = (_same_backbone(model.sam, backbone, given) if given.store else model.sam).to(device)
+    request = Request(method, given.datasets, given.shots or "1", str(seed), "0", backbone, given.protocol)
+    choices = [released_choice(METHODS.get(method))]
+    sha256 = file_sha256(given.checkpoint, given.out / "cache")
+    specs = [replace(spec, released_sha256=sha256) for spec in specs_of(request, sam.sha256, given.data, lambda _: choices)]
+    if len(specs) > len(datasets):
+        raise RequestError(f"--shots {given.shots}: a checkpoint was trained with one number of labelled images.")
+    facts = provenance(device, checkpoint_path(backbone, given.pretrained) if given.store else None, given.out / "cache")
+    facts |= {"source": SOURCE, "released": {"name": given.checkpoint.name, "sha256": sha256}}
+    print(f"{given.checkpoint}: {METHODS.get(method).title} on {backbone}, protocol {specs[0].protocol}.")  # type: ignore[attr-defined]
+    return _evaluate(specs, sam, model, datasets, store, given, facts)
+
+
+def _evaluate(
+    specs: Sequence[RunSpec],
+    sam: Sam,
     model: PromptableSegmenter,
-    dataset: Dataset,
-    split: Split,
-    settings: Settings,
-    prepared: Prepared | None = None,
-    names: Sequence[str] | None = None,
-) -> Iterator[ImageRow]:
-    """Yields the row of each image of the split, in the order of its names. The model is left in evaluation mode.
-
-    An image without objects is predicted without any prompt. prepared: what earlier looks at this data set left to use again.
-    names: only these images. The counts of a batch are fetched from the device after the next batch was started.
-    """
-    model.eval()
-    prepared = prepared or Prepared(dataset)
-    names = dataset.names(split) if names is None else names
-    earlier: tuple[list[Item], Tensor] | None = None
-    for items in prepared.batches(split, names, settings, at_once(model)[0]):
-        with computing(settings.precision, model.device):
-            features = prepared.features(model, split, items, settings)
-            unions = predicted(model, features, [item.prompts for item in items])
-        counted = torch.stack([pixels(mask, item.truth.to(mask.device)) for mask, item in zip(unions, items, strict=True)])
-        if earlier:
-            yield from _rows(*earlier)
-        earlier = items, counted
-    if earlier:
-        yield from _rows(*earlier)
-
-
-def at_once(model: PromptableSegmenter) -> tuple[int, int]:
-    """How many images are encoded, and prompts decoded, in one call: by the device's whole memory, so that the same machine always
-    cuts alike. An eighth of it is for the widest map of a block, and an eighth for an image's full-size maps."""
-    if model.device.type != "cuda":
-        return 4, 32
-    config, share = model.sam.config, torch.cuda.get_device_properties(model.device).total_memory // 8
-    image, prompt = 64 * config.grid**2 * config.width, 96 * config.image_size**2  # bytes
-    return max(1, min(16, share // image)), max(1, min(256, share // prompt))
+    datasets: Mapping[str, Dataset],
+    store: ResultStore,
+    given: argparse.Namespace,
+    facts: Mapping[str, Any],
+) -> int:
+    """Evaluates data set by data set, none of which stops the others; prints the scores; 1 where one failed."""
+    tuned = {name: parameter.detach() for name, parameter in model.tuned().items()}
+    rows, places = [], []
+    with Progress() as progress:
+        for number, spec in enumerate(specs, 1):
+            progress.cell(number, len(specs), spec.dataset)
+            folder = store.folder(spec)
+            try:
+                if given.store and store.status(spec).phase == "stored":
+                    record, done = store.read(spec), "was stored before"
+                else:
+                    result = Cell(spec, sam, datasets[spec.dataset], folder, progress.update, released=tuned).run(facts)
+                    folder = _kept(result, store, given)
+                    record, done = result.record, "evaluated"
+            except Exception as error:
+                progress.done(f"FAILED: {failure(error)}")
+                continue
+            progress.done(done)
+            rows.append(_scores(spec.dataset, record.cost["test_images"], record.scores[spec.settings.selections[0]]))
+            places.append(f"{spec.dataset}: {folder}")
+    if rows:
+        heads = ("data set", "images", *(f"mIoU {rule}" for rule in RULES), *(f"Dice {rule}" for rule in RULES))
+        print(tabulate(rows, heads, "pipe", floatfmt=".1f", missingval="-"))
+        print(*places, sep="\n")
+    return 0 if len(rows) == len(specs) else 1
 
 
-def predicted(model: PromptableSegmenter, features: Features, prompts: Sequence[Prompts]) -> list[Tensor]:
-    """The union of each image's masks, (H, W) bool on the model's device; prompts of several images are decoded in one call."""
-    unions: dict[int, Tensor] = {}
-    for call in calls([len(p) for p in prompts], at_once(model)[1]):
-        low = model.decode_low(features.only([i for i, _, _ in call]), [prompts[i].part(start, stop) for i, start, stop in call])
-        for (i, _, _), maps in zip(call, low.logits, strict=True):
-            found = union(maps.float(), features.sizes[i])
-            unions[i] = unions[i] | found if i in unions else found
-    return [unions[i] for i in range(len(prompts))]
+def _kept(result: Result, store: ResultStore, given: argparse.Namespace) -> Path:
+    """Stores the cell, or writes its rows by image alone; returns where they are."""
+    spec = result.record.spec
+    if given.store:
+        return store.save(result.record, result.images, result.history, result.tuned)
+    folder = store.root / "evaluated" / f"{given.checkpoint.stem}_{spec.released_sha256[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    images = result.images[result.images["selection"] == spec.settings.selections[0]].drop(columns="selection")
+    write_together(folder, {f"{spec.dataset}.csv": images.to_csv(index=False, lineterminator="\n").encode()})
+    return folder / f"{spec.dataset}.csv"
 
 
-def calls(counts: Sequence[int], limit: int) -> Iterator[list[Part]]:
-    """Cuts the prompts of images that have so many into runs of at most `limit`, in order."""
-    call: list[Part] = []
-    room = limit
-    for i, count in enumerate(counts):
-        start = 0
-        while start < count:
-            stop = min(count, start + room)
-            call.append((i, start, stop))
-            start, room = stop, room - (stop - start)
-            if not room:
-                yield call
-                call, room = [], limit
-    if call:
-        yield call
+def _scores(dataset: str, images: int, scores: Mapping[str, float]) -> tuple[Any, ...]:
+    return (dataset, images, *(scores[f"miou_{rule}"] for rule in RULES), *(scores[f"dice_{rule}"] for rule in RULES))
 
 
-def predict_masks(model: PromptableSegmenter, samples: Sequence[Sample], prompts: Sequence[Prompts]) -> list[np.ndarray]:
-    """The union of each image's masks, (H, W) bool."""
-    with torch.inference_mode():
-        features = model.encode([torch.tensor(sample.image).permute(2, 0, 1) for sample in samples])
-        return [mask.cpu().numpy() for mask in predicted(model, features, prompts)]
+def _same_backbone(inside: Sam, name: str, given: argparse.Namespace) -> Sam:
+    """The SAM of that name in --pretrained; CheckpointError unless it is, bit for bit, the one inside the released file."""
+    path = checkpoint_path(name, given.pretrained)
+    sam, own = load_sam(name, path), inside.state_dict()
+    changed = [key for key, tensor in sam.state_dict().items() if not torch.equal(tensor, own[key])]
+    if changed:
+        raise CheckpointError(
+            f"{given.checkpoint} cannot be stored as a cell: the SAM inside it is not {path} ({len(changed)} tensors differ, "
+            f"such as {changed[0]}); without --store it is evaluated."
+        )
+    return sam
 
 
-def pixels(mask: Tensor, truth: Tensor) -> Tensor:
-    """Pixel counts (4,) of two maps (H, W) bool on one device: in both, in either, true, predicted."""
-    return torch.stack([(mask & truth).sum(), (mask | truth).sum(), truth.sum(), mask.sum()])
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a released CAT-SAM checkpoint, T or A")
+    parser.add_argument("--datasets", required=True, help="names with commas between them, or 'all'")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    parser.add_argument("--protocol", default="paper", help="how images are taken and prompts are made; default: paper")
+    parser.add_argument("--backbone", choices=list(CONFIGS), help="default: told from the checkpoint's shapes")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser.add_argument("--store", action="store_true", help="keep the results as cells, rows of their own in every table")
+    parser.add_argument("--shots", help="labelled images that the checkpoint was trained with, or 'full'; --store needs it")
+    parser.add_argument("--pretrained", type=Path, default=Path("pretrained"), help="with --store: folder of SAM's checkpoints")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    return parser
 
 
-def _rows(items: Sequence[Item], counted: Tensor) -> Iterator[ImageRow]:
-    for item, counts in zip(items, counted.tolist(), strict=True):
-        yield ImageRow(item.name, item.prompts.count, *counts)
+if __name__ == "__main__":
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its numbers only with this set
+    sys.exit(main())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.boards import Board, Place
-from bench.statistics import Counts, Difference, Interval, average_difference, difference, holm, interval, resampled
+from bench.statistics import Counts, Difference, Interval, Sampled, averaged, difference, holm, sampled
 from bench.store import IMAGES
 from bench.table import Cell, Mark
 
@@ -43,7 +43,7 @@ class Evidence:
     datasets: tuple[str, ...]
     averaged: bool
     lacking: Mapping[Place, str] = field(default_factory=dict)
-    cache: dict[Place, Interval | None] = field(default_factory=dict, compare=False)
+    cache: dict[Place, Sampled] = field(default_factory=dict, compare=False)
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -63,12 +63,10 @@ class Evidence:
 
     def interval(self, label: str, column: str) -> Interval | None:
         """The 95 % interval of a method on a data set, or of its average; None where it is not defined."""
-        if (label, column) not in self.cache:
-            counts = self._counts(label, column)
-            same_runs = counts is not None and len({of.runs for of in counts}) == 1
-            values = [resampled(of) for of in counts] if counts and same_runs else []
-            self.cache[label, column] = interval(np.mean(values, axis=0)) if values else None
-        return self.cache[label, column]
+        if self._counts(label, column) is None:
+            return None
+        found = averaged(self._draws(label, column))
+        return None if found is None else found.interval
 
     def marks(self, values: Mapping[str, float], column: str) -> dict[str, Mark]:
         """label -> "best" or "second" of a column's values, each only if it differs from the next beyond the noise."""
@@ -84,12 +82,20 @@ class Evidence:
         found = [self.counts.get((label, name)) for name in (self.datasets if column == AVERAGE else [column])]
         return None if None in found or not found else [counts for counts in found if counts is not None]
 
+    def _draws(self, label: str, column: str) -> list[Sampled]:
+        """The resamples of each data set behind a column, drawn once."""
+        places = [(label, name) for name in (self.datasets if column == AVERAGE else [column])]
+        for place in places:
+            if place not in self.cache:
+                self.cache[place] = sampled(self.counts[place])
+        return [self.cache[place] for place in places]
+
     def _pairs(self, column: str) -> Iterator[tuple[str, str, Difference]]:
         labels = sorted({label for label, _ in self.counts})
         known = {label: counts for label in labels if (counts := self._counts(label, column)) is not None}
         for a, b in combinations(known, 2):
-            pairs = list(zip(known[a], known[b], strict=True))
-            found = average_difference(pairs) if column == AVERAGE else difference(*pairs[0])
+            draws = list(zip(self._draws(a, column), self._draws(b, column), strict=True))
+            found = difference(list(zip(known[a], known[b], strict=True)), draws)
             if found is not None:
                 yield a, b, found
 

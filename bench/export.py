@@ -1,6 +1,11 @@
-"""The stored cells as tidy tables: python -m bench.export [--out results] [--parquet], and `bench.results()` in Python.
+"""The stored cells as tidy tables, or one cell's model as a file for other tools.
 
-Writes `<out>/tables/results.csv`, one row a cell, and `<out>/tables/images.csv`, one row a selection, test image and cell.
+    python -m bench.export [--out results] [--parquet]                  # `bench.results()` and `bench.image_rows()` in Python
+    python -m bench.export CELL --format cat-sam|sam|onnx [--out FILE]
+
+The first writes `<out>/tables/results.csv`, one row a cell, and `<out>/tables/images.csv`, one row a selection, test image and cell.
+The second takes a cell's folder: `cat-sam` is the format of the released CAT-SAM checkpoints, `sam` plain SAM weights that any SAM
+tool loads (of methods that can be merged into them), `onnx` a folder of encoder.onnx and decoder.onnx (see `bench.onnx_files`).
 """
 
 import argparse
@@ -12,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.backbones import PRETRAINED
 from bench.errors import RequestError
 from bench.store import ResultStore
 
@@ -26,6 +32,7 @@ COLUMNS = {
     "backbone": "vit_b, vit_l, vit_h or tiny",
     "protocol": "the protocol's name with its changed settings",
     "checkpoint_sha256": "of the backbone's weights",
+    "released_sha256": "of the released checkpoint whose weights were evaluated; empty for weights that were trained here",
     "evaluation_prompt": "box or point",
     "selection": "the selection rule whose weights are kept",
     "dataset_revision": "counts changes of the data set's meaning",
@@ -39,6 +46,7 @@ COLUMNS = {
     "provenance.*": "code, packages and machine, as in the record",
     "path": "the cell's folder",
 }
+MODEL_FORMATS = ("cat-sam", "sam", "onnx")
 IDENTITY = ("key", "dataset", "label", "shots", "draw", "seed", "backbone", "protocol")
 
 
@@ -86,14 +94,29 @@ def export(out: Path, parquet: bool) -> list[Path]:
     return written
 
 
+def _written(given: argparse.Namespace) -> list[Path]:
+    """What the command line asks for is written; the paths."""
+    if (given.cell is None) != (given.format is None) or (given.cell and given.parquet):
+        allowed = f"name a cell's folder together with --format {'|'.join(MODEL_FORMATS)}, or neither of them for tables (--parquet)"
+        raise RequestError(f"The request is not clear: {allowed}.")
+    if given.cell is None:
+        return export(given.out or Path("results"), given.parquet)
+    from bench.model_files import export_cell  # tables must not wait for torch
+
+    return export_cell(given.cell, given.format, given.out, given.pretrained)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.export", description="The stored cells as tidy tables.")
-    parser.add_argument("--out", default="results", type=Path, help="the results folder; the tables go to its tables/")
-    parser.add_argument("--parquet", action="store_true", help="parquet instead of CSV; needs pyarrow")
+    parser = argparse.ArgumentParser(prog="python -m bench.export", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cell", nargs="?", type=Path, help="a cell's folder, whose model is written; without it, tables are")
+    parser.add_argument("--format", help=f"of the model: {', '.join(MODEL_FORMATS)}")
+    parser.add_argument("--out", type=Path, help="with CELL the new file (onnx: folder); else the results folder, for its tables/")
+    parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
+    parser.add_argument("--parquet", action="store_true", help="tables in parquet instead of CSV; needs pyarrow")
     given = parser.parse_args(arguments)
     try:
-        print(*export(given.out, given.parquet), sep="\n")
+        print(*_written(given), sep="\n")
     except (RequestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

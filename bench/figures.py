@@ -25,6 +25,7 @@ from bench.statistics import critical_difference, mean_ranks
 from bench.store import ResultStore
 from bench.style import GREY, colour, marker, panels, save
 from bench.table import Cell
+from bench.types import FULL
 
 MIOU = "foreground mIoU (%)"
 COSTS = {
@@ -274,7 +275,7 @@ def _across(views: Sequence[View]) -> list[Picture]:
 
     found = []
     for (backbone, protocol, _), group in groupby(sorted(views, key=same), key=same):
-        of = sorted(group, key=lambda view: (view.board.identity[2] == "full", view.board.identity[2].zfill(9)))
+        of = sorted(group, key=lambda view: (view.board.identity[2] == FULL, view.board.identity[2].zfill(9)))
         if len(of) > 1:
             name = of[0].board.name("shots").replace(f"_{of[0].board.identity[2]}shot_", "_")
             found.append(Picture(name, f"mIoU by shots ({backbone}, {protocol})", lambda of=of: shot_curves(of)))  # type: ignore[misc]

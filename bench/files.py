@@ -9,7 +9,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from bench.errors import CheckpointError
+from bench.errors import CheckpointError, RequestError
 
 HASHES = "sha256.json"
 
@@ -30,6 +30,13 @@ def write_together(folder: Path, files: Mapping[str, bytes], durable: bool = Tru
             temporary.unlink(missing_ok=True)
     if durable:
         _sync_folder(folder)
+
+
+def make_room(path: Path) -> None:
+    """Makes the folder of a file or folder that is to be new; RequestError where it is there already: it may be the user's."""
+    if path.exists():
+        raise RequestError(f"{path} is there already: remove it, or name another one.")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def staged_file(path: Path, content: bytes, durable: bool = False) -> Path:

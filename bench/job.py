@@ -1,17 +1,19 @@
 """What a SLURM job runs: its cells one after the other, each from where it stopped; told to end, it saves and queues itself again."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import RequestError
+from bench.errors import RequestError, TeamError
 from bench.slurm_facts import job_facts, task_id
 from bench.slurm_queue import slurm
 from bench.spec import RunSpec
-from bench.store import ResultStore
+from bench.spread import is_member, leads, spread
+from bench.store import ResultStore, attempts
 from bench.submission import Submission, read_submission
 
 if TYPE_CHECKING:  # the launcher imports this module, and must not wait for torch
@@ -28,9 +30,11 @@ def run_pack(submission: str, array: int, index: int) -> str:
     sent = read_submission(Path(submission))
     store = ResultStore(sent.place.out)
     cells = [sent.cells[key] for key in sent.arrays[array].packs[index]]
-    todo = [spec for spec in cells if may_run(store, spec)]
-    if not todo:
-        return f"All {len(cells)} cells were done before."
+    todo = [spec for spec in cells if may_run(store, spec) and not (leads() and _is_given_up(store, spec, sent.attempts))]
+    if not todo and not is_member():
+        return f"None of {len(cells)} cells is to be run."
+    if sent.place.devices > 1 and not is_member():
+        sys.exit(spread(["-m", "bench.job", submission, str(array), str(index)], sent.place.devices, SIGNALS))
     from bench.workers import StopSignal
 
     with StopSignal(SIGNALS, patient=True) as stop:
@@ -41,9 +45,19 @@ def run_pack(submission: str, array: int, index: int) -> str:
                 with contextlib.suppress(OSError):
                     store.stop(spec, f"{job_facts().get('node')}: {error}")
             sys.exit(f"error: {error}")
-        if stop.asked:
+        if stop.asked and leads():
             queue_again()
     return f"{len(todo)} of {len(cells)} cells were run."
+
+
+def main(arguments: Sequence[str]) -> int:
+    """What each process of a cell that several devices run together is started with; 1 where another one of them failed."""
+    try:
+        print(run_pack(arguments[0], int(arguments[1]), int(arguments[2])))
+    except TeamError as error:
+        print(f"error: {error}" if str(error) else "", file=sys.stderr)
+        return 1
+    return 0
 
 
 def may_run(store: ResultStore, spec: RunSpec) -> bool:
@@ -56,30 +70,42 @@ def _run(specs: Sequence[RunSpec], sent: Submission, store: ResultStore, stop: "
     from bench.checkpoints import load_sam
     from bench.plan import open_datasets, title
     from bench.progress import Progress
+    from bench.team import join, leave
     from bench.workers import Bench, device_of
 
     place = sent.place
-    sam = load_sam(place.backbone, place.checkpoint, device_of(place.device))
-    bench = Bench(place, sam, open_datasets(specs, place.data), stop)
-    with Progress() as progress:
+    team, device = join(device_of(place.device))
+    specs = team.told(specs)
+    sam = load_sam(place.backbone, place.checkpoint, device)
+    bench = Bench(place, sam, open_datasets(specs, place.data), stop, team)
+    with open(os.devnull, "w") as silence, Progress(silence if team.rank else None) as progress:
         for number, spec in enumerate(specs, 1):
-            if stop.asked:
+            if team.told(stop.asked):
                 return
-            if not may_run(store, spec):
-                continue
-            if (before := _attempts(store, spec)) >= sent.attempts:
-                store.fail(spec, f"Given up after {before} starts by SLURM jobs without a result; `--overwrite failed` tries again.")
+            if not team.told(team.rank == 0 and _begins(store, spec)):
                 continue
             progress.cell(number, len(specs), title(spec))
             progress.done(bench.run(spec, progress.update))
+            if stop.asked and team.rank == 0:  # the others are in the middle of the cell, and end when this process does
+                return
+    leave(team)
 
 
-def _attempts(store: ResultStore, spec: RunSpec) -> int:
-    """Notes this start of the cell; how many there were before. A full disk is found by the cell itself."""
-    try:
-        return store.begin_attempt(spec)
-    except OSError:
-        return 0
+def _is_given_up(store: ResultStore, spec: RunSpec, most: int) -> bool:
+    """Whether SLURM jobs started the cell as often as is allowed; then it has failed, which is noted."""
+    before = len(attempts(store.folder(spec)))
+    if before >= most:
+        store.fail(spec, f"Given up after {before} starts by SLURM jobs without a result; `--overwrite failed` tries again.")
+    return before >= most
+
+
+def _begins(store: ResultStore, spec: RunSpec) -> bool:
+    """Whether the cell is still to be run; notes this start of it."""
+    if not may_run(store, spec):
+        return False
+    with contextlib.suppress(OSError):  # a full disk is found by the cell itself
+        store.begin_attempt(spec)
+    return True
 
 
 def queue_again() -> None:
@@ -96,3 +122,7 @@ def queue_again() -> None:
         return
     print(f"Job {job} is queued again and goes on from here.", flush=True)
     sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

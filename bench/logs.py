@@ -5,6 +5,7 @@ CELL is the key that bench.status shows, the start of it, or the cell's folder.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,4 +58,5 @@ def jobs_of(out: Path, cell: GridCell) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # … | head
     sys.exit(main())

@@ -10,11 +10,12 @@ from bench.decoder import Decoder, HQDecoder
 from bench.errors import RequestError
 from bench.protocol import load_protocol
 from bench.registry import METHODS
+from bench.retuned import RetunedDecoder
 from bench.sam import Sam, Tuner
 from bench.segmenter import PromptableSegmenter
 from bench.spec import choose_method, parse_call
 
-DECODERS: Mapping[str, Callable[[Sam], Decoder]] = {"sam": lambda sam: Decoder(), "hq": HQDecoder}
+DECODERS: Mapping[str, Callable[[Sam], Decoder]] = {"sam": lambda sam: Decoder(), "hq": HQDecoder, "tuned": RetunedDecoder}
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Method:
 
     title: as tables print it. source: the paper. revision: raised when the meaning of the method changes, so that cells of
     the old one are not mistaken for it. trains: False where there is nothing to train, so that its cells are short.
+    retunes_backbone: True where the model has a copy of the backbone's weights for itself, so that it is as large as SAM.
     """
 
     name: ClassVar[str]
@@ -30,22 +32,29 @@ class Method:
     source: ClassVar[str]
     revision: ClassVar[int] = 1
     trains: ClassVar[bool] = True
+    retunes_backbone: ClassVar[bool] = False
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         """Newly initialised parts for this backbone, drawn from torch's current random state."""
         raise NotImplementedError
 
+    def at_least(self, **least: float) -> None:
+        """RequestError where a parameter is below what is given for it."""
+        for parameter, limit in least.items():
+            if getattr(self, parameter) < limit:
+                raise RequestError(f"{self.name}({parameter}={getattr(self, parameter)}): at least {limit} is needed.")
+
 
 @dataclass(frozen=True)
 class EncoderMethod(Method):
     """A method of the encoder. Nobody published which decoder the paper's baselines have, so it is a visible choice:
-    `decoder` is "sam" (SAM's own, frozen) or "hq" (the CAT decoder's parts are trained too)."""
+    `decoder` is "sam" (SAM's own, frozen), "hq" (the CAT decoder's parts are trained too) or "tuned" (SAM's own is fine-tuned)."""
 
     decoder: str = "sam"
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
-            raise RequestError(f"{self.name}(decoder={self.decoder}): only {' and '.join(DECODERS)} are allowed.")
+            raise RequestError(f"{self.name}(decoder={self.decoder}): only {', '.join(DECODERS)} are allowed.")
 
     def tuner(self, sam: Sam) -> Tuner:
         """The part in the encoder."""

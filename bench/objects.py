@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.types import ObjectRule
+from bench.types import ObjectRule, Sample
 
 Masks = NDArray[np.bool_]
 Integers = NDArray[np.int64]
@@ -21,6 +21,26 @@ def object_masks(mask: NDArray[np.uint8], rule: ObjectRule) -> Masks:
     objects: Masks = labels[None] == kept[:, None, None]  # (n, H, W)
     order = np.argsort(_first_pixels(objects))
     return objects[order]
+
+
+def sample_objects(sample: Sample, rule: ObjectRule) -> Masks:
+    """The objects of a sample as (n, H, W) bool: those that it states, in its order, else its mask's components; either way only
+    the ones that are larger than the rule asks."""
+    if sample.objects is None:
+        return object_masks(sample.mask, rule)
+    areas = object_areas(sample.objects)
+    kept: Masks = sample.objects[areas > area_limit(areas, rule)]
+    return kept
+
+
+def object_count(sample: Sample, rule: ObjectRule) -> int:
+    """How many `sample_objects` there are, without a map for each."""
+    if sample.objects is not None:
+        areas = object_areas(sample.objects)
+    else:
+        stats = cv2.connectedComponentsWithStats(sample.mask, connectivity=rule.connectivity)[2]
+        areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)  # label 0 is the background
+    return int(np.count_nonzero(areas > area_limit(areas, rule)))
 
 
 def area_limit(areas: Integers, rule: ObjectRule) -> float:

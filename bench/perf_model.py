@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from bench.backbones import CONFIGS
 from bench.cell import peak_memory_mb, reset_peak_memory
 from bench.checkpoints import load_sam
-from bench.evaluate import predicted
+from bench.evaluation import predicted
 from bench.method import build
 from bench.paths import use
 from bench.precision import computing

@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 
 from bench.adapted import load_run
-from bench.evaluate import predict_masks
+from bench.evaluation import predict_masks
 from bench.metrics import count, image_iou
 from bench.prepared import evaluation_prompts
 from bench.sam import Sam

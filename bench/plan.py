@@ -7,15 +7,16 @@ from typing import Any
 
 from bench.errors import RequestError, unknown
 from bench.protocol import Protocol, load_protocol, read_toml
+from bench.published import PUBLISHED, read_published
 from bench.registry import DATASETS, METHODS, Registry
 from bench.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
-from bench.types import KEPT_BYTES, WHOLE, Dataset, Memory, Shots
+from bench.types import FULL, KEPT_BYTES, WHOLE, Dataset, Memory, Shots
 
 
 @dataclass(frozen=True)
 class Request:
     """A grid as a user writes it, on the command line or in `configs/suites/*.toml`: comma-separated text, "all" for every
-    registered name. seeds "" means the protocol's own."""
+    registered name. Among methods, "paper" stands for the rows of the published table. seeds "" means the protocol's own."""
 
     methods: str = "all"
     datasets: str = "whu,kvasir,sbu"
@@ -37,7 +38,8 @@ class Request:
 @dataclass(frozen=True)
 class Place:
     """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
-    memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory."""
+    memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory.
+    devices: processes that run each cell together, which a SLURM job starts by itself."""
 
     backbone: str
     checkpoint: Path
@@ -48,13 +50,27 @@ class Place:
     save_every: float
     memory: Memory = WHOLE
     kept_bytes: int = KEPT_BYTES
+    devices: int = 1
 
 
 def choose_methods(text: str) -> list[MethodChoice]:
-    """The methods that a user names, "all" or "sam,lora(rank=8)"; loads torch with them. RequestError for what is not allowed."""
-    calls = METHODS.names() if text == "all" else split_calls(text)
+    """The methods that a user names, groups and calls mixed: "paper,ssf,lora(rank=8)"; loads torch with them. RequestError for what
+    is not allowed."""
+    calls = list(dict.fromkeys(call for word in split_calls(text) for call in (GROUPS[word]() if word in GROUPS else [word])))
     parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
     return [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
+
+
+def paper_methods() -> list[str]:
+    """The rows of the published one-shot table that are implemented here, in its order."""
+    try:
+        rows = read_published(PUBLISHED["1"]).titles
+    except OSError as error:
+        raise RequestError(f"The methods of the paper's table cannot be read from {PUBLISHED['1']}: {error.strerror}.") from None
+    return [name for name in rows if name in METHODS.names()]
+
+
+GROUPS: Mapping[str, Callable[[], list[str]]] = {"all": METHODS.names, "paper": paper_methods}
 
 
 def specs_of(
@@ -63,8 +79,9 @@ def specs_of(
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
     number that is not allowed. choose: how methods are found; `bench.catalogue` does it without torch."""
     protocol = protocol_of(request.protocol)
+    find_own(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
-    datasets = {name: DATASETS.get(name) for name in _names(request.datasets, DATASETS)}
+    datasets = {name: DATASETS.get(name) for name in names_of(request.datasets, DATASETS)}
     grid = Grid(
         tuple(methods),
         tuple(datasets),
@@ -73,12 +90,13 @@ def specs_of(
         _list("seeds", request.seeds, _natural) if request.seeds else protocol.seeds,
     )
     generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
+    revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     return [
         RunSpec(
             request.backbone,
             checkpoint_sha256,
             dataset,
-            datasets[dataset].revision,  # type: ignore[attr-defined]
+            revisions[dataset],
             generated[dataset],
             methods[method],
             shots,
@@ -102,11 +120,29 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
     opened: dict[str, Dataset] = {}
     for spec in specs:
         if spec.dataset not in opened:
-            opened[spec.dataset] = DATASETS.get(spec.dataset).open(data)  # type: ignore[attr-defined]
+            opened[spec.dataset] = open_dataset(spec.dataset, data)
+            if spec.dataset_revision != (now := type(opened[spec.dataset]).revision_of(data)):
+                raise RequestError(
+                    f"Data set {spec.dataset}: the cell is of revision {spec.dataset_revision}, but what lies in {data} is now of {now}."
+                )
         dataset = opened[spec.dataset]
         dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
         if spec.settings.uses_val and not dataset.names("val"):
             raise RequestError(f"Data set {dataset.name} has no image to hold out, which the protocol needs.")
+    return opened
+
+
+def find_own(data: Path) -> None:
+    """Makes the data sets known that TOML files in the data folder describe."""
+    from datasets.own import register_own
+
+    register_own(data)
+
+
+def open_dataset(name: str, data: Path) -> Dataset:
+    """The data set of a name that lies below `data`, or is described there; RequestError for an unknown name, DataError as of `open`."""
+    find_own(data)
+    opened: Dataset = DATASETS.get(name).open(data)  # type: ignore[attr-defined]
     return opened
 
 
@@ -116,7 +152,8 @@ def protocol_of(text: str) -> Protocol:
     return load_protocol(name, changes)
 
 
-def _names(text: str, registry: Registry) -> list[str]:
+def names_of(text: str, registry: Registry) -> list[str]:
+    """The registered names in a user's text, "all" or with commas between them; RequestError for others."""
     names = registry.names() if text == "all" else split_calls(text)
     for name in _not_empty(f"{registry.kind}s", names):
         registry.get(name)
@@ -132,7 +169,7 @@ def _list(what: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
 
 def _shots(text: str) -> Shots:
     """whole numbers from 1, or 'full', with commas between them, are allowed."""
-    return "full" if text == "full" else _at_least(1, text)
+    return FULL if text == FULL else _at_least(1, text)
 
 
 def _natural(text: str) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.objects import object_masks
+from bench.objects import sample_objects
 from bench.paths import chosen
 from bench.prompts import box_prompts, point_prompts
 from bench.protocol import Settings
@@ -107,7 +107,7 @@ class Prepared:
 
 def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings) -> Prompts:
     """The tight boxes of the sample's objects, or one point of each; the points depend on the image alone."""
-    objects = object_masks(sample.mask, dataset.rule)
+    objects = sample_objects(sample, dataset.rule)
     if settings.evaluation_prompt == "box":
         return box_prompts(objects)
     return point_prompts(objects, np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode())))

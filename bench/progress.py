@@ -14,9 +14,11 @@ class Progress:
     """A context manager that follows the cells of a run, one after the other.
 
     On a terminal it draws two bars (all cells, this cell); in a log it prints this cell's line at most every `every_seconds`.
+    what: what is followed, where it is not cells.
     """
 
-    def __init__(self, stream: TextIO | None = None, every_seconds: float = 15.0) -> None:
+    def __init__(self, stream: TextIO | None = None, every_seconds: float = 15.0, what: str = "cells") -> None:
+        self.what = what
         self.stream = sys.stderr if stream is None else stream
         self.every_seconds = every_seconds
         self.bars = _bars(self.stream) if self.stream.isatty() else None
@@ -26,7 +28,7 @@ class Progress:
         self._printed = self._began = time.monotonic()
         self._first: float | None = None
         if self.bars is not None:
-            self._all, self._this = self.bars.add_task("cells", total=None), self.bars.add_task("", total=1.0)
+            self._all, self._this = self.bars.add_task(what, total=None), self.bars.add_task("", total=1.0)
 
     def __enter__(self) -> Self:
         if self.bars is not None:
@@ -68,7 +70,7 @@ class Progress:
         more = max(0, self._total - self._ended)
         rest = f"about {duration(more * (time.monotonic() - self._started) / self._ended)} for the other {more}" if more else ""
         if self.bars is not None:
-            self.bars.update(self._all, advance=1, description=f"cells {rest}")
+            self.bars.update(self._all, advance=1, description=f"{self.what} {rest}")
             self.bars.update(self._this, completed=1.0, description=self._label)
             self._print(f"{self._label}: {text}")
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bench.errors import RequestError, unknown
-from bench.types import Shots
+from bench.types import FULL, Shots
 
 PROTOCOLS = Path(__file__).parent.parent / "configs" / "protocols"
 SELECTIONS = ("last", "best", "val")
@@ -86,7 +86,7 @@ class Protocol:
 
     def _row(self, shots: Shots) -> Mapping[str, Any]:
         for row in self.schedule:
-            if row["max_shots"] == "full" or (shots != "full" and shots <= row["max_shots"]):
+            if row["max_shots"] == FULL or (shots != FULL and shots <= row["max_shots"]):
                 return row
         raise RequestError(f"Protocol {self.name} has no schedule for {shots} shots.")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.files import file_sha256
+from bench.plugins import SNAPSHOT
 from bench.slurm_facts import job_facts
 
 ROOT = Path(__file__).parent.parent
-SNAPSHOT = "snapshot.json"  # in a copy of the code that jobs run from: the commit that it was made at
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "segment-anything", "pandas", "safetensors", "scipy", "submitit")
 
 

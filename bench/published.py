@@ -1,15 +1,17 @@
-"""The published numbers: files of `results/paper`, and how their methods are named and ordered."""
+"""The published numbers: files of `results/paper`, and how their methods, and others beside them, are named and ordered."""
 
+import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from bench.boards import Place
-from bench.spec import split_calls
+from bench.spec import RELEASED, split_calls
 
-PAPER = Path(__file__).parent.parent / "results" / "paper"
+ROOT = Path(__file__).parent.parent
+PAPER = ROOT / "results" / "paper"
 PUBLISHED = {"1": PAPER / "one_shot.csv"}  # by shots
 
 
@@ -18,7 +20,7 @@ class Published:
     """A published table: titles and numbers by method name; `source` is where they stand."""
 
     titles: Mapping[str, str]
-    numbers: Mapping[Place, float]
+    numbers: Mapping[tuple[str, str], float]  # (method, data set)
     datasets: tuple[str, ...]
     source: str
 
@@ -52,12 +54,34 @@ def ordered(labels: Iterable[str], published: Published) -> list[str]:
 
 
 def _parts(label: str) -> tuple[str, list[str]]:
-    """A label's method and its changed parameters, the decoder left aside."""
+    """A label's method and its changed parameters, left aside the decoder, and that the weights are the released ones."""
     name, _, shown = label.partition("(")
-    return name, [part for part in split_calls(shown.removesuffix(")")) if not part.startswith("decoder=")]
+    return name, [part for part in split_calls(shown.removesuffix(")")) if not part.startswith("decoder=") and part != RELEASED]
 
 
 def heading(label: str, published: Published) -> str:
+    """A row's heading: the method's title, as it was published or as its file says it, and the shown parameters."""
     name, _, shown = label.partition("(")
     values = ", ".join(split_calls(shown.removesuffix(")"))).replace("=", ": ")
-    return published.titles.get(name, name) + (f" ({values})" if values else "")
+    return (published.titles.get(name) or titles().get(name, name)) + (f" ({values})" if values else "")
+
+
+@cache
+def titles(folder: Path = ROOT / "methods") -> Mapping[str, str]:
+    """The titles of the methods that lie in the folder, by name, read off their files: importing those would load torch. A file that
+    is no Python, or writes a title otherwise than as text, is left to those who import it."""
+    found = {}
+    for node in (node for path in sorted(folder.glob("*.py")) for node in _classes(path)):
+        calls = [call for call in node.decorator_list if isinstance(call, ast.Call) and ast.unparse(call.func) == "METHODS.register"]
+        lines = [line.value for line in node.body if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "title"]
+        written = [value.value for value in (*(call.args[0] for call in calls), *lines) if isinstance(value, ast.Constant)]
+        if len(written) == 2:
+            found[str(written[0])] = str(written[1])
+    return found
+
+
+def _classes(path: Path) -> list[ast.ClassDef]:
+    try:
+        return [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    except SyntaxError:
+        return []

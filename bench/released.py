@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.backbones import CONFIGS, SamConfig
 from bench.checkpoints import architecture_of, load_sam, read_tensors
-from bench.errors import CheckpointError
+from bench.errors import CheckpointError, RequestError
 from bench.method import build
 from bench.sam import Sam
 from bench.segmenter import PromptableSegmenter
@@ -42,23 +42,51 @@ def load_cat_sam(
     checkpoint's), or a loaded Sam (its own weights are used and shared); None tells it from the shapes.
     CheckpointError, in one sentence, for keys that are missing, unexpected or of another shape.
     """
+    return load_released(checkpoint, sam, protocol)[1]
+
+
+def load_released(
+    checkpoint: str | Path | Mapping[str, Tensor], sam: str | SamConfig | Sam | None = None, protocol: str = "paper"
+) -> tuple[str, PromptableSegmenter]:
+    """The method's name, and the model as `load_cat_sam` gives it."""
     tensors, source = _released(checkpoint)
     method = "cat_sam_t" if any(".hq_token_proj." in name for name in tensors) else "cat_sam_a"
-    backbone = sam if isinstance(sam, Sam) else load_sam(_config(sam, tensors), frozen_part(tensors))
-    model = build(method, backbone, protocol=protocol)
-    names = {own: released_name(own) for own in model.tuned()}
-    known = {*names.values(), "mask_decoder.hf_token.weight", "ori_sam.pixel_mean", "ori_sam.pixel_std"}
-    known |= {prefix + rest for rest, prefix in _frozen_names(backbone)}
-    missing = sorted(set(names.values()) - set(tensors))
-    extra = sorted(set(tensors) - known)
-    if missing or extra:
-        raise CheckpointError(f"{source} is no {method} of this backbone: missing {missing[:3]}, unexpected {extra[:3]}.")
-    model.load_tuned({own: tensors[name].float() for own, name in names.items()})
-    return model
+    try:
+        backbone = sam if isinstance(sam, Sam) else load_sam(_config(sam, tensors), frozen_part(tensors))
+        model = build(method, backbone, protocol=protocol)
+        names = {own: released_name(own) for own in model.tuned()}
+        missing = sorted(set(names.values()) - set(tensors))
+        extra = sorted(set(tensors) - set(released_tensors(model)) - {"ori_sam.pixel_mean", "ori_sam.pixel_std"})
+        if missing or extra:
+            raise CheckpointError(f"missing {missing[:3]}, unexpected {extra[:3]}.")
+        model.load_tuned({own: tensors[name].float() for own, name in names.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} is no {method} of this backbone: {error}") from None
+    if not all(tensor.isfinite().all() for tensor in (*model.tuned().values(), *backbone.state_dict().values())):
+        raise CheckpointError(f"{source} holds NaN or infinite numbers: it is damaged, or of a training that diverged.")
+    return method, model
+
+
+def released_tensors(model: PromptableSegmenter) -> dict[str, Tensor]:
+    """A CAT-SAM's state dict as it is released: the frozen SAM and the token twice. RequestError for a model of another method."""
+    try:
+        trained = {released_name(own): parameter.detach() for own, parameter in model.tuned().items()}
+        token = trained["image_encoder.hq_token"]
+    except KeyError as name:
+        raise RequestError(f"Only the tensors of a CAT-SAM have names in the released format, and {name} is none of them.") from None
+    frozen = model.sam.state_dict()
+    copies = {
+        prefix + name[len(own) :]: name
+        for own, prefixes in FROZEN_COPIES.items()
+        for prefix in prefixes
+        for name in frozen
+        if name.startswith(own)
+    }
+    return {**{name: frozen[own] for name, own in copies.items()}, **trained, "mask_decoder.hf_token.weight": token}
 
 
 def released_name(own: str) -> str:
-    """The released name of one of `PromptableSegmenter.tuned`'s names."""
+    """The released name of one of `PromptableSegmenter.tuned`'s names; KeyError for one that has none."""
     for pattern, name in RULES:
         if re.fullmatch(pattern, own):
             return re.sub(pattern, name, own)
@@ -75,13 +103,10 @@ def frozen_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _frozen_names(sam: Sam) -> list[tuple[str, str]]:
-    parts = [(name, own) for name in sam.state_dict() for own in FROZEN_COPIES if name.startswith(own)]
-    return [(name[len(own) :], prefix) for name, own in parts for prefix in FROZEN_COPIES[own]]
-
-
 def _released(checkpoint: str | Path | Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
     if isinstance(checkpoint, str | Path):
+        if not Path(checkpoint).is_file():
+            raise CheckpointError(f"There is no file {checkpoint}: the path of a released CAT-SAM checkpoint is needed.")
         tensors, source = read_tensors(Path(checkpoint)), str(checkpoint)
     else:
         tensors, source = dict(checkpoint), "The state dict"
@@ -97,5 +122,5 @@ def _config(sam: str | SamConfig | None, tensors: Mapping[str, Tensor]) -> SamCo
         return sam
     name = sam or architecture_of(frozen_part(tensors))
     if name not in CONFIGS:
-        raise CheckpointError(f"The checkpoint's backbone is {name}: one of {', '.join(CONFIGS)} or a SamConfig is needed.")
+        raise CheckpointError(f"its SAM is {name}, and one of {', '.join(CONFIGS)} or a SamConfig is needed.")
     return CONFIGS[name]

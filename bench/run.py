@@ -1,6 +1,6 @@
 """Runs a grid: every cell that is asked for and not stored yet is trained, evaluated and stored.
 
-    python -m bench.run --methods all --datasets whu,kvasir,sbu --shots 1
+    python -m bench.run --methods paper --datasets whu,kvasir,sbu --shots 1
     python -m bench.run --methods sam,cat_sam_t --datasets synth_polyps --backbone tiny --protocol smoke      # CPU, seconds
 
 Running it again is the retry: stored cells stay, unfinished ones go on where they stopped.
@@ -18,7 +18,10 @@ from bench.backbones import checkpoint_path
 from bench.catalogue import Catalogue, catalogue
 from bench.errors import RequestError, TeamError
 from bench.files import file_sha256
+from bench.manifest import remember_data
 from bench.plan import Place, Request, choose_methods, open_datasets, specs_of, title
+from bench.plugins import add_option
+from bench.registry import third_party
 from bench.spec import RunSpec
 from bench.spread import is_member, leads, spread
 from bench.store import CellStatus, ResultStore
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all stored, 1 some failed or unfinished, 2 wrong request, 130 stopped)."""
     try:
         request, options = parse(arguments)
-        if options.devices > 1 and not is_member():
+        if options.devices > 1 and options.launcher == "local" and not is_member():
             return _spread(sys.argv[1:] if arguments is None else arguments, options)
         return run_grid(request, options)
     except RequestError as error:
@@ -76,17 +79,36 @@ def run_grid(request: Request, options: Options) -> int:
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         _list_cells(specs, states, missing)
+    elif leads():
+        store.check_writable()
+        remember_data(datasets.values(), options.out / "cache")
     if known and options.launcher == "slurm":
         return _launch(specs, missing, known, checkpoint, request.backbone, options)
     if options.dry_run:
         return 0
     if leads():
-        store.check_writable()
         store.write_grid(specs)
     if missing and _run_cells(request.backbone, checkpoint, missing, datasets, options):
         print("Stopped; the same command goes on from here.")
         return STOPPED
-    return _summary(specs, store) if leads() else 0
+    if not leads():
+        return 0
+    _say_outdated([spec for spec in specs if spec not in missing], store)
+    return _summary(specs, store)
+
+
+def _say_outdated(kept: Sequence[RunSpec], store: ResultStore) -> None:
+    """Names what third parties changed in their code since cells were stored, of which only a `revision` tells the key."""
+    changed: Counter[str] = Counter()
+    for spec in kept:
+        now = third_party(spec.method.name, spec.dataset)
+        if now and store.status(spec).phase == "stored":
+            was = store.read(spec).provenance.get("third_party") or {}
+            changed.update(
+                f"{spec.method.name if what == 'method' else spec.dataset} ({now[what]})" for what in now if was.get(what) != now[what]
+            )
+    for what, count in changed.items():
+        print(f"Stored by other code of {what}: {count} of these cells, which stay until its `revision` is raised, or --overwrite always.")
 
 
 def _known_methods(request: Request, options: Options) -> Catalogue | None:
@@ -105,8 +127,10 @@ def _launch(
 
     profile = load_profile(options.profile)
     checkpoint, data, out = (Path(os.path.abspath(path)) for path in (checkpoint, options.data, options.out))
-    memory, device = Memory(options.micro_batch, options.checkpointing), profile.device_of(options.device)
-    place = Place(backbone, checkpoint, data, out, device, options.overwrite, options.save_every, memory)
+    memory, kept = Memory(options.micro_batch, options.checkpointing), int(options.keep_gb * 2**30)
+    device = profile.device_of(options.device)
+    profile.check_devices(options.devices, device)
+    place = Place(backbone, checkpoint, data, out, device, options.overwrite, options.save_every, memory, kept, options.devices)
     return launch(specs, missing, Launch(place, profile, known.untrained, options.dry_run, options.collect))
 
 
@@ -191,6 +215,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
     parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")
+    add_option(parser)
     given = parser.parse_args(arguments)
     request = Request().with_suite(given.config) if given.config else Request()
     flags = {field.name: getattr(given, field.name) for field in fields(Request)}
@@ -201,6 +226,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
         raise RequestError(f"--devices {given.devices}: whole numbers from 1 are allowed.")
     if given.workers > 1 and (given.devices > 1 or is_member()):
         raise RequestError(f"--workers {given.workers}: cells that several devices run together are run one after the other, --workers 1.")
+    if given.workers > 1 and given.launcher == "slurm":
+        raise RequestError(f"--workers {given.workers}: how many cells share a job of SLURM is for the profile to say, cells_per_job.")
     if given.micro_batch < 0:
         raise RequestError(f"--micro-batch {given.micro_batch}: whole numbers from 1, or 0 for the whole batch, are allowed.")
     options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})

@@ -108,6 +108,11 @@ class Tuner(nn.Module):
     A tuner holds its own parameters only. It never changes a block: it gets one, and computes with it.
     """
 
+    def walked(self, vit: ImageEncoderViT) -> ImageEncoderViT:
+        """The encoder whose parts are walked: the frozen `vit`, or one that shares its tensors but for those that are tuned
+        themselves (`bench.retuned`)."""
+        return vit
+
     def begin(self, image: Tensor, x: Tensor) -> Any:
         """Called once, with the normalised image (B, 3, S, S) and its patch embedding (B, g, g, C), positions not yet added.
 
@@ -121,6 +126,13 @@ class Tuner(nn.Module):
         The block as it is, is `feed_forward(block, attend(block, x)[0])`, which computes `block(x)` without its waste.
         """
         return feed_forward(block, attend(block, x)[0]), carry
+
+    def penalty(self, carry: Any) -> Tensor | None:
+        """What training adds to each image's loss, (B,), told from the carry that the last block leaves; None for nothing.
+
+        Each image's own, so that it does not depend on how a batch is cut into parts.
+        """
+        return None
 
     def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor] | None:
         """The tensors of `vit`, under its own names, with which a stock SAM computes what this tuner does; None where none do."""
@@ -137,7 +149,7 @@ class ImageEncoder(nn.Module):
     @property
     def is_frozen(self) -> bool:
         """Whether the tuner adds nothing, so that what the encoder says of an image never changes."""
-        return type(self.tuner).begin is Tuner.begin and type(self.tuner).step is Tuner.step
+        return all(getattr(type(self.tuner), part) is getattr(Tuner, part) for part in ("walked", "begin", "step"))
 
     def forward(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
         """`image`: normalised, (B, 3, S, S). Returns the neck's output (B, d, g, g) and the output of the first
@@ -145,16 +157,22 @@ class ImageEncoder(nn.Module):
 
         checkpointing: backward computes each block again instead of keeping what is inside it; the numbers are the same.
         """
+        embedding, first_global, _ = self.with_penalty(image, checkpointing)
+        return embedding, first_global
+
+    def with_penalty(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `forward`, with the tuner's penalty of each image, (B,), if it has one."""
         step = partial(_checkpointed, self.tuner.step) if checkpointing and torch.is_grad_enabled() else self.tuner.step
-        x = self.vit.patch_embed(image)  # (B, g, g, C)
+        vit = self.tuner.walked(self.vit)
+        x = vit.patch_embed(image)  # (B, g, g, C)
         carry = self.tuner.begin(image, x)
-        x = x + self.vit.pos_embed
+        x = x + vit.pos_embed
         first_global = None
-        for i, block in enumerate(self.vit.blocks):
+        for i, block in enumerate(vit.blocks):
             x, carry = step(i, block, x, carry)
             if first_global is None and block.window_size == 0:
                 first_global = x
-        return self.vit.neck(x.permute(0, 3, 1, 2)), x if first_global is None else first_global
+        return vit.neck(x.permute(0, 3, 1, 2)), x if first_global is None else first_global, self.tuner.penalty(carry)
 
 
 def _checkpointed(step: Callable[..., tuple[Tensor, Any]], i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
@@ -163,16 +181,22 @@ def _checkpointed(step: Callable[..., tuple[Tensor, Any]], i: int, block: Block,
     return out
 
 
-def attend(block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projection | None = None) -> tuple[Tensor, Tensor]:
+def attend(
+    block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projection | None = None, by_window: bool = False
+) -> tuple[Tensor, Tensor]:
     """The block's first half: x + attention(norm1(x)), where every window also sees `prompts`.
 
     x: (B, g, g, C). prompts: (B, P, C), taken as they are (not through norm1); they have no position, so no relative-position
     bias. qkv: stands in for the block's own projection (…, C) -> (…, 3C), which stays as it is.
+    by_window: qkv is given every window by itself, with its padding, row by row, (B·windows, side², C), as a layer in SAM's place
+    would be; there may be no prompts then. Otherwise it must treat all tokens alike: padding may reach it once for all windows.
     Returns x and what the attention made of the prompts, (B, P, C), averaged over the windows of an image.
     """
     prompts = x.new_empty(len(x), 0, x.shape[-1]) if prompts is None else prompts
     if chosen() == "plain":
-        return _attend_plainly(block, x, prompts, qkv or block.attn.qkv)
+        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention)
+    if by_window:
+        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention_at_once)
     y, attended = attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv))
     return x + y, attended
 
@@ -182,17 +206,26 @@ def feed_forward(block: Block, x: Tensor) -> Tensor:
     return x + perceptron(block.mlp, block.norm2(x))
 
 
-def _attend_plainly(block: Block, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
-    """`attend` as SAM writes it: the reference that `bench.attention` is tested and timed against."""
+Inner = Callable[[Attention, Tensor, Tensor, Projection], tuple[Tensor, Tensor]]
+
+
+def _attend_by_window(block: Block, x: Tensor, prompts: Tensor, qkv: Projection, inner: Inner) -> tuple[Tensor, Tensor]:
+    """`attend` as SAM writes it, window by window; with `_attention` it is the reference that `bench.attention` is tested and timed
+    against."""
     b, h, w, _ = x.shape
     y, padded = block.norm1(x), (h, w)
     if block.window_size:
         y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
     windows = y.shape[0] // b
-    y, p = _attention(block.attn, y, prompts.repeat_interleave(windows, 0), qkv)
+    y, p = inner(block.attn, y, prompts.repeat_interleave(windows, 0), qkv)
     if block.window_size:
         y = window_unpartition(y, block.window_size, padded, (h, w))
     return x + y, p.unflatten(0, (b, windows)).mean(1)
+
+
+def _attention_at_once(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
+    """As `_attention`, with the kernels of `bench.attention`."""
+    return attention(attn, x, 0, prompts, qkv)
 
 
 def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:

@@ -1,28 +1,40 @@
 """PromptableSegmenter: a frozen SAM, a tuner and a decoder as one model that encodes images and decodes prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.decoder import Decoded, Decoder
-from bench.errors import CheckpointError, DataError
+from bench.errors import CheckpointError, InputError, RequestError, unknown
+from bench.inputs import image_files, prompts_from, read_picture
 from bench.paths import chosen
-from bench.prompts import check_prompts, prompts_from
+from bench.retuned import used_parameters
 from bench.sam import ImageEncoder, Sam, Tuner
 from bench.types import Features, Prompts
-from bench.upsampling import resized
+from bench.upsampling import resized, union
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from bench.inputs import Picture
 
-    Picture = np.ndarray | Tensor | Image | str | PathLike[str]
+KINDS = ("box", "boxes", "point", "points", "labels", "mask", "masks")  # of what `predict` takes as prompts
+
+
+class PromptMasks(NamedTuple):
+    """What each of n prompts gave, at the image's size.
+
+    masks: (n, H, W) bool, where its logits are above 0; logits: (n, H, W) float32.
+    """
+
+    masks: np.ndarray
+    logits: np.ndarray
 
 
 class PromptableSegmenter(nn.Module):
@@ -54,12 +66,18 @@ class PromptableSegmenter(nn.Module):
         """How this model computes here and now, as a cell's record says it: "attention=…, decoder=…, loss=…"."""
         return f"attention={chosen()}, decoder={chosen()}, loss={chosen()}"
 
+    @property
+    def size(self) -> int:
+        """The parameters that the model computes with: a frozen tensor that has a tuned copy in its place does not count."""
+        walked, decoding = self.tuner.walked(self.sam.image_encoder), self.decoder.mask_decoder(self.sam)
+        return used_parameters(walked, decoding, self.sam.prompt_encoder, self.tuner, self.decoder)
+
     def encode(self, images: Sequence[Tensor], checkpointing: bool = False) -> Features:
         """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ. checkpointing: see `ImageEncoder`."""
         batch = torch.stack([self._input(image) for image in images])  # (B, 3, S, S)
-        embedding, first_global = self.encoder(batch, checkpointing)
+        embedding, first_global, penalty = self.encoder.with_penalty(batch, checkpointing)
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
-        return Features(embedding, first_global, sizes, tuple(self._is_native(image) for image in images))
+        return Features(embedding, first_global, sizes, tuple(self._is_native(image) for image in images), penalty)
 
     def decode(self, features: Features, prompts: Sequence[Prompts]) -> list[Tensor]:
         """Logits (n_i, H_i, W_i) of each image's prompts, at the image's own size; one Prompts an image."""
@@ -72,7 +90,6 @@ class PromptableSegmenter(nn.Module):
             raise ValueError(f"There are {len(prompts)} Prompts for {len(features.sizes)} images: one for each image is needed.")
         return self.decoder(self.sam, features, [self._scaled(p, features, i) for i, p in enumerate(prompts)])
 
-    @torch.inference_mode()
     def predict(
         self,
         image: "Picture",
@@ -83,23 +100,83 @@ class PromptableSegmenter(nn.Module):
         points: Any = None,
         labels: Any = None,
         mask: Any = None,
-    ) -> np.ndarray:
-        """The union of the masks that the prompts ask for, (H, W) bool.
+        masks: Any = None,
+        return_each: bool = False,
+    ) -> np.ndarray | PromptMasks:
+        """The union of the masks that the prompts ask for, (H, W) bool; with `return_each` the mask and logits of every prompt.
 
-        image: (H, W, 3) array RGB 0–255, (3, H, W) tensor, PIL image or path. In pixels of the image: box [x0, y0, x1, y1] or
-        boxes (n, 4); point [x, y] (foreground) or points (n, k, 2) with labels (n, k); mask (H, W) 0/1. None: no prompt.
-        ValueError for a prompt that is not finite, not ordered or not inside the image.
+        image: (H, W, 3) array RGB 0–255, (3, H, W) tensor, PIL image or path (see `bench.inputs.read_picture`). In pixels of the
+        image: box [x0, y0, x1, y1] or boxes (n, 4); point [x, y], or points (n, 2), one for each prompt, or (n, k, 2), k for each;
+        labels (n, k) of the points: 1 foreground (the default), 0 background, -1 padding; mask (H, W) or masks (n, H, W) of 0/1.
+        The i-th box, points and mask are one prompt together. Nothing given: no prompt, one mask. Not one box (0, 4): no mask.
+        InputError or DataError, in one sentence, for what is no image, or a prompt that is not finite, ordered and inside of it.
         """
+        given = dict(zip(KINDS, (box, boxes, point, points, labels, mask, masks), strict=True))
+        return self._predicted([self._read(image, given)], return_each)[0]
+
+    def predict_many(
+        self,
+        images: "Iterable[Picture] | str | PathLike[str]",
+        prompts: Iterable[Mapping[str, Any] | None] | None = None,
+        *,
+        return_each: bool = False,
+        batch: int = 0,
+    ) -> Iterator[np.ndarray | PromptMasks]:
+        """Yields what `predict` returns, image by image.
+
+        images: any iterable of what `predict` takes, read as they are needed; or a folder: its images, sorted by name. prompts: for
+        each image the prompts by `predict`'s names, {"boxes": …}, or None for no prompt. batch: images that are encoded
+        together; 0: as many as the device has memory for. The errors are `predict`'s; what comes before is yielded first.
+        """
+        pictures = image_files(Path(images)) if isinstance(images, str | PathLike) else images
+        pairs = ((image, None) for image in pictures) if prompts is None else _paired(pictures, prompts)
+        waiting: list[tuple[Tensor, Prompts]] = []
+        size = batch or at_once(self)[0]
+        try:
+            for image, given in pairs:
+                waiting.append(self._read(image, given or {}))
+                if len(waiting) == size:
+                    waiting, ready = [], waiting
+                    yield from self._predicted(ready, return_each)
+        except RequestError:
+            yield from self._predicted(waiting, return_each)
+            raise
+        yield from self._predicted(waiting, return_each)
+
+    def _read(self, image: "Picture", given: Mapping[str, Any]) -> tuple[Tensor, Prompts]:
+        """A picture (3, H, W) and its prompts, checked."""
+        for name in given:
+            if name not in KINDS:
+                raise unknown("kind of prompt", name, KINDS)
         tensor = read_picture(image)
-        prompts = prompts_from(box=box, boxes=boxes, point=point, points=points, labels=labels, mask=mask, grid=self.sam.config.grid)
-        check_prompts(prompts, *tensor.shape[-2:])
+        return tensor, prompts_from((tensor.shape[-2], tensor.shape[-1]), self.sam.config.grid, **given)
+
+    @torch.inference_mode()
+    def _predicted(self, pairs: Sequence[tuple[Tensor, Prompts]], return_each: bool) -> list[np.ndarray | PromptMasks]:
+        """What `predict` returns for images that are encoded as one batch, in evaluation mode."""
+        if not pairs:
+            return []
         training = self.training
         self.eval()
         try:
-            logits = self.decode(self.encode([tensor]), [prompts])[0]
+            features = self.encode([image for image, _ in pairs])
+            return [self._decoded(features.only([i]), prompts, return_each) for i, (_, prompts) in enumerate(pairs)]
         finally:
             self.train(training)
-        return (logits > 0).any(0).cpu().numpy()
+
+    def _decoded(self, features: Features, prompts: Prompts, return_each: bool) -> np.ndarray | PromptMasks:
+        """What `predict` returns of one image's features; some prompts at a time, so that many of them take no more memory."""
+        size, side = features.sizes[0], 4 * self.sam.config.grid
+        asked = any(x is not None for x in (prompts.boxes, prompts.points, prompts.masks))
+        low = features.embedding.new_zeros(0, side, side)
+        if not asked or prompts.count:
+            step = at_once(self)[1]
+            parts = [prompts.part(start, start + step) for start in range(0, len(prompts), step)]
+            low = torch.cat([self.decode_low(features, [part]).logits[0] for part in parts])
+        if not return_each:
+            return union(low.float(), size).cpu().numpy()
+        logits = resized(low.float(), size).cpu().numpy() if len(low) else np.zeros((0, *size), np.float32)
+        return PromptMasks(logits > 0, logits)
 
     def tuned(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name; one that tuner and decoder share stands once, under the tuner."""
@@ -146,17 +223,21 @@ class PromptableSegmenter(nn.Module):
         return replace(prompts, boxes=boxes, points=points)
 
 
-def read_picture(image: "Picture") -> Tensor:
-    """An image as a (3, H, W) tensor, RGB 0–255; see `predict` for what it may be."""
-    if isinstance(image, Tensor):
-        return image
-    if isinstance(image, str | PathLike):
-        read = cv2.imread(str(image), cv2.IMREAD_COLOR)
-        if read is None:
-            raise DataError(f"The image {image} cannot be read: a png, jpg or tif file is needed.")
-        image = cv2.cvtColor(read, cv2.COLOR_BGR2RGB)
-    elif hasattr(image, "convert"):  # a PIL image of any mode
-        image = np.asarray(image.convert("RGB"))
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"An array of shape {image.shape} is no image: (H, W, 3), RGB in 0–255, is needed.")
-    return torch.tensor(image).permute(2, 0, 1)
+def at_once(model: PromptableSegmenter) -> tuple[int, int]:
+    """How many images are encoded, and prompts decoded, in one call: by the device's whole memory, so that the same machine always
+    cuts alike. An eighth of it is for the widest map of a block, and an eighth for an image's full-size maps."""
+    if model.device.type != "cuda":
+        return 4, 32
+    config, share = model.sam.config, torch.cuda.get_device_properties(model.device).total_memory // 8
+    image, prompt = 64 * config.grid**2 * config.width, 96 * config.image_size**2  # bytes
+    return max(1, min(16, share // image)), max(1, min(256, share // prompt))
+
+
+def _paired(images: Iterable[Any], prompts: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Images with their prompts; InputError where there are more of one than of the other."""
+    end = object()
+    for number, (image, given) in enumerate(zip_longest(images, prompts, fillvalue=end)):
+        if image is end or given is end:
+            few, many = ("images", "prompts") if image is end else ("prompts", "images")
+            raise InputError(f"There are {number} {few} and more {many}: one entry for each image is needed.")
+        yield image, given

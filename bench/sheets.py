@@ -18,8 +18,9 @@ from bench.checkpoints import load_sam
 from bench.errors import RequestError
 from bench.picks import picked_images
 from bench.pictures import prediction_sheet
+from bench.plan import open_dataset
+from bench.plugins import add_option
 from bench.published import PUBLISHED, heading, ordered, read_published
-from bench.registry import DATASETS
 from bench.sam import Sam
 from bench.store import ResultStore
 from bench.types import Dataset
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="only this data set")
     parser.add_argument("--data", default="data", type=Path, help="folder of the data sets")
     parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
+    add_option(parser)
     given = parser.parse_args(arguments)
     images = [name.strip() for name in given.images.split(",") if name.strip()]
     load = cache(lambda backbone: load_sam(backbone, checkpoint_path(backbone, given.pretrained)))  # once, for all its sheets
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for sheet in wanted:
             backbone = sheet.board.identity[0]
             sam = load(backbone)
-            opened = DATASETS.get(sheet.dataset).open(given.data)  # type: ignore[attr-defined]
+            opened = open_dataset(sheet.dataset, given.data)
             print(draw(sheet, opened, sam, given.out / "figures", images))
     except (RequestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

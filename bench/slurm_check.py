@@ -14,6 +14,7 @@ from bench.submission import FOLDER
 
 WAIT_SECONDS = 20.0  # for the answer; in a full queue the arrays are sent behind the check, which cancels them if it fails
 ENDED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE")
+LATER = ("hold", "begin", "deadline", "mail")  # flags that are for the cells, not for a check of seconds
 SCRIPT = """#!/bin/bash
 [ "$(cat {token} 2>/dev/null)" = {word} ] || exit 3
 [ -x {python} ] || exit 4
@@ -34,7 +35,7 @@ def check_nodes(out: Path, flags: Mapping[str, Any], snapshot: Path, python: str
     RequestError, and nothing left in the queue, where the nodes do not see the folder.
     """
     folder = out / FOLDER / "check"
-    place = json.dumps([flags.get("partition"), flags.get("constraint"), python])
+    place = json.dumps([checked_place(flags), python])
     passed = folder / "passed.json"
     known = json.loads(passed.read_text()) if passed.is_file() else []
     if place in known:
@@ -45,7 +46,8 @@ def check_nodes(out: Path, flags: Mapping[str, Any], snapshot: Path, python: str
     token.write_text(word)
     names = {"token": token, "word": word, "python": python, "code": snapshot / "bench" / "job.py", "answer": answer}
     script = SCRIPT.format(**{name: quote(str(value)) for name, value in names.items()})
-    own = {**flags, "time": 5, "job-name": "spb_check", "output": "/dev/null", "parsable": True, "no-requeue": True, "chdir": "/"}
+    own = {name: value for name, value in flags.items() if not name.startswith(LATER)}
+    own |= {"time": 5, "job-name": "spb_check", "output": "/dev/null", "parsable": True, "no-requeue": True, "chdir": "/"}
     job = slurm("sbatch", *flag_words(own), text=script).strip().partition(";")[0]
     if not _answered(job, answer, out, python, wait):
         return job
@@ -53,6 +55,11 @@ def check_nodes(out: Path, flags: Mapping[str, Any], snapshot: Path, python: str
     for file in (token, answer):
         file.unlink(missing_ok=True)
     return ""
+
+
+def checked_place(flags: Mapping[str, Any]) -> str:
+    """The nodes that flags of sbatch ask for, in words; one check is enough for them."""
+    return f"{flags.get('partition', '')}/{flags.get('constraint', '')}"
 
 
 def _answered(job: str, answer: Path, out: Path, python: str, wait: float) -> bool:

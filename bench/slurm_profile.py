@@ -78,6 +78,12 @@ class Profile:
             return asked
         return self.device or ("cuda" if self.gpus else "cpu")
 
+    def check_devices(self, devices: int, device: str) -> None:
+        """RequestError where a cell is to run on more GPUs than one of its requests has."""
+        gpus = min([self.gpus, *(row["gpus"] for row in self.overrides if "gpus" in row)])
+        if device == "cuda" and devices > gpus:
+            raise RequestError(f"--devices {devices}: the profile {self.name} asks for {gpus} GPUs a job; at least as many are needed.")
+
 
 def load_profile(name_or_path: str, folder: Path = PROFILES) -> Profile:
     """The profile `slurm/<name>.toml`, or of any path that ends in .toml; RequestError for unknown names, keys and values."""

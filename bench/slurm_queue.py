@@ -1,12 +1,11 @@
 """What SLURM says: the queue, the limits of the site, and its own words where it refuses something. Never asks for accounting."""
 
-import getpass
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,13 @@ from bench.errors import RequestError
 NAME = re.compile(r"spb_(?P<submission>[0-9a-f-]+)_(?P<array>\d+)")  # of every array that a launch sends
 FORMAT = "%i|%K|%T|%r|%N|%j"
 TIMEOUT_S = 120
+# Reasons of waiting that no waiting ends: what was asked for exceeds what the partition, account or QOS allows a job.
+NEVER = re.compile(
+    r"Partition(Config|TimeLimit)|BadConstraints|Invalid(Account|QOS)|(Account|QOS)NotAllowed|(Assoc|QOS)(Max|Min)\w*PerJob\w*"
+)
+NO_SUCH_NODE = "node configuration is not available"
+UNBEGUN = "4294967294"  # as the task number of what is left of an array
+OUT_OF_SERVICE = "down,drain,fail,maint,unk"
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Limits:
 
 def need_slurm() -> None:
     """RequestError unless SLURM's commands are on this machine."""
-    missing = [command for command in ("sbatch", "squeue", "scontrol", "scancel", "srun") if shutil.which(command) is None]
+    missing = [command for command in ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun") if shutil.which(command) is None]
     if missing:
         raise RequestError(
             f"There is no {missing[0]} on this machine: `--launcher slurm` is for a cluster's login node, `--launcher local` runs here."
@@ -66,7 +72,7 @@ def last_word(errors: str) -> str:
 
 def tasks() -> list[Task]:
     """Our jobs that SLURM still has in its queue, the packs of an array one by one."""
-    lines = slurm("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", f"--format={FORMAT}").splitlines()
+    lines = slurm("squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={FORMAT}").splitlines()
     return [task for task in map(_task, lines) if task]
 
 
@@ -81,8 +87,8 @@ def _task(line: str) -> Task | None:
 
 def jobs_in_queue() -> tuple[int, int]:
     """How many jobs are in the queue: everybody's, and this user's."""
-    users = slurm("squeue", "--noheader", "--array", "--format=%u").split()
-    return len(users), users.count(getpass.getuser())
+    users = slurm("squeue", "--noheader", "--array", "--format=%U").split()
+    return len(users), users.count(str(os.getuid()))
 
 
 def limits() -> Limits:
@@ -94,21 +100,53 @@ def limits() -> Limits:
 
 
 def job_state(job: str) -> dict[str, str]:
-    """What the controller still knows of a job ("JobState", "Reason", "ExitCode", "NodeList" …); empty once it forgot it."""
-    try:
-        text = slurm("scontrol", "show", "job", "--oneliner", job)
-    except RequestError:
-        return {}
-    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+    """What the controller still knows of a job ("JobState", "Reason", "ExitCode", "NodeList" …); empty once it forgot it.
+
+    Tasks of an array that were cancelled together before they began are known under the array's number only.
+    """
+    for name in dict.fromkeys((job, job.partition("_")[0])):
+        with suppress(RequestError):
+            text = slurm("scontrol", "show", "job", "--oneliner", name).partition("\n")[0]
+            state = dict(word.split("=", 1) for word in text.split() if "=" in word)
+            if name == job or state.get("ArrayTaskId") == UNBEGUN:
+                return state
+    return {}
+
+
+def waiting_reasons(jobs: Sequence[str]) -> dict[str, str]:
+    """Job -> why it waits, of those of the jobs that do; an array's tasks, which wait for the same, under the array's number."""
+    lines = slurm("squeue", "--noheader", f"--user={os.getuid()}", "--states=PENDING", "--format=%F|%r").splitlines()
+    return {job: reason for job, _, reason in (line.partition("|") for line in lines) if job in jobs}
 
 
 def test_only(flags: Mapping[str, Any]) -> None:
-    """RequestError, with SLURM's words, where no node could ever run such a job, or a name in it is unknown."""
+    """RequestError, with SLURM's words, where no node could ever run such a job, or a name in it is unknown.
+
+    While nodes are out of service SLURM says so of jobs that could run later, too: then only sending them tells.
+    """
     try:
         slurm("sbatch", "--test-only", *flag_words(flags), text="#!/bin/bash\ntrue\n")
     except RequestError as error:
-        asked = {name: value for name, value in flags.items() if name not in ("nodes", "ntasks", "output")}
-        raise RequestError(f"{error} It was asked for {' '.join(flag_words(asked))}.") from None
+        if NO_SUCH_NODE in str(error) and _out_of_service(flags.get("partition", "")):
+            return
+        known = f" Partitions here: {', '.join(_partitions())}." if "partition" in str(error) else ""
+        raise RequestError(f"{error} {asked_for(flags)}{known}") from None
+
+
+def _partitions() -> list[str]:
+    return sorted(set(slurm("sinfo", "--noheader", "--format=%R").split()))
+
+
+def _out_of_service(partition: str) -> bool:
+    """Whether a node is down or drained."""
+    where = [f"--partition={partition}"] if partition else []
+    return bool(slurm("sinfo", "--noheader", f"--states={OUT_OF_SERVICE}", "--format=%N", *where).strip())
+
+
+def asked_for(flags: Mapping[str, Any]) -> str:
+    """A sentence with what sbatch was asked for."""
+    asked = {name: value for name, value in flags.items() if name not in ("nodes", "ntasks", "output")}
+    return f"It was asked for {' '.join(flag_words(asked))}."
 
 
 def flag_words(flags: Mapping[str, Any]) -> list[str]:

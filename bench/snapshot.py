@@ -8,7 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from bench.errors import RequestError
-from bench.provenance import ROOT, SNAPSHOT, git_state
+from bench.plugins import COPIES, SNAPSHOT, plugin_files
+from bench.provenance import ROOT, git_state
 
 FOLDERS = ("bench", "methods", "datasets", "configs", "results/paper")
 
@@ -17,12 +18,13 @@ def take_snapshot(below: Path, root: Path = ROOT) -> Path:
     """The folder of a snapshot below `below`, made unless the same code lies there; its name is a hash of every file.
 
     Of a checkout it holds what git tracks or would track, else all files but caches; and the commit, in a file that
-    `provenance` reads. RequestError where it cannot be written.
+    `provenance` reads; and the plugins in use, which jobs take from there. RequestError where it cannot be written.
     """
-    files = code_files(root)
+    sources = {file: root / file for file in code_files(root)}
+    sources |= {Path(COPIES, str(number), path.name): path for number, path in enumerate(plugin_files())}
     digest = sha256()
-    for file in files:
-        digest.update(f"{file}\0".encode() + (root / file).read_bytes() + b"\0")
+    for file, source in sources.items():
+        digest.update(f"{file}\0".encode() + source.read_bytes() + b"\0")
     commit, dirty = git_state(root)
     origin = json.dumps({"commit": commit, "dirty": dirty}, sort_keys=True)
     digest.update(origin.encode())
@@ -31,9 +33,9 @@ def take_snapshot(below: Path, root: Path = ROOT) -> Path:
         return folder
     staged = below / f".{uuid.uuid4().hex}.tmp"
     try:
-        for file in files:
+        for file, source in sources.items():
             (staged / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / file, staged / file)
+            shutil.copyfile(source, staged / file)
         (staged / SNAPSHOT).write_text(origin)
         staged.rename(folder)
     except OSError as error:

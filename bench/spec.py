@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 from bench.errors import RequestError, unknown
 from bench.protocol import Settings
 from bench.types import Shots
+
+RELEASED = "released"  # shown with a method whose weights somebody else trained
+ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,11 @@ class MethodChoice:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One cell: everything that can change its number."""
+    """One cell: everything that can change its number.
+
+    released_sha256: of the released checkpoint whose weights are evaluated as they are; "" where the cell trains its own. It came
+    later: while it is empty it is no part of the key.
+    """
 
     backbone: str
     checkpoint_sha256: str
@@ -48,11 +55,12 @@ class RunSpec:
     seed: int
     protocol: str
     settings: Settings
+    released_sha256: str = ""
 
     def canonical(self) -> dict[str, Any]:
         """The spec as nested values for JSON, without what is only for display."""
         method = {"name": self.method.name, "parameters": dict(self.method.parameters), "revision": self.method.revision}
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "released_sha256" or self.released_sha256}
         return {**own, "method": method, "settings": self.settings.keyed()}
 
     @cached_property
@@ -129,8 +137,13 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
         values[key] = _same_type(f"{name}({key}=…)", value, known[key])
     method = cls(**values)
     parameters = tuple((f.name, getattr(method, f.name)) for f in fields(cls))
-    shown = ",".join(f"{k}={v}" for k, v in parameters if k == "decoder" or v != known[k])
+    shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
     return MethodChoice(name, parameters, cls.revision, shown)  # type: ignore[attr-defined]
+
+
+def released_choice(cls: type) -> MethodChoice:
+    """The choice of a method's class with its defaults whose weights are released ones: a row of its own, "cat_sam_a(released)"."""
+    return replace(choose_method(cls, {}), shown=RELEASED)
 
 
 def _same_type(where: str, value: Any, default: Any) -> Any:

@@ -9,20 +9,21 @@ import time
 from collections.abc import Sequence
 
 GRACE_SECONDS = 10.0
+PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 
 
-def spread(arguments: Sequence[str], processes: int) -> int:
+def spread(arguments: Sequence[str], processes: int, signals: Sequence[signal.Signals] = PASSED_ON) -> int:
     """Runs `python ARGUMENTS` that many times, with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; `bench.team.join` reads
     them. Returns process 0's exit code; 1 where another one ended badly.
 
-    Ctrl-C and SIGTERM go to process 0 alone, which writes what is unfinished and ends; the others follow.
+    The signals go to process 0 alone, which writes what is unfinished and ends; the others follow.
     """
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     children = []
     for rank in range(processes):
         environment = {"OMP_NUM_THREADS": "1", **os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         children.append(subprocess.Popen([sys.executable, *arguments], env=environment, start_new_session=True))
-    before = {number: signal.signal(number, lambda n, _: children[0].send_signal(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda n, _: children[0].send_signal(n)) for number in signals}
     try:
         while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
             time.sleep(0.1)

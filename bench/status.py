@@ -4,6 +4,7 @@ It reads the results' folder and SLURM's queue, so it works from any login node,
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections import Counter
@@ -60,7 +61,8 @@ def report(out: Path, every_cell: bool = False) -> tuple[list[str], bool]:
 def _lines(phase: str, seen: Sequence[Seen], every_cell: bool) -> list[str]:
     """A line a cell; waiting cells are counted by what they wait for, and stored ones not listed, unless asked for."""
     if every_cell or phase not in ("stored", "pending"):
-        return [f"{phase:10}  {cell_title(one.cell)}  {one.detail}" for one in seen]
+        width = max((len(cell_title(one.cell)) for one in seen), default=0)
+        return [f"{phase:10}  {cell_title(one.cell):{width}}  {one.detail}".rstrip() for one in seen]
     if phase == "stored":
         return []
     return [f"{phase:10}  {count} cells  {why}" for why, count in Counter(one.detail for one in seen).most_common()]
@@ -74,4 +76,5 @@ def _queue() -> tuple[list[Task] | None, list[str]]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # … | head
     sys.exit(main())

@@ -23,7 +23,7 @@ from bench.errors import RequestError
 from bench.files import staged_file, write_together
 from bench.protocol import Settings
 from bench.slurm_facts import job_facts
-from bench.spec import MethodChoice, RunSpec
+from bench.spec import RELEASED, MethodChoice, RunSpec
 
 RECORD, STATE, RESUME, TUNED = "record.json", "state.json", "resume.pt", "tuned.safetensors"
 IMAGES, HISTORY = "images.csv", "history.csv"
@@ -144,18 +144,15 @@ class ResultStore:
         """Says that nobody works on the cell any more, though it is not finished, and why. OSError as above."""
         self._write_state(spec, "stopped", {}, why)
 
-    def begin_attempt(self, spec: RunSpec) -> int:
-        """Notes that the SLURM job of this process starts the cell; how many starts there were before, this one not counted.
+    def begin_attempt(self, spec: RunSpec) -> None:
+        """Notes that the SLURM job of this process starts the cell.
 
         Every start has a file of its own, so that two jobs, or two lives of one job, cannot overwrite each other's.
         """
         folder, facts = self.folder(spec), job_facts()
         folder.mkdir(parents=True, exist_ok=True)
-        before = attempts(folder)
-        name = f"attempt_{facts['job']}_{facts['restart']}.json"
         facts["time"] = _now()
-        write_together(folder, {name: _json(facts)}, durable=False)
-        return len([path for path in before if path.name != name])
+        write_together(folder, {f"attempt_{facts['job']}_{facts['restart']}.json": _json(facts)}, durable=False)
 
     def save(self, record: Record, images: pd.DataFrame, history: pd.DataFrame, tuned: bytes | None) -> Path:
         """Stores the cell's result and returns its folder.
@@ -393,6 +390,7 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
     names = {"dataset": spec.dataset, "method": method.name, "label": method.label, "decoder": parameters.get("decoder")}
     run = {"shots": spec.shots, "draw": spec.draw, "seed": spec.seed, "backbone": spec.backbone, "protocol": spec.protocol}
     fixed = {"checkpoint_sha256": spec.checkpoint_sha256, "evaluation_prompt": settings.evaluation_prompt}
+    fixed["released_sha256"] = spec.released_sha256
     kept = {
         "selection": settings.selections[0],
         "dataset_revision": spec.dataset_revision,
@@ -405,8 +403,11 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
 
 
 def _identities(spec: RunSpec) -> dict[str, str]:
-    method = (spec.method.name, spec.method.parameters, spec.method.revision)
-    recipe = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
+    """A released checkpoint is a method apart, which every data set may have another file of."""
+    method: tuple[Any, ...] = (spec.method.name, spec.method.parameters, spec.method.revision)
+    recipe: tuple[Any, ...] = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
+    if spec.released_sha256:
+        method, recipe = (*method, RELEASED), (*recipe, spec.released_sha256)
     return {"method_id": _short(method), "recipe": _short(recipe)}
 
 

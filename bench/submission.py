@@ -4,10 +4,10 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from bench.errors import RequestError
 from bench.files import write_together
@@ -44,17 +44,16 @@ class Submission:
 
     def write(self) -> None:
         """Writes the file, whole or not at all. OSError where the disk does not take it."""
-        place = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self.place).items()}
         content = {
             "id": self.id,
-            "place": place,
+            "place": asdict(self.place),
             "snapshot": str(self.snapshot),
             "attempts": self.attempts,
             "cells": {key: spec_to_json(spec) for key, spec in self.cells.items()},
             "arrays": [asdict(array) for array in self.arrays],
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_together(self.path.parent, {self.path.name: json.dumps(content, indent=1).encode()})
+        write_together(self.path.parent, {self.path.name: json.dumps(content, indent=1, default=str).encode()})
 
     @property
     def logs(self) -> Path:
@@ -88,13 +87,18 @@ def read_submission(path: Path) -> Submission:
     """The submission of a file; RequestError where it cannot be read."""
     try:
         content = json.loads(path.read_bytes())
-        place = {**content["place"], **{name: Path(content["place"][name]) for name in ("checkpoint", "data", "out")}}
-        place["memory"] = Memory(**place["memory"])
         arrays = tuple(Array(**{**array, "packs": tuple(map(tuple, array["packs"]))}) for array in content["arrays"])
         cells = {key: spec_from_json(spec) for key, spec in content["cells"].items()}
-        return Submission(content["id"], Place(**place), Path(content["snapshot"]), content["attempts"], cells, arrays, path)
+        return Submission(content["id"], _place(content["place"]), Path(content["snapshot"]), content["attempts"], cells, arrays, path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"Cannot read the submission {path}: {error}.") from None
+
+
+def _place(content: Mapping[str, Any]) -> Place:
+    """The place that JSON holds: whatever field it has, paths and the memory as such."""
+    made: dict[Any, Callable[[Any], Any]] = {Path: Path, Memory: lambda memory: Memory(**memory)}
+    kinds = get_type_hints(Place)
+    return Place(**{name: made.get(kinds[name], lambda value: value)(value) for name, value in content.items()})
 
 
 def submissions(out: Path) -> list[Submission]:

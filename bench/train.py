@@ -15,13 +15,13 @@ from torch import Tensor
 from bench.dropout import part_of_batch
 from bench.errors import DivergedError
 from bench.losses import Loss, upsampled_loss
-from bench.objects import object_masks
+from bench.objects import sample_objects
 from bench.precision import computing
 from bench.prompts import training_prompts
 from bench.protocol import Settings
 from bench.segmenter import PromptableSegmenter
 from bench.team import SOLO, Team
-from bench.transforms import augment
+from bench.transforms import augment_sample
 from bench.types import WHOLE, Dataset, Memory, Prompts
 
 
@@ -106,6 +106,7 @@ def backward(
     place: tuple[int, int] | None = None,
 ) -> Tensor:
     """Adds the gradients of the batch's loss to the parameters', and returns that loss: total, bce, dice (3,), without a graph.
+    The total holds the method's penalty too, if it has one.
 
     The loss is the mean over images of what each image's objects cost on average, so a part counts by its number of images.
     place: where the examples are only a part, the number of the first and the images of the whole batch; the sum over parts is the
@@ -120,6 +121,8 @@ def backward(
         with part_of_batch(first + start, total), computing(precision, model.device):
             features = model.encode([e.image for e in part], memory.checkpointing)
             loss = upsampled_loss(model.decode_low(features, [e.prompts for e in part]).logits, [e.target for e in part])
+        if features.penalty is not None:
+            loss = loss._replace(total=loss.total + features.penalty.mean())
         (loss.total * (len(part) / total)).backward()
         losses += torch.stack(loss).detach() * (len(part) / total)
     return losses
@@ -156,15 +159,15 @@ def example(dataset: Dataset, name: str, settings: Settings, rng: np.random.Gene
 
     An image without objects has no prompt and one all-zero target.
     """
-    sample, how = dataset.load("train", name), dataset.training_prompts
-    image, mask = augment(sample.image, sample.mask, rng, settings)
-    objects = object_masks(mask, dataset.rule)
+    how = dataset.training_prompts
+    sample = augment_sample(dataset.load("train", name), rng, settings)
+    objects = sample_objects(sample, dataset.rule)
     if how.max_objects is not None and len(objects) > how.max_objects:
         objects = objects[np.sort(rng.choice(len(objects), how.max_objects, replace=False))]
     kind = str(rng.choice(settings.prompt_types))
     prompts = training_prompts(kind, objects, rng, how, 4 * grid)
-    target = objects.astype(np.uint8) if len(objects) else np.zeros((1, *mask.shape), np.uint8)
-    return Example(torch.tensor(image).permute(2, 0, 1), prompts, torch.from_numpy(target))
+    target = objects.astype(np.uint8) if len(objects) else np.zeros((1, *sample.mask.shape), np.uint8)
+    return Example(torch.tensor(sample.image).permute(2, 0, 1), prompts, torch.from_numpy(target))
 
 
 def _random(purpose: str, *numbers: int) -> np.random.Generator:

@@ -3,10 +3,20 @@
 import numpy as np
 
 from bench.protocol import Settings
+from bench.types import Sample
+
+
+def augment_sample(sample: Sample, rng: np.random.Generator, settings: Settings) -> Sample:
+    """The sample after `augment`; the objects that it states go the same way as its mask."""
+    if sample.objects is None:
+        return Sample(sample.name, *augment(sample.image, sample.mask, rng, settings))
+    maps = np.dstack([sample.mask, *sample.objects.astype(np.uint8)])  # (H, W, 1 + n)
+    image, maps = augment(sample.image, maps, rng, settings)
+    return Sample(sample.name, image, maps[..., 0], maps[..., 1:].transpose(2, 0, 1) > 0)
 
 
 def augment(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Vertical flip, horizontal flip and random crop of an image (H, W, 3) and its mask (H, W), as the settings ask.
+    """Vertical flip, horizontal flip and random crop of an image (H, W, 3) and its mask (H, W) or maps (H, W, n), as the settings ask.
 
     The crop is not resized: the model resizes what it gets.
     """

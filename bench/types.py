@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the planning of a grid must not wait for torch
 
 Split = Literal["train", "val", "test"]
 Shots = int | Literal["full"]
+FULL: Final = "full"  # all labelled images; also the name of a method, which no code may branch on
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Sample:
     """One image with its ground truth.
 
     image: (H, W, 3) uint8 RGB; mask: (H, W) uint8, 1 foreground and 0 background; name: unique in its split.
+    objects: (n, H, W) bool, where the data set says itself which objects there are, touching or not; None: the mask's components.
     """
 
     name: str
     image: np.ndarray
     mask: np.ndarray
+    objects: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -112,18 +115,20 @@ class Features(NamedTuple):
 
     embedding: (B, d, g, g), the neck's output; first_global: (B, g, g, C), the output of the first global-attention block;
     sizes: the images' own (H, W); native: whether the image was taken as it was (protocol `normalise_native_size = false`).
+    penalty: what training adds to each image's loss, (B,), where the method has such a thing.
     """
 
     embedding: "Tensor"
     first_global: "Tensor"
     sizes: tuple[tuple[int, int], ...]
     native: tuple[bool, ...]
+    penalty: "Tensor | None" = None
 
     def only(self, images: "Sequence[int]") -> "Features":
         """The features of these images, by their places in the batch."""
         at = list(images)
         sizes, native = tuple(self.sizes[i] for i in at), tuple(self.native[i] for i in at)
-        return Features(self.embedding[at], self.first_global[at], sizes, native)
+        return Features(self.embedding[at], self.first_global[at], sizes, native, None if self.penalty is None else self.penalty[at])
 
 
 class Dataset(ABC):
@@ -147,6 +152,11 @@ class Dataset(ABC):
         return False
 
     @classmethod
+    def revision_of(cls, data: Path) -> int:
+        """The revision of the data set that lies below `data`; differs from `revision` where its meaning stands in files there."""
+        return cls.revision
+
+    @classmethod
     @abstractmethod
     def open(cls, data: Path) -> Self:
         """The data set found below the folder `data`; DataError (one sentence: which folder was looked for, how to get it,
@@ -160,6 +170,10 @@ class Dataset(ABC):
     def load(self, split: Split, name: str) -> Sample:
         """Reads one sample; DataError, naming the file, where it is broken."""
 
+    def files(self) -> Mapping[str, Path]:
+        """The files that samples are read from, by a name that does not depend on where they lie; none where they are drawn."""
+        return {}
+
     def support(self, shots: Shots, draw: int = 0, hold_out_val: bool = False) -> tuple[str, ...]:
         """The names of the training images of a few-shot run.
 
@@ -167,7 +181,7 @@ class Dataset(ABC):
         hash of (data set, shots, draw, name) is smallest, so it never depends on the method. `val` images are never drawn.
         `full` takes the whole training split, without the `val` images if `hold_out_val`.
         """
-        if shots == "full":
+        if shots == FULL:
             return self._pool() if hold_out_val else self.names("train")
         if draw == 0 and shots in self.official:
             return self.official[shots]

@@ -3,11 +3,13 @@
 import calendar
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bench.errors import RequestError
+from bench.progress import duration
 from bench.slurm_facts import task_id
 from bench.slurm_queue import Task, job_state
 from bench.store import GridCell, ResultStore, attempts, grid_cell, read_record, read_state
@@ -20,12 +22,16 @@ EXPLAINED = 20  # lost cells of which SLURM is asked what became of their jobs
 
 @dataclass(frozen=True)
 class Seen:
-    """A cell as it stands: its phase, what there is to say of it, and the share that is done, 0 to 1."""
+    """A cell as it stands: its phase, what there is to say of it in a line, and the share that is done, 0 to 1.
+
+    seconds_left: of a running cell, by its own pace; None where it does not know yet.
+    """
 
     cell: GridCell
     phase: str
     detail: str
     share: float = 0.0
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,23 +87,25 @@ def seen_cells(out: Path, tasks: Sequence[Task] | None) -> list[Seen]:
     grid = {cell.key for cell in store.grid()}
     cells = [cell for key, cell in all_cells(out, sent).items() if key in grid or key in live]
     jobs = {key: submission.jobs_of(key) for submission in sent for key in submission.cells}
-    seen = [_seen(store, cell, live.get(cell.key), cell.key in jobs) for cell in cells]
+    seen = [_seen(store, cell, live.get(cell.key), bool(jobs.get(cell.key))) for cell in cells]
     lost = [one for one in seen if one.phase == "lost"][:EXPLAINED]
     why = {one.cell.key: _what_became(jobs.get(one.cell.key, [])) for one in lost if tasks is not None}
-    return [Seen(one.cell, one.phase, why.get(one.cell.key) or one.detail, one.share) for one in seen]
+    return [replace(one, detail=why.get(one.cell.key) or one.detail) for one in seen]
 
 
 def _seen(store: ResultStore, cell: GridCell, task: Task | None, sent: bool) -> Seen:
     folder = store.runs / cell.folder
     status = store.status_of(folder)
     if status.phase in ("stored", "failed"):
-        return Seen(cell, status.phase, status.reason, 1.0)
+        return Seen(cell, status.phase, status.reason.partition("\n")[0], 1.0)
     state = read_state(folder) or {}
     share, age = _share(state), _silence(state)
     starts = len(attempts(folder))
     if age is not None and (age < SILENT_SECONDS or (task and task.state == "RUNNING" and task.job == _job(state))):
         again = f", start {starts}" if starts > 1 else ""
-        return Seen(cell, "running", f"{share:4.0%} {_doing(state)}{again}, heartbeat {age:.0f} s ago", share)
+        left = (state.get("progress") or {}).get("seconds_left")
+        rest = f", about {duration(left)} left" if left else ""
+        return Seen(cell, "running", f"{share:4.0%}{rest}, {_doing(state)}{again}, heartbeat {age:.0f} s ago", share, left)
     if task:
         return Seen(cell, "pending", _waits(task), share)
     if state.get("phase") == "stopped":
@@ -140,22 +148,34 @@ def _what_became(jobs: Sequence[str]) -> str:
     state = job_state(jobs[-1]) if jobs else {}
     if not state:
         return ""
-    said = f"{state.get('JobState')}, {state.get('Reason')}, exit code {state.get('ExitCode')}"
-    return f"job {jobs[-1]} ended on {state.get('NodeList')}: {said}"
+    said = [state["JobState"], state.get("Reason", "None"), f"exit code {state.get('ExitCode', '0:0')}"]
+    where = "" if state.get("NodeList", "(null)") == "(null)" else f" on {state['NodeList']}"
+    why = ", ".join(word for word in said if word not in ("None", "exit code 0:0"))
+    return f"job {jobs[-1]} ended{where}: {why}; the same bench.run sends it again"
 
 
 def seconds_left(out: Path, seen: Sequence[Seen]) -> float | None:
-    """How long the rest will take, by what stored cells took, with as many at a time as now; None where nothing is known."""
+    """How long the rest will take, with as many cells at a time as now; None where nothing is known.
+
+    A running cell goes on at its own pace; one that waits takes what stored and running cells of its method and shots take, or all.
+    """
     took: dict[tuple[str, str], list[float]] = {}
     for one in seen:
-        if one.phase == "stored":
-            cost = read_record(ResultStore(out).runs / one.cell.folder).cost
-            spent = cost.get("training_seconds", 0.0) + cost.get("evaluation_seconds", 0.0)
-            took.setdefault((one.cell.method, str(one.cell.shots)), []).append(spent)
+        if (whole := _whole_seconds(out, one)) is not None:
+            took.setdefault((one.cell.method, str(one.cell.shots)), []).append(whole)
     everything = [spent for of_method in took.values() for spent in of_method]
     rest = [one for one in seen if one.phase in ("running", "pending")]
     at_once = sum(one.phase == "running" for one in rest)
     if not everything or not at_once:
         return None
-    means = [took.get((one.cell.method, str(one.cell.shots)), everything) for one in rest]
-    return sum((1 - one.share) * sum(mean) / len(mean) for one, mean in zip(rest, means, strict=True)) / at_once
+    means = [fmean(took.get((one.cell.method, str(one.cell.shots)), everything)) for one in rest]
+    each = [(1 - one.share) * mean if one.seconds_left is None else one.seconds_left for one, mean in zip(rest, means, strict=True)]
+    return max(sum(each) / at_once, *(one.seconds_left or 0.0 for one in rest))
+
+
+def _whole_seconds(out: Path, one: Seen) -> float | None:
+    """What a stored cell took, or a running one will have taken by its own pace; None for others."""
+    if one.phase == "stored":
+        cost = read_record(ResultStore(out).runs / one.cell.folder).cost
+        return float(cost.get("training_seconds", 0.0) + cost.get("evaluation_seconds", 0.0))
+    return one.seconds_left / (1 - one.share) if one.seconds_left and one.share < 1 else None

@@ -16,10 +16,12 @@ from typing import Any
 from bench.cell import Cell, Stopped
 from bench.checkpoints import load_sam
 from bench.errors import DataError, DivergedError, RequestError, TeamError
+from bench.manifest import data_facts
 from bench.plan import Place, open_datasets, title
 from bench.prepared import Prepared
 from bench.progress import Progress
 from bench.provenance import provenance
+from bench.registry import third_party
 from bench.sam import Sam
 from bench.spec import RunSpec
 from bench.store import ResultStore
@@ -66,6 +68,7 @@ class Bench:
         self.store = ResultStore(place.out)
         self.prepared: Prepared | None = None
         self.facts = provenance(str(sam.device), place.checkpoint, place.out / "cache")
+        self._data: dict[str, dict[str, Any]] = {}
 
     def run(self, spec: RunSpec, tell: Tell) -> str:
         """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
@@ -121,11 +124,19 @@ class Bench:
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
             self.prepared = Prepared(dataset, place.kept_bytes)
         cell = Cell(spec, self.sam, dataset, self.store.folder(spec), watch, place.save_every, memory, self.prepared, self.team)
-        result = cell.run(self.facts)
+        outside = third_party(spec.method.name, spec.dataset)
+        facts = {**self.facts, "data": self._facts_of(dataset)} | ({"third_party": outside} if outside else {})
+        result = cell.run(facts)
         if self.team.rank == 0:
             self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
+
+    def _facts_of(self, dataset: Dataset) -> dict[str, Any]:
+        """What the record says of the data set's files, looked at once; only the process that writes it needs to."""
+        if self.team.rank == 0 and dataset.name not in self._data:
+            self._data[dataset.name] = data_facts(dataset, self.place.out / "cache")
+        return self._data.get(dataset.name, {})
 
 
 def _unwatched(share: float, doing: str) -> None:
@@ -179,15 +190,27 @@ class Watcher:
     def __init__(self, spec: RunSpec, store: ResultStore, tell: Tell, stop: StopSignal) -> None:
         self.spec, self.store, self.tell, self.stop = spec, store, tell, stop
         self._beat = -HEARTBEAT_SECONDS
+        self._first: tuple[float, float] | None = None  # when work was first reported, and its share: a resumed cell starts late
 
     def __call__(self, share: float, doing: str) -> None:
         self.tell(share, doing)
-        if time.monotonic() - self._beat > HEARTBEAT_SECONDS:
-            self._beat = time.monotonic()
+        now = time.monotonic()
+        if share and self._first is None:
+            self._first = now, share
+        if now - self._beat > HEARTBEAT_SECONDS:
+            self._beat = now
             with contextlib.suppress(OSError):
-                self.store.heartbeat(self.spec, "running", {"share": round(share, 4), "doing": doing})
+                progress = {"share": round(share, 4), "doing": doing, "seconds_left": self._seconds_left(share, now)}
+                self.store.heartbeat(self.spec, "running", progress)
         if self.stop.asked:
             raise Stopped
+
+    def _seconds_left(self, share: float, now: float) -> float | None:
+        """By the pace since work was first reported; None before that."""
+        if self._first is None or share <= self._first[1]:
+            return None
+        began, at = self._first
+        return round((now - began) * (1.0 - share) / (share - at), 1)
 
 
 def run_here(specs: Sequence[RunSpec], place: Place, sam: Sam, datasets: Mapping[str, Dataset], team: Team = SOLO) -> bool:

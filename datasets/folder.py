@@ -1,25 +1,65 @@
 """Data sets that lie in folders of images and masks: pairs the two by stem, reads them lazily, remembers what is re-read."""
 
 import os
-import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.errors import DataError
+from bench.image_files import Bytes, read_image
 from bench.types import Dataset, Sample, Split
 
 CACHE_BYTES = 1 << 30
 MAX_ASPECT_CHANGE = 1.25  # between an image and its mask; the reference has no limit, and would train on another image's mask
 GENERATED_MARK = "GENERATED.txt"  # lies in an archive's folder that `datasets.synth` wrote, and lists its files
-Bytes = NDArray[np.uint8]
+
+
+class Entry(Protocol):
+    """What an open data set knows of a sample before it is read."""
+
+    def read(self, name: str) -> Sample:
+        """The sample; DataError, naming the file, where it is broken."""
+
+    def files(self) -> Mapping[str, Path]:
+        """Its files, by kind ("image", "mask")."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two files of one sample; foreground is what is brighter than `threshold` in the mask."""
+
+    image: Path
+    mask: Path
+    threshold: int = 0
+
+    def read(self, name: str) -> Sample:
+        """See `read_sample`."""
+        return read_sample(name, self, self.threshold)
+
+    def files(self) -> Mapping[str, Path]:
+        """The image and the mask."""
+        return {"image": self.image, "mask": self.mask}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the listings of a data set's folders say, before any image is read.
+
+    faults: a sentence for each thing that keeps it from opening; notes: what is worth knowing; others: further files that
+    samples depend on, by name; foreign: how many images of a split's folder are not part of the data set.
+    """
+
+    entries: Mapping[Split, Mapping[str, Entry]]
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    others: Mapping[str, Path] = field(default_factory=dict)
+    foreign: Mapping[Split, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -33,11 +73,13 @@ class Folders:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The two files of one sample."""
+class Expected:
+    """What an official archive holds for a split: used images, of which copies may differ by `tolerance` (`why`), and foreign ones."""
 
-    image: Path
-    mask: Path
+    images: int
+    tolerance: int = 0
+    foreign: int = 0
+    why: str = ""
 
 
 def stems(text: str) -> tuple[str, ...]:
@@ -67,8 +109,8 @@ class SampleCache:
         return sample
 
     def _keep(self, key: tuple[str, str], sample: Sample) -> None:
-        sample.image.setflags(write=False)
-        sample.mask.setflags(write=False)
+        for array in _arrays(sample):
+            array.setflags(write=False)
         with self._lock:
             if key in self._samples or _size_bytes(sample) > self.limit_bytes:
                 return
@@ -78,84 +120,137 @@ class SampleCache:
                 self.used_bytes -= _size_bytes(self._samples.popitem(last=False)[1])
 
 
+def _arrays(sample: Sample) -> list[np.ndarray]:
+    return [array for array in (sample.image, sample.mask, sample.objects) if array is not None]
+
+
 def _size_bytes(sample: Sample) -> int:
-    return sample.image.nbytes + sample.mask.nbytes
+    return sum(array.nbytes for array in _arrays(sample))
 
 
-class FolderDataset(Dataset):
-    """A data set of image and mask files with a training and a test folder; `val` is held out of the training images.
+class ListedDataset(Dataset):
+    """A data set of files: `survey` looks at listings only, and a file is decoded when its sample is asked for.
+
+    Where there is no `val` split of its own, it is held out of the training images.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[Split, Mapping[str, Entry]],
+        cache_bytes: int = CACHE_BYTES,
+        others: Mapping[str, Path] | None = None,
+    ) -> None:
+        self.own_val, self._others = "val" in entries, dict(others or {})
+        held_out = () if self.own_val else self.hold_out(tuple(sorted(entries["train"])))
+        self._entries = {"val": {name: entries["train"][name] for name in held_out}, **entries}
+        self._names = {split: tuple(sorted(of_split)) for split, of_split in self._entries.items()}
+        self._cache = SampleCache(cache_bytes)
+
+    @classmethod
+    def survey(cls, data: Path) -> Survey:
+        """What lies below `data`, and everything that keeps it from opening."""
+        raise NotImplementedError
+
+    @classmethod
+    def open(cls, data: Path, cache_bytes: int = CACHE_BYTES) -> Self:
+        """The data set that lies below `data`; DataError where a folder, a mask or an official image is absent."""
+        found = cls.survey(Path(data))
+        if found.faults:
+            more = f" ({len(found.faults) - 1} more: `python -m datasets.prepare verify {cls.name}` names them)"
+            raise DataError(f"{found.faults[0].rstrip('.')}{more if len(found.faults) > 1 else ''}.")
+        return cls(found.entries, cache_bytes, found.others)
+
+    def names(self, split: Split) -> tuple[str, ...]:
+        """The names of a split's images, sorted."""
+        return self._names[split]
+
+    def entry(self, split: Split, name: str) -> Entry:
+        """What is known of a sample before it is read; DataError for a name that the split does not have."""
+        found = self._entries[split].get(name)
+        if found is None:
+            known = f"{len(self.names(split))} are, such as {', '.join(self.names(split)[:2])}"
+            raise DataError(f"Data set {self.name}: {name!r} is not in its {split} split; {known}.")
+        return found
+
+    def load(self, split: Split, name: str) -> Sample:
+        """Reads one sample; DataError, naming the file, where it is broken, and for a name that the split does not have."""
+        entry = self.entry(split, name)
+        # a val image that is held out is a training image: one copy of it is enough
+        folder = "train" if split == "val" and not self.own_val else split
+        return self._cache.get(folder, name, lambda: entry.read(name))
+
+    def files(self) -> Mapping[str, Path]:
+        """Every file that a sample is read from: "train/2432/image" and the like."""
+        listed = [split for split in self._entries if split != "val" or self.own_val]
+        found = [(split, name, entry.files()) for split in listed for name, entry in self._entries[split].items()]
+        return {**self._others, **{f"{split}/{name}/{kind}": path for split, name, of in found for kind, path in of.items()}}
+
+
+class FolderDataset(ListedDataset):
+    """An official archive of image and mask files with a training and a test folder.
 
     A subclass states where its archive is found, which folders and file names it has, and above which grey value a mask is
-    foreground. `open` looks at the folders' listings only; a file is decoded when its sample is asked for.
+    foreground; for `datasets.prepare` also the files to download, and how many images of which size (H, W) they hold.
     """
 
     home: ClassVar[str]
     archive: ClassVar[str]
-    folders: ClassVar[Mapping[str, Folders]]
+    zips: ClassVar[tuple[str, ...]] = ()
+    folders: ClassVar[Mapping[Split, Folders]]
     threshold: ClassVar[int]
-
-    def __init__(self, pairs: Mapping[Split, Mapping[str, Pair]], cache_bytes: int = CACHE_BYTES) -> None:
-        self._pairs = {"train": pairs["train"], "test": pairs["test"]}
-        held_out = self.hold_out(tuple(sorted(pairs["train"])))
-        self._pairs["val"] = {name: pairs["train"][name] for name in held_out}
-        self._names = {split: tuple(sorted(of_split)) for split, of_split in self._pairs.items()}
-        self._cache = SampleCache(cache_bytes)
+    expected: ClassVar[Mapping[Split, Expected]] = {}
+    pixels: ClassVar[tuple[int, int] | None] = None
 
     @classmethod
     def is_generated(cls, data: Path) -> bool:
         """Whether `datasets.synth` wrote the archive."""
-        return (cls._root(Path(data)) / GENERATED_MARK).is_file()
-
-    @classmethod
-    def open(cls, data: Path, cache_bytes: int = CACHE_BYTES) -> Self:
-        """The data set in `data/<name>`, or directly in `data`; DataError where a folder, a mask or an official image is absent."""
-        root = cls._root(Path(data))
-        train, test = cls._pair_up(root, "train"), cls._pair_up(root, "test")
-        cls._check_official(root, train)
-        return cls({"train": train, "test": test}, cache_bytes)
+        return (cls.root(Path(data)) / GENERATED_MARK).is_file()
 
     @classmethod
     def uses(cls, split: Split, stem: str) -> bool:
         """Whether the image `stem` of a split's folder belongs to the data set; a subclass may leave some out."""
         return True
 
-    def names(self, split: Split) -> tuple[str, ...]:
-        """The stems of a split's images, sorted."""
-        return self._names[split]
-
-    def load(self, split: Split, name: str) -> Sample:
-        """Reads one sample; DataError, naming the file, where it is broken, and for a name that the split does not have."""
-        pair = self._pairs[split].get(name)
-        if pair is None:
-            known = f"{len(self.names(split))} are, such as {', '.join(self.names(split)[:2])}"
-            raise DataError(f"Data set {self.name}: {name!r} is not in its {split} split; {known}.")
-        folder = "train" if split == "val" else split  # a val image is a training image: one copy of it is enough
-        return self._cache.get(folder, name, lambda: read_sample(name, pair, self.threshold))
-
     @classmethod
-    def _root(cls, data: Path) -> Path:
-        """The folder that holds the archive's; `data/<name>` also where nothing is there, for the error to name."""
+    def root(cls, data: Path) -> Path:
+        """The folder that holds the archive's, `data/<name>` or `data` itself; the first also where nothing is there."""
         wanted = data / cls.name
         has_any = [any((root / f.images).is_dir() for f in cls.folders.values()) for root in (wanted, data)]
         return data if has_any == [False, True] else wanted
 
     @classmethod
-    def _pair_up(cls, root: Path, split: Split) -> dict[str, Pair]:
-        """The pairs of a split by stem, from the listings of its two folders."""
+    def survey(cls, data: Path) -> Survey:
+        """The pairs of both splits; an absent folder, an image without its mask and an official image that is absent are faults."""
+        root, found, faults = cls.root(data), {}, []
+        for split in cls.folders:
+            try:
+                found[split] = cls._pairs(root, split)
+            except DataError as error:
+                faults.append(str(error))
+        faults += [fault for of_split in found.values() for fault in of_split.faults]
+        entries = {split: of_split.entries[split] for split, of_split in found.items()}
+        faults += cls._absent_official(root, entries.get("train"))
+        notes = [note for of_split in found.values() for note in of_split.notes]
+        return Survey(entries, tuple(faults), tuple(notes), foreign={split: found[split].foreign[split] for split in found})
+
+    @classmethod
+    def _pairs(cls, root: Path, split: Split) -> Survey:
+        """The pairs of a split by stem from the listings of its two folders; a fault for each image without a mask."""
         folders = cls.folders[split]
         images = cls._listing(root, root / folders.images, folders.image_suffix)
         masks = cls._listing(root, root / folders.masks, folders.mask_suffix)
         used = [stem for stem in images if cls.uses(split, stem)]
-        bare = sorted(stem for stem in used if stem not in masks)
-        if bare:
-            more = f" (nor have {len(bare) - 1} others)" if len(bare) > 1 else ""
-            raise DataError(
-                f"Data set {cls.name}: the image {images[bare[0]]} has no mask {bare[0]}{folders.mask_suffix} "
-                f"in {root / folders.masks}{more}; every image needs one."
-            )
         if not used:
             raise DataError(f"Data set {cls.name}: none of the images in {root / folders.images} belongs to it; {cls._advice(root)}.")
-        return {stem: Pair(images[stem], masks[stem]) for stem in used}
+        where = root / folders.masks
+        bare = [
+            f"Data set {cls.name}: the image {images[stem]} has no mask {stem}{folders.mask_suffix} in {where}; every image needs one."
+            for stem in sorted(set(used) - set(masks))
+        ]
+        alone = sorted(masks.keys() - images.keys())
+        notes = [f"{len(alone)} masks without an image are not used, such as {masks[alone[0]]}."] if alone else []
+        pairs = {stem: Pair(images[stem], masks[stem], cls.threshold) for stem in used if stem in masks}
+        return Survey({split: pairs}, tuple(bare), tuple(notes), foreign={split: len(images) - len(used)})
 
     @classmethod
     def _listing(cls, root: Path, folder: Path, suffix: str) -> dict[str, Path]:
@@ -168,15 +263,17 @@ class FolderDataset(Dataset):
         return {name[: -len(suffix)]: folder / name for name in names}
 
     @classmethod
-    def _check_official(cls, root: Path, train: Mapping[str, Pair]) -> None:
-        for shots, listed in cls.official.items():
-            missing = [stem for stem in listed if stem not in train]
-            if missing:
-                folders = cls.folders["train"]
-                raise DataError(
-                    f"Data set {cls.name}: {missing[0]}{folders.image_suffix} of the official {shots}-shot list is not in "
-                    f"{root / folders.images} ({len(missing)} of {shots} missing); {cls._advice(root)}."
-                )
+    def _absent_official(cls, root: Path, train: Mapping[str, Entry] | None) -> list[str]:
+        if train is None:
+            return []
+        folders = cls.folders["train"]
+        lists = sorted(cls.official.items(), reverse=True)  # an image of several lists is named by the shortest
+        absent = {stem: shots for shots, listed in lists for stem in listed if stem not in train}
+        return [
+            f"Data set {cls.name}: {stem}{folders.image_suffix} of the official {shots}-shot list is not in "
+            f"{root / folders.images} with its mask; {cls._advice(root)}."
+            for stem, shots in sorted(absent.items(), key=lambda item: item[1])
+        ]
 
     @classmethod
     def _advice(cls, root: Path) -> str:
@@ -188,12 +285,18 @@ class FolderDataset(Dataset):
 
 def read_sample(name: str, pair: Pair, threshold: int) -> Sample:
     """Decodes both files; foreground is what is brighter than `threshold` in the mask. The mask gives the size."""
+    image, grey = read_pair(pair)
+    return Sample(name, fitted(image, grey.shape, pair.mask), (grey > threshold).astype(np.uint8))
+
+
+def read_pair(pair: Pair) -> tuple[Bytes, Bytes]:
+    """The image (H, W, 3) RGB and the mask's grey values (H, W), each as it is stored."""
     mask = read_image(pair.mask, cv2.IMREAD_GRAYSCALE)
     image = cv2.cvtColor(read_image(pair.image, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return Sample(name, _fitted(image.astype(np.uint8, copy=False), mask.shape, pair.mask), (mask > threshold).astype(np.uint8))
+    return image.astype(np.uint8, copy=False), mask
 
 
-def _fitted(image: Bytes, shape: tuple[int, ...], mask: Path) -> Bytes:
+def fitted(image: Bytes, shape: tuple[int, ...], mask: Path) -> Bytes:
     """`image` at its mask's size (H, W): transposed where the sizes are swapped, else resized; the reference does the same.
 
     DataError where the shapes differ so much that the mask cannot be this image's.
@@ -209,70 +312,3 @@ def _fitted(image: Bytes, shape: tuple[int, ...], mask: Path) -> Bytes:
             f"{MAX_ASPECT_CHANGE - 1:.0%}."
         )
     return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
-
-
-def read_image(path: Path, mode: int) -> Bytes:
-    """The pixels of a file in OpenCV's `mode` (colour: (H, W, 3) BGR, grey: (H, W)); DataError where it is cut short or broken."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"The file {path} cannot be read: {error.strerror}.") from None
-    if not _is_complete(content):
-        raise DataError(f"The file {path} is cut short after {len(content)} bytes; copy it again from the archive.")
-    # the masks follow the stored pixels, not the camera's orientation tag
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None:
-        raise DataError(f"The file {path} is not an image that can be read (tif, png or jpg); copy it again from the archive.")
-    return pixels.astype(np.uint8, copy=False)
-
-
-def _is_complete(content: bytes) -> bool:
-    """Whether a tif, png or jpg file goes on to its end; OpenCV fills what is missing of some with grey, without a word."""
-    if content[:2] == b"\xff\xd8":
-        return _jpg_is_complete(content)
-    if content[:4] == b"\x89PNG":
-        return content.rfind(b"IEND\xae\x42\x60\x82") > 0
-    if content[:4] in (b"II*\0", b"MM\0*"):
-        return _tif_is_complete(content)
-    return bool(content)
-
-
-def _jpg_is_complete(content: bytes) -> bool:
-    """Whether the end marker follows the pixels; a thumbnail in the header has an end marker too, so the header is skipped."""
-    at = 2
-    while content[at : at + 2] != b"\xff\xda":  # the start of the pixels
-        if at + 4 > len(content) or content[at] != 0xFF:
-            return False
-        # a second 0xFF is padding before the marker, anything else a segment that states its length
-        at += 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4])
-    return content.find(b"\xff\xd9", at) > 0
-
-
-TIF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-TIF_FORMATS = {1: "B", 3: "H", 4: "I"}
-TIF_PIXELS = ((273, 279), (324, 325))  # tags: offsets and byte counts of strips, of tiles
-
-
-def _tif_is_complete(content: bytes) -> bool:
-    """Whether the first image's tags, their values and all its strips or tiles lie within the file."""
-    try:
-        tags = dict(_tif_tags(content))
-    except struct.error:
-        return False
-    ranges = (zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False) for offsets, counts in TIF_PIXELS)
-    return all(offset + count <= len(content) for of_kind in ranges for offset, count in of_kind)
-
-
-def _tif_tags(content: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The whole-number tags of a tif's first image with their values; struct.error where any tag lies beyond the file."""
-    order = "<" if content[:2] == b"II" else ">"
-    (directory,) = struct.unpack_from(order + "I", content, 4)
-    (entries,) = struct.unpack_from(order + "H", content, directory)
-    struct.unpack_from("4x", content, directory + 2 + 12 * entries)  # the link to a next image ends the directory
-    for at in range(directory + 2, directory + 2 + 12 * entries, 12):
-        tag, kind, count = struct.unpack_from(order + "HHI", content, at)
-        size = TIF_TYPE_BYTES.get(kind, 1) * count
-        start = at + 8 if size <= 4 else struct.unpack_from(order + "I", content, at + 8)[0]
-        struct.unpack_from(f"{size}x", content, start)
-        if kind in TIF_FORMATS:
-            yield tag, struct.unpack_from(f"{order}{count}{TIF_FORMATS[kind]}", content, start)

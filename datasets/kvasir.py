@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from bench.registry import DATASETS
 from bench.types import ObjectRule, Split
-from datasets.folder import FolderDataset, Folders, stems
+from datasets.folder import Expected, FolderDataset, Folders, stems
 
 
 @DATASETS.register("kvasir")
@@ -17,11 +17,13 @@ class Kvasir(FolderDataset):
     title = "Kvasir-SEG"
     home = "https://github.com/DengPingFan/PraNet"
     archive = "PraNet's TrainDataset and TestDataset (its README, section 3.1)"
+    zips = ("TrainDataset.zip", "TestDataset.zip")
     folders: ClassVar = {
         "train": Folders("TrainDataset/image", "TrainDataset/masks", ".png", ".png"),
         "test": Folders("TestDataset/Kvasir/images", "TestDataset/Kvasir/masks", ".png", ".png"),
     }
     threshold = 254
+    expected: ClassVar = {"train": Expected(900, foreign=550), "test": Expected(100)}
     rule = ObjectRule(connectivity=8, min_area=20, relative_area=0.001)
     official: ClassVar = {
         1: ("cju0roawvklrq0799vmjorwfv",),

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,14 +42,12 @@ class AdapterTuner(Tuner):
         config = sam.config
         self.token = token  # shared with the decoder
         e, patches = config.width // reduction, config.grid**2
-        self.embedding = _linear(config.width, e)
-        self.handcrafted = nn.Conv2d(3, e, config.patch_size, stride=config.patch_size)
-        nn.init.normal_(self.handcrafted.weight, std=math.sqrt(2 / (config.patch_size**2 * e)))
-        nn.init.constant_(self.handcrafted.bias, 0)  # type: ignore[arg-type]
+        self.embedding = linear(config.width, e)
+        self.handcrafted = patch_filters(config.patch_size, e)
         self.bridge_in = nn.ModuleList(nn.Linear(config.decoder_width, hidden) for _ in range(e))
         self.bridge_out = nn.Linear(hidden, patches)
-        self.light = nn.ModuleList(_linear(e, e) for _ in range(config.depth))
-        self.shared = _linear(e, config.width)
+        self.light = nn.ModuleList(linear(e, e) for _ in range(config.depth))
+        self.shared = linear(e, config.width)
 
     def begin(self, image: Tensor, x: Tensor) -> Tensor:
         embedded = self.embedding(x)  # (B, g, g, e)
@@ -72,6 +71,8 @@ def high_pass(image: Tensor) -> Tensor:
     """
     height, width = image.shape[-2:]
     half = int(math.sqrt(height * width * 0.25) // 2)
+    if torch.compiler.is_exporting():  # graphs such as ONNX's have no complex numbers; the transform is faster elsewhere
+        return (image - low_pass(image, half)).abs()
     spectrum = torch.fft.fftshift(torch.fft.fft2(image, norm="forward"), dim=(-2, -1))
     low = torch.zeros(height, width, dtype=torch.bool, device=image.device)
     low[height // 2 - half : height // 2 + half, width // 2 - half : width // 2 + half] = True
@@ -79,7 +80,33 @@ def high_pass(image: Tensor) -> Tensor:
     return torch.fft.ifft2(spectrum, norm="forward").real.abs()
 
 
-def _linear(inner: int, outer: int) -> nn.Linear:
+def low_pass(image: Tensor, half: int) -> Tensor:
+    """The real part of `image` (…, H, W) with only the frequencies -half … half-1 of rows and columns, as four real products.
+
+    The square that is kept is a product of two projections, P X Qᵀ with P = A + iB, so its real part is A X Aᵀ - B X Bᵀ.
+    """
+    rows, columns = (torch.tensor(_projection(side, half), dtype=image.dtype, device=image.device) for side in image.shape[-2:])
+    (a, b), (c, d) = rows, columns
+    return a @ image @ c.T - b @ image @ d.T
+
+
+def _projection(n: int, half: int) -> np.ndarray:
+    """Real and imaginary part, (2, n, n), of the projection onto the frequencies -half … half-1 of n places."""
+    wave = np.exp(2j * np.pi / n * np.outer(np.arange(n), np.arange(-half, half)))  # (n, 2·half)
+    projection = wave @ wave.conj().T / n
+    return np.stack([projection.real, projection.imag])
+
+
+def patch_filters(patch: int, channels: int) -> nn.Conv2d:
+    """A convolution of whole patches, as the prompt generators of EVP and its heirs start it."""
+    layer = nn.Conv2d(3, channels, patch, stride=patch)
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / (patch**2 * channels)))
+    nn.init.constant_(layer.bias, 0)  # type: ignore[arg-type]
+    return layer
+
+
+def linear(inner: int, outer: int) -> nn.Linear:
+    """A linear layer as the prompt generators of EVP and its heirs start it."""
     layer = nn.Linear(inner, outer)
     nn.init.trunc_normal_(layer.weight, std=0.02)  # torch clips at ±2, as the reference does
     nn.init.zeros_(layer.bias)

@@ -11,7 +11,7 @@ from bench.method import EncoderMethod
 from bench.products import project
 from bench.registry import METHODS
 from bench.sam import Sam, Tuner, attend, feed_forward
-from bench.stock import Block
+from bench.stock import Block, ImageEncoderViT
 
 
 class LoRATuner(Tuner):
@@ -36,6 +36,16 @@ class LoRATuner(Tuner):
 
         x, _ = attend(block, x, qkv=qkv)
         return feed_forward(block, x), None
+
+    @torch.no_grad()
+    def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor]:
+        found = {}
+        for i, block in enumerate(vit.blocks):
+            weight = block.attn.qkv.weight  # (3C, C)
+            q, k, v = weight.double().chunk(3)
+            to_q, to_v = (self.scale * (b.double() @ a.double()) for a, b in zip(self.a[i], self.b[i], strict=True))
+            found[f"blocks.{i}.attn.qkv.weight"] = torch.cat([q + to_q, k, v + to_v]).to(weight.dtype)
+        return found
 
 
 @METHODS.register("lora")

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.errors import DataError, RequestError
+from bench.image_files import is_complete
 from bench.objects import object_masks
 from bench.registry import DATASETS
 from bench.types import Sample
@@ -258,7 +259,7 @@ def test_a_tif_whose_pixels_are_cut_off_behind_its_directory_is_noticed(order):
     tags = [(273, 3, 2, (100, 150)), (279, 3, 2, (50, 50))]
     content = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, 2)
     content += b"".join(struct.pack(order + "HHIHH", *tag[:3], *tag[3]) for tag in tags) + bytes(4)
-    assert folder._is_complete(content.ljust(200, b"x")) and not folder._is_complete(content.ljust(199, b"x"))
+    assert is_complete(content.ljust(200, b"x")) and not is_complete(content.ljust(199, b"x"))
 
 
 # --- bad input
@@ -343,8 +344,8 @@ def test_a_truncated_file_is_named(reader, kind, left, data):
 def test_no_truncated_file_passes_for_complete(suffix, grey, cut, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 50) if grey else (40, 50, 3), np.uint8)
     content = cv2.imencode(suffix, pixels)[1].tobytes()
-    assert folder._is_complete(content)
-    assert not folder._is_complete(content[: -min(cut, len(content))])
+    assert is_complete(content)
+    assert not is_complete(content[: -min(cut, len(content))])
 
 
 def test_a_thumbnails_end_is_not_the_photographs(data):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_levers import examples, started
 
 import bench
-from bench.evaluate import calls, evaluate
+from bench.evaluation import calls, evaluate
 from bench.paths import use
 from bench.precision import computing
 from bench.prepared import Prepared, evaluation_prompts

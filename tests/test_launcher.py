@@ -43,7 +43,15 @@ def place_in(folder, **changes):
 
 def submitted(out, specs, packs):
     path = submission_path(out, name := new_id())
-    sent = Submission(name, place_in(out), out, 3, {spec.key: spec for spec in specs}, (Array({"time": 5}, packs, 10, "12"),), path)
+    sent = Submission(
+        name,
+        place_in(out, memory=Memory(1, True), devices=2),
+        out,
+        3,
+        {spec.key: spec for spec in specs},
+        (Array({"time": 5}, packs, 10, "12"),),
+        path,
+    )
     sent.write()
     return sent
 
@@ -93,6 +101,10 @@ def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch, capsys):
     assert "There is no sbatch on this machine" in error and error.count("\n") == 1
     assert run.main([*words, "--launcher", "slurm"]) == 2
     assert "needs --profile: a100" in capsys.readouterr().err
+    assert run.main([*words, "--launcher", "slurm", "--workers", "2"]) == 2
+    assert "cells_per_job" in capsys.readouterr().err
+    assert run.main([*words, "--launcher", "slurm", "--profile", "testcluster", "--devices", "2", "--device", "cuda", "--dry-run"]) == 2
+    assert "asks for 1 GPUs a job" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -193,6 +205,7 @@ def test_a_submission_is_read_back_and_finds_its_cells_in_the_queue(tmp_path):
     specs = grid()
     packs = (*((spec.key,) for spec in specs[:-1]), (specs[0].key, specs[-1].key))
     sent = submitted(tmp_path, specs, packs)
+    assert sent.place.devices == 2 and sent.place.memory == Memory(1, True)
     assert read_submission(sent.path) == sent
     queue = [Task("12_1", "PENDING", "Priority", "", sent.id, 0, 1), Task("9", "RUNNING", "None", "n1", "of-another-folder", 0, 0)]
     assert live_cells(tmp_path, queue) == {specs[1].key: queue[0]}
@@ -209,9 +222,10 @@ def in_a_job(monkeypatch, job, restart="0"):
 
 def test_starts_are_counted_in_files_and_discarded_with_the_cell(tmp_path, monkeypatch):
     store, spec = ResultStore(tmp_path), grid()[0]
-    for job, restart, before in [("12", "0", 0), ("12", "1", 1), ("15", "0", 2), ("15", "0", 2)]:
+    for job, restart, count in [("12", "0", 1), ("12", "1", 2), ("15", "0", 3), ("15", "0", 3)]:
         in_a_job(monkeypatch, job, restart)
-        assert store.begin_attempt(spec) == before
+        store.begin_attempt(spec)
+        assert len(attempts(store.folder(spec))) == count
     assert [path.name for path in attempts(store.folder(spec))] == ["attempt_12_0.json", "attempt_12_1.json", "attempt_15_0.json"]
     assert provenance("cpu")["slurm"]["node"] == "n1"
     store.discard(spec)
@@ -234,12 +248,23 @@ def test_every_phase_of_a_cell_is_told_apart(tmp_path, monkeypatch):
     phases = [seen[spec.key].phase for spec in specs]
     assert phases == ["running", "lost", "failed", "unfinished", "pending", "pending"]
     details = [seen[spec.key].detail for spec in specs]
-    assert "25% epoch 1/4 on n1, job 12_0" in details[0] and details[2] == "It diverged."
+    assert "25%, epoch 1/4 on n1, job 12_0" in details[0] and details[2] == "It diverged."
     assert details[4] == "SLURM: Resources" and details[5] == "not sent yet"
     assert [seen[spec.key].phase for spec in specs[:2]] == [one.phase for one in watch.seen_cells(tmp_path, None)][:2]  # without SLURM
     assert watch.find_cell(tmp_path, specs[2].key[:8]).key == specs[2].key
     with pytest.raises(RequestError, match="fits 6 cells"):
         watch.find_cell(tmp_path, "lora")
+
+
+def test_the_time_that_is_left_is_known_before_a_cell_is_stored(tmp_path):
+    store, specs = ResultStore(tmp_path), grid(methods="lora", seeds="0,1,2")
+    store.write_grid(specs)
+    store.heartbeat(specs[0], "running", {"share": 0.25, "seconds_left": 30.0})
+    assert watch.seconds_left(tmp_path, watch.seen_cells(tmp_path, None)) == pytest.approx(30 + 2 * 40)
+    store.heartbeat(specs[1], "running", {"share": 0.0})
+    assert watch.seconds_left(tmp_path, watch.seen_cells(tmp_path, None)) == pytest.approx((30 + 2 * 40) / 2)
+    store.fail(specs[2], "RuntimeError: first line\nsecond line")
+    assert watch.seen_cells(tmp_path, None)[2].detail == "RuntimeError: first line"
 
 
 def test_of_two_copies_of_a_cell_the_first_result_stays(tmp_path, rectangles, smoke):

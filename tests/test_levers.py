@@ -1,5 +1,7 @@
 """Levers that change how a cell is computed and not what: micro-batches and activation checkpointing."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,7 @@ def started(method):
     return model
 
 
+@cache
 def gradients(method, memory):
     model = started(method)
     loss = backward(model, examples(), 7, memory)

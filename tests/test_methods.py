@@ -1,85 +1,72 @@
 """One conformance suite for every registered method, and each method against an independent oracle."""
 
-import subprocess
-import sys
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
-from conftest import Rectangles, toy_backbone
-from safetensors.torch import load, save
 from torch import nn
 
-import bench
-from bench.backbones import CONFIGS
-from bench.checkpoints import weights_sha256
+from bench import conformance_methods
+from bench.conformance import examined
+from bench.conformance_methods import METHOD_CHECKS
 from bench.errors import RequestError
 from bench.method import build
 from bench.registry import METHODS
-from bench.sam import Sam, attend, feed_forward
-from bench.train import batch_of, fit, optimizer_of
+from bench.sam import attend, feed_forward
+from bench.train import batch_of
 
 ENCODER_METHODS = [name for name in METHODS.names() if "decoder" in METHODS.get(name).__dataclass_fields__]
 ALL = [*METHODS.names(), *(f"{name}(decoder=hq)" for name in ENCODER_METHODS)]
 TRAINED = [name for name in ALL if name != "sam"]
 
 
-def logits_of(model):
-    box = bench.Prompts(boxes=torch.tensor([[5.0, 5, 40, 30]]))
-    image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(3)) * 255
-    with torch.no_grad():
-        return model.eval().decode(model.encode([image]), [box])[0]
-
-
-def trained(name, settings, seed=0):
-    sam = toy_backbone()
-    model, data = build(name, sam, seed=seed), Rectangles()
-    logs = list(fit(model, optimizer_of(model, settings), data, data.support(2), replace(settings, batch=2), seed))
-    return model, logs
+subject = cache(conformance_methods.MethodSubject)  # each method is trained once for all its checks
+ALONE = [
+    conformance_methods.describes_itself,
+    conformance_methods.leaves_the_backbone_as_it_is,
+    conformance_methods.every_parameter_learns,
+    conformance_methods.same_seed_same_numbers,
+    conformance_methods.saved_and_loaded_is_the_same_model,
+]
+REST = [check for check in METHOD_CHECKS if check not in ALONE]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_describes_itself(name):
-    cls = METHODS.get(name.partition("(")[0])
-    assert cls.title and cls.source and cls.revision >= 1 and cls.__doc__
+    conformance_methods.describes_itself(subject(name))
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_touches_the_methods_own_parameters_only(name, smoke):
-    model, logs = trained(name, smoke)
-    before = build(name, toy_backbone(), seed=0).tuned()
-    assert weights_sha256(model.sam) == weights_sha256(toy_backbone())
-    assert all(p.grad is None for p in model.sam.parameters())
-    assert len(logs) == 4 and all(log.loss > 0 for log in logs)
-    unmoved = [n for n, p in model.tuned().items() if torch.equal(p, before[n])]
-    assert not unmoved, f"{unmoved} did not learn"
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_same_seed_same_numbers_other_seed_other_numbers(name, smoke):
-    if name == "sam":
-        return
-    first, again = trained(name, smoke), trained(name, smoke)
-    assert [log.loss for log in first[1]] == [log.loss for log in again[1]]
-    assert all(torch.equal(p, again[0].tuned()[n]) for n, p in first[0].tuned().items())
-    assert [log.loss for log in trained(name, smoke, seed=1)[1]] != [log.loss for log in first[1]]
+def test_training_touches_the_methods_own_parameters_only(name):
+    conformance_methods.leaves_the_backbone_as_it_is(subject(name))
+    conformance_methods.every_parameter_learns(subject(name))
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_saved_and_loaded_gives_the_same_logits(name, smoke):
-    model, _ = trained(name, smoke)
-    other = build(name, model.sam, seed=99)
-    assert not torch.equal(logits_of(other), logits_of(model))
-    other.load_tuned(load(save({n: p.detach().contiguous() for n, p in model.tuned().items()})))
-    assert torch.equal(logits_of(other), logits_of(model))
+def test_same_seed_same_numbers_other_seed_other_numbers(name):
+    conformance_methods.same_seed_same_numbers(subject(name))
+    losses = [log.loss for log in subject(name).train(subject(name).fresh(seed=1), seed=1)]
+    assert losses != [log.loss for log in subject(name).trained[1]]
 
 
-@pytest.mark.parametrize("name", ["lora", "adaptformer"])
-def test_starts_as_the_frozen_model(name, sam):
-    torch.testing.assert_close(logits_of(build(name, sam)), logits_of(build("sam", sam)), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("name", TRAINED)
+def test_saved_and_loaded_gives_the_same_logits(name):
+    conformance_methods.saved_and_loaded_is_the_same_model(subject(name))
 
 
-# methods.md section 4: trainable parameters of vit_b, vit_l, vit_h
+@pytest.mark.parametrize("name", METHODS.names())
+def test_nothing_else_of_the_suite_is_broken(name):
+    found = list(examined(REST, subject(name)))
+    assert [finding for finding in found if finding.verdict == "broken"] == []
+
+
+@pytest.mark.parametrize("name", ["lora", "adaptformer", "decoder", "full", "bitfit", "layernorm", "dora", "ia3", "conv_lora"])
+def test_starts_as_the_frozen_model(name):
+    conformance_methods.starts_as_the_frozen_model(subject(name))
+
+
+# methods.md section 4: trainable parameters of vit_b, vit_l, vit_h; those of SAM's own weights from C, N and d
 COUNTS = {
     "sam": (0, 0, 0),
     "hq_sam": (1_071_104, 1_333_248, 1_595_392),
@@ -89,16 +76,26 @@ COUNTS = {
     "adaptformer": (1_189_632, 3_171_840, 5_285_888),
     "vpt_shallow(tokens=1)": (768, 1_024, 1_280),
     "vpt_deep(tokens=1)": (9_216, 24_576, 40_960),
+    "dora": (165_888, 442_368, 737_280),  # 18·C·N
+    "ia3": (55_296, 147_456, 245_760),  # 6·C·N
+    "conv_lora": (119_232, 312_192, 514_560),  # (12·C + 720)·N
+    "evp": (63_312, 116_544, 186_960),
+    "sam_adapter": (63_312 + 3_506_304, 116_544 + 3_506_304, 186_960 + 3_506_304),
+    "mona": (2_684_928, 7_004_160, 11_517_952),  # 2·(133·C + 9728)·N
+    "decoder": (3_506_304,) * 3,  # of 4_058_340, without the IoU head's 132_612 and three hypernetworks of 139_808
+    "full": (89_670_912 + 3_506_304, 308_278_272 + 3_506_304, 637_026_048 + 3_506_304),
+    "bitfit": (102_656, 271_872, 452_352),  # C(1 + 11N) + 2d
+    "layernorm": (37_888, 99_328, 164_864),  # 4CN + 4d
+    "ssf": (205_312, 543_744, 904_704),  # C(2 + 22N) + 4d
+    "lora(decoder=tuned)": (147_456 + 3_506_304, 393_216 + 3_506_304, 655_360 + 3_506_304),
     "lora(decoder=hq)": (147_456 + 1_071_104, 393_216 + 1_333_248, 655_360 + 1_595_392),
 }
 
 
 @pytest.mark.parametrize("backbone", range(3))
 def test_trainable_parameters_are_the_published_numbers(backbone):
-    with torch.device("meta"):
-        big = Sam(CONFIGS[("vit_b", "vit_l", "vit_h")[backbone]])
-        for name, counts in COUNTS.items():
-            assert sum(p.numel() for p in build(name, big).tuned().values()) == counts[backbone], name
+    for name, counts in COUNTS.items():
+        assert conformance_methods.parameters_on(name, conformance_methods.SIZES[backbone]) == counts[backbone], name
 
 
 def test_prompts_are_initialised_as_in_vpt(sam):
@@ -140,64 +137,9 @@ def test_adaptformer_reads_x_before_the_norm(sam):
     torch.testing.assert_close(model.tuner.step(1, block, x, None)[0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_lora_equals_peft(tmp_path):
-    """In a process of its own outside the project's root: peft may look for a package named `datasets`."""
-    sam = toy_backbone()
-    model = build("lora(rank=3,alpha=6)", sam, seed=2)
-    for p in model.tuned().values():
-        nn.init.normal_(p, std=0.2)
-    image = torch.randn(1, 3, 64, 64)
-    tuned = {n.removeprefix("tuner."): p.detach() for n, p in model.tuned().items()}
-    torch.save({"sam": sam.state_dict(), "tuned": tuned, "image": image, "out": model.encoder(image)[0].detach()}, tmp_path / "case.pt")
-    (tmp_path / "oracle.py").write_text(PEFT_ORACLE)
-    done = subprocess.run([sys.executable, "oracle.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert float(done.stdout) < 1e-4
-
-
-PEFT_ORACLE = """
-import importlib.util, sys, types
-import torch
-from torch import nn
-parent = types.ModuleType("segment_anything")
-parent.__path__ = list(importlib.util.find_spec("segment_anything").submodule_search_locations)
-sys.modules["segment_anything"] = parent
-from segment_anything.modeling import ImageEncoderViT
-from functools import partial
-from peft import LoraConfig, get_peft_model
-
-class Split(nn.Module):  # the fused projection as three layers, so that peft can name q and v
-    def __init__(self, qkv):
-        super().__init__()
-        c = qkv.in_features
-        self.q, self.k, self.v = (nn.Linear(c, c) for _ in range(3))
-        for layer, w, b in zip((self.q, self.k, self.v), qkv.weight.chunk(3), qkv.bias.chunk(3)):
-            layer.weight.data.copy_(w); layer.bias.data.copy_(b)
-    def forward(self, x):
-        return torch.cat([self.q(x), self.k(x), self.v(x)], -1)
-
-case = torch.load("case.pt")
-vit = ImageEncoderViT(img_size=64, patch_size=8, embed_dim=64, depth=3, num_heads=2, window_size=3, global_attn_indexes=(1, 2),
-                      out_chans=32, use_rel_pos=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
-vit.load_state_dict({k[14:]: v for k, v in case["sam"].items() if k.startswith("image_encoder.")})
-for block in vit.blocks:
-    block.attn.qkv = Split(block.attn.qkv)
-model = get_peft_model(vit, LoraConfig(r=3, lora_alpha=6, lora_dropout=0.0, target_modules=["q", "v"]))
-for i, block in enumerate(model.base_model.model.blocks):
-    for j, layer in enumerate((block.attn.qkv.q, block.attn.qkv.v)):
-        layer.lora_A["default"].weight.data.copy_(case["tuned"]["a"][i, j])
-        layer.lora_B["default"].weight.data.copy_(case["tuned"]["b"][i, j])
-with torch.no_grad():
-    print((model.base_model.model(case["image"]) - case["out"]).abs().max().item())
-"""
-
-
-def test_dropout_is_the_steps_own(smoke):
+def test_dropout_is_the_steps_own():
     """The dropout of a step depends on seed and step alone, not on what ran before in the process."""
-    torch.manual_seed(5)
-    first = trained("adaptformer(dropout=0.5)", smoke)[1]
-    torch.manual_seed(6)
-    assert [log.loss for log in trained("adaptformer(dropout=0.5)", smoke)[1]] == [log.loss for log in first]
+    conformance_methods.same_seed_same_numbers(subject("adaptformer(dropout=0.5)"))
 
 
 def test_a_batch_holds_what_its_settings_say(smoke, rectangles):
@@ -211,7 +153,7 @@ def test_a_batch_holds_what_its_settings_say(smoke, rectangles):
         ("lorra", "lora"),
         ("lora(rnk=3)", "rank"),
         ("lora(rank='big')", "int"),
-        ("lora(decoder=sem)", "sam and hq"),
+        ("lora(decoder=sem)", "sam, hq, tuned"),
         ("lora(rank=", "write a name"),
     ],
 )

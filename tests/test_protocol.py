@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from bench.errors import RequestError
-from bench.plan import Request, specs_of
+from bench.plan import Request, choose_methods, specs_of
 from bench.protocol import PROTOCOLS, load_protocol, protocol_names, read_toml
+from bench.published import PUBLISHED, heading, read_published, titles
+from bench.registry import METHODS
 
+PAPER = ["sam", "vpt_shallow", "vpt_deep", "adaptformer", "lora", "hq_sam", "cat_sam_t", "cat_sam_a"]
 SETTINGS = (PROTOCOLS / "smoke.toml").read_text()
 
 
@@ -32,6 +35,7 @@ def test_the_paper_schedule(shots: int, epochs: int, batch: int, every: int) -> 
 def test_the_paper_quirks_are_rows_of_its_file() -> None:
     paper = load_protocol("paper")
     assert paper.resolve("cat_sam_t", "whu", 1).random_crop
+    assert (paper.resolve("lora", "whu", 1).lr, paper.resolve("full", "whu", 1).lr) == (1e-3, 1e-4)
     assert not paper.resolve("cat_sam_t", "kvasir", 16).random_crop
     assert paper.resolve("cat_sam_t", "sbu", 1).prompt_types == ("point",)
     assert paper.resolve("cat_sam_t", "sbu", 16).prompt_types == ("point", "box", "mask")
@@ -99,3 +103,21 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 def test_every_suite_is_a_grid(suite: str, cells: int) -> None:
     request = Request().with_suite(PROTOCOLS.parent / "suites" / f"{suite}.toml")
     assert len(specs_of(request, "0" * 64)) >= cells
+    assert [choice.name for choice in choose_methods(request.methods)] == PAPER
+
+
+def test_groups_of_methods_may_be_mixed_with_names() -> None:
+    def chosen(text: str) -> list[str]:
+        return [choice.label for choice in choose_methods(text)]
+
+    assert [label.partition("(")[0] for label in chosen("paper")] == PAPER
+    assert chosen("paper,ssf,lora") == [*chosen("paper"), "ssf(decoder=sam)"]
+    assert chosen("ssf(decoder=hq), paper")[0] == "ssf(decoder=hq)"
+    assert set(chosen("paper,all")) == set(chosen("all")) > set(chosen("paper"))
+
+
+def test_the_titles_of_all_methods_are_known_without_loading_them() -> None:
+    assert titles() == {name: METHODS.get(name).title for name in METHODS.names()}  # type: ignore[attr-defined]
+    published = read_published(PUBLISHED["1"])
+    assert heading("ssf(decoder=sam)", published) == "SSF (decoder: sam)"
+    assert heading("lora(decoder=sam)", published) == "LoRA (decoder: sam)" and heading("elsewhere", published) == "elsewhere"

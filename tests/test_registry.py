@@ -58,7 +58,7 @@ def test_nothing_near_nothing_suggested(package: Path) -> None:
 def test_a_taken_name_is_refused() -> None:
     registry = Registry("method", "methods", "none.such")
     registry.register("lora")(type("First", (), {}))
-    with pytest.raises(RequestError, match=r"The method name 'lora' is taken by .*First\."):
+    with pytest.raises(RequestError, match=r"The method name 'lora' is taken by .*First; .*Second needs another\."):
         registry.register("lora")(type("Second", (), {}))
 
 
@@ -67,3 +67,14 @@ def test_the_same_class_may_be_entered_again() -> None:
     registry = Registry("method", "methods", "none.such")
     for _ in range(2):
         registry.register("lora")(type("Same", (), {}))
+
+
+def test_what_came_first_from_outside_comes_last_and_has_no_right_to_a_name(package: Path) -> None:
+    _write(package, "lora.py", "lora")
+    names = _names()
+    for name in ("outside", "lora"):
+        names.register(name)(type("Mine", (), {"__module__": "elsewhere"}))
+    with pytest.raises(RequestError, match=r"'lora' is taken by toymethods\.lora\.C0; elsewhere\.Mine needs another\."):
+        names.names()
+    assert names.names() == ["lora", "outside"]
+    assert names.origin("outside") == "the module elsewhere" and names.origin("lora") is None

@@ -3,181 +3,91 @@
 Every drill ends with the same: the same command again completes the grid, and its numbers are those of a local run.
 """
 
-import contextlib
-import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from slurm_grid import LONELY, PACKED, PYTHON, ROOT, SHORT, SINGLE, Grid, absent, running, shared_files
 
-ROOT = Path(__file__).parent.parent
-PYTHON = sys.executable
-MISSING = [
-    name for name in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
-]
+MISSING = absent("slurmctld", "slurmd", "sbatch", "munged")
 if MISSING and os.environ.get("REQUIRE_SLURM"):
     raise RuntimeError(f"REQUIRE_SLURM is set, but {', '.join(MISSING)} is not installed.")
 pytestmark = [
     pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(bool(MISSING), reason=f"no SLURM on this machine ({', '.join(MISSING)} not found); make test-slurm installs it"),
 ]
-SHORT = "smoke(epochs=4,evaluate_every=4,selections=['last'])"
-LONG = "smoke(epochs=150,evaluate_every=150,selections=['last'])"
-PACKED = (
-    'partition = "main"\ngpus = 1\ncpus = 1\ntime_min = 20\nsignal_s = 10\ndevice = "cpu"\ncells_per_job = 6\nevaluations_per_job = 8\n'
-)
-SINGLE = PACKED.replace("cells_per_job = 6", "cells_per_job = 1")
 
 
-class Cluster:
-    """The cluster of this session and its commands."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.environment = {**os.environ, "SLURM_CONF": str(folder / "etc/slurm.conf"), "OMP_NUM_THREADS": "1"}
-
-    def manage(self, *words):
-        done = subprocess.run([ROOT / "slurm/testcluster", *words, "--dir", self.folder], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def ask(self, *words):
-        return subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60).stdout
-
-    def jobs(self):
-        return self.ask("squeue", "-h", "-r", "-o", "%i").split()
-
-    def release(self):
-        """Lifts the two minutes that SLURM lets a requeued job wait."""
-        for job in self.ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i").split():
-            self.ask("scontrol", "update", f"jobid={job}", "starttime=now")
-
-
-@contextlib.contextmanager
-def running(*words):
-    """A cluster in a folder of a short name, which its sockets need."""
-    with tempfile.TemporaryDirectory(prefix="spb") as folder:
-        found = Cluster(Path(folder))
-        try:
-            found.manage("up", *words)
-            yield found
-        finally:
-            found.manage("down")
+def impossible_here(why):
+    """Skips a test that this machine cannot run, unless all must run."""
+    assert not os.environ.get("REQUIRE_SLURM"), why
+    pytest.skip(why)
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with running("--nodes", "2", "--gpus", "2", "--cpus", "4") as found:
+def shared(tmp_path_factory):
+    data, environment = shared_files(tmp_path_factory.mktemp("shared"))
+    return {"data": data, "environment": environment}
+
+
+@pytest.fixture(scope="module")
+def cluster(shared):
+    with running("--nodes", "2", "--gpus", "2", "--cpus", "4", "--array-size", "5", **shared) as found:
         yield found
 
 
-class Grid:
-    """A grid and how it is asked for."""
-
-    def __init__(self, cluster, out, methods="lora", datasets="synth_polyps", seeds="0,1", protocol=LONG, profile=SINGLE):
-        self.cluster, self.out = cluster, out
-        out.mkdir(parents=True, exist_ok=True)
-        self.profile = out.with_suffix(".toml")
-        self.profile.write_text(profile)
-        self.words = [PYTHON, "-m", "bench.run", "--methods", methods, "--datasets", datasets, "--seeds", seeds, "--backbone", "tiny"]
-        self.words += ["--protocol", protocol, "--out", str(out), "--save-every", "1"]
-        self.count = len(methods.split(",")) * len(datasets.split(",")) * len(seeds.split(","))
-
-    def launched(self, *more):
-        return [*self.words, "--launcher", "slurm", "--profile", str(self.profile), *more]
-
-    def launch(self, *more, rc=0):
-        done = subprocess.run(self.launched(*more), cwd=ROOT, env=self.cluster.environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == rc, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stdout + done.stderr
-
-    def command(self, module, *words):
-        words = [PYTHON, "-m", f"bench.{module}", *words, "--out", str(self.out)]
-        return subprocess.run(words, cwd=ROOT, env=self.cluster.environment, capture_output=True, text=True, timeout=60).stdout
-
-    def records(self):
-        return {path.parent.name: json.loads(path.read_text()) for path in self.out.glob("runs/*/*/*/record.json")}
-
-    def states(self):
-        found = {}
-        for path in self.out.glob("runs/*/*/*/state.json"):
-            state = json.loads(path.read_text())
-            if state["phase"] == "running" and not path.with_name("record.json").exists():
-                found[path.parent.name] = state
-        return found
-
-    def wait(self, ready, seconds=150, release=False):
-        until = time.monotonic() + seconds
-        while not (found := ready()):
-            assert time.monotonic() < until, self.command("status") + self.cluster.ask("squeue") + self.cluster.ask("sinfo")
-            if release:
-                self.cluster.release()
-            time.sleep(0.3)
-        return found
-
-    def wait_stored(self, seconds=200, release=False):
-        self.wait(lambda: len(self.records()) == self.count, seconds, release)
-
-    def wait_idle(self):
-        self.wait(lambda: not self.cluster.jobs())
-
-    def wait_training(self, cells=1):
-        """Until so many cells have trained for a while: their resume files are there."""
-        self.wait(lambda: len(list(self.out.glob("runs/*/*/*/resume.pt"))) >= cells)
-        return self.states()
-
-    def scores(self):
-        return {name: record["scores"] for name, record in self.records().items()}
+@pytest.fixture(autouse=True)
+def an_empty_queue(request):
+    """A drill that failed leaves its jobs to nobody."""
+    yield
+    if "cluster" in request.fixturenames:
+        request.getfixturevalue("cluster").empty()
 
 
 @pytest.fixture(scope="module")
 def reference(cluster, tmp_path_factory):
-    """The scores of the long cells as a local run gives them."""
+    """The scores of the drills' two cells as a local run gives them."""
     grid = Grid(cluster, tmp_path_factory.mktemp("local"))
-    done = subprocess.run([*grid.words, "--workers", "2"], cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with grid.running_here():
+        pass
     return grid.scores()
 
 
 def test_a_grid_gives_the_table_of_a_local_run_with_a_gpu_for_each_cell(cluster, tmp_path):
-    names = {"methods": "sam,lora,cat_sam_t", "datasets": "synth_polyps,synth_shadows", "seeds": "0,1,2,3", "protocol": SHORT}
+    names = {"methods": "sam,lora,cat_sam_t", "datasets": "kvasir,sbu", "seeds": "0,1,2,3", "protocol": SHORT}
     remote, local = (Grid(cluster, tmp_path / place, **names, profile=PACKED) for place in ("remote", "local"))
-    began = time.monotonic()
     assert "Sent 24 cells" in remote.launch("--collect")
     together = set()
 
     def look():
-        held = {(s["slurm"]["node"], s["slurm"]["gpus"], s["pid"]) for s in remote.states().values() if s.get("slurm")}
+        held = {(s["slurm"]["node"], s["slurm"]["gpus"], s["pid"]) for s in remote.states().values()}
         alive = {one for one in held if Path(f"/proc/{one[2]}").exists()}
         assert len({one[:2] for one in alive}) == len(alive), f"two cells share a GPU: {alive}"
-        together.add(len(alive))
+        together.add(frozenset(one[:2] for one in alive))
         return len(remote.records()) == 24
 
-    remote.wait(look, 300)
-    assert max(together) >= 2, f"never two at a time in {time.monotonic() - began:.0f} s"
-    done = subprocess.run([*local.words, "--workers", "2"], cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout
+    with local.running_here():
+        remote.wait(look, 300)
+    assert any({("n1", "0"), ("n1", "1")} <= at_once for at_once in together), f"never two at a time on a node: {together}"
     assert remote.scores() == local.scores()
+    assert set(remote.starts().values()) == {1}
     assert "24 stored" in remote.command("status") and "nothing to send" in remote.launch()
     remote.wait_idle()
     tables = sorted((remote.out / "tables").glob("*.csv"))
-    assert tables, "the collector made no tables"
-    subprocess.run([PYTHON, "-m", "bench.tables", "--like", "all", "--format", "csv", "--out", local.out], cwd=ROOT, capture_output=True)
+    assert tables and (remote.out / "report" / "index.html").exists(), "the collector made no tables"
+    local.command("tables", "--like", "all", "--format", "csv")
     ours = [path for path in tables if "efficiency" not in path.name]  # but for what is measured in seconds
     assert ours and all(path.read_text() == (local.out / "tables" / path.name).read_text() for path in ours)
 
 
 def test_cells_that_were_cancelled_and_killed_go_on_when_the_command_runs_again(cluster, reference, tmp_path):
     grid = Grid(cluster, tmp_path / "out")
-    grid.launch()
-    states = grid.wait_training(2)
+    states = grid.launch_braked(2, cells=2)
     assert "2 running" in grid.command("status")
     cancelled, killed = states
     slurm = states[cancelled]["slurm"]
@@ -185,23 +95,27 @@ def test_cells_that_were_cancelled_and_killed_go_on_when_the_command_runs_again(
     os.kill(states[killed]["pid"], signal.SIGKILL)
     grid.wait_idle()
     assert not grid.records()
+    status = grid.command("status")
     for name in states:
         key = name.rpartition("_")[2]
-        assert "lora" in grid.command("logs", key)
-        assert key in grid.command("status", "--all")
-    grid.launch()
+        assert "braked" in grid.command("logs", key) and key in status
+    grid.mark()
+    grid.go()
+    assert "Sent 2 cells" in grid.launch()
     grid.wait_stored()
-    assert grid.scores() == reference
+    assert grid.scores() == reference and grid.went_on() == set(reference)
     grid.wait_idle()
 
 
-def test_the_log_folder_is_deleted_while_cells_run(cluster, reference, tmp_path):
-    grid = Grid(cluster, tmp_path / "out")
-    grid.launch()
-    grid.wait_training(2)
+def test_the_log_folder_is_deleted_while_one_cell_runs_and_one_waits(cluster, reference, tmp_path):
+    grid = Grid(cluster, tmp_path / "out", profile=f"{SINGLE}parallel = 1\n")
+    grid.launch_braked(2, cells=1)
     shutil.rmtree(grid.out / "slurm" / "logs")
+    grid.go()
     grid.wait_idle()
-    grid.launch()
+    status = grid.command("status")
+    assert "1 stored, 1 lost" in status and "FAILED" in status  # the second job could not write its log, and never began
+    assert "Sent 1 cells" in grid.launch()
     grid.wait_stored()
     assert grid.scores() == reference
     grid.wait_idle()
@@ -209,69 +123,76 @@ def test_the_log_folder_is_deleted_while_cells_run(cluster, reference, tmp_path)
 
 def test_preempted_cells_save_themselves_and_go_on(cluster, reference, tmp_path):
     grid = Grid(cluster, tmp_path / "out")
-    grid.launch()
-    grid.wait_training(2)
+    grid.launch_braked(2, cells=2)
     cluster.ask("sbatch", "-p", "high", "-N2", "--ntasks-per-node=1", "--gres=gpu:2", "-o", "/dev/null", "--wrap", "sleep 2")
-    grid.wait(lambda: "PENDING" in cluster.ask("squeue", "-h", "-p", "main", "-r", "-o", "%T"))
+    grid.wait(lambda: len(cluster.waiting()) == 2 and not grid.states())
+    assert "2 pending" in grid.command("status")
+    grid.mark()
+    grid.go()
     grid.wait_stored(release=True)
-    assert grid.scores() == reference
-    assert max(int(record["provenance"]["slurm"]["restart"]) for record in grid.records().values()) >= 1
+    assert grid.scores() == reference and grid.went_on() == set(reference)
+    assert {record["provenance"]["slurm"]["restart"] for record in grid.records().values()} == {"1"}
     grid.wait_idle()
 
 
-def test_the_time_limit_in_the_middle_of_training(cluster, tmp_path):
-    """SLURM's shortest limit is a minute; warned 40 s before it, the cell has trained for a third of that."""
-    profile = SINGLE.replace("time_min = 20", "time_min = 2").replace("signal_s = 10", "signal_s = 40")
-    grid = Grid(cluster, tmp_path / "out", seeds="0", protocol=LONG.replace("150", "500"), profile=profile)
-    grid.launch()
-    grid.wait_training()
-    job = cluster.jobs()[0]
+def test_the_time_limit_in_the_middle_of_training(cluster, reference, tmp_path):
+    """SLURM's shortest limit is a minute, and it looks every half; the cell is warned 50 s before."""
+    grid = Grid(cluster, tmp_path / "out", seeds="0", profile=SINGLE.replace("signal_s = 10", "signal_s = 50"))
+    grid.launch_braked(6, cells=1)
+    (job,) = cluster.jobs()
     cluster.ask("scontrol", "update", f"jobid={job}", "timelimit=1")
-    grid.wait(lambda: "PENDING" in cluster.ask("squeue", "-h", "-r", "-o", "%T") or grid.records(), 150)
-    assert not grid.records(), "the cell ended before its time limit"
+    grid.wait(lambda: cluster.waiting() and not grid.states())
     cluster.ask("scontrol", "update", f"jobid={job}", "timelimit=20")
-    grid.wait_stored(300, release=True)
-    record = next(iter(grid.records().values()))
-    assert record["cost"]["steps"] == 500 and int(record["provenance"]["slurm"]["restart"]) >= 1
+    grid.mark()
+    grid.go()
+    grid.wait_stored(release=True)
+    ((name, record),) = grid.records().items()
+    assert record["scores"] == reference[name] and grid.went_on() == {name}
+    assert record["cost"]["steps"] == 16 and record["provenance"]["slurm"]["restart"] == "1"
     grid.wait_idle()
 
 
-def test_a_node_that_is_lost_while_its_cell_goes_on(cluster, reference, tmp_path):
+def test_a_node_that_is_lost_while_its_cells_go_on(cluster, reference, tmp_path):
+    """Both copies of each cell run to their end; the result is stored once."""
     grid = Grid(cluster, tmp_path / "out")
-    grid.launch()
-    states = grid.wait_training(2)
-    node = next(iter(states.values()))["slurm"]["node"]
+    states = grid.launch_braked(10, cells=2)
+    node, old = next(iter(states.values()))["slurm"]["node"], [Path(f"/proc/{state['pid']}") for state in states.values()]
+    assert {state["slurm"]["node"] for state in states.values()} == {node}
     cluster.manage("stop", f"slurmd.{node}", "--kill")
     try:
-        grid.wait_stored(release=True)
+        grid.wait(lambda: set(grid.starts().values()) == {2}, release=True)
+        assert all(process.exists() for process in old) and not grid.records()
+        grid.go()
+        grid.wait_stored()
+        grid.wait(lambda: not any(process.exists() for process in old))
     finally:
         cluster.manage("start", f"slurmd.{node}")
-    assert grid.scores() == reference
-    assert "2 stored" in grid.command("status")
+    assert grid.scores() == reference and "2 stored" in grid.command("status")
+    assert not list(grid.out.glob("runs/*/*/*/.*.tmp")) and not list(grid.out.glob("runs/*/*/*/resume.pt"))
     grid.wait(lambda: not cluster.jobs(), release=True)
     grid.wait(lambda: "down" not in cluster.ask("sinfo", "-h", "-o", "%t"))
 
 
 def test_the_controller_restarts_in_the_middle_of_an_array(cluster, reference, tmp_path):
-    grid = Grid(cluster, tmp_path / "out")
-    grid.launch()
-    grid.wait_training(1)
+    grid = Grid(cluster, tmp_path / "out", profile=f"{SINGLE}parallel = 1\n")
+    grid.launch_braked(2, cells=1)
     cluster.manage("stop", "slurmctld")
     assert "SLURM was not asked" in grid.command("status")
+    grid.go()
+    grid.wait(lambda: len(grid.records()) == 1)  # it needs no controller
     cluster.manage("start", "slurmctld")
     grid.wait_stored()
-    assert grid.scores() == reference
+    assert grid.scores() == reference and set(grid.starts().values()) == {1}
     grid.wait_idle()
 
 
 def test_a_full_disk_while_results_are_written(cluster, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode:
-        assert not os.environ.get("REQUIRE_SLURM"), "a small disk cannot be mounted here"
-        pytest.skip("a small disk cannot be mounted here (root is needed)")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode:
+        impossible_here("a small disk cannot be mounted here (root is needed)")
     try:
-        grid = Grid(cluster, disk / "out", protocol=SHORT, seeds="0,1", profile=PACKED)
+        grid = Grid(cluster, disk / "out", methods="sam", seeds="0", protocol=SHORT, profile=PACKED)
         grid.launch()
         filler = disk / "filler"
         with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
@@ -293,8 +214,9 @@ def test_a_cell_that_always_fails_fails_alone(cluster, tmp_path):
     grid.launch()
     grid.wait_idle()
     status = grid.command("status")
-    assert "1 stored" in status and "1 failed" in status and "The loss became nan" in status
+    assert "1 stored, 1 failed" in status and "The loss became nan" in status
     assert "nothing to send" in grid.launch()
+    assert "The loss became nan" in grid.command("tables")
 
 
 def test_a_launcher_that_is_killed_between_two_arrays(cluster, tmp_path):
@@ -303,93 +225,193 @@ def test_a_launcher_that_is_killed_between_two_arrays(cluster, tmp_path):
     slow = tmp_path / "bin"
     slow.mkdir()
     (slow / "sbatch").write_text(
-        f'#!/bin/sh\ncase "$*" in *test-only*|*spb_check*) exec /usr/bin/sbatch "$@";; esac\n'
-        f'[ -e {slow}/first ] && {{ touch {slow}/second; sleep 30; exit 1; }}\ntouch {slow}/first\nexec /usr/bin/sbatch "$@"\n'
+        f'#!/bin/sh\ncase "$*" in *test-only*|*spb_check*) exec {shutil.which("sbatch")} "$@";; esac\n'
+        f'[ -e {slow}/first ] && {{ touch {slow}/second; sleep 30; exit 1; }}\ntouch {slow}/first\nexec {shutil.which("sbatch")} "$@"\n'
     )
     (slow / "sbatch").chmod(0o755)
-    environment = {**cluster.environment, "PATH": f"{slow}:{os.environ['PATH']}"}
+    environment = {**grid.environment, "PATH": f"{slow}:{os.environ['PATH']}"}
     launcher = subprocess.Popen(grid.launched(), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     grid.wait((slow / "second").exists, 60)
     launcher.kill()
     launcher.wait()
+    assert "2 cells  not sent yet" in grid.command("status")
     assert "Sent 2 cells" in grid.launch()
     grid.wait_stored()
-    assert all(len((path.parent / "attempts.jsonl").read_text().splitlines()) <= 1 for path in grid.out.glob("runs/*/*/*/attempts.jsonl"))
+    assert set(grid.starts().values()) == {1}
     grid.wait_idle()
 
 
 def test_two_launchers_at_once_send_each_cell_once(cluster, tmp_path):
-    grid = Grid(cluster, tmp_path / "out", methods="sam,lora", protocol=SHORT, profile=PACKED)
-    both = [subprocess.Popen(grid.launched(), cwd=ROOT, env=cluster.environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    grid = Grid(cluster, tmp_path / "out", methods="sam", protocol=SHORT, profile=PACKED)
+    both = [subprocess.Popen(grid.launched(), cwd=ROOT, env=grid.environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum("Sent 4 cells" in text for text in said) == 1, said
+    assert sum("Sent 2 cells" in text for text in said) == 1, said
+    grid.wait_stored()
+    assert set(grid.starts().values()) == {1}
+    grid.wait_idle()
+
+
+def test_cancelled_cells_are_sent_again_as_often_as_the_profile_allows(cluster, tmp_path):
+    grid = Grid(cluster, tmp_path / "out", profile=f"{SINGLE}attempts = 1\n")
+    grid.launch_braked(2, cells=2)
+    assert "1 cells in 1 jobs" in grid.command("cancel", "--seeds", "1")
+    grid.wait(lambda: len(cluster.jobs()) <= 1)
+    assert "1 cells in 1 jobs" in grid.command("cancel")
+    grid.wait_idle()
+    assert "Sent 2 cells" in grid.launch()
+    grid.wait_idle()
+    assert "2 failed" in (status := grid.command("status")) and "Given up after 1 starts" in status
+    assert "nothing to send" in grid.launch()
+    grid.go()
+    assert "Sent 2 cells" in grid.launch("--overwrite", "failed")
     grid.wait_stored()
     grid.wait_idle()
 
 
-def test_cancelled_cells_are_sent_again(cluster, tmp_path):
-    grid = Grid(cluster, tmp_path / "out")
-    grid.launch()
-    grid.wait_training(2)
-    assert "1 cells in 1 jobs" in grid.command("cancel", "--seeds", "1")
-    grid.wait(lambda: len(cluster.jobs()) <= 1)
-    assert "2 cells" not in grid.command("cancel", "--seeds", "1")
-    grid.command("cancel")
+def test_two_gpus_train_a_cell_together(cluster, reference, tmp_path):
+    grid = Grid(cluster, tmp_path / "out", seeds="0", profile=SINGLE.replace("gpus = 1", "gpus = 2"))
+    grid.brake.write_text("2")
+    grid.launch("--devices", "2")
+    grid.wait(lambda: list(grid.out.glob("runs/*/*/*/resume.pt")))
+    cluster.ask("scancel", "--batch", "--signal=USR2", *cluster.jobs())
+    grid.wait(lambda: cluster.waiting() and not grid.states())
+    grid.mark()
+    grid.go()
+    grid.wait_stored(release=True)
+    ((name, record),) = grid.records().items()
+    assert record["cost"]["devices"] == 2 and record["provenance"]["slurm"]["gpus"] == "0,1" and grid.went_on() == {name}
+    assert record["scores"]["last"]["miou_all"] == pytest.approx(reference[name]["last"]["miou_all"], abs=0.5)
     grid.wait_idle()
-    assert "Sent 2 cells" in grid.launch()
-    grid.command("cancel")
+
+
+LAUNCH = "import sys; from bench.run import main; code = main(sys.argv[1:]); sys.exit(9 if 'torch' in sys.modules else code)"
+
+
+def a_checkout(root):
+    """A copy of the project with a commit of its own; the commit's number."""
+    for folder in ("bench", "methods", "datasets", "configs"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / ".gitignore").write_text("__pycache__/\n")
+    git = ["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_jobs_run_the_code_as_it_was_sent_and_are_seen_from_another_login_node(cluster, tmp_path):
+    """Twelve held jobs, in arrays of at most five, in two launches; the code is broken while they wait. The launcher imports no torch."""
+    commit = a_checkout(root := tmp_path / "project")
+    seeds, held = ",".join(map(str, range(12))), "[flags]\nhold = true\n"
+    grid = Grid(cluster, tmp_path / "out", methods="sam", seeds=seeds, protocol=SHORT, profile=f"{LONELY}max_jobs = 8\n{held}", root=root)
+    grid.words += ["--pretrained", str(ROOT / "pretrained")]
+    assert "no room for 5 jobs" in (said := grid.launch(rc=1)) and "Sent 7 cells" in said
+    grid.profile.write_text(f"{LONELY}{held}")
+    done = grid.run([PYTHON, "-c", LAUNCH, *grid.launched()[3:]])
+    assert done.returncode == 0 and "Sent 5 cells" in done.stdout, done.stdout + done.stderr
+    assert len(cluster.jobs()) == 12 and len(cluster.ask("squeue", "-h", "-o", "%F").split()) == 3
+    (root / "bench" / "job.py").write_text("raise SystemExit('this edit came later')\n")
+    (root / "configs" / "protocols" / "smoke.toml").write_text("")
+    elsewhere = ["unshare", "--uts", "sh", "-c", 'hostname login2 && exec "$@"', "sh"]
+    if subprocess.run([*elsewhere, "true"], capture_output=True).returncode:
+        impossible_here("a name of its own for a login node cannot be given here (root is needed)")
+    assert "12 cells  SLURM: JobHeldUser" in grid.command("status", before=elsewhere)
+    cluster.ask("scontrol", "release", cluster.jobs()[0])
+    (record,) = grid.wait(grid.records).values()
+    assert record["provenance"]["git"] == {"commit": commit, "dirty": False}
+    assert "1 stored, 11 pending" in grid.command("status", before=elsewhere)
+    assert "11 cells in 11 jobs" in grid.command("cancel", "--methods", "sam", before=elsewhere)
     grid.wait_idle()
+    assert grid.command("status").count("CANCELLED") == 11
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [("partition = 'nowhere'", "partition"), ("gpus = 9", "not available"), ("cpus = 900", "not available")],
+    [
+        ("partition = 'nowhere'", "partitions here: high, main, short"),
+        ("gpus = 9", "not available"),
+        ("cpus = 900", "not available"),
+        ("constraint = 'a100'", "feature"),
+        ("partition = 'short'", "never start"),  # 20 minutes where 5 are allowed: sbatch itself takes it
+    ],
 )
 def test_a_request_that_slurm_refuses(cluster, tmp_path, change, said):
     key = change.partition(" ")[0]
     profile = "".join(f"{line}\n" for line in PACKED.splitlines() if not line.startswith(key)) + change
     text = Grid(cluster, tmp_path / "out", profile=profile).launch(rc=2)
-    assert said in text.lower() and text.strip().count("\n") <= 1
+    assert said in text.lower() and text.strip().count("\n") == 0
     assert not cluster.jobs()
 
 
-def test_a_machine_without_slurm_and_an_unknown_key(cluster, tmp_path):
+def test_a_machine_without_slurm(cluster, tmp_path):
     grid = Grid(cluster, tmp_path / "out")
-    bare = {**cluster.environment, "PATH": str(tmp_path)}
-    done = subprocess.run(grid.launched(), cwd=ROOT, env=bare, capture_output=True, text=True, timeout=60)
+    done = grid.run(grid.launched(), env={**grid.environment, "PATH": str(tmp_path)})
     assert done.returncode == 2 and "sbatch" in done.stderr and done.stderr.count("\n") == 1
-    grid.profile.write_text(PACKED + "partitoin = 'x'\n")
-    assert "partitoin" in grid.launch(rc=2)
 
 
 def test_an_output_folder_that_the_nodes_do_not_see(cluster, tmp_path):
     grid = Grid(cluster, tmp_path / "hidden" / "out")
-    hidden = f'mount -t tmpfs tmpfs {tmp_path}/hidden && exec "$@"'
-    profile = tmp_path / "p.toml"
-    profile.write_text(PACKED)
-    words = [*grid.words, "--launcher", "slurm", "--profile", str(profile)]
-    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("a mount namespace cannot be made here (root is needed)")
-    words = ["unshare", "-m", "sh", "-c", hidden, "sh", *words]
-    done = subprocess.run(words, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "output folder" in done.stderr and "SLURM" not in done.stdout, done.stdout + done.stderr
+    profile = shutil.copy(grid.profile, tmp_path)
+    hidden = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs tmpfs {tmp_path}/hidden && exec "$@"', "sh"]
+    if subprocess.run([*hidden, "true"], capture_output=True).returncode:
+        impossible_here("a mount namespace cannot be made here (root is needed)")
+    done = grid.run([*hidden, *grid.words, "--launcher", "slurm", "--profile", str(profile)])
+    assert done.returncode == 2 and "output folder" in done.stderr and done.stderr.count("\n") == 1, done.stdout + done.stderr
     assert not cluster.jobs()
 
 
 @pytest.mark.xdist_group("slurm_accounting")
-def test_a_cluster_with_accounting_refuses_an_unknown_account(tmp_path):
-    if any(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None for name in ("slurmdbd", "mariadbd", "mariadb-install-db")):
-        assert not os.environ.get("REQUIRE_SLURM")
-        pytest.skip("no slurmdbd or MariaDB on this machine")
-    with running("--nodes", "1", "--accounting") as cluster:
+def test_a_cluster_with_accounting(shared, tmp_path):
+    if missing := absent("slurmdbd", "mariadbd", "mariadb-install-db"):
+        impossible_here(f"{', '.join(missing)} not found")
+    with running("--nodes", "1", "--accounting", **shared) as cluster:
         grid = Grid(cluster, tmp_path / "out", methods="sam", seeds="0", protocol=SHORT, profile=f"account = 'nobody'\n{PACKED}")
         assert "account" in grid.launch(rc=2).lower()
+        grid.profile.write_text(f"account = 'lab'\nqos = 'golden'\n{PACKED}")
+        assert "qos" in grid.launch(rc=2).lower()
+        assert not cluster.jobs()
         grid.profile.write_text(f"account = 'lab'\n{PACKED}")
         grid.launch()
         grid.wait_stored()
         assert "1 stored" in grid.command("status")
         grid.wait_idle()
+        limit = ["sacctmgr", "-i", "modify", "user", pwd.getpwuid(os.getuid()).pw_name, "set"]
+        cluster.ask(*limit, "MaxSubmitJobs=3")
+        cluster.ask("scontrol", "update", "nodename=n1", "state=drain", "reason=maintenance")
+        profile = f"account = 'lab'\n{LONELY}"
+        many = Grid(cluster, tmp_path / "many", methods="sam", seeds="0,1,2,3,4", protocol=SHORT, profile=profile)
+        said = many.launch(rc=1)
+        assert "Sent 2 cells" in said and "no room for 3 cells" in said and "checks that the nodes see" in said
+        status = many.command("status")
+        assert "2 cells  SLURM: Dependency" in status and "3 cells  not sent yet" in status
+        cluster.ask("scontrol", "update", "nodename=n1", "state=resume")
+        many.wait(lambda: len(many.records()) == 2)
+        many.wait_idle()
+        cluster.ask(*limit, "MaxSubmitJobs=-1")
+        assert "Sent 3 cells" in many.launch()
+        many.command("cancel")
+
+
+def test_a_user_without_rights_has_a_cluster_too(tmp_path):
+    if os.geteuid():
+        impossible_here("root is needed to become somebody else")
+    with tempfile.TemporaryDirectory(prefix="spb") as folder:
+        script = shutil.copy(ROOT / "slurm/testcluster", folder)
+        nobody = pwd.getpwnam("nobody")
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "SLURM_CONF": f"{folder}/etc/slurm.conf"}
+
+        def ask(*words):
+            who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": [], "env": environment, "cwd": folder}
+            return subprocess.run(words, capture_output=True, text=True, timeout=60, **who)
+
+        try:
+            up = ask(script, "up", "--dir", folder)
+            assert up.returncode == 0, up.stderr
+            assert ask("srun", "--gres=gpu:1", "sh", "-c", "echo $(id -un) $CUDA_VISIBLE_DEVICES").stdout.split() == ["nobody", "0"]
+        finally:
+            down = ask(script, "down", "--dir", folder)
+        assert down.returncode == 0 and "n1" not in ask(script, "status", "--dir", folder).stdout.replace("slurmd.n1 ", "")
 
 
 def test_a_cluster_in_a_folder_of_a_long_name_is_refused(tmp_path):

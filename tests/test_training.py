@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import bench
 from bench.errors import DivergedError
 from bench.objects import object_masks
-from bench.prompts import box_prompts, check_prompts, mask_prompts, point_prompts
+from bench.prompts import box_prompts, mask_prompts, point_prompts
 from bench.protocol import load_protocol
 from bench.train import batch_of, cosine_lr, example, fit, optimizer_of, recipe
 from bench.transforms import augment, random_crop
@@ -156,25 +156,3 @@ def test_dropout_stops_after_the_first_look_where_the_reference_is_followed(sam,
     for stays, modes in ((True, [True, True, False, False]), (False, [True] * 4)):
         how = replace(smoke, eval_mode_after_first_look=stays)
         assert [model.training for _ in fit(model, optimizer_of(model, how), rectangles, ("train0",), how, 0)] == modes
-
-
-def test_predict_takes_every_kind_of_picture_and_prompt(sam, tmp_path):
-    import cv2
-    from PIL import Image
-
-    model = bench.build("cat_sam_t", sam)
-    array = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    cv2.imwrite(str(tmp_path / "a.png"), array[..., ::-1])
-    pictures = [array, torch.from_numpy(array).permute(2, 0, 1), Image.fromarray(array), tmp_path / "a.png"]
-    masks = [model.predict(picture, box=[5, 5, 30, 30]) for picture in pictures]
-    assert all(m.shape == (40, 60) and m.dtype == bool and np.array_equal(m, masks[0]) for m in masks)
-    both = model.predict(array, boxes=[[5, 5, 30, 30], [20, 10, 59, 39]])
-    assert np.array_equal(both, masks[0] | model.predict(array, box=[20, 10, 59, 39]))
-    for prompt in ({"point": [3, 4]}, {"points": [[[3, 4], [9, 9]]], "labels": [[1, 0]]}, {"mask": np.ones((40, 60))}, {}):
-        assert model.predict(array, **prompt).shape == (40, 60)
-
-
-@pytest.mark.parametrize("box", [[30, 5, 5, 30], [5, 5, 70, 30], [5, float("nan"), 9, 9], [-1, 0, 5, 5]])
-def test_predict_refuses_impossible_coordinates(box):
-    with pytest.raises(ValueError, match="box of"):
-        check_prompts(bench.Prompts(boxes=torch.tensor([box])), 40, 60)

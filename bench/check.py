@@ -1,0 +1,85 @@
+"""What a method or a data set promises and what it breaks, for authors of new ones.
+
+    python -m bench.check lora                                       # or "lora(rank=8)"; on toys, seconds on a CPU
+    python -m bench.check --plugin mine.py my_method
+    python -m bench.check synth_polyps --data DIR                    # a data set, on its own files
+
+A check passes, is broken, or is about something that is not promised. The exit code is 1 where one is broken.
+"""
+
+import argparse
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from bench.conformance import Finding, examined
+from bench.errors import RequestError, unknown
+from bench.plugins import add_option
+from bench.registry import DATASETS, METHODS
+from bench.spec import parse_call
+
+VERDICT, CHECK = 14, 46  # columns
+COLOURS = {"pass": "green", "broken": "bold red", "not promised": "yellow"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0, 1 where a check is broken, 2 where nothing of that name can be checked."""
+    lines = (__doc__ or "").splitlines()
+    parser = argparse.ArgumentParser(prog="python -m bench.check", description=lines[0])
+    parser.add_argument("name", help="a method, also with parameters, or a data set")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    parser.add_argument("--images", type=int, default=16, metavar="N", help="of a data set: images read of each split; 0: all")
+    add_option(parser)
+    given = parser.parse_args(arguments)
+    try:
+        found = findings(given.name, given.data, given.images)
+        return show(given.name, found)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def findings(name: str, data: Path, images: int = 16) -> Iterator[Finding]:
+    """What the suite finds of a method or a data set; RequestError for a name that is neither, and data that cannot be opened."""
+    called = parse_call(name)[0]
+    if called in METHODS.names():
+        from bench.conformance_methods import METHOD_CHECKS, MethodSubject
+
+        return examined(METHOD_CHECKS, MethodSubject(name))
+    if called in DATASETS.names():
+        from bench.conformance_datasets import DATASET_CHECKS, DatasetSubject
+
+        return examined(DATASET_CHECKS, DatasetSubject(called, data, images))
+    raise unknown("method or data set", called, [*METHODS.names(), *DATASETS.names()])
+
+
+def show(name: str, found: Iterator[Finding]) -> int:
+    """Prints the findings as they come; 1 where one is broken."""
+    console = Console(highlight=False)
+    width = console.width if console.is_terminal else 10**6
+    counts: Counter[str] = Counter()
+    console.print(Text(name, "bold"))
+    for finding in found:
+        counts[finding.verdict] += 1
+        verdict = Text(f"{finding.verdict:{VERDICT}}", COLOURS[finding.verdict])
+        console.print(verdict + Text(_lines(finding, width)), soft_wrap=True)
+    rest = "".join(f", {counts[verdict]} {verdict}" for verdict in ("broken", "not promised") if counts[verdict])
+    console.print(f"{counts['pass']} of {counts.total()} checks pass{rest}.")
+    return int(counts["broken"] > 0)
+
+
+def _lines(finding: Finding, width: int) -> str:
+    """The check and what it found: beside it where the terminal is wide enough, below it where it is not."""
+    if width < 2 * (VERDICT + CHECK):
+        below = textwrap.fill(finding.said, max(20, width), initial_indent=" " * VERDICT, subsequent_indent=" " * VERDICT)
+        return f"{finding.check}\n{below}"
+    return textwrap.fill(f"{finding.check:{CHECK}}{finding.said}", width - VERDICT, subsequent_indent=" " * (VERDICT + CHECK))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Masks of your own images, from the model of a stored cell.
+
+    python -m bench.predict --run CELL --image a.png --box 10 20 200 240 --out mask.png
+    python -m bench.predict --run CELL --image a.png --point 60 80 --point 90 20 0 --out mask.png
+    python -m bench.predict --run CELL --images FOLDER --prompts prompts.csv --out FOLDER
+
+CELL is a cell's folder, its key or the start of one. Every --box gives a mask of its own; all points, and a --mask, belong to one
+object, together with the box if there is one. Written are the union of the masks (0 and 255) and an overlay picture beside it; of a
+folder `masks/`, `overlays/` and `predictions.csv`. `bench.prompt_table` says how the CSV is read.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bench.adapted import RESULTS, load_run
+from bench.backbones import PRETRAINED
+from bench.errors import RequestError
+from bench.evaluation import predicted
+from bench.files import write_together
+from bench.overlays import overlay_picture
+from bench.plugins import add_option
+from bench.predict_tasks import Task, folder_tasks, prepared, single_task
+from bench.progress import Progress
+from bench.segmenter import PromptableSegmenter, at_once
+from bench.types import Prompts
+from bench.workers import device_of
+
+STOPPED = 130  # the exit code after Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0, 1 where some images failed, 2 for a wrong request, 130 after Ctrl-C."""
+    given = _parse(arguments)
+    try:
+        tasks = folder_tasks(given) if given.images else [single_task(given)]
+        model = load_run(given.run, pretrained=given.pretrained, device=device_of(given.device), results=given.results)
+        for task in tasks:  # all of them before the first is predicted
+            prepared(task, model.sam.config.grid)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return _run(model, tasks, given)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    lines = (__doc__ or "").splitlines()
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.predict",
+        description=lines[0],
+        epilog="\n".join(lines[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", required=True, metavar="CELL", help="a cell's folder, its key or the start of one")
+    parser.add_argument("--image", type=Path, help="one image")
+    parser.add_argument("--box", type=float, nargs=4, action="append", metavar=("X0", "Y0", "X1", "Y1"), help="in pixels; may be repeated")
+    parser.add_argument(
+        "--point", type=float, nargs="+", action="append", metavar="X Y", help="X Y [LABEL]: 1 foreground, 0 background; may be repeated"
+    )
+    parser.add_argument("--mask", type=Path, help="a mask as a prompt: a grey image of the same size, above 127 is foreground")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="a folder of images")
+    parser.add_argument("--prompts", type=Path, metavar="CSV", help="their prompts; without it every image is predicted without a prompt")
+    parser.add_argument("--out", type=Path, required=True, help="the mask, a png file; with --images a folder")
+    parser.add_argument("--overlay", type=Path, help="the overlay picture of --image; default: beside the mask, as NAME_overlay.png")
+    parser.add_argument("--no-overlay", action="store_true", help="masks only")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the cell of a key is looked for")
+    parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="folder of SAM's checkpoints")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add_option(parser)
+    given = parser.parse_args(arguments)
+    if (given.image is None) == (given.images is None):
+        parser.error("give --image FILE or --images FOLDER")
+    of_one = [f"--{name}" for name in ("box", "point", "mask", "overlay") if getattr(given, name)]
+    if given.images and of_one:
+        parser.error(f"{', '.join(of_one)} is of one --image; the prompts of --images stand in a CSV file, --prompts")
+    if given.image and given.prompts:
+        parser.error("--prompts is of --images; give --box, --point or --mask to one --image")
+    return given
+
+
+def _run(model: PromptableSegmenter, tasks: Sequence[Task], given: argparse.Namespace) -> int:
+    """Predicts and writes all tasks, each as soon as it is there; the exit code."""
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
+    stopped = False
+    try:
+        with Progress(what="images") as progress:
+            for number, (task, row, error) in enumerate(results(model, tasks), 1):
+                if len(tasks) > 1:
+                    progress.cell(number, len(tasks), task.image.name)
+                    progress.done(error or _said(row))
+                if error:
+                    failed.append(f"{task.image}: {error}")
+                else:
+                    rows.append(row)
+    except KeyboardInterrupt:
+        stopped = True
+    except OSError as error:
+        failed.append(f"{error.filename or given.out} cannot be written ({error.strerror}); {len(tasks) - len(rows)} images are left.")
+    if given.images and rows:
+        write_together(given.out, {"predictions.csv": pd.DataFrame(rows).to_csv(index=False).encode()}, durable=False)
+    for sentence in failed:
+        print(f"failed: {sentence}", file=sys.stderr)
+    written = (
+        f"{len(rows)} of {len(tasks)} masks are in {given.out}"
+        if given.images
+        else f"{given.out}: {_said(rows[0])}"
+        if rows
+        else "Nothing was written"
+    )
+    print(f"{'Stopped; ' if stopped else ''}{written}.")
+    return STOPPED if stopped else int(bool(failed))
+
+
+def _said(row: dict[str, Any]) -> str:
+    share = 100 * row["foreground_pixels"] / (row["height"] * row["width"])
+    count = f"{row['prompts']} prompts" if row["prompts"] != 1 else "1 prompt"
+    return f"{count if row['prompts'] else 'no prompt'}, foreground {share:.1f} % of {row['width']}×{row['height']} pixels"
+
+
+def results(model: PromptableSegmenter, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any], str]]:
+    """Each task with its row of predictions.csv, files written, or with what went wrong; so many images at a time as fit in memory."""
+    size = at_once(model)[0]
+    for start in range(0, len(tasks), size):
+        ready: list[tuple[Task, Tensor, list[Prompts]]] = []
+        for task in tasks[start : start + size]:
+            try:
+                ready.append((task, *prepared(task, model.sam.config.grid)))
+            except RequestError as error:  # it was readable when the command began
+                yield task, {}, str(error)
+        for (task, image, prompts), mask in zip(ready, _masks(model, ready), strict=True):
+            yield task, _written(task, image, prompts, mask), ""
+
+
+@torch.inference_mode()
+def _masks(model: PromptableSegmenter, ready: Sequence[tuple[Task, Tensor, list[Prompts]]]) -> list[np.ndarray]:
+    """The union of all masks of each image, (H, W) bool; every image is encoded once, whatever kinds of prompts it has."""
+    if not ready:
+        return []
+    features = model.encode([image for _, image, _ in ready])
+    owners = [i for i, (_, _, prompts) in enumerate(ready) for _ in prompts]
+    unions = predicted(model, features.only(owners), [p for _, _, prompts in ready for p in prompts])
+    masks = [torch.zeros(size, dtype=torch.bool, device=model.device) for size in features.sizes]
+    for i, union in zip(owners, unions, strict=True):
+        masks[i] |= union
+    return [mask.cpu().numpy() for mask in masks]
+
+
+def _written(task: Task, image: Tensor, prompts: Sequence[Prompts], mask: np.ndarray) -> dict[str, Any]:
+    """Writes mask and overlay; the row of predictions.csv."""
+    _write(task.mask, mask.astype(np.uint8) * 255)
+    if task.overlay:
+        given = [keywords["mask"] for _, keywords in task.prompts if "mask" in keywords]
+        _write(task.overlay, overlay_picture(image.permute(1, 2, 0).numpy(), mask, prompts, given)[..., ::-1])
+    height, width = mask.shape
+    count = sum(p.count for p in prompts)
+    return {
+        "image": str(task.image),
+        "mask": str(task.mask),
+        "prompts": count,
+        "height": height,
+        "width": width,
+        "foreground_pixels": int(mask.sum()),
+    }
+
+
+def _write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_together(path.parent, {path.name: cv2.imencode(".png", pixels)[1].tobytes()}, durable=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

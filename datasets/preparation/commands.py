@@ -1,0 +1,91 @@
+"""The commands `where` and `prepare` of `datasets.prepare`, and `verify` with what it prints."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import RequestError
+from bench.registry import DATASETS
+from datasets.folder import FolderDataset
+from datasets.own import register_own
+from datasets.preparation.bar import bar
+from datasets.preparation.places import Top, folder_in, in_units, link, missing, tops
+from datasets.preparation.said import said
+from datasets.preparation.unpack import Plan, plan, unpack
+from datasets.preparation.verify import verify
+
+
+def where(name: str | None, data: Path) -> int:
+    """Prints where each official archive is found and what it must hold; 0."""
+    for cls in [_archived(name)] if name else _all_archived():
+        print(f"{cls.title} ({cls.name})\n  page      {cls.home}\n  download  {' and '.join(cls.zips)}: {cls.archive}")
+        for top in tops(cls):
+            print(f"  holds     {top}")
+        for split, expected in cls.expected.items():
+            foreign = f", and {expected.foreign:,} that are passed over" if expected.foreign else ""
+            print(f"  images    {expected.images:,} of the {split} split{foreign}")
+        print(f"  then      python -m datasets.prepare {cls.name} --from {shlex.join(cls.zips)} --data {shlex.quote(str(data))}\n")
+    return 0
+
+
+def prepare(name: str, data: Path, sources: Sequence[Path]) -> int:
+    """Unpacks or links what `sources` hold of a data set's archives into `data/<name>`; 0, or 1 while something is missing still."""
+    cls, root = _archived(name), data / name
+    wanted = tops(cls)
+    if not sources:
+        raise RequestError(f"--from is needed: {' and '.join(cls.zips)}; `python -m datasets.prepare where {name}` says where they are.")
+    links = {source: {top: at for top in wanted if (at := folder_in(source, top))} for source in sources if source.is_dir()}
+    plans = {source: plan(source, root, wanted) for source in sources if source not in links}
+    _check(name, wanted, {**links, **{source: one.tops for source, one in plans.items()}})
+    for found in links.values():
+        for top, at in found.items():
+            print(link(at, root, top))
+    _unpack(list(plans.values()), root)
+    lacking = missing(root, wanted)
+    for top in lacking:
+        print(f"Still missing: {top}; `python -m datasets.prepare where {name}` says where to get it.")
+    if not lacking:
+        print(f"Now: python -m datasets.prepare verify {name} --data {shlex.quote(str(data))}")
+    return 1 if lacking else 0
+
+
+def verified(name: str, data: Path, cache_dir: Path, show: int) -> int:
+    """Prints what is wrong with a data set and what a run would see of it; 0, or 1 where something is wrong."""
+    register_own(data)
+    cls = DATASETS.get(name)
+    if issubclass(cls, FolderDataset) and not data.is_dir():
+        raise RequestError(f"--data {data} is no folder; `python -m datasets.prepare where {name}` says what belongs there.")
+    found = verify(cls, data, cache_dir)
+    print(said(cls, data, found, show))
+    return 1 if any(finding.is_problem for finding in found.findings) else 0
+
+
+def _check(name: str, wanted: Sequence[Top], held: dict[Path, Sequence[Top] | dict[Top, Path]]) -> None:
+    """RequestError for a source that holds nothing that is needed, and for two that hold the same."""
+    for source, of_source in held.items():
+        if not of_source:
+            raise RequestError(f"{source} holds nothing that {name} needs: {'; or '.join(map(str, wanted))}.")
+    for top in wanted:
+        twice = [str(source) for source, of_source in held.items() if top in of_source]
+        if len(twice) > 1:
+            raise RequestError(f"{' and '.join(twice)} both hold {top.name}; one of them is enough.")
+
+
+def _unpack(plans: Sequence[Plan], root: Path) -> None:
+    size = sum(one.bytes for one in plans)
+    with bar(f"Unpacking {in_units(size)} to {root}", size) as tell:
+        unpack(plans, root, tell)
+    for one in plans:
+        there = f", {one.there:,} were there" if one.there else ""
+        print(f"{one.archive}: {len(one.members):,} files unpacked to {root}{there}.")
+
+
+def _archived(name: str) -> type[FolderDataset]:
+    cls = DATASETS.get(name)
+    if not issubclass(cls, FolderDataset):
+        raise RequestError(f"Data set {name} has no archive to put into place; {', '.join(one.name for one in _all_archived())} have.")
+    return cls
+
+
+def _all_archived() -> list[type[FolderDataset]]:
+    return [cls for cls in map(DATASETS.get, DATASETS.names()) if issubclass(cls, FolderDataset)]

@@ -1,0 +1,67 @@
+"""Checks a data set: what its folders lack, what cannot be read, what differs from the official archive; and what a run would see."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.errors import DataError
+from bench.manifest import Manifest, manifest_of, to_hash
+from bench.types import Dataset, Split
+from datasets.folder import Entry, FolderDataset, ListedDataset
+from datasets.preparation.bar import bar
+from datasets.preparation.findings import Finding, Looks, note, of_archive, of_contents, of_masks
+from datasets.preparation.look import Drawn, looks
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found. seen: the looks at the images that could be read; opened, manifest: None where the data set does not open."""
+
+    findings: tuple[Finding, ...]
+    seen: Looks = field(default_factory=dict)
+    opened: Dataset | None = None
+    manifest: Manifest | None = None
+
+
+def verify(cls: type[Dataset], data: Path, cache_dir: Path) -> Verified:
+    """Looks at everything below `data`; RequestError only where the request is wrong. Every file is read, and hashed again."""
+    try:
+        survey = cls.survey(data) if issubclass(cls, ListedDataset) else None
+        opened = None if survey and survey.faults else cls.open(data)
+    except DataError as error:
+        return Verified((Finding(str(error)),))
+    entries = survey.entries if survey else _drawn(opened)
+    total = sum(map(len, entries.values()))
+    with bar(f"Reading {total:,} images of {cls.name}", total) as tell:
+        everything = list(looks(entries, cls.rule, tell))
+    seen = {split: [look for look in everything if look.split == split and not look.fault] for split in entries}
+    findings = [*map(Finding, survey.faults if survey else ()), *(Finding(look.fault) for look in everything if look.fault)]
+    if survey and issubclass(cls, FolderDataset):
+        findings += of_archive(cls, data, survey, seen)
+    for split, of_split in seen.items():
+        findings += of_masks(split, of_split, getattr(cls, "threshold", 0))
+    findings += map(note, survey.notes if survey else ())
+    if opened is None:
+        return Verified(tuple(findings), seen)
+    try:
+        manifest = _manifest(opened, cache_dir)
+        findings += of_contents(manifest, opened.files())
+    except DataError as error:
+        return Verified((*findings, Finding(str(error))), seen, opened)
+    return Verified(tuple(findings), seen, opened, manifest)
+
+
+def _drawn(dataset: Dataset | None) -> Mapping[Split, Mapping[str, Entry]]:
+    """The entries of a data set that has no listing; a `val` split that is part of `train` is not looked at twice."""
+    assert dataset is not None  # without a survey it has no faults, and was opened
+    names = {split: dataset.names(split) for split in SPLITS}
+    if set(names["val"]) <= set(names["train"]):
+        del names["val"]
+    return {split: {name: Drawn(dataset, split) for name in of_split} for split, of_split in names.items()}
+
+
+def _manifest(dataset: Dataset, cache_dir: Path) -> Manifest:
+    with bar(f"Hashing the files of {dataset.name}", to_hash(dataset, None)) as tell:
+        return manifest_of(dataset, cache_dir, again=True, tell=tell)

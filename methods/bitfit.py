@@ -1,0 +1,24 @@
+"""BitFit (Ben Zaken et al., ACL 2022): bias terms alone are tuned."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bench.method import EncoderMethod
+from bench.registry import METHODS
+from bench.retuned import RetunedTuner, retuned
+from bench.sam import Sam, Tuner
+
+
+@METHODS.register("bitfit")
+@dataclass(frozen=True)
+class BitFit(EncoderMethod):
+    """All bias terms of the image encoder: of the patch embedding, of every block's projections, MLP and norms, and of the neck's
+    norms (its convolutions have none). Relative positions are embeddings, not biases. The task's head, which BitFit trains too,
+    is here the choice of a decoder.
+    """
+
+    title: ClassVar[str] = "BitFit"
+    source: ClassVar[str] = "Ben Zaken et al., BitFit, ACL 2022"
+
+    def tuner(self, sam: Sam) -> Tuner:
+        return RetunedTuner(retuned(sam.image_encoder, lambda name: name.endswith(".bias")))

@@ -1,0 +1,127 @@
+"""Conv-LoRA (Zhong et al., ICLR 2024): LoRA with a mixture of convolutions, each at a scale of its own, in the bottleneck."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.dropout import noise
+from bench.method import EncoderMethod
+from bench.registry import METHODS
+from bench.sam import Sam, Tuner, attend, feed_forward
+from bench.stock import Block
+
+NOISE_FLOOR = 1e-2  # the least standard deviation of the gates' noise
+
+
+class ConvLoRATuner(Tuner):
+    """qkv(x) + s·B(z + E_e(z)) with z = Ax, a map (r, side, side) of one window, for which one expert e of M is chosen.
+
+    E_e: to (e + 1) times the side (bicubic), 3×3 convolution, GELU, and back. The expert is the one with the largest gate, a linear
+    map of the window's mean of z; in training each gate has noise, whose deviation is softplus of another such map.
+    a: (N, r, C), b: (N, 3C, r), gates and deviations: (N, r, M), filters: (N, M, r, r, 3, 3), biases: (N, M, r).
+    The carry is the load-balancing loss of each image, (B,), summed over blocks.
+    """
+
+    def __init__(self, sam: Sam, rank: int, scale: float, experts: int, balance: float) -> None:
+        super().__init__()
+        depth, width = sam.config.depth, sam.config.width
+        self.scale, self.balance = scale, balance
+        self.a, self.b = nn.Parameter(torch.empty(depth, rank, width)), nn.Parameter(torch.zeros(depth, 3 * width, rank))
+        self.gates, self.deviations = (nn.Parameter(torch.zeros(depth, rank, experts)) for _ in range(2))
+        self.filters = nn.Parameter(torch.empty(depth, experts, rank, rank, 3, 3))
+        self.biases = nn.Parameter(torch.zeros(depth, experts, rank))
+        for weight, fan_in in ((self.a, width), (self.filters, 9 * rank)):
+            nn.init.kaiming_uniform_(weight.data.view(-1, fan_in), a=math.sqrt(5))
+
+    def begin(self, image: Tensor, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x))
+
+    def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        side = block.window_size or x.shape[1]
+
+        def qkv(tokens: Tensor) -> Tensor:  # (B·windows, side², C)
+            nonlocal carry
+            z = (tokens @ self.a[i].T).mT.unflatten(-1, (side, side))  # (B·windows, r, side, side)
+            chosen, unbalanced = self._routed(i, z, len(x))
+            carry = carry + unbalanced
+            z = z + self._mixed(i, z, chosen)
+            return block.attn.qkv(tokens) + self.scale * (z.flatten(2).mT @ self.b[i].T)
+
+        x, _ = attend(block, x, qkv=qkv, by_window=True)
+        return feed_forward(block, x), carry
+
+    def penalty(self, carry: Tensor) -> Tensor:
+        return self.balance * carry
+
+    def _routed(self, i: int, z: Tensor, images: int) -> tuple[Tensor, Tensor]:
+        """The expert of each window, (B·windows,), and how unevenly each image's windows are spread over the experts, (B,)."""
+        mean = z.float().mean((2, 3))
+        clean = mean @ self.gates[i]  # (B·windows, M)
+        if not self.training:
+            return clean.argmax(-1), clean.new_zeros(images)
+        deviation = F.softplus(mean @ self.deviations[i]) + NOISE_FLOOR
+        noisy = clean + deviation * noise(images, len(z) // images, clean.shape[-1], like=clean).flatten(0, 1)
+        chosen = noisy.argmax(-1)
+        first, second = noisy.topk(2).values.split(1, -1)
+        # The chance that an expert would be chosen if its own noise were drawn again: its gate must pass the best of the others.
+        rival = torch.where(noisy > second, second, first)
+        chance = torch.special.ndtr((clean - rival) / deviation)
+        used = F.one_hot(chosen, clean.shape[-1]).to(chance)
+        importance, load = (each.unflatten(0, (images, -1)).sum(1) for each in (used, chance))  # (B, M)
+        return chosen, _spread(importance) + _spread(load)
+
+    def _mixed(self, i: int, z: Tensor, chosen: Tensor) -> Tensor:
+        """Each window's map through its expert. Only an exported graph, whose shapes may not follow the image, asks them all."""
+        if torch.compiler.is_exporting():
+            every = torch.stack([self._expert(i, e, z) for e in range(self.filters.shape[1])], 1)  # (B·windows, M, r, side, side)
+            return every[torch.arange(len(z), device=z.device), chosen]
+        out = torch.zeros_like(z)
+        for expert in chosen.unique().tolist():
+            mine = (chosen == expert).nonzero()[:, 0]
+            out = out.index_add(0, mine, self._expert(i, expert, z[mine]).to(z.dtype))
+        return out
+
+    def _expert(self, i: int, expert: int, z: Tensor) -> Tensor:
+        size = z.shape[-2:]
+        if expert:
+            z = F.interpolate(z, scale_factor=expert + 1, mode="bicubic")
+        z = F.gelu(F.conv2d(z, self.filters[i, expert], self.biases[i, expert], padding=1))
+        return F.interpolate(z, size=size, mode="bicubic") if expert else z
+
+
+def _spread(shares: Tensor) -> Tensor:
+    """The squared coefficient of variation of each row, (B, M) -> (B,)."""
+    return shares.var(-1) / (shares.mean(-1) ** 2 + 1e-10)
+
+
+@METHODS.register("conv_lora")
+@dataclass(frozen=True)
+class ConvLoRA(EncoderMethod):
+    """The authors' released code with its settings for SAM: one LoRA around the fused projection of q, k and v, rank 3, alpha 32,
+    8 experts at 1 to 8 times the side, one of them for each map, load-balancing loss times 0.01. The skip connection around the
+    experts, their GELU and the bicubic interpolation are the code's too.
+
+    Nothing is open for SAM's windows: a layer in the place of SAM's projection sees a window's tokens with its padding, so in
+    windowed blocks the convolutions work, and an expert is chosen, in each window; in global ones, on the whole map. The
+    load-balancing loss is each image's own, so that cutting a batch into parts does not change it; the code's default is one image at
+    a time. With one expert a map, the importance in it has no gradient; the load has. The original also trains SAM's mask decoder
+    and gives no prompts; here `decoder` says what is trained beside the encoder.
+    """
+
+    rank: int = 3
+    alpha: float = 32.0
+    experts: int = 8
+    balance: float = 0.01
+    title: ClassVar[str] = "Conv-LoRA"
+    source: ClassVar[str] = "Zhong et al., Convolution Meets LoRA, ICLR 2024 (arXiv 2401.17868)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(rank=1, experts=2, balance=0)
+
+    def tuner(self, sam: Sam) -> Tuner:
+        return ConvLoRATuner(sam, self.rank, self.alpha / self.rank, self.experts, self.balance)

@@ -1,0 +1,25 @@
+"""SAM's own mask decoder, fine-tuned on the frozen encoder."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bench.decoder import Decoder
+from bench.method import Method
+from bench.registry import METHODS
+from bench.retuned import RetunedDecoder
+from bench.sam import Sam, Tuner
+
+
+@METHODS.register("decoder")
+@dataclass(frozen=True)
+class DecoderTuning(Method):
+    """All weights of the mask decoder that its single mask is made with; image and prompt encoder are frozen.
+
+    The usual baseline beside encoder methods, which often tune the decoder as well: `lora(decoder=tuned)` is both.
+    """
+
+    title: ClassVar[str] = "Decoder fine-tuning"
+    source: ClassVar[str] = "Kirillov et al., Segment Anything, ICCV 2023 (the mask decoder)"
+
+    def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
+        return Tuner(), RetunedDecoder(sam)

@@ -1,0 +1,81 @@
+"""Explicit visual prompting (Liu et al., CVPR 2023), and SAM-Adapter (Chen et al., ICCVW 2023), which takes it to SAM."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.errors import RequestError
+from bench.method import EncoderMethod
+from bench.registry import METHODS
+from bench.sam import Sam, Tuner, attend, feed_forward
+from bench.stock import Block
+from methods.cat_sam import high_pass, linear, patch_filters
+
+
+class ExplicitTuner(Tuner):
+    """P_i = Up(GELU(Tune_i(F_pe + F_hfc))) is added to the input of block i, with Up shared by all blocks.
+
+    F_pe: a linear projection of the patch embedding, positions not yet added; F_hfc: the high-frequency components of the normalised
+    image (what is left without the centred quarter of its spectrum), a patch embedding of their own. Both (B, g, g, C/reduction).
+    """
+
+    def __init__(self, sam: Sam, reduction: int) -> None:
+        super().__init__()
+        config = sam.config
+        e = config.width // reduction
+        self.embedding, self.handcrafted = linear(config.width, e), patch_filters(config.patch_size, e)
+        self.tune = nn.ModuleList(linear(e, e) for _ in range(config.depth))
+        self.up = linear(e, config.width)
+
+    def begin(self, image: Tensor, x: Tensor) -> Tensor:
+        return self.embedding(x) + self.handcrafted(high_pass(image)).permute(0, 2, 3, 1)
+
+    def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        prompt = self.up(F.gelu(self.tune[i](carry)))  # (B, g, g, C)
+        return feed_forward(block, attend(block, x + prompt)[0]), carry
+
+
+@dataclass(frozen=True)
+class Explicit(EncoderMethod):
+    """What EVP and SAM-Adapter have in common: all of what they add to the encoder."""
+
+    reduction: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(reduction=1)
+
+    def tuner(self, sam: Sam) -> Tuner:
+        if self.reduction > sam.config.width:
+            raise RequestError(f"{self.name}(reduction={self.reduction}): at most {sam.config.width}, this backbone's width, is allowed.")
+        return ExplicitTuner(sam, self.reduction)
+
+
+@METHODS.register("evp")
+@dataclass(frozen=True)
+class EVP(Explicit):
+    """The authors' plain-ViT variant: high-pass filter with a mask of a quarter, prompts at every block, reduction 32 (on SegFormer's
+    narrower stages they take 4), their initialisation; it does not start as the frozen model.
+
+    The original trains its segmentation head, which SAM does not have; here `decoder` says what is trained beside the encoder.
+    """
+
+    title: ClassVar[str] = "EVP"
+    source: ClassVar[str] = "Liu et al., Explicit Visual Prompting for Low-Level Structure Segmentations, CVPR 2023 (arXiv 2303.10883)"
+
+
+@METHODS.register("sam_adapter")
+@dataclass(frozen=True)
+class SamAdapter(Explicit):
+    """The authors' code adds to SAM's encoder exactly what EVP adds to a plain ViT, with the same defaults: the adapters before every
+    block, windowed or global, are fed by the patch embedding and the high-frequency components.
+
+    The original differs from EVP in the decoder: SAM's own mask decoder is trained too, from SAM's weights, and no prompts are given.
+    So `decoder` is "tuned" unless said otherwise; prompts are given here, as to every method.
+    """
+
+    decoder: str = "tuned"
+    title: ClassVar[str] = "SAM-Adapter"
+    source: ClassVar[str] = "Chen et al., SAM-Adapter: Adapting Segment Anything in Underperformed Scenes, ICCVW 2023 (arXiv 2304.09148)"

@@ -1,0 +1,54 @@
+"""(IA)³ (Liu et al., NeurIPS 2022): keys, values and the MLP's hidden activations of every block, each channel times a learned number."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bench.method import EncoderMethod
+from bench.registry import METHODS
+from bench.sam import Sam, Tuner, attend
+from bench.stock import Block, ImageEncoderViT
+
+
+class IA3Tuner(Tuner):
+    """softmax(q·(l_k ⊙ k)ᵀ)·(l_v ⊙ v), and in the MLP W₂(l_ff ⊙ γ(W₁x)). keys l_k, values l_v: (N, C); hidden l_ff: (N, 4C); all 1 at
+    first. Keys and values are scaled with their biases, which the paper's model does not have."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        depth, width = sam.config.depth, sam.config.width
+        self.keys, self.values = nn.Parameter(torch.ones(depth, width)), nn.Parameter(torch.ones(depth, width))
+        self.hidden = nn.Parameter(torch.ones(depth, sam.image_encoder.blocks[0].mlp.lin1.out_features))
+
+    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        x, _ = attend(block, x, qkv=lambda tokens: block.attn.qkv(tokens) * self._rows(i))
+        mlp = block.mlp
+        return x + mlp.lin2(self.hidden[i] * mlp.act(mlp.lin1(block.norm2(x)))), None
+
+    def _rows(self, i: int) -> Tensor:
+        """What the outputs of the fused projection are multiplied with, (3C,)."""
+        return torch.cat([torch.ones_like(self.keys[i]), self.keys[i], self.values[i]])
+
+    @torch.no_grad()
+    def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor]:
+        tensors = {}
+        for i, block in enumerate(vit.blocks):
+            rows, name = self._rows(i), f"blocks.{i}"
+            tensors[f"{name}.attn.qkv.weight"] = block.attn.qkv.weight * rows[:, None]
+            tensors[f"{name}.attn.qkv.bias"] = block.attn.qkv.bias * rows
+            tensors[f"{name}.mlp.lin2.weight"] = block.mlp.lin2.weight * self.hidden[i]
+        return tensors
+
+
+@METHODS.register("ia3")
+@dataclass(frozen=True)
+class IA3(EncoderMethod):
+    """6·C numbers a block. Equal to Hugging Face peft's IA3 on k, v and the MLP's second layer."""
+
+    title: ClassVar[str] = "(IA)³"
+    source: ClassVar[str] = "Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper, NeurIPS 2022 (arXiv 2205.05638)"
+
+    def tuner(self, sam: Sam) -> Tuner:
+        return IA3Tuner(sam)

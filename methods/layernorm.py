@@ -1,0 +1,28 @@
+"""LayerNorm tuning (LN-Tune, Basu et al., AAAI 2024): the norms' scales and biases alone are tuned."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from bench.method import EncoderMethod
+from bench.registry import METHODS
+from bench.retuned import RetunedTuner, retuned
+from bench.sam import Sam, Tuner
+from bench.stock import LayerNorm2d
+
+
+@METHODS.register("layernorm")
+@dataclass(frozen=True)
+class LayerNormTuning(EncoderMethod):
+    """Weight and bias of every LayerNorm of the image encoder: both of each block and, in place of a ViT's last one, the neck's
+    two. Zhao et al. (Tuning LayerNorm in Attention, ICLR 2024) tune the same in language models.
+    """
+
+    title: ClassVar[str] = "LN-Tune"
+    source: ClassVar[str] = "Basu et al., Strong Baselines for Parameter-Efficient Few-Shot Fine-Tuning, AAAI 2024"
+
+    def tuner(self, sam: Sam) -> Tuner:
+        vit = sam.image_encoder
+        norms = tuple(f"{name}." for name, module in vit.named_modules() if isinstance(module, nn.LayerNorm | LayerNorm2d))
+        return RetunedTuner(retuned(vit, lambda name: name.startswith(norms)))

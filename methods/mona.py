@@ -1,0 +1,74 @@
+"""Mona (Yin et al., CVPR 2025): two adapters a block, whose bottleneck filters the map at three scales."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.dropout import Dropout
+from bench.method import EncoderMethod
+from bench.registry import METHODS
+from bench.sam import Sam, Tuner, attend, feed_forward
+from bench.stock import Block
+
+SIDES = (3, 5, 7)
+
+
+class Adapter(nn.Module):
+    """x + Up(dropout(GELU(filtered))), for x (B, g, g, C): Down(s₁·norm(x) + s₂·x), then the mean of three depthwise convolutions and a
+    1×1 one, each with a skip connection."""
+
+    def __init__(self, width: int, bottleneck: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.norm_scale, self.skip_scale = nn.Parameter(torch.full((width,), 1e-6)), nn.Parameter(torch.ones(width))
+        self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
+        self.filters = nn.ModuleList(nn.Conv2d(bottleneck, bottleneck, n, padding=n // 2, groups=bottleneck) for n in SIDES)
+        self.mix = nn.Conv2d(bottleneck, bottleneck, 1)
+        self.dropout = Dropout(dropout)
+        for layer in (self.down, self.up):  # as the original backbone starts all its linear layers
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.down(self.norm(x) * self.norm_scale + x * self.skip_scale).permute(0, 3, 1, 2)  # (B, bottleneck, g, g)
+        z = z + sum(conv(z) for conv in self.filters) / len(SIDES)
+        z = z + self.mix(z)
+        return x + self.up(self.dropout(F.gelu(z).permute(0, 2, 3, 1)))
+
+
+class MonaTuner(Tuner):
+    """One adapter after the attention with its residual connection, and one after the MLP with its own."""
+
+    def __init__(self, sam: Sam, bottleneck: int, dropout: float) -> None:
+        super().__init__()
+        width, depth = sam.config.width, sam.config.depth
+        self.after_attention, self.after_mlp = (nn.ModuleList(Adapter(width, bottleneck, dropout) for _ in range(depth)) for _ in range(2))
+
+    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        x = self.after_attention[i](attend(block, x)[0])
+        return self.after_mlp[i](feed_forward(block, x)), None
+
+
+@METHODS.register("mona")
+@dataclass(frozen=True)
+class Mona(EncoderMethod):
+    """The authors' defaults and initialisation; it does not start as the frozen model.
+
+    Defined on Swin, whose windows are put together before an adapter reads the map; so they are here, and the filters see the whole
+    map in every block. On vit_l its 7.0 M numbers make a file of 28 MB, the largest of all methods that add to the encoder.
+    """
+
+    bottleneck: int = 64
+    dropout: float = 0.1
+    title: ClassVar[str] = "Mona"
+    source: ClassVar[str] = "Yin et al., 5%>100%: Breaking Performance Shackles of Full Fine-Tuning, CVPR 2025 (arXiv 2408.08345)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(bottleneck=1)
+
+    def tuner(self, sam: Sam) -> Tuner:
+        return MonaTuner(sam, self.bottleneck, self.dropout)

@@ -1,0 +1,73 @@
+"""SSF (Lian et al., Scaling & Shifting Your Features, NeurIPS 2022): a scale and a shift after every operation."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bench.method import EncoderMethod
+from bench.registry import METHODS
+from bench.retuned import RetunedTuner, retuned
+from bench.sam import Sam, Tuner
+from bench.stock import ImageEncoderViT
+
+STD = 0.02  # of the official code's initialisation, around 1 and 0; the paper does not give it
+
+
+class ScaleShift(nn.Module):
+    """γ·layer(x) + β, channel by channel. `layer` is frozen and has a bias."""
+
+    def __init__(self, layer: Any, channels_first: bool) -> None:
+        super().__init__()
+        self.layer, self.channels_first = layer, channels_first
+        self.gamma, self.beta = (nn.Parameter(torch.empty(len(layer.bias))) for _ in range(2))
+        nn.init.normal_(self.gamma, mean=1, std=STD)
+        nn.init.normal_(self.beta, std=STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        shape = (-1, 1, 1) if self.channels_first else (-1,)
+        return self.gamma.view(shape) * y + self.beta.view(shape)
+
+    def merged(self) -> dict[str, Tensor]:
+        """The layer's weight and bias with which it is the whole (section 3.3 of the paper: re-parameterisation)."""
+        weight, bias, gamma, beta = (x.detach() for x in (self.layer.weight, self.layer.bias, self.gamma, self.beta))
+        return {"weight": gamma.view(-1, *[1] * (weight.ndim - 1)) * weight, "bias": gamma * bias + beta}
+
+
+class SSFTuner(RetunedTuner):
+    """Walks an encoder in which scales and shifts stand behind the frozen layers."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__(scaled(retuned(sam.image_encoder, lambda name: False)))
+
+    def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor] | None:
+        pairs = [(name, module) for name, module in self.own.named_modules() if isinstance(module, ScaleShift)]
+        return {f"{name}.{kind}": tensor for name, module in pairs for kind, tensor in module.merged().items()}
+
+
+def scaled(own: ImageEncoderViT) -> ImageEncoderViT:
+    """`own` with a scale and shift after the patch embedding, each block's norms, projections and MLP layers, and the neck's norms."""
+    own.patch_embed.proj = ScaleShift(own.patch_embed.proj, channels_first=True)
+    for block in own.blocks:
+        for part, names in ((block, ("norm1", "norm2")), (block.attn, ("qkv", "proj")), (block.mlp, ("lin1", "lin2"))):
+            for name in names:
+                setattr(part, name, ScaleShift(getattr(part, name), channels_first=False))
+    for i in (1, 3):
+        own.neck[i] = ScaleShift(own.neck[i], channels_first=True)
+    return own
+
+
+@METHODS.register("ssf")
+@dataclass(frozen=True)
+class SSF(EncoderMethod):
+    """After the patch embedding, norm1, qkv, proj, norm2, and both layers of the MLP, as in the official ViT; for its last norm
+    stand the two of SAM's neck. The neck's convolutions have no bias that a shift could be merged into, and get none.
+    """
+
+    title: ClassVar[str] = "SSF"
+    source: ClassVar[str] = "Lian et al., Scaling & Shifting Your Features, NeurIPS 2022"
+
+    def tuner(self, sam: Sam) -> Tuner:
+        return SSFTuner(sam)
