@@ -29,13 +29,16 @@ def choose(device: torch.device) -> str:
 
 def attention(attn: Attention, y: Tensor, window: int, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
     """SAM's attention over y (B, h, w, C), in windows of a side or, where `window` is 0, at once; every window also sees prompts
-    (B, P, C). Returns (B, h, w, C), and what became of the prompts, (B, P, C), averaged over the windows."""
+    (B, P, C). Returns (B, h, w, C), and what became of the prompts, (B, P, C), averaged over the windows.
+
+    qkv is called with y, and once more with the prompts and the padding (B, E, C) where there are any."""
     b, h, w, _ = y.shape
     n, side = prompts.shape[1], (window, window) if window else (h, w)
     padded = h % side[0] > 0 or w % side[1] > 0
     padding = [y.new_zeros(b, 1, y.shape[-1])] if padded else []  # SAM pads with zeros before the projection
     places = qkv(y).unflatten(-1, (3, attn.num_heads, -1))  # (B, h, w, 3, heads, c)
-    extra = qkv(torch.cat([prompts, *padding], 1)).unflatten(-1, (3, attn.num_heads, -1))  # (B, E, 3, heads, c)
+    more = torch.cat([prompts, *padding], 1)
+    extra = qkv(more).unflatten(-1, (3, attn.num_heads, -1)) if more.shape[1] else places.new_empty(b, 0, *places.shape[3:])
     kernel = ATTENTION[choose(y.device)]
     out, attended = [], []
     for band in places.split(_bands(h, side[0]), 1):
