@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bench.boards import Ask, Board, boards
 from bench.errors import RequestError
@@ -108,6 +109,8 @@ def cost_against_miou(view: View, cost: str) -> Drawn:
                 ax.plot([x for x, _ in front], [y for _, y in front], color=GREY, linestyle="--", zorder=1, label="Pareto front")
             if max((x for _, x, _ in points), default=0) > 1000:
                 ax.set_xscale("symlog", linthresh=100)
+            else:
+                ax.xaxis.set_major_locator(MaxNLocator(4))
             ax.margins(0.1)
             ax.set(title=dataset, xlabel=name, ylabel=MIOU)
         legend_below(figure, axes)

@@ -91,7 +91,7 @@ def html(table: Table) -> str:
     return "\n".join(
         [
             f'<figure class="table" id="{_label(table.name)}"{about}>',
-            f'<div class="scroll"><table><caption>{escape(table.title)}<br><small>{escape(common)}</small></caption>',
+            f'<div class="scroll"><table><caption><span>{escape(table.title)}<br><small>{escape(common)}</small></span></caption>',
             f"<thead><tr>{head}</tr></thead>",
             "<tbody>",
             *rows,

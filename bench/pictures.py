@@ -21,36 +21,38 @@ from bench.store import ResultStore, read_record
 from bench.types import Dataset, Prompts
 
 TRUTH, PREDICTED, BOX = (0.0, 0.62, 0.45), (0.90, 0.35, 0.0), (0.94, 0.89, 0.26)  # colour-blind safe (Okabe and Ito)
+PER_LINE, DPI = 6, 180  # panels of 1.2 inches: 7.2, the width of a page
 
 
 def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path: Path, names: Mapping[str, str] | None = None) -> None:
-    """Writes a picture: a row for each test image, a column for the image, the truth and each cell's mask with its IoU.
+    """Writes a picture as wide as a page: for each test image its prompts, the truth and each cell's mask with its IoU.
 
-    cells: column title -> a cell's folder; names: row title -> image. Without names there are three images without titles, at
+    cells: title -> a cell's folder; names: title of an image -> image. Without names there are three images without titles, at
     evenly spaced ranks of the first cell's IoU.
     """
     chosen = typical_images(next(iter(cells.values())), 3) if names is None else list(names.values())
-    samples, images = [dataset.load("test", name) for name in chosen], len(chosen)
+    samples, columns = [dataset.load("test", name) for name in chosen], min(PER_LINE, 2 + len(cells))
+    lines = -(-(2 + len(cells)) // columns)  # of each image
     settings = read_record(next(iter(cells.values()))).spec.settings
     prompts = [evaluation_prompts(sample, dataset, settings) for sample in samples]
-    figure, axes = plt.subplots(images, 2 + len(cells), figsize=(1.45 * (2 + len(cells)), 1.62 * images), squeeze=False)
-    for row, sample, given in zip(axes, samples, prompts, strict=True):
-        _show(row[0], sample.image, "image, box prompts")
-        _draw_boxes(row[0], given)
+    figure, axes = plt.subplots(lines * len(samples), columns, figsize=(1.2 * columns, 1.45 * lines * len(samples)), squeeze=False)
+    places = axes.reshape(len(samples), lines * columns)
+    for spare in places[:, 2 + len(cells) :].ravel():
+        spare.set_axis_off()
+    for row, sample, given in zip(places, samples, prompts, strict=True):
+        _show(row[0], sample.image, "image, prompts")
+        _draw_prompts(row[0], given)
         _show(row[1], overlay(sample.image, sample.mask, TRUTH), "ground truth")
     for column, (title, folder) in enumerate(cells.items(), 2):
         masks = predict_masks(load_run(folder, sam), samples, prompts)
-        for row, sample, given, mask in zip(axes, samples, prompts, masks, strict=True):
+        for row, sample, given, mask in zip(places, samples, prompts, masks, strict=True):
             iou = image_iou(count(sample.name, given.count, mask, sample.mask))
-            _show(row[column], overlay(sample.image, mask, PREDICTED, sample.mask), title)
-            row[column].set_xlabel(f"IoU {iou:.0f}", fontsize=7, labelpad=2)
-    for ax, title in zip(axes[:, 0], names or (), strict=False):
+            _show(row[column], overlay(sample.image, mask, PREDICTED, sample.mask), _captioned(title, iou))
+    for ax, title in zip(places[:, 0], names or (), strict=False):
         ax.set_ylabel(title, fontsize=7)
-    for ax in axes[1:].ravel():
-        ax.set_title("")
-    figure.tight_layout(pad=0.3, h_pad=0.6)
+    figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -75,16 +77,27 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: Sequence[float], truth:
     return shown
 
 
-def _show(ax: Axes, image: np.ndarray, title: str) -> None:
+def _show(ax: Axes, image: np.ndarray, below: str) -> None:
     ax.imshow(image, interpolation="nearest")
-    ax.set_title(title, fontsize=7, pad=3)
+    ax.set_xlabel(below, fontsize=6.5, labelpad=2)
     ax.set_xticks([])
     ax.set_yticks([])
     for side in ax.spines.values():
         side.set_visible(False)
 
 
-def _draw_boxes(ax: Axes, prompts: Prompts) -> None:
+def _captioned(title: str, iou: float) -> str:
+    """A cell's title with the IoU (percent) after its first line."""
+    name, *rest = title.split("\n")
+    return "\n".join([f"{name}: IoU {iou:.0f}", *rest])
+
+
+def _draw_prompts(ax: Axes, prompts: Prompts) -> None:
+    """Boxes as frames; points as dots, those of the background crossed out."""
     boxes = torch.zeros(0, 4) if prompts.boxes is None else prompts.boxes
     for x0, y0, x1, y1 in boxes.tolist():
         ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=BOX, linewidth=0.9))
+    if prompts.points is not None and prompts.labels is not None:
+        for (x, y), label in zip(prompts.points.flatten(0, 1).tolist(), prompts.labels.flatten().tolist(), strict=True):
+            if label >= 0:
+                ax.plot(x, y, "o" if label else "X", color=BOX, markeredgecolor="black", markeredgewidth=0.5, markersize=4)

@@ -57,7 +57,7 @@ def report(store: ResultStore) -> str:
     }
     rest = LIMIT_BYTES - 200_000 - sum(len(text.encode()) for text in sections.values())
     drawn = [(name, caption, "svg+xml", content) for name, caption, content in _figures(store)]
-    sheets = [(path.name, f"Predictions: {path.stem}", "png", path.read_bytes()) for path in _sheets(store)]
+    sheets = [(path.name, f"Predictions: {path.stem.removeprefix('predictions_')}", "png", path.read_bytes()) for path in _sheets(store)]
     sections["Figures"], rest = _inlined(drawn, rest)
     sections["Sheets"], _ = _inlined(sheets, rest)
     return _page(sections)
@@ -192,7 +192,9 @@ def _inlined(items: Iterable[tuple[str, str, str, bytes]], rest: int) -> tuple[s
             continue
         data = base64.b64encode(content).decode()
         shown = escape(caption)
-        parts.append(f'<figure><img alt="{shown}" src="data:image/{kind};base64,{data}"><figcaption>{shown}</figcaption></figure>')
+        picture = f'<img alt="{shown}" src="data:image/{kind};base64,{data}">'
+        region = f'<div class="scroll" role="region" tabindex="0" aria-label="{shown}, scrolls sideways on a small screen">'
+        parts.append(f"<figure>{region}{picture}</div><figcaption>{shown}</figcaption></figure>")
         rest -= len(parts[-1].encode())
     if left_out:
         parts.append(f'<p class="warning">Left out to keep the page small, see the folder figures: {escape(", ".join(left_out))}.</p>')

@@ -60,7 +60,7 @@ SAM & \underline{43.5} & - & 1.0$^{\dagger1}$ \\
 """
 
 HTML = """<figure class="table" id="small" data-shots="1">
-<div class="scroll"><table><caption>A &amp; B_1<br><small>shots 1</small></caption>
+<div class="scroll"><table><caption><span>A &amp; B_1<br><small>shots 1</small></span></caption>
 <thead><tr><th scope="col">method</th><th scope="col">whu ours</th><th scope="col">whu Δ</th>\
 <th scope="col" data-dataset="sbu">sbu ours</th></tr></thead>
 <tbody>
