@@ -36,9 +36,11 @@ def attention(attn: Attention, y: Tensor, window: int, prompts: Tensor, qkv: Pro
     n, side = prompts.shape[1], (window, window) if window else (h, w)
     padded = h % side[0] > 0 or w % side[1] > 0
     padding = [y.new_zeros(b, 1, y.shape[-1])] if padded else []  # SAM pads with zeros before the projection
-    places = qkv(y).unflatten(-1, (3, attn.num_heads, -1))  # (B, h, w, 3, heads, c)
-    more = torch.cat([prompts, *padding], 1)
-    extra = qkv(more).unflatten(-1, (3, attn.num_heads, -1)) if more.shape[1] else places.new_empty(b, 0, *places.shape[3:])
+    parts = (3, attn.num_heads, y.shape[-1] // attn.num_heads)
+    places = qkv(y.flatten(1, 2)).unflatten(-1, parts).unflatten(1, (h, w))  # (B, h, w, 3, heads, c)
+    extra = places.new_empty(b, 0, *parts)  # (B, E, 3, heads, c)
+    if n or padded:
+        extra = qkv(torch.cat([prompts, *padding], 1)).unflatten(-1, parts)
     kernel = ATTENTION[choose(y.device)]
     out, attended = [], []
     for band in places.split(_bands(h, side[0]), 1):

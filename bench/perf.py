@@ -6,10 +6,12 @@ the table take longer than 10 s for each 10,000 cells, or loading does, or where
 
 `submit` sends that many cells to a SLURM whose commands answer at once, by the launcher itself in a process of its own, and exits
 with 1 where that takes longer than 5 s for each 1,000 cells, or imports torch.
+
+`model` times training steps and evaluations along the fast path against the plain one, by turns (`bench.perf_turns`), and `kernels`
+the attention kernels against one another.
 """
 
 import argparse
-import json
 import os
 import random
 import resource
@@ -203,9 +205,6 @@ def _add_model(commands: Any) -> None:
     kernels.add_argument("--images", type=int, default=1)
     kernels.add_argument("--rounds", type=int, default=3)
     kernels.set_defaults(run=_kernels)
-    one = commands.add_parser("measure", help="one measurement of `model`, as JSON; it starts them itself")
-    one.add_argument("job", help="a bench.perf_model.Job as JSON")
-    one.set_defaults(run=_measure)
 
 
 def _compare(given: argparse.Namespace) -> int:
@@ -219,13 +218,6 @@ def _kernels(given: argparse.Namespace) -> int:
     from bench.perf_kernels import compare_kernels
 
     return compare_kernels(given.device, given.backbone, given.precision, given.images, given.rounds)
-
-
-def _measure(given: argparse.Namespace) -> int:
-    from bench.perf_model import Job, measure
-
-    print(json.dumps(measure(Job(**json.loads(given.job)))))
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""One measurement of how fast a model is: a training step or an evaluation, on the fast path or the plain one, in this process.
+"""One measurement of how fast a model is: a training step or an evaluation, on the fast path or the plain one, in this process;
+python -m bench.perf_model JOB, which `bench.perf model` starts, prints it as JSON.
 
 Times on a CPU are process CPU seconds of one cold call, the kernel's clearing of new pages counted; on a GPU, wall seconds of a warm one.
 """
 
+import json
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -150,3 +153,7 @@ def gemm_tflops(job: Job) -> float:
     a, b = (torch.randn(side, side, device=job.device, dtype=kind) for _ in range(2))
     key = "wall" if job.device == "cuda" else "seconds"
     return 2 * side**3 / 1e12 / min(_timed(way)[key] for way in (lambda: a @ b.T, lambda: product(a, b)) for _ in range(6))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Job(**json.loads(sys.argv[1])))))

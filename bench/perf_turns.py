@@ -35,7 +35,7 @@ _one_large_job = Lock()  # a plain training step takes 15 GiB
 def measured_apart(job: Job) -> Found:
     """`bench.perf_model.measure` in a new process with ALLOCATOR's settings and one thread."""
     environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bench.perf", "measure", json.dumps(asdict(job))]
+    command = [sys.executable, "-m", "bench.perf_model", json.dumps(asdict(job))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}

@@ -225,7 +225,7 @@ def _attend_by_window(block: Block, x: Tensor, prompts: Tensor, qkv: Projection,
 
 def _attention_at_once(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
     """As `_attention`, with the kernels of `bench.attention`; `prompts` is empty."""
-    return attention(attn, x, 0, prompts, lambda y: qkv(y.flatten(1, 2)).unflatten(1, y.shape[1:3]))
+    return attention(attn, x, 0, prompts, qkv)
 
 
 def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:

@@ -225,11 +225,13 @@ class PromptableSegmenter(nn.Module):
 
 def at_once(model: PromptableSegmenter) -> tuple[int, int]:
     """How many images are encoded, and prompts decoded, in one call: by the device's whole memory, so that the same machine always
-    cuts alike. An eighth of it is for the widest map of a block, and an eighth for an image's full-size maps."""
-    if model.device.type != "cuda":
-        return 4, 32
-    config, share = model.sam.config, torch.cuda.get_device_properties(model.device).total_memory // 8
+    cuts alike. An eighth of it is for the widest map of a block, and an eighth for an image's full-size maps. On a CPU only
+    small images are encoded together, which bounds the memory."""
+    config = model.sam.config
     image, prompt = 64 * config.grid**2 * config.width, 96 * config.image_size**2  # bytes
+    if model.device.type != "cuda":
+        return max(1, min(4, 2**28 // image)), 32
+    share = torch.cuda.get_device_properties(model.device).total_memory // 8
     return max(1, min(16, share // image)), max(1, min(256, share // prompt))
 
 
