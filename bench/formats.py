@@ -35,7 +35,7 @@ def latex(table: Table) -> str:
     common = " $\\cdot$ ".join(f"{tex(name)} {tex(value)}" for name, value in table.context)
     notes = [*map(tex, table.notes), *(f"$^{{\\dagger{i}}}$~{tex(note)}." for i, note in enumerate(footnotes, 1))]
     explained = " ".join([f"{tex(table.title)}. {common}.", *notes])
-    head = [r"\begin{table*}", r"\centering", f"\\caption{{{explained}}}", f"\\label{{tab:{_label(table.name)}}}"]
+    head = [r"\begin{table*}", r"\centering", f"\\caption{{{explained}}}", f"\\label{{tab:{_label(table.name)}}}", r"\par\smallskip"]
     grid = [r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%", f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}"]
     rows = [r"\toprule", *_tex_heads(table), r"\midrule", *(f"{line} \\\\" for line in body), r"\bottomrule"]
     return "\n".join([*head, *grid, *rows, r"\end{tabular}}", r"\end{table*}"]) + "\n"

@@ -45,6 +45,7 @@ LATEX = r"""\begin{table*}
 \centering
 \caption{A \& B\_1. shots 1. Said below. $^{\dagger1}$~x \textless{} 1.}
 \label{tab:small}
+\par\smallskip
 \resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%
 \begin{tabular}{lrrr}
 \toprule
