@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.attention import choose
 from bench.decoder import Decoded, Decoder
 from bench.errors import CheckpointError, InputError, RequestError, unknown
 from bench.inputs import image_files, prompts_from, read_picture
@@ -64,7 +65,8 @@ class PromptableSegmenter(nn.Module):
     @property
     def execution(self) -> str:
         """How this model computes here and now, as a cell's record says it: "attention=…, decoder=…, loss=…"."""
-        return f"attention={chosen()}, decoder={chosen()}, loss={chosen()}"
+        kernel = choose(self.device) if chosen() == "fast" else chosen()
+        return f"attention={kernel}, decoder={chosen()}, loss={chosen()}"
 
     @property
     def size(self) -> int:
