@@ -21,9 +21,12 @@ SPECIAL = {
     ">": r"\textgreater{}",
 }
 
+PAGE_ROWS = 40
+
 
 def latex(table: Table) -> str:
-    """A `table*` for booktabs: best bold and second underlined where marked, runs as n, notes as numbered daggers.
+    """A `table*` for booktabs: best bold and second underlined where marked, runs as n, notes as numbered daggers. More than
+    PAGE_ROWS rows are several, the notes with the first.
 
     It needs \\usepackage{booktabs,graphicx}; wide tables are shrunk to the text's width.
     """
@@ -34,8 +37,15 @@ def latex(table: Table) -> str:
     ]
     common = " $\\cdot$ ".join(f"{tex(name)} {tex(value)}" for name, value in table.context)
     notes = [*map(tex, table.notes), *(f"$^{{\\dagger{i}}}$~{tex(note)}." for i, note in enumerate(footnotes, 1))]
-    explained = " ".join([f"{tex(table.title)}. {common}.", *notes])
-    head = [r"\begin{table*}", r"\centering", f"\\caption{{{explained}}}", f"\\label{{tab:{_label(table.name)}}}", r"\par\smallskip"]
+    parts = [body[at : at + PAGE_ROWS] for at in range(0, len(body), PAGE_ROWS)] or [[]]
+    captions = [" ".join([f"{tex(table.title)}. {common}.", *notes])]
+    captions += [f"{tex(table.title)}. Part {i} of {len(parts)}; the notes stand with the first." for i in range(2, len(parts) + 1)]
+    labels = ["", *(f"-{i}" for i in range(2, len(parts) + 1))]
+    return "\n".join(_tex_float(table, *each) for each in zip(parts, captions, labels, strict=True))
+
+
+def _tex_float(table: Table, body: list[str], caption: str, part: str) -> str:
+    head = [r"\begin{table*}", r"\centering", f"\\caption{{{caption}}}", f"\\label{{tab:{_label(table.name)}{part}}}", r"\par\smallskip"]
     grid = [r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%", f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}"]
     rows = [r"\toprule", *_tex_heads(table), r"\midrule", *(f"{line} \\\\" for line in body), r"\bottomrule"]
     return "\n".join([*head, *grid, *rows, r"\end{tabular}}", r"\end{table*}"]) + "\n"

@@ -111,9 +111,19 @@ def test_markdown_and_csv_carry_interval_and_mark() -> None:
     assert "1,LoRA (rank: 8),whu,ours,86.04,1.06,3,3,84.0,88.0,9,best,,\n" in csv(SMALL)
 
 
+def test_a_long_table_is_parted_in_latex() -> None:
+    long = replace(SMALL, rows=SMALL.rows * 50)
+    parts = latex(long).split("\\begin{table*}")[1:]
+    rows = [part.count("LoRA (rank: 8)") for part in parts]
+    assert len(parts) == math.ceil(len(long.rows) / 40) and sum(rows) == 50
+    assert len({line for part in parts for line in part.splitlines() if "\\label" in line}) == len(parts)
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(tmp_path: Path) -> None:
-    text = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n" + latex(SMALL) + "\\end{document}\n"
+    long = replace(SMALL, name="long", rows=SMALL.rows * 50)
+    both = latex(SMALL) + latex(long)
+    text = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n" + both + "\\end{document}\n"
     (tmp_path / "t.tex").write_text(text)
     done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
