@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from bench.errors import RequestError
+from bench.errors import one_sentence
 from bench.slurm_queue import cancel, need_slurm, tasks
 from bench.spec import split_calls
 from bench.submission import live_cells, submissions
 from bench.watch import Filter, all_cells, cell_title
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 where SLURM cannot be asked."""
     parser = argparse.ArgumentParser(prog="python -m bench.cancel", description=(__doc__ or "").splitlines()[0])
@@ -26,11 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what would be cancelled")
     given = parser.parse_args(arguments)
     meant = Filter(**{name.name: tuple(split_calls(getattr(given, name.name))) for name in fields(Filter)})
-    try:
-        return take_out(given.out.absolute(), meant, given.dry_run)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return take_out(given.out.absolute(), meant, given.dry_run)
 
 
 def take_out(out: Path, meant: Filter, dry_run: bool) -> int:

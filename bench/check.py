@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.conformance import Finding, examined
-from bench.errors import RequestError, unknown
+from bench.errors import one_sentence, unknown
 from bench.plugins import add_option
 from bench.registry import DATASETS, METHODS
 from bench.spec import parse_call
@@ -27,6 +27,7 @@ VERDICT, CHECK = 14, 46  # columns
 COLOURS = {"pass": "green", "broken": "bold red", "not promised": "yellow"}
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, 1 where a check is broken, 2 where nothing of that name can be checked."""
     lines = (__doc__ or "").splitlines()
@@ -36,12 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=16, metavar="N", help="of a data set: images read of each split; 0: all")
     add_option(parser)
     given = parser.parse_args(arguments)
-    try:
-        found = findings(given.name, given.data, given.images)
-        return show(given.name, found)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = findings(given.name, given.data, given.images)
+    return show(given.name, found)
 
 
 def findings(name: str, data: Path, images: int = 16) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.errors import RequestError
+from bench.errors import RequestError, one_sentence
 from bench.evidence import SIGNIFICANT, read_rows
 from bench.metrics import RULES
 from bench.statistics import Counts, Difference, difference, holm, sampled
@@ -174,6 +174,7 @@ def _counts(cells: Sequence[Stored], selection: str | None, rule: str) -> Counts
     return Counts(tuple(f"pair {i}" for i in range(len(cells))), images, pixels[:, :, 0], pixels[:, :, 1])
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description="What differs between two results, and by how much.")
@@ -183,12 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--selection", help="default: the one that each protocol puts first")
     parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
     given = parser.parse_args(arguments)
-    try:
-        a, b = side(given.a, given.out), side(given.b, given.out)
-        pairs = paired(a, b)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    a, b = side(given.a, given.out), side(given.b, given.out)
+    pairs = paired(a, b)
     print(f"A: {a.name} ({len(a.cells)} cells)\nB: {b.name} ({len(b.cells)} cells)\n")
     print(markdown(differing(pairs)))
     print(markdown(results(pairs, given.selection, given.rule)))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import tables
-from bench.errors import RequestError
+from bench.errors import one_sentence
 from bench.plan import Request, protocol_of
 from bench.run import Options, run_grid
 from bench.store import ResultStore, Scan
@@ -25,17 +25,14 @@ What next
 """
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit codes of `bench.run`."""
     parser = argparse.ArgumentParser(prog="python -m bench.demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes, one thread each")
     given = parser.parse_args(arguments)
-    try:
-        return run_demo(Request().with_suite(SUITE), given.out, given.workers)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_demo(Request().with_suite(SUITE), given.out, given.workers)
 
 
 def run_demo(request: Request, out: Path, workers: int) -> int:

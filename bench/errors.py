@@ -1,7 +1,10 @@
 """The errors a user can cause: each message is one sentence that names the thing, the value and what is allowed."""
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 
 
 class RequestError(Exception):
@@ -37,3 +40,21 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return RequestError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+def one_sentence(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """A command's `main` for which a wrong request, or a file or disk that fails, is one sentence and exit code 2. Where the reader
+    has seen enough (`| head`) it ends quietly."""
+
+    @wraps(main)
+    def command(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except BrokenPipeError:  # nothing may be flushed to it at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (RequestError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return command

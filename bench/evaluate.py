@@ -24,7 +24,7 @@ from tabulate import tabulate
 from bench.backbones import CONFIGS, checkpoint_path
 from bench.cell import Cell, Result
 from bench.checkpoints import load_sam
-from bench.errors import CheckpointError, RequestError
+from bench.errors import CheckpointError, RequestError, one_sentence
 from bench.files import file_sha256, write_together
 from bench.manifest import data_facts
 from bench.metrics import RULES
@@ -45,14 +45,12 @@ from bench.workers import Tell, device_of, failure
 SOURCE = "released checkpoint"
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all evaluated, 1 some failed, 2 wrong request, 130 stopped)."""
     given = _parser().parse_args(arguments)
     try:
         return evaluate_released(given)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("Stopped; the data sets that were done are kept.", file=sys.stderr)
         return STOPPED

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.backbones import PRETRAINED
-from bench.errors import RequestError
+from bench.errors import RequestError, one_sentence
 from bench.plugins import add_option
 from bench.store import ResultStore
 
@@ -107,6 +107,7 @@ def _written(given: argparse.Namespace) -> list[Path]:
     return export_cell(given.cell, given.format, given.out, given.pretrained)
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.export", description=(__doc__ or "").splitlines()[0])
@@ -117,11 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parquet", action="store_true", help="tables in parquet instead of CSV; needs pyarrow")
     add_option(parser)
     given = parser.parse_args(arguments)
-    try:
-        print(*_written(given), sep="\n")
-    except (RequestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(*_written(given), sep="\n")
     return 0
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bench.boards import Ask, Board, boards
-from bench.errors import RequestError
+from bench.errors import one_sentence
 from bench.evidence import Evidence, evidence
 from bench.published import PUBLISHED, Published, heading, ordered, read_published
 from bench.statistics import critical_difference, mean_ranks
@@ -310,19 +310,16 @@ def _across(views: Sequence[View]) -> list[Picture]:
     return found
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.figures", description="Figures of the stored cells.")
     parser.add_argument("--out", default="results", type=Path, help="the results folder; figures go to its figures/")
     parser.add_argument("--rule", default="all", help="what images without any object count")
     given = parser.parse_args(arguments)
-    try:
-        for picture in pictures(ResultStore(given.out), Ask(rule=given.rule)):
-            with picture.draw() as figure:
-                print(*save(figure, given.out / "figures", picture.name))
-    except (RequestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for picture in pictures(ResultStore(given.out), Ask(rule=given.rule)):
+        with picture.draw() as figure:
+            print(*save(figure, given.out / "figures", picture.name))
     return 0
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import RequestError
+from bench.errors import one_sentence
 from bench.slurm_facts import task_id
 from bench.slurm_queue import job_state
 from bench.store import GridCell, ResultStore, attempts
@@ -18,6 +18,7 @@ from bench.submission import FOLDER, submissions
 from bench.watch import cell_title, find_cell
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, 1 where there is no log, 2 where the cell is not known."""
     parser = argparse.ArgumentParser(prog="python -m bench.logs", description=(__doc__ or "").splitlines()[0])
@@ -26,13 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lines", type=int, default=60, help="of the end of each file; 0 for all")
     given = parser.parse_args(arguments)
     out = given.out.absolute()
-    try:
-        cell = find_cell(out, given.cell)
-        print(f"{cell_title(cell)}: {ResultStore(out).status_of(out / 'runs' / cell.folder).reason or 'stored'}")
-        return show(out, cell, given.lines)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cell = find_cell(out, given.cell)
+    print(f"{cell_title(cell)}: {ResultStore(out).status_of(out / 'runs' / cell.folder).reason or 'stored'}")
+    return show(out, cell, given.lines)
 
 
 def show(out: Path, cell: GridCell, lines: int) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.adapted import RESULTS, load_run
 from bench.backbones import PRETRAINED
-from bench.errors import RequestError
+from bench.errors import RequestError, one_sentence
 from bench.evaluation import predicted
 from bench.files import write_together
 from bench.overlays import overlay_picture
@@ -37,17 +37,14 @@ from bench.workers import device_of
 STOPPED = 130  # the exit code after Ctrl-C
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, 1 where some images failed, 2 for a wrong request, 130 after Ctrl-C."""
     given = _parse(arguments)
-    try:
-        tasks = folder_tasks(given) if given.images else [single_task(given)]
-        model = load_run(given.run, pretrained=given.pretrained, device=device_of(given.device), results=given.results)
-        for task in tasks:  # all of them before the first is predicted
-            prepared(task, model.sam.config.grid)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    tasks = folder_tasks(given) if given.images else [single_task(given)]
+    model = load_run(given.run, pretrained=given.pretrained, device=device_of(given.device), results=given.results)
+    for task in tasks:  # all of them before the first is predicted
+        prepared(task, model.sam.config.grid)
     return _run(model, tasks, given)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.boards import Ask, Board, boards
-from bench.errors import RequestError
+from bench.errors import one_sentence
 from bench.figures import pictures
 from bench.files import write_together
 from bench.formats import data_attributes, html
@@ -243,19 +243,16 @@ def _width(text: str) -> str:
     return "long" if len(text) > 40 else "text"
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description="One page with all results.")
     parser.add_argument("--out", default="results", type=Path, help="the results folder; the page goes to its report/index.html")
     given = parser.parse_args(arguments)
-    try:
-        page = report(ResultStore(given.out)).encode()
-        folder = given.out / "report"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_together(folder, {"index.html": page})
-    except (RequestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    page = report(ResultStore(given.out)).encode()
+    folder = given.out / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_together(folder, {"index.html": page})
     print(f"{folder / 'index.html'} ({len(page) / 1e6:.1f} MB)")
     return 0
 

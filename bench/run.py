@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.backbones import checkpoint_path
 from bench.catalogue import Catalogue, catalogue
-from bench.errors import RequestError, TeamError
+from bench.errors import RequestError, TeamError, one_sentence
 from bench.files import file_sha256
 from bench.manifest import remember_data
 from bench.plan import Place, Request, choose_methods, open_datasets, specs_of, title
@@ -51,6 +51,7 @@ class Options:
     keep_gb: float = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all stored, 1 some failed or unfinished, 2 wrong request, 130 stopped)."""
     try:
@@ -58,9 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.devices > 1 and options.launcher == "local" and not is_member():
             return _spread(sys.argv[1:] if arguments is None else arguments, options)
         return run_grid(request, options)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except TeamError as error:
         if str(error):
             print(f"error: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.backbones import PRETRAINED, checkpoint_path
 from bench.boards import Ask, Board, boards
 from bench.checkpoints import load_sam
-from bench.errors import RequestError
+from bench.errors import RequestError, one_sentence
 from bench.picks import picked_images
 from bench.pictures import prediction_sheet
 from bench.plan import open_dataset
@@ -67,6 +67,7 @@ def draw(sheet: Sheet, dataset: Dataset, sam: Sam, folder: Path, images: Sequenc
     return path
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.sheets", description="Sheets of predictions of the stored cells.")
@@ -79,16 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     images = [name.strip() for name in given.images.split(",") if name.strip()]
     load = cache(lambda backbone: load_sam(backbone, checkpoint_path(backbone, given.pretrained)))  # once, for all its sheets
-    try:
-        wanted = [sheet for sheet in sheets(ResultStore(given.out), Ask()) if given.dataset in (None, sheet.dataset)]
-        for sheet in wanted:
-            backbone = sheet.board.identity[0]
-            sam = load(backbone)
-            opened = open_dataset(sheet.dataset, given.data)
-            print(draw(sheet, opened, sam, given.out / "figures", images))
-    except (RequestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    wanted = [sheet for sheet in sheets(ResultStore(given.out), Ask()) if given.dataset in (None, sheet.dataset)]
+    for sheet in wanted:
+        backbone = sheet.board.identity[0]
+        sam = load(backbone)
+        opened = open_dataset(sheet.dataset, given.data)
+        print(draw(sheet, opened, sam, given.out / "figures", images))
     return 0
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import RequestError
+from bench.errors import RequestError, one_sentence
 from bench.progress import duration
 from bench.slurm_queue import Task, tasks
 from bench.watch import PHASES, Seen, cell_title, seconds_left, seen_cells
@@ -19,6 +19,7 @@ from bench.watch import PHASES, Seen, cell_title, seconds_left, seen_cells
 CLEAR = "\033[H\033[2J"
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 where the folder cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m bench.status", description=(__doc__ or "").splitlines()[0])
@@ -33,9 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not given.watch or not moving:
                 return 0
             time.sleep(given.watch)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 0
 

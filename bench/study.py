@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError, one_sentence, unknown
 from bench.plan import Request, text_of
 from bench.plugins import add_option
 from bench.protocol import load_protocol, read_toml
@@ -88,6 +88,7 @@ def _words(variant: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {text_of(value)}" for key, value in variant.items())
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit codes of `bench.run`."""
     parser = argparse.ArgumentParser(prog="python -m bench.study", description=(__doc__ or "").splitlines()[0])
@@ -96,11 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes side by side, one thread each")
     add_option(parser)
     given = parser.parse_args(arguments)
-    try:
-        return run_study(read_study(given.file), given.out, given.workers)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_study(read_study(given.file), given.out, given.workers)
 
 
 if __name__ == "__main__":

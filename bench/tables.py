@@ -7,7 +7,6 @@ where there is nothing to show.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pathlib import Path
 from bench.boards import Ask, Board, Place, boards
 from bench.comparisons import comparisons_table
 from bench.efficiency import efficiency_table, size_cells, sizes
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError, one_sentence, unknown
 from bench.evidence import AVERAGE, IN_BRACKETS, Evidence, dataset_of, evidence
 from bench.formats import FORMATS, SUFFIX
 from bench.metrics import RULES
@@ -207,22 +206,17 @@ def _asked(given: argparse.Namespace) -> list[Table]:
     return tables(ResultStore(given.out), ask, given.like)
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     given = _parser().parse_args(arguments)
-    try:
-        formats = [name.strip() for name in given.format.split(",")]
-        for name in formats:
-            if name not in FORMATS:
-                raise unknown("table format", name, FORMATS)
-        for table in _asked(given):
-            write(table, formats, given.out / "tables")
-            print(markdown(table))
-    except BrokenPipeError:  # the reader has seen enough (`| head`); nothing may be flushed to it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (RequestError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    formats = [name.strip() for name in given.format.split(",")]
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("table format", name, FORMATS)
+    for table in _asked(given):
+        write(table, formats, given.out / "tables")
+        print(markdown(table))
     return 0
 
 

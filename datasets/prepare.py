@@ -12,13 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError, one_sentence, unknown
 from bench.plugins import add_option
 
 ACTIONS = ("prepare", "verify", "where")
 STOPPED = 130
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -37,9 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.action == "verify":
             return verified(given.name, given.data, given.out / "cache", given.show)
         return prepare(given.name, given.data, given.sources)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from here.", file=sys.stderr)
         return STOPPED
