@@ -144,7 +144,8 @@ def test_a_models_size_counts_what_it_computes_with(sam):
     frozen = sum(p.numel() for p in sam.parameters())
     for name in bench.methods():
         model = bench.build(name, sam)
-        added = 0 if name in LEARNS else sum(p.numel() for p in model.tuned().values())
+        new = {n: p for n, p in model.tuned().items() if not n.startswith("decoder.own.")}  # those are copies
+        added = 0 if name in LEARNS else sum(p.numel() for p in new.values())
         assert model.size == frozen + added, name
 
 
