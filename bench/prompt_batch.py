@@ -54,7 +54,7 @@ def batched(sam: Sam, embedding: Tensor, prompts: Sequence[Prompts]) -> PromptBa
     longest = max(x.shape[1] for x in sparse)
     even = torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[1])) for x in sparse])
     return PromptBatch(
-        rows, even, lengths, torch.cat(sources).flatten(2).mT, torch.tensor(which, dtype=torch.long, device=embedding.device)
+        rows, even, lengths, torch.cat(sources).flatten(2).mT.contiguous(), torch.tensor(which, dtype=torch.long, device=embedding.device)
     )
 
 

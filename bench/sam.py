@@ -167,6 +167,8 @@ class ImageEncoder(nn.Module):
         x = vit.patch_embed(image)  # (B, g, g, C)
         carry = self.tuner.begin(image, x)
         x = x + vit.pos_embed
+        if chosen() == "fast":
+            x = x.contiguous()  # the convolution left the channels outside, and every block's sums and norms would go across them
         first_global = None
         for i, block in enumerate(vit.blocks):
             x, carry = step(i, block, x, carry)
