@@ -6,7 +6,7 @@ deviations (a multiplier bootstrap), the same for every method, because two runs
 lopsided an interval is, the resamples say. How long it is, the variances of images and of runs say, with Student's t for the
 number of each (see `quantile`): resamples of two or three runs alone understate how far runs lie apart.
 
-Simulated coverage of the 95 % intervals, where the variance that runs add to the mean is 0 to 100 times that of the images: 92 to 97 %
+Simulated coverage of the 95 % intervals, where the variance that runs add to the mean is 0 to 100 times that of the images: 91 to 97 %
 for 2 runs (98 % where each takes to the images as differently as images differ), 94 to 97 % for 3, 94 to 96 % for 5 and 10. Where
 two runs differ by much more than images explain, their interval is 12.7 standard errors to each side, which is all that one degree
 of freedom is worth; Welch and Satterthwaite's degrees of freedom give shorter ones that hold the truth in 87 % of cases. One run
