@@ -30,7 +30,7 @@ ROOMS = [
     ["bench.workers", "bench.boards", "bench.pretrain_config", "bench.pretrain_data", "bench.pretrain_curve", "bench.pretrain_muon"],
     ["bench.conformance_methods", "bench.conformance_datasets", "bench.overlays", "bench.prompt_table"],
     ["bench.adapted", "bench.cell", "bench.plan", "bench.progress", "bench.snapshot"],
-    ["bench.train", "bench.evaluation", "bench.manifest", "bench.provenance", "bench.store"],
+    ["bench.train", "bench.evaluation", "bench.provenance", "bench.store"],
     ["bench.prepared", "bench.precision", "bench.team"],
     ["methods", "datasets", "bench.released"],
     ["bench.toys"],
