@@ -4,9 +4,10 @@ It computes what `bench.sam`'s plain path does, but projects every token once (n
 merges the padding of a window into one key.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,12 @@ def choose(device: torch.device) -> str:
     return "folded" if device.type == "cuda" else "chunked"
 
 
-def attention(attn: Attention, y: Tensor, window: int, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
+def attention(
+    attn: Attention, y: Tensor, window: int, prompts: Tensor, qkv: Projection, onto: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """SAM's attention over y (B, h, w, C), in windows of a side or, where `window` is 0, at once; every window also sees prompts
-    (B, P, C). Returns (B, h, w, C), and what became of the prompts, (B, P, C), averaged over the windows.
+    (B, P, C). Returns what it made of y, (B, h, w, C), on top of `onto` if that is given, and what it made of the prompts, (B, P, C),
+    averaged over the windows.
 
     qkv is called with y, and once more with the prompts and the padding (B, E, C) where there are any."""
     b, h, w, _ = y.shape
@@ -41,72 +45,110 @@ def attention(attn: Attention, y: Tensor, window: int, prompts: Tensor, qkv: Pro
     extra = places.new_empty(b, 0, *parts)  # (B, E, 3, heads, c)
     if n or padded:
         extra = qkv(torch.cat([prompts, *padding], 1)).unflatten(-1, parts)
-    kernel = ATTENTION[choose(y.device)]
-    out, attended = [], []
-    for band in places.split(_bands(h, side[0]), 1):
-        line = []
-        for part in band.split(_bands(w, side[1]), 2):
-            attended_part, of_prompts = _windows(attn, part, extra, side, n, kernel)
-            line.append(attended_part)
-            attended.append(of_prompts)
-        out.append(torch.cat(line, 2))
-    windows = -(-h // side[0]) * -(-w // side[1])
-    return project(attn.proj, torch.cat(out, 1)), project(attn.proj, sum(attended[1:], attended[0]) / windows)
+    kernel, tables = ATTENTION[choose(y.device)], (attn.rel_pos_h, attn.rel_pos_w)
+    windowed, out = _Windowed.apply(places, extra, side, n), []
+    for i, cut in enumerate(_cuts((h, w), side)):
+        out.append(kernel(*windowed[3 * i : 3 * i + 3], partial(_bias, cut.size, side, n), tables, attn.scale))
+    image, attended = _Joined.apply(places.shape, side, n, *out)
+    return project(attn.proj, image, onto), project(attn.proj, attended)
 
 
-def _bands(length: int, side: int) -> list[int]:
-    """The lengths of the whole windows' part of a side, and of the cut one's."""
-    return [part for part in (length // side * side, length % side) if part]
+class _Cut(NamedTuple):
+    """A part of an image whose windows are all cut alike: the windows' size and how many stand below and beside one another."""
+
+    rows: slice
+    columns: slice
+    size: tuple[int, int]
+    windows: tuple[int, int]
+
+    def of(self, places: Tensor) -> Tensor:
+        """Places (B, h, w, …, heads, c) as a view of this part's windows, (…, B, below, beside, heads, high, wide, c)."""
+        windows = places[:, self.rows, self.columns].unflatten(2, (-1, self.size[1])).unflatten(1, (-1, self.size[0]))
+        between = range(5, windows.ndim - 2)
+        return windows.permute(*between, 0, 1, 3, -2, 2, 4, -1)
 
 
-def _windows(attn: Attention, places: Tensor, extra: Tensor, side: tuple[int, int], prompts: int, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """Windows that are all cut alike: places (B, h, w, 3, heads, c) with the extra tokens (B, E, 3, heads, c): the prompts and, where
-    any window is padded, the padding. Returns (B, h, w, C), and the sum over windows of the prompts' part, (B, P, C)."""
-    b, h, w = places.shape[:3]
-    high, wide = cut = min(h, side[0]), min(w, side[1])
-    extra = extra[:, :prompts] if cut == side else extra
-    q, k, v = _Windowed.apply(places, extra, high, wide, prompts)
-    out = kernel(q, k, v, partial(_bias, cut, side, prompts), (attn.rel_pos_h, attn.rel_pos_w), attn.scale)
-    out = out.unflatten(0, (b, h // high, w // wide, attn.num_heads))
-    image = out[..., : high * wide, :].unflatten(-2, (high, wide)).permute(0, 1, 4, 2, 5, 3, 6)
-    of_prompts = out[..., high * wide :, :].sum((1, 2)).transpose(1, 2)  # (B, P, heads, c)
-    return image.reshape(b, h, w, -1), of_prompts.flatten(2)
+def _cuts(length: tuple[int, int], side: tuple[int, int]) -> list[_Cut]:
+    """The part of whole windows, and those of windows that the image's right and lower edges cut."""
+    bands = [[band for band in ((0, n // s * s), (n // s * s, n)) if band[1] > band[0]] for n, s in zip(length, side, strict=True)]
+    found = []
+    for rows in bands[0]:
+        for columns in bands[1]:
+            covered = rows[1] - rows[0], columns[1] - columns[0]
+            size = min(covered[0], side[0]), min(covered[1], side[1])
+            found.append(_Cut(slice(*rows), slice(*columns), size, (covered[0] // size[0], covered[1] // size[1])))
+    return found
 
 
 class _Windowed(torch.autograd.Function):
-    """places (B, h, w, 3, heads, c) as windows of high × wide, the extra tokens (B, E, 3, heads, c) after each one's places: q with
-    `prompts` of them (N, high·wide + prompts, c), k and v with all (N, high·wide + E, c), N = B·rows·columns·heads. One copy each way,
-    where PyTorch's own operators make two."""
+    """q, k and v of the windows of each cut, one cut after the other, from places (B, h, w, 3, heads, c) and extra tokens
+    (B, E, 3, heads, c): the prompts and, where any window is padded, the padding. They stand after each window's places: in q the
+    `prompts` (N, high·wide + prompts, c), since nothing is asked of padding, in k and v all that the window sees (N, high·wide + E, c),
+    N = B·windows·heads. One copy each way, where PyTorch's own operators make several."""
 
     @staticmethod
-    def forward(ctx: Any, places: Tensor, extra: Tensor, high: int, wide: int, prompts: int) -> tuple[Tensor, ...]:
-        ctx.window, ctx.shapes = (high, wide), (places.shape, extra.shape)
+    def forward(ctx: Any, places: Tensor, extra: Tensor, side: tuple[int, int], prompts: int) -> tuple[Tensor, ...]:
+        ctx.cuts, ctx.shapes = _cuts((places.shape[1], places.shape[2]), side), (places.shape, extra.shape)
         found: list[Tensor] = []
-        for image, token in zip(_as_windows(places, high, wide), extra.permute(2, 0, 3, 1, 4)[:, :, None, None], strict=True):
-            token = token if found else token[..., :prompts, :]  # nothing is asked of padding
-            one = places.new_empty(*image.shape[:4], high * wide + token.shape[-2], image.shape[-1])
-            one[..., : high * wide, :].unflatten(-2, (high, wide)).copy_(image)
-            one[..., high * wide :, :] = token
-            found.append(one.flatten(0, 3))
+        for cut in ctx.cuts:
+            seen = extra[:, :prompts] if cut.size == side else extra
+            for i, image in enumerate(cut.of(places)):
+                tokens = (seen if i else extra[:, :prompts])[:, :, i].transpose(1, 2)  # (B, heads, tokens, c)
+                n = cut.size[0] * cut.size[1]
+                one = places.new_empty(*image.shape[:4], n + tokens.shape[2], image.shape[-1])
+                one[..., :n, :].unflatten(-2, cut.size).copy_(image)
+                one[..., n:, :] = tokens[:, None, None]
+                found.append(one.flatten(0, 3))
         return tuple(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        high, wide = ctx.window
-        d_places, d_extra = (grads[0].new_zeros(shape) for shape in ctx.shapes)
-        images = _as_windows(d_places, high, wide)
-        for i, grad in enumerate(grads):
-            windows = grad.unflatten(0, images.shape[1:5])
-            images[i].copy_(windows[..., : high * wide, :].unflatten(-2, (high, wide)))
-            tokens = windows[..., high * wide :, :].sum((1, 2)).transpose(1, 2)  # (B, tokens, heads, c)
-            d_extra[:, : tokens.shape[1], i] = tokens
-        return d_places, d_extra, None, None, None
+        d_places, d_extra = grads[0].new_empty(ctx.shapes[0]), grads[0].new_zeros(ctx.shapes[1])
+        for at, cut in enumerate(ctx.cuts):
+            for i, image in enumerate(cut.of(d_places)):
+                windows = grads[3 * at + i].unflatten(0, image.shape[:4])
+                n = cut.size[0] * cut.size[1]
+                image.copy_(windows[..., :n, :].unflatten(-2, cut.size))
+                tokens = windows[..., n:, :].sum((1, 2)).transpose(1, 2)  # (B, tokens, heads, c)
+                d_extra[:, : tokens.shape[1], i] += tokens
+        return d_places, d_extra, None, None
 
 
-def _as_windows(places: Tensor, high: int, wide: int) -> Tensor:
-    """(B, h, w, 3, heads, c) as a view (3, B, rows, columns, heads, high, wide, c)."""
-    return places.unflatten(2, (-1, wide)).unflatten(1, (-1, high)).permute(5, 0, 1, 3, 6, 2, 4, 7)
+class _Joined(torch.autograd.Function):
+    """The image (B, h, w, C) and its prompts' mean over windows (B, P, C), from each cut's windows (N, high·wide + P, c) as `_Windowed`
+    has them in q. shape: of the places that these come from."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: torch.Size, side: tuple[int, int], prompts: int, *out: Tensor) -> tuple[Tensor, Tensor]:
+        b, h, w, _, heads, c = shape
+        ctx.cuts, ctx.heads = _cuts((h, w), side), heads
+        image, attended = out[0].new_empty(b, h, w, heads, c), out[0].new_zeros(b, heads, prompts, c)
+        for cut, part in zip(ctx.cuts, out, strict=True):
+            windows = part.unflatten(0, (b, *cut.windows, heads))
+            n = cut.size[0] * cut.size[1]
+            cut.of(image).copy_(windows[..., :n, :].unflatten(-2, cut.size))
+            attended += windows[..., n:, :].sum((1, 2))
+        return image.flatten(3), (attended / _count(ctx.cuts)).transpose(1, 2).flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_image: Tensor, d_attended: Tensor) -> tuple[Tensor | None, ...]:
+        d_image = d_image.unflatten(-1, (ctx.heads, -1))
+        tokens = d_attended.unflatten(-1, (ctx.heads, -1)).transpose(1, 2) / _count(ctx.cuts)  # (B, heads, P, c)
+        found: list[Tensor] = []
+        for cut in ctx.cuts:
+            image, n = cut.of(d_image), cut.size[0] * cut.size[1]
+            one = d_image.new_empty(*image.shape[:4], n + tokens.shape[2], image.shape[-1])
+            one[..., :n, :].unflatten(-2, cut.size).copy_(image)
+            one[..., n:, :] = tokens[:, None, None]
+            found.append(one.flatten(0, 3))
+        return None, None, None, *found
+
+
+def _count(cuts: Sequence[_Cut]) -> int:
+    """The windows of an image."""
+    return sum(cut.windows[0] * cut.windows[1] for cut in cuts)
 
 
 def _bias(cut: tuple[int, int], side: tuple[int, int], prompts: int, q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor) -> Bias:
@@ -117,14 +159,13 @@ def _bias(cut: tuple[int, int], side: tuple[int, int], prompts: int, q: Tensor, 
     rows = torch.einsum("nhwc,hkc->nhwk", queries, _relative(side[0], rel_pos_h)[:high].to(q.dtype))
     columns = torch.einsum("nhwc,wkc->nhwk", queries, _relative(side[1], rel_pos_w)[:wide].to(q.dtype))
     rows, columns = rows.flatten(1, 2), columns.flatten(1, 2)
-    if prompts:
-        rows, columns = (F.pad(x, (0, 0, 0, prompts)) for x in (rows, columns))
     if cut == side:
         return Bias(rows, columns, None)
     precise = rows.float(), columns.float()
     beside = precise[0].logsumexp(-1) + precise[1][..., wide:].logsumexp(-1)  # of no column: -inf
     below = precise[0][..., high:].logsumexp(-1) + precise[1][..., :wide].logsumexp(-1)
-    return Bias(rows[..., :high], columns[..., :wide], torch.logaddexp(beside, below)[..., None])
+    merged = F.pad(torch.logaddexp(beside, below), (0, prompts), value=math.log(side[0] * side[1] - high * wide))
+    return Bias(rows[..., :high], columns[..., :wide], merged[..., None])
 
 
 def _relative(n: int, rel_pos: Tensor) -> Tensor:

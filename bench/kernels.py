@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bench.products import product
-
 
 class Bias(NamedTuple):
-    """rows: (N, Q, h); columns: (N, Q, w); last: (N, Q, 1), or None where the last key is as any extra one."""
+    """rows: (N, h·w, h); columns: (N, h·w, w), queries after the first h·w having 0; last: (N, Q, 1), or None where the last key is as any
+    extra one."""
 
     rows: Tensor
     columns: Tensor
@@ -28,10 +27,12 @@ BiasOf = Callable[[Tensor, Tensor, Tensor], Bias]  # from q and the tables
 Kernel = Callable[[Tensor, Tensor, Tensor, BiasOf, Tables, float], Tensor]
 # q (N, Q, c), k and v (N, h·w + E, c), the bias's function and its tables, scale -> (N, Q, c)
 LOGITS_AT_ONCE = 2**20  # 4 MiB of float32: fewer are more calls, more leave a core's cache
+QUERIES_AT_ONCE = 1024  # in forward at least, if there are as many: from 768 on PyTorch's fused attention cuts them into larger blocks
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale: float) -> Tensor:
-    """A few query rows at a time; backward computes bias and probabilities again instead of keeping them. For CPUs."""
+    """A few queries at a time: PyTorch's fused attention with their bias as its mask; backward computes bias and probabilities again
+    instead of keeping them. For CPUs."""
     out: Tensor = _Chunked.apply(q, k, v, *tables, bias_of, scale)
     return out
 
@@ -46,7 +47,7 @@ def folded(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, sca
     place = torch.arange(k.shape[1], device=q.device)
     image = place < h * w
     ones = [F.one_hot(index.where(image, size), size + 1)[:, :size] for index, size in ((place // w, h), (place % w, w))]
-    parts = [q * scale, bias.rows, bias.columns]
+    parts = [q * scale, *(F.pad(x, (0, 0, 0, q.shape[1] - x.shape[1])) for x in (bias.rows, bias.columns))]
     if bias.last is not None:
         parts.append(bias.last)
         ones.append((place == len(place) - 1)[:, None])
@@ -65,30 +66,33 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, table_h, table_w)
         ctx.bias_of, ctx.scale = bias_of, scale
         out = torch.empty_like(q)
-        heads_at_once, queries_at_once = _at_once(q, k)
+        heads_at_once, queries_at_once = _at_once(q, k, QUERIES_AT_ONCE)
+        mask = k.new_empty(min(heads_at_once, len(q)), min(queries_at_once, q.shape[1]), k.shape[1])
         with torch.autocast(q.device.type, enabled=False):
             for heads in _slices(len(q), heads_at_once):
-                bias = _each(bias_of(q[heads], table_h, table_w), lambda x: x.to(q.dtype))
+                bias = bias_of(q[heads], table_h, table_w)
                 for queries in _slices(q.shape[1], queries_at_once):
-                    p = _probabilities(q[heads, queries], k[heads], _part(bias, queries), scale)
-                    out[heads, queries] = _times(p, v[heads].mT)
+                    parts = q[None, heads, queries], k[None, heads], v[None, heads]
+                    biased = _write(_part(bias, queries), mask[: parts[0].shape[1], : parts[0].shape[2]])
+                    out[heads, queries] = F.scaled_dot_product_attention(*parts, attn_mask=biased[None], scale=scale)[0]
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *tables = ctx.saved_tensors
-        d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
+        into = d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         trained = [i for i in (0, 1) if ctx.needs_input_grad[3 + i]]
         d_tables = [torch.zeros_like(table) for table in tables]
         heads_at_once, queries_at_once = _at_once(q, k)
+        maps = q.new_empty(3, min(heads_at_once, len(q)), min(queries_at_once, q.shape[1]), k.shape[1])
         for heads in _slices(len(q), heads_at_once):
             with torch.enable_grad():
                 inputs = [x.detach().requires_grad_() for x in (q[heads], *tables)]
                 bias = _each(ctx.bias_of(*inputs), lambda x: x.to(q.dtype))
-            d_bias = _back(
-                q[heads], k[heads], v[heads], bias, grad[heads], ctx.scale, queries_at_once, (d_q[heads], d_k[heads], d_v[heads])
-            )
+            own = q[heads] * ctx.scale, k[heads], v[heads]
+            d_bias = _back(*own, bias, grad[heads], queries_at_once, maps, *(x[heads] for x in into))
+            d_q[heads] *= ctx.scale
             made, given = ([x for x in one if x is not None] for one in (bias, d_bias))
             of_q, *of_tables = torch.autograd.grad(made, [inputs[0], *(inputs[1 + i] for i in trained)], given)
             d_q[heads] += of_q
@@ -98,25 +102,39 @@ class _Chunked(torch.autograd.Function):
 
 
 def _back(
-    q: Tensor, k: Tensor, v: Tensor, bias: Bias, grad: Tensor, scale: float, queries_at_once: int, into: tuple[Tensor, Tensor, Tensor]
+    q: Tensor, k: Tensor, v: Tensor, bias: Bias, grad: Tensor, at_once: int, maps: Tensor, d_q: Tensor, d_k: Tensor, d_v: Tensor
 ) -> Bias:
-    """Writes the gradients of some heads' q, k and v `into` these, without what comes of the bias, and returns the gradients of that."""
+    """Writes the gradients of some heads' q (which has the scale in it), k and v into the last three, d_k and d_v being 0 before, but for
+    what comes of the bias, and returns the gradients of that. maps: memory for three (heads, queries, keys)."""
     h, w = bias.rows.shape[-1], bias.columns.shape[-1]
-    d_q, d_k, d_v = into
     d_bias = _each(bias, torch.empty_like)
-    for queries in _slices(q.shape[1], queries_at_once):
-        at, first = (slice(None), queries), queries.start == 0
-        p = _probabilities(q[at], k, _part(bias, queries), scale)
-        d_v.baddbmm_(p.mT, grad[at], beta=0 if first else 1)
-        d_logits = torch._softmax_backward_data(_times(grad[at], v), p, -1, p.dtype)  # p·(d_p − Σ p·d_p)
-        d_q[at] = _times(d_logits, k.mT).mul_(scale)
-        d_k.baddbmm_(d_logits.mT, q[at], beta=0 if first else 1, alpha=scale)
+    for queries in _slices(q.shape[1], at_once):
+        own, asked = grad[:, queries], q[:, queries]
+        logits, p, d_logits = maps[:, : len(q), : asked.shape[1]]
+        torch.softmax(_write(_part(bias, queries), logits).baddbmm_(asked, k.mT), -1, out=p)
+        d_v.baddbmm_(p.mT, own)
+        d_p = torch.bmm(own, v.mT, out=logits)
+        torch._softmax_backward_data(d_p, p, -1, p.dtype, grad_input=d_logits)  # p·(d_p − Σ p·d_p)
+        d_q[:, queries] = torch.bmm(d_logits, k)
+        d_k.baddbmm_(d_logits.mT, asked)
         places = d_logits[..., : h * w].unflatten(-1, (h, w))
-        torch.sum(places, -1, out=d_bias.rows[at])
-        torch.sum(places, -2, out=d_bias.columns[at])
+        biased = d_bias.rows[:, queries].shape[1]
+        torch.sum(places[:, :biased], -1, out=d_bias.rows[:, queries])
+        torch.sum(places[:, :biased], -2, out=d_bias.columns[:, queries])
         if d_bias.last is not None:
-            d_bias.last[at] = d_logits[..., -1:]
+            d_bias.last[:, queries] = d_logits[..., -1:]
     return d_bias
+
+
+def _write(bias: Bias, into: Tensor) -> Tensor:
+    """`into` (n, Q, K) with the bias written over it."""
+    h, w, biased = bias.rows.shape[-1], bias.columns.shape[-1], bias.rows.shape[1]
+    torch.add(bias.rows[..., None], bias.columns[..., None, :], out=into[:, :biased, : h * w].unflatten(-1, (h, w)))
+    into[:, biased:] = 0
+    into[..., h * w :] = 0
+    if bias.last is not None:
+        into[..., -1:] = bias.last
+    return into
 
 
 def _each(bias: Bias, change: Callable[[Tensor], Tensor]) -> Bias:
@@ -127,29 +145,12 @@ def _part(bias: Bias, queries: slice) -> Bias:
     return _each(bias, lambda x: x[:, queries].detach())
 
 
-def _at_once(q: Tensor, k: Tensor) -> tuple[int, int]:
-    """How many heads, and queries of each, have about LOGITS_AT_ONCE logits: one head or several whole ones."""
-    queries = max(1, LOGITS_AT_ONCE // k.shape[1])
-    return max(1, queries // q.shape[1]), queries
+def _at_once(q: Tensor, k: Tensor, least: int = 1) -> tuple[int, int]:
+    """How many heads, and queries of each, have about LOGITS_AT_ONCE logits: one head or several whole ones; at least so many queries."""
+    queries = max(1, round(LOGITS_AT_ONCE / k.shape[1]))
+    return max(1, queries // q.shape[1]), max(least, queries)
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
     for start in range(0, length, size):
         yield slice(start, start + size)
-
-
-def _probabilities(q: Tensor, k: Tensor, bias: Bias, scale: float) -> Tensor:
-    """(n, Q, K)"""
-    h, w = bias.rows.shape[-1], bias.columns.shape[-1]
-    logits = _times(q * scale, k)
-    places = logits[..., : h * w].unflatten(-1, (h, w))
-    places += bias.rows[..., None]
-    places += bias.columns[..., None, :]
-    if bias.last is not None:
-        logits[..., -1:] += bias.last
-    return logits.softmax(-1)
-
-
-def _times(a: Tensor, b: Tensor) -> Tensor:
-    """a (n, Q, c) times b (n, K, c) transposed: (n, Q, K)."""
-    return product(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b.mT)

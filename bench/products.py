@@ -1,8 +1,10 @@
-"""Products with frozen weights: on a CPU by oneDNN, which was measured to be a ninth faster in float32 than PyTorch's default there.
+"""Products with frozen weights, by PyTorch or by oneDNN, and the one place where a device's way is chosen.
 
 PyTorch has oneDNN's product of ordinary tensors as an operator of its compiler only, without a gradient; that is why it has one here.
 """
 
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,14 +13,37 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bench.paths import chosen
+from bench.processor import cpu_model
 from bench.stock import MLPBlock
 
 TOKENS_AT_ONCE = 1024
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # as F.linear
 
 
-def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x); where it is an nn.Linear, or a sequence with such, by `product`."""
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear by oneDNN, of float32 on a CPU; weight and bias get no gradient."""
+    out: Tensor = _Product.apply(x, weight, bias)
+    return out
+
+
+PRODUCTS: Mapping[str, Linear] = {"torch": F.linear, "onednn": by_onednn} if HAS_ONEDNN else {"torch": F.linear}
+
+
+@cache
+def choose_product(device: str) -> str:
+    """The product of PRODUCTS for a kind of device, by what `python -m bench.perf kernels` measured: on an AMD processor oneDNN is a
+    ninth faster than PyTorch's, on an Intel one it is up to a twentieth slower, and a seventh to a half in backward."""
+    return "onednn" if device == "cpu" and HAS_ONEDNN and "AMD" in (cpu_model() or "") else "torch"
+
+
+def project(layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
+    """layer(x), plus `onto` if that is given; where the layer is an nn.Linear, or a sequence with such, by `product`."""
+    if onto is not None:
+        is_one_pass = type(layer) is nn.Linear and chosen() == "fast" and _is_plain(x, layer.weight) and _by(x) == "torch"
+        if not is_one_pass:
+            return onto + project(layer, x)
+        return _onto(onto.flatten(0, -2), x.flatten(0, -2), layer.weight, layer.bias).view(onto.shape)
     if isinstance(layer, nn.Sequential):
         for part in layer:
             x = project(part, x)
@@ -29,28 +54,24 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     return product(x, layer.weight, layer.bias)
 
 
-def perceptron(mlp: Any, x: Tensor) -> Tensor:
-    """mlp(x). SAM's is computed for some tokens at a time on a CPU, where large and short-lived maps cost new memory."""
-    if type(mlp) is not MLPBlock or chosen() == "plain":
-        out: Tensor = mlp(x)
-        return out
-    tokens = x.flatten(0, -2)
-    parts = tokens.split(TOKENS_AT_ONCE) if x.device.type == "cpu" else [tokens]
-    return torch.cat([project(mlp.lin2, mlp.act(project(mlp.lin1, part))) for part in parts]).view(x.shape)
-
-
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (…, c) times weight (o, c) transposed, plus bias (o,): F.linear."""
-    learns = weight.requires_grad or (bias is not None and bias.requires_grad)
-    if (learns and torch.is_grad_enabled()) or not _by_onednn(x, weight):
-        return F.linear(x, weight, bias)
-    out: Tensor = _Product.apply(x, weight, bias)
-    return out
+    plainly = not _is_plain(x, weight) or _learns(weight, bias)
+    return F.linear(x, weight, bias) if plainly else PRODUCTS[_by(x)](x, weight, bias)
 
 
-def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+def _is_plain(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are ordinary numbers of a CPU, with which the products of this module work."""
     numbers = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    return HAS_ONEDNN and numbers and x.device.type == "cpu" and x.numel() > 0
+    return numbers and x.device.type == "cpu" and x.numel() > 0
+
+
+def _by(x: Tensor) -> str:
+    return choose_product(x.device.type)
+
+
+def _learns(*parameters: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
 
 
 class _Product(torch.autograd.Function):
@@ -69,3 +90,48 @@ class _Product(torch.autograd.Function):
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
+
+
+def perceptron(mlp: Any, x: Tensor, onto: Tensor) -> Tensor:
+    """onto + mlp(x). SAM's, frozen, is computed for some tokens at a time on a CPU, where large and short-lived maps cost new memory."""
+    layers = getattr(mlp, "lin1", None), getattr(mlp, "lin2", None)
+    is_sams = type(mlp) is MLPBlock and type(mlp.act) is nn.GELU and all(type(layer) is nn.Linear for layer in layers)
+    if chosen() == "plain" or not is_sams or not _is_plain(x, mlp.lin1.weight) or _learns(*mlp.parameters()):
+        out: Tensor = onto + mlp(x)
+        return out
+    weights = mlp.lin1.weight, mlp.lin1.bias, mlp.lin2.weight, mlp.lin2.bias
+    parts: Tensor = _Perceptron.apply(onto.flatten(0, -2), x.flatten(0, -2), *weights)
+    return parts.view(x.shape)
+
+
+class _Perceptron(torch.autograd.Function):
+    """SAM's frozen MLP of tokens (n, C), TOKENS_AT_ONCE at a time; of what is between, backward needs the input of GELU only."""
+
+    @staticmethod
+    def forward(ctx: Any, onto: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+        linear, trains = PRODUCTS[_by(x)], ctx.needs_input_grad[1]
+        out, kept = torch.empty_like(x), []
+        for residual, part, into in zip(*(tokens.split(TOKENS_AT_ONCE) for tokens in (onto, x, out)), strict=True):
+            hidden = linear(part, weight1, bias1)
+            kept += [hidden] * trains
+            active = F.gelu(hidden) if trains else torch.ops.aten.gelu_(hidden)
+            _onto(residual, active, weight2, bias2, into)
+        ctx.save_for_backward(weight1, weight2, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight1, weight2, *kept = ctx.saved_tensors
+        linear, out = PRODUCTS[_by(grad)], torch.empty_like(grad)
+        for part, hidden, into in zip(grad.split(TOKENS_AT_ONCE), kept, out.split(TOKENS_AT_ONCE), strict=True):
+            of_hidden = torch.ops.aten.gelu_backward(linear(part, weight2.mT, None), hidden)
+            into.copy_(linear(of_hidden, weight1.mT, None))
+        return grad, out, None, None, None, None
+
+
+def _onto(onto: Tensor, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    """onto (n, o) + x (n, c)·weightᵀ + bias, as `out` if given: where PyTorch makes the product, onto what is there."""
+    if _by(x) == "torch":
+        return torch.add(onto, bias, out=out).addmm_(x, weight.mT)
+    return torch.add(onto, by_onednn(x, weight, bias), out=out)

@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.files import file_sha256
 from bench.plugins import SNAPSHOT
+from bench.processor import cpu_model
 from bench.slurm_facts import job_facts
 
 ROOT = Path(__file__).parent.parent
@@ -75,16 +76,6 @@ def package_version(name: str) -> str | None:
 
 
 @cache
-def cpu_model() -> str | None:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or None
-
-
 def thread_count() -> int:
     """The threads that torch computes with, or, where it is not loaded, the processors at hand."""
     torch = sys.modules.get("torch")

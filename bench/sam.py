@@ -199,13 +199,12 @@ def attend(
         return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention)
     if by_window:
         return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention_at_once)
-    y, attended = attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv))
-    return x + y, attended
+    return attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv), x)
 
 
 def feed_forward(block: Block, x: Tensor) -> Tensor:
     """The block's second half: x + mlp(norm2(x)), for any (…, C)."""
-    return x + perceptron(block.mlp, block.norm2(x))
+    return perceptron(block.mlp, block.norm2(x), x)
 
 
 Inner = Callable[[Attention, Tensor, Tensor, Projection], tuple[Tensor, Tensor]]
