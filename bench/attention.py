@@ -14,18 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bench.kernels import Bias, Kernel, chunked, folded
+from bench.kernels import Bias, Kernel, chunked, flex, folded
 from bench.products import project
 from bench.stock import Attention, get_rel_pos
 
-ATTENTION: Mapping[str, Kernel] = {"chunked": chunked, "folded": folded}
+ATTENTION: Mapping[str, Kernel] = {"chunked": chunked, "folded": folded, "flex": flex}
+GPU_ONLY = ("flex",)  # on a CPU FlexAttention has no gradient, and writes all logits down
 Projection = Callable[[Tensor], Tensor]
 
 
 def choose(device: torch.device) -> str:
-    """The kernel of ATTENTION for a device, by what `python -m bench.perf kernels` measured: on a CPU chunks are 1.9 times as fast on a
-    global block and 1.5 times as fast with its gradients. On a GPU nothing was measured; the folded one is one fused call there."""
-    return "folded" if device.type == "cuda" else "chunked"
+    """The kernel of ATTENTION for a device, by what `python -m bench.perf kernels` measured: on a CPU chunks are three times as fast as
+    the folded one on a global block, and twice as fast with its gradients. On a GPU nothing was measured; the folded one is one fused
+    call there, and can be compiled."""
+    return "folded" if device.type == "cuda" or torch.compiler.is_dynamo_compiling() else "chunked"
 
 
 def attention(
@@ -48,7 +50,8 @@ def attention(
     kernel, tables = ATTENTION[choose(y.device)], (attn.rel_pos_h, attn.rel_pos_w)
     windowed, out = _Windowed.apply(places, extra, side, n), []
     for i, cut in enumerate(_cuts((h, w), side)):
-        out.append(kernel(*windowed[3 * i : 3 * i + 3], partial(_bias, cut.size, side, n), tables, attn.scale))
+        q, k, v = windowed[3 * i : 3 * i + 3]
+        out.append(kernel(q, k, v, partial(_bias, cut.size, side, n), tables, attn.scale))
     image, attended = _Joined.apply(places.shape, side, n, *out)
     return project(attn.proj, image, onto), project(attn.proj, attended)
 

@@ -77,6 +77,7 @@ class Cell:
     resume files. memory: how a training step is cut to fit the device. prepared: what earlier cells on this data set left to use again.
     team: the processes that run this cell together; number 0 alone writes, and its watch alone may stop them.
     released: the trained tensors of a released checkpoint, by `tuned`'s names: they are evaluated as they are, and nothing is trained.
+    compile: torch.compile's mode for the encoder, "" for none.
     """
 
     def __init__(
@@ -91,12 +92,14 @@ class Cell:
         prepared: Prepared | None = None,
         team: Team = SOLO,
         released: Tensors | None = None,
+        compile: str = "",
     ) -> None:
         self.team = team
         self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
         self.resume_file, self.watch, self.save_every = folder / RESUME, watch, save_every
         self.prepared = prepared or Prepared(dataset)
-        self.model = build_model(spec, sam)
+        self.compile = compile
+        self.model = self._built(sam)
         if released is not None:
             self.model.load_tuned(released)
         trains = released is None and bool(self.model.tuned())
@@ -123,6 +126,12 @@ class Cell:
             self._save_course()  # the selections that follow change the model's weights
         outside = third_party(self.spec.method.name, self.spec.dataset)
         return self._result(self._selected_rows(), {**provenance, **({"third_party": outside} if outside else {})})
+
+    def _built(self, sam: Sam) -> PromptableSegmenter:
+        model = build_model(self.spec, sam)
+        if self.compile:
+            model.encoder.compile_walk(self.compile)
+        return model
 
     def _train(self, optimizer: torch.optim.Optimizer) -> None:
         course, started = self.course, time.monotonic()
@@ -221,7 +230,7 @@ class Cell:
             return Course(**content["course"])
         except Exception as error:  # a damaged file costs the work it held, nothing else
             print(f"{self.resume_file} cannot be used ({error}): the cell starts from the beginning.", file=sys.stderr)
-            self.model = build_model(self.spec, self.model.sam)
+            self.model = self._built(self.model.sam)
             self.optimizer = optimizer_of(self.model, self.settings)
             return Course()
 

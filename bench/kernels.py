@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention.flex_attention import flex_attention
 
 
 class Bias(NamedTuple):
@@ -58,6 +59,25 @@ def folded(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, sca
     if q.dtype != torch.float32:
         v = F.pad(v, (0, width - c))
     return F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=1.0)[0, ..., :c]
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale: float) -> Tensor:
+    """PyTorch's FlexAttention, whose score function looks a logit's bias up. For GPUs, where it is compiled; elsewhere it writes all
+    logits down."""
+    bias = bias_of(q, *tables)
+    h, w, without = bias.rows.shape[-1], bias.columns.shape[-1], q.shape[1] - bias.rows.shape[1]
+    rows, columns = (F.pad(x, (0, 1, 0, without)) for x in (bias.rows, bias.columns))  # of a row or column that is none: 0
+    place = torch.arange(k.shape[1], device=q.device)
+    row, column = (index.where(place < h * w, none) for index, none in ((place // w, h), (place % w, w)))
+    if bias.last is not None:
+        rows, row = torch.cat([rows, bias.last], -1), row.where(place < len(place) - 1, h + 1)
+
+    def biased(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + rows[head, query, row[key]] + columns[head, query, column[key]]
+
+    attend = torch.compile(flex_attention, dynamic=False) if q.device.type == "cuda" else flex_attention
+    out: Tensor = attend(q[None], k[None], v[None], score_mod=biased, scale=scale)[0]
+    return out
 
 
 class _Chunked(torch.autograd.Function):

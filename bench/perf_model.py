@@ -27,7 +27,7 @@ from bench.precision import computing
 from bench.products import product
 from bench.segmenter import PromptableSegmenter
 from bench.train import Example, backward
-from bench.types import WHOLE, Prompts
+from bench.types import COMPILE_MODES, WHOLE, Prompts
 
 HEIGHT, WIDTH = 900, 1000
 WORKS = ("evaluate", "train")
@@ -35,7 +35,8 @@ WORKS = ("evaluate", "train")
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement. work: of WORKS; path: of bench.paths; matmul: torch's float32 matmul precision."""
+    """One measurement. work: of WORKS; path: of bench.paths; matmul: torch's float32 matmul precision; compile: torch.compile's mode for
+    the encoder, "" for none."""
 
     backbone: str
     method: str
@@ -46,6 +47,7 @@ class Job:
     path: str
     precision: str = "fp32"
     matmul: str = "highest"
+    compile: str = ""
 
 
 def cpu_jobs(methods: Sequence[str]) -> list[tuple[Job, Job]]:
@@ -55,14 +57,16 @@ def cpu_jobs(methods: Sequence[str]) -> list[tuple[Job, Job]]:
 
 
 def gpu_jobs(methods: Sequence[str]) -> list[tuple[Job, Job]]:
-    """(fast in bf16, plain in fp32 with "medium" products) of all backbones with batches of 1 and 4, and fast in fp32 against plain."""
+    """(fast in bf16, plain in fp32 with "medium" products) of all backbones with batches of 1 and 4, and fast in fp32 against plain; of
+    vit_l also with a compiled encoder."""
     pairs = []
-    for backbone in ("vit_b", "vit_l", "vit_h"):
+    for backbone, modes in (("vit_b", ()), ("vit_l", COMPILE_MODES), ("vit_h", ())):
         for method in methods:
             for work in WORKS:
                 for images in (1, 4):
                     plain = Job(backbone, method, work, images, 10, "cuda", "plain", "fp32", "medium")
-                    pairs += [(replace(plain, path="fast", precision=precision), plain) for precision in ("bf16", "fp32")]
+                    fast = [replace(plain, path="fast", precision=precision) for precision in ("bf16", "fp32")]
+                    pairs += [(one, plain) for one in (*fast, *(replace(fast[0], compile=mode) for mode in modes))]
     return pairs
 
 
@@ -72,6 +76,8 @@ def measure(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision(job.matmul)
     model = build(job.method, load_sam(CONFIGS[job.backbone], device=job.device), seed=0)
+    if job.compile:
+        model.encoder.compile_walk(job.compile)
     call = _call(model, job)
     on_gpu = job.device == "cuda"
     reset_peak_memory(model.device)

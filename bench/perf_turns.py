@@ -1,7 +1,7 @@
 """Many measurements of `bench.perf_model`, by turns, each in a process of its own; what they say together, as a table.
 
-All processes get the same allocator settings. A ratio is of the two sides of one turn, and only a ratio that differs from 1 by more
-than the turns differ among themselves is called a gain.
+All processes get the same allocator settings. A ratio is of the two sides of one turn: of CPU seconds (on a GPU, of wall seconds), and of
+user CPU seconds alone, without what the system took to clear new pages. What is called a gain is told from the latter on a CPU.
 """
 
 import json
@@ -15,17 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from threading import Lock
 from typing import Any
 
 import pandas as pd
+from scipy.stats import t
 
 from bench.perf_model import HEIGHT, WIDTH, Job, cpu_jobs, gpu_jobs
 from bench.provenance import device_name, package_version
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "68719476736"}  # keep freed memory: both sides, or malloc is the gain
-TURNS_NEEDED = 3  # fewer show no spread
 Pair = tuple[Job, Job]  # fast, plain
 Found = dict[str, Any]
 Measured = tuple[Pair, tuple[Found, Found]]
@@ -134,7 +134,7 @@ def summary(pair: Pair, measured: Sequence[tuple[Found, Found]], peak: Mapping[s
     fast, plain = pair
     kept = [both for both in measured if not any("failed" in found for found in both)]
     row: dict[str, Any] = {"backbone": fast.backbone, "method": fast.method, "work": fast.work, "images": fast.images, "boxes": fast.boxes}
-    row |= {"numbers": f"{fast.precision}/{plain.precision}", "turns": len(kept)}
+    row |= {"numbers": f"{fast.precision}/{plain.precision}", "compiled": fast.compile, "turns": len(kept)}
     if not kept:
         said = [found["failed"] for both in measured for found in both if "failed" in found]
         return {**row, "verdict": f"failed: {said[0]}" if said else "not measured"}
@@ -149,21 +149,25 @@ def summary(pair: Pair, measured: Sequence[tuple[Found, Found]], peak: Mapping[s
         "ratio": round(median(ratios), 2),
         "range": f"{min(ratios):.2f}–{max(ratios):.2f}",
         "user only": round(median(of_user), 2),
+        "user range": f"{min(of_user):.2f}–{max(of_user):.2f}",
         "plain GiB": round(peak_gib[1] / 2**30 * 1e6, 2),
         "fast GiB": round(peak_gib[0] / 2**30 * 1e6, 2),
         "TFLOP": round(tflop, 2),
         "plain MFU %": round(100 * tflop / seconds[1] / peak[plain.precision]),
         "fast MFU %": round(100 * tflop / seconds[0] / peak[fast.precision]),
-        "verdict": verdict(ratios),
+        "verdict": verdict(ratios if fast.device == "cuda" else of_user),
     }
 
 
 def verdict(ratios: Sequence[float]) -> str:
-    """What the turns' ratios, plain by fast, allow to say."""
-    if len(ratios) < TURNS_NEEDED:
-        return f"{len(ratios)} turns, too few to tell"
-    difference, spread = median(ratios) - 1, max(ratios) - min(ratios)
-    if abs(difference) <= spread:
+    """What the turns' ratios, plain by fast, allow to say: a gain or loss is larger than the turns differ among themselves, and
+    than half their mean's 95 % interval (of Student's t, for two turns 6 times the difference of the two)."""
+    turns = len(ratios)
+    if turns < 2:
+        return f"{turns} turn, too few to tell"
+    interval = t.ppf(0.975, turns - 1) * stdev(ratios) / turns**0.5
+    difference = fmean(ratios) - 1
+    if abs(difference) <= max(interval, max(ratios) - min(ratios)):
         return "within the spread"
     return "gain" if difference > 0 else "loss"
 

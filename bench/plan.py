@@ -39,7 +39,8 @@ class Request:
 class Place:
     """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
     memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory.
-    devices: processes that run each cell together, which a SLURM job starts by itself."""
+    devices: processes that run each cell together, which a SLURM job starts by itself. compile: torch.compile's mode for the encoder,
+    "" for none."""
 
     backbone: str
     checkpoint: Path
@@ -51,6 +52,7 @@ class Place:
     memory: Memory = WHOLE
     kept_bytes: int = KEPT_BYTES
     devices: int = 1
+    compile: str = ""
 
 
 def choose_methods(text: str) -> list[MethodChoice]:

@@ -39,19 +39,17 @@ def choose_product(device: str) -> str:
 
 def project(layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
     """layer(x), plus `onto` if that is given; where the layer is an nn.Linear, or a sequence with such, by `product`."""
-    if onto is not None:
-        is_one_pass = type(layer) is nn.Linear and chosen() == "fast" and _is_plain(x, layer.weight) and _by(x) == "torch"
-        if not is_one_pass:
-            return onto + project(layer, x)
-        return _onto(onto.flatten(0, -2), x.flatten(0, -2), layer.weight, layer.bias).view(onto.shape)
     if isinstance(layer, nn.Sequential):
         for part in layer:
             x = project(part, x)
-        return x
-    if type(layer) is not nn.Linear or chosen() == "plain":
-        projected: Tensor = layer(x)
-        return projected
-    return product(x, layer.weight, layer.bias)
+        projected = x
+    elif type(layer) is not nn.Linear or chosen() == "plain":
+        projected = layer(x)
+    elif onto is None or not _is_plain(x, layer.weight):
+        projected = product(x, layer.weight, layer.bias)
+    else:
+        return _onto(onto.flatten(0, -2), x.flatten(0, -2), layer.weight, layer.bias).view(onto.shape)
+    return projected if onto is None else onto + projected
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -61,9 +59,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether these are ordinary numbers of a CPU, with which the products of this module work."""
+    """Whether these are ordinary numbers of a CPU, with which the products of this module work; a compiler makes its own."""
     numbers = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    return numbers and x.device.type == "cpu" and x.numel() > 0
+    return numbers and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_dynamo_compiling()
 
 
 def _by(x: Tensor) -> str:
@@ -109,10 +107,11 @@ class _Perceptron(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, onto: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-        linear, trains = PRODUCTS[_by(x)], ctx.needs_input_grad[1]
+        trains = ctx.needs_input_grad[1]
         out, kept = torch.empty_like(x), []
+        memory = None if trains else x.new_empty(min(TOKENS_AT_ONCE, len(x)), len(weight1))
         for residual, part, into in zip(*(tokens.split(TOKENS_AT_ONCE) for tokens in (onto, x, out)), strict=True):
-            hidden = linear(part, weight1, bias1)
+            hidden = _hidden(part, weight1, bias1, memory if memory is None else memory[: len(part)])
             kept += [hidden] * trains
             active = F.gelu(hidden) if trains else torch.ops.aten.gelu_(hidden)
             _onto(residual, active, weight2, bias2, into)
@@ -130,8 +129,13 @@ class _Perceptron(torch.autograd.Function):
         return grad, out, None, None, None, None
 
 
+def _hidden(x: Tensor, weight: Tensor, bias: Tensor, memory: Tensor | None) -> Tensor:
+    """x (n, c)·weightᵀ + bias, in that memory if it is given and PyTorch makes the product."""
+    return torch.mm(x, weight.mT, out=memory).add_(bias) if _by(x) == "torch" else by_onednn(x, weight, bias)
+
+
 def _onto(onto: Tensor, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
     """onto (n, o) + x (n, c)·weightᵀ + bias, as `out` if given: where PyTorch makes the product, onto what is there."""
     if _by(x) == "torch":
         return torch.add(onto, bias, out=out).addmm_(x, weight.mT)
-    return torch.add(onto, by_onednn(x, weight, bias), out=out)
+    return torch.add(onto, product(x, weight, bias), out=out)

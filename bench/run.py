@@ -11,7 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from bench.backbones import checkpoint_path
@@ -25,7 +25,7 @@ from bench.registry import third_party
 from bench.spec import RunSpec
 from bench.spread import is_member, leads, spread
 from bench.store import CellStatus, ResultStore
-from bench.types import KEPT_BYTES, Dataset, Memory
+from bench.types import COMPILE_MODES, KEPT_BYTES, Dataset, Memory
 
 STOPPED = 130  # the exit code after Ctrl-C
 
@@ -48,6 +48,7 @@ class Options:
     micro_batch: int = 0  # images of a training step that are in memory together; 0: all
     checkpointing: bool = False
     devices: int = 1  # that train and evaluate each cell together, a process each
+    compile: str = ""  # torch.compile's mode for the encoder
     keep_gb: float = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
 
@@ -125,11 +126,29 @@ def _launch(
 
     profile = load_profile(options.profile)
     checkpoint, data, out = (Path(os.path.abspath(path)) for path in (checkpoint, options.data, options.out))
-    memory, kept = Memory(options.micro_batch, options.checkpointing), int(options.keep_gb * 2**30)
     device = profile.device_of(options.device)
     profile.check_devices(options.devices, device)
-    place = Place(backbone, checkpoint, data, out, device, options.overwrite, options.save_every, memory, kept, options.devices)
+    place = replace(_place(backbone, checkpoint, device, options), data=data, out=out)
     return launch(specs, missing, Launch(place, profile, known.untrained, options.dry_run, options.collect))
+
+
+def _place(backbone: str, checkpoint: Path, device: str, options: Options) -> Place:
+    """Where and how the options run cells; RequestError where the encoder is to be compiled for a CPU, on which that makes it slower."""
+    if options.compile and device == "cpu":
+        raise RequestError(f"--compile {options.compile}: only for a GPU, and the device is cpu, on which a compiled encoder is slower.")
+    return Place(
+        backbone,
+        checkpoint,
+        options.data,
+        options.out,
+        device,
+        options.overwrite,
+        options.save_every,
+        Memory(options.micro_batch, options.checkpointing),
+        int(options.keep_gb * 2**30),
+        options.devices,
+        options.compile,
+    )
 
 
 def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datasets: Mapping[str, Dataset], options: Options) -> bool:
@@ -139,12 +158,11 @@ def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datase
     from bench.team import join, leave
     from bench.workers import device_of, run_here, run_in_workers
 
-    memory = Memory(options.micro_batch, options.checkpointing)
-    team, device = join(device_of(options.device))
+    place = _place(backbone, checkpoint, device_of(options.device), options)
+    team, device = join(place.device)
     specs = team.told(specs)
     workers = min(options.workers, len(specs))
-    kept = int(options.keep_gb * 2**30 / workers)
-    place = Place(backbone, checkpoint, options.data, options.out, device, options.overwrite, options.save_every, memory, kept)
+    place = replace(place, device=device, kept_bytes=place.kept_bytes // workers)
     sam = load_sam(backbone, checkpoint, device)
     if workers > 1:
         return run_in_workers(specs, place, workers)
@@ -211,6 +229,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs (or CPU processes) that run each cell together")
     parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="images of a training step in memory together; 0: all")
     parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="the encoder by torch.compile, on a GPU")
     parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")
     add_option(parser)

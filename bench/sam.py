@@ -145,6 +145,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, vit: ImageEncoderViT, tuner: Tuner) -> None:
         super().__init__()
         self.vit, self.tuner = vit, tuner
+        self._compiled: Callable[..., tuple[Tensor, Tensor, Tensor | None]] | None = None
 
     @property
     def is_frozen(self) -> bool:
@@ -162,6 +163,21 @@ class ImageEncoder(nn.Module):
 
     def with_penalty(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """As `forward`, with the tuner's penalty of each image, (B,), if it has one."""
+        if self._compiled is None or chosen() != "fast" or checkpointing:
+            return self._walk(image, checkpointing)
+        embedding, first_global, penalty = self._compiled(image)
+        return embedding.clone(), first_global.clone(), penalty  # a CUDA graph writes its next results over its last ones
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the walk is compiled, but where blocks are computed again in backward."""
+        return self._compiled is not None
+
+    def compile_walk(self, mode: str, backend: str = "inductor") -> None:
+        """Compiles the walk, for each size of batch that comes, with a mode of bench.types.COMPILE_MODES and a backend of torch.compile."""
+        self._compiled = torch.compile(self._walk, dynamic=False, mode=mode if backend == "inductor" else None, backend=backend)
+
+    def _walk(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         step = partial(_checkpointed, self.tuner.step) if checkpointing and torch.is_grad_enabled() else self.tuner.step
         vit = self.tuner.walked(self.vit)
         x = vit.patch_embed(image)  # (B, g, g, C)

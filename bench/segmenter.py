@@ -17,6 +17,7 @@ from bench.decoder import Decoded, Decoder
 from bench.errors import CheckpointError, InputError, RequestError, unknown
 from bench.inputs import image_files, prompts_from, read_picture
 from bench.paths import chosen
+from bench.products import choose_product
 from bench.retuned import used_parameters
 from bench.sam import ImageEncoder, Sam, Tuner
 from bench.types import Features, Prompts
@@ -64,9 +65,10 @@ class PromptableSegmenter(nn.Module):
 
     @property
     def execution(self) -> str:
-        """How this model computes here and now, as a cell's record says it: "attention=…, decoder=…, loss=…"."""
-        kernel = choose(self.device) if chosen() == "fast" else chosen()
-        return f"attention={kernel}, decoder={chosen()}, loss={chosen()}"
+        """How this model computes here and now, as a cell's record says it: "attention=…, products=…, encoder=…, decoder=…, loss=…"."""
+        kernel, products = (choose(self.device), choose_product(self.device.type)) if chosen() == "fast" else ("plain", "torch")
+        encoder = "compiled" if self.encoder.is_compiled else chosen()
+        return f"attention={kernel}, products={products}, encoder={encoder}, decoder={chosen()}, loss={chosen()}"
 
     @property
     def size(self) -> int:

@@ -71,6 +71,7 @@ class Memory:
 
 
 WHOLE = Memory()
+COMPILE_MODES = ("default", "reduce-overhead")  # of torch.compile; the second uses CUDA graphs
 KEPT_BYTES = 4 * 2**30  # of what evaluation prepared once, a process
 
 

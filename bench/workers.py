@@ -122,7 +122,18 @@ class Bench:
         dataset, place = self.datasets[spec.dataset], self.place
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
             self.prepared = Prepared(dataset, place.kept_bytes)
-        cell = Cell(spec, self.sam, dataset, self.store.folder(spec), watch, place.save_every, memory, self.prepared, self.team)
+        cell = Cell(
+            spec,
+            self.sam,
+            dataset,
+            self.store.folder(spec),
+            watch,
+            place.save_every,
+            memory,
+            self.prepared,
+            self.team,
+            compile=place.compile,
+        )
         result = cell.run({**self.facts, "data": self._facts_of(dataset)})
         if self.team.rank == 0:
             self.store.save(result.record, result.images, result.history, result.tuned)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.dropout import noise
 from bench.method import EncoderMethod
+from bench.products import project
 from bench.registry import METHODS
 from bench.sam import Sam, Tuner, attend, feed_forward
 from bench.stock import Block
@@ -49,7 +50,7 @@ class ConvLoRATuner(Tuner):
             chosen, unbalanced = self._routed(i, z, len(x))
             carry = carry + unbalanced
             z = z + self._mixed(i, z, chosen)
-            return block.attn.qkv(tokens) + self.scale * (z.flatten(2).mT @ self.b[i].T)
+            return project(block.attn.qkv, tokens) + self.scale * (z.flatten(2).mT @ self.b[i].T)
 
         x, _ = attend(block, x, qkv=qkv, by_window=True)
         return feed_forward(block, x), carry

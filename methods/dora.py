@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.method import EncoderMethod
+from bench.products import project
 from bench.registry import METHODS
 from bench.sam import Sam, Tuner, attend, feed_forward
 from bench.stock import Block, ImageEncoderViT
@@ -30,7 +31,7 @@ class DoRATuner(LoRATuner):
         bias = _query_and_value(block.attn.qkv.bias)
 
         def qkv(tokens: Tensor) -> Tensor:
-            q, k, v = block.attn.qkv(tokens).chunk(3, -1)
+            q, k, v = project(block.attn.qkv, tokens).chunk(3, -1)
             q, v = (
                 bias[j] + gain[j] * (frozen - bias[j] + self.scale * (tokens @ self.a[i, j].T @ self.b[i, j].T))
                 for j, frozen in enumerate((q, v))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.method import EncoderMethod
+from bench.products import project
 from bench.registry import METHODS
 from bench.sam import Sam, Tuner, attend
 from bench.stock import Block, ImageEncoderViT
@@ -23,9 +24,10 @@ class IA3Tuner(Tuner):
         self.hidden = nn.Parameter(torch.ones(depth, sam.image_encoder.blocks[0].mlp.lin1.out_features))
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        x, _ = attend(block, x, qkv=lambda tokens: block.attn.qkv(tokens) * self._rows(i))
+        x, _ = attend(block, x, qkv=lambda tokens: project(block.attn.qkv, tokens) * self._rows(i))
         mlp = block.mlp
-        return x + mlp.lin2(self.hidden[i] * mlp.act(mlp.lin1(block.norm2(x)))), None
+        hidden = self.hidden[i] * mlp.act(project(mlp.lin1, block.norm2(x)))
+        return project(mlp.lin2, hidden, onto=x), None
 
     def _rows(self, i: int) -> Tensor:
         """What the outputs of the fused projection are multiplied with, (3C,)."""

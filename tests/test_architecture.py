@@ -63,7 +63,7 @@ ROOMS = [
     ["bench.image_files", "bench.plugins"],
     ["bench.slurm_queue", "bench.slurm_turn"],
     ["bench.types"],
-    ["bench.errors", "bench.slurm_facts"],
+    ["bench.errors", "bench.processor", "bench.slurm_facts"],
 ]
 LEVEL = {module: i for i, room in enumerate(ROOMS) for module in room}
 

@@ -16,8 +16,11 @@ PAIR = cpu_jobs(["cat_sam_t"])[0]
 @pytest.mark.parametrize(
     ("ratios", "said"),
     [
-        ([1.5, 1.6], "2 turns, too few to tell"),
+        ([1.6], "1 turn, too few to tell"),
+        ([1.5, 1.6], "within the spread"),  # two turns alone: a difference must be six times theirs
+        ([1.59, 1.6], "gain"),
         ([1.5, 1.6, 1.7], "gain"),
+        ([1.2, 1.3, 1.4], "gain"),
         ([1.0, 1.2, 1.3], "within the spread"),
         ([0.8, 1.0, 1.2], "within the spread"),
         ([0.6, 0.65, 0.7], "loss"),
@@ -62,13 +65,17 @@ def test_measurements_become_a_table_and_a_file(tmp_path, monkeypatch, capsys):
     assert compare("cpu", ["hq_sam"], 1, 5.0, 2, tmp_path) == 0
     written = json.loads(next(tmp_path.glob("*.json")).read_text())
     (row,) = written["rows"]
-    assert row["verdict"] == "1 turns, too few to tell" and row["plain GiB"] > 0 and row["fast s"] > 0
+    assert row["verdict"] == "1 turn, too few to tell" and row["plain GiB"] > 0 and row["fast s"] > 0
     assert written["measurements"][0]["plain"]["tflop"] > 0.001
     assert written["about"]["allocator"]["MALLOC_MMAP_MAX_"] == "0"
     assert "MALLOC_MMAP_MAX_=0" in capsys.readouterr().out and next(tmp_path.glob("*.md")).read_text().count("\n") == 5
 
 
-def test_every_kernel_is_timed_on_both_kinds_of_block(capsys):
+def test_every_kernel_and_product_is_timed_and_agrees(capsys):
+    """Kernels on two kinds of block, products on four layers, each without gradients and with them; one of each is the chosen one."""
     assert compare_kernels("cpu", "tiny", "fp32", 1, 1) == 0
     table = capsys.readouterr().out
-    assert table.count("| chunked") == table.count("| folded") == 4 and table.count("| yes") == 4
+    assert table.count("| chunked") == table.count("| folded") == 4 and table.count("| torch") == table.count("| onednn") == 8
+    assert table.count("| yes") == 12 and "| flex" not in table
+    found = [float(row.split("|")[6]) for row in table.splitlines() if "forward" in row]
+    assert len(found) == 24 and max(found) < 1e-4
