@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.stats import t
 
 from bench.perf_model import HEIGHT, WIDTH, Job, cpu_jobs, gpu_jobs
-from bench.provenance import device_name, package_version
+from bench.provenance import ROOT, device_name, git_state, package_version
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "68719476736"}  # keep freed memory: both sides, or malloc is the gain
 Pair = tuple[Job, Job]  # fast, plain
@@ -102,6 +102,7 @@ def _write(path: Path, device: str, at_once: int, pairs: Sequence[Pair], measure
     peak = peak_of(measurements)
     rows = [summary(pair, [found for one, found in measurements if one == pair], peak) for pair in pairs]
     about: Found = {"device": _device(device), "platform": platform.platform(), "torch": package_version("torch")}
+    about |= dict(zip(("commit", "dirty"), git_state(ROOT), strict=True))
     about |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), "pixels": [HEIGHT, WIDTH]}
     about |= {"allocator": ALLOCATOR, "at_once": at_once}
     text = pd.DataFrame(rows).to_markdown(index=False)
