@@ -48,11 +48,12 @@ def attention(
     if n or padded:
         extra = qkv(torch.cat([prompts, *padding], 1)).unflatten(-1, parts)
     kernel, tables = ATTENTION[choose(y.device)], (attn.rel_pos_h, attn.rel_pos_w)
-    windowed, out = _Windowed.apply(places, extra, side, n), []
+    shape, windowed, out = places.shape, _Windowed.apply(places, extra, side, n), []
+    del places  # as much memory as the windows of all three
     for i, cut in enumerate(_cuts((h, w), side)):
         q, k, v = windowed[3 * i : 3 * i + 3]
         out.append(kernel(q, k, v, partial(_bias, cut.size, side, n), tables, attn.scale))
-    image, attended = _Joined.apply(places.shape, side, n, *out)
+    image, attended = _Joined.apply(shape, side, n, *out)
     return project(attn.proj, image, onto), project(attn.proj, attended)
 
 

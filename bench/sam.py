@@ -174,7 +174,11 @@ class ImageEncoder(nn.Module):
         return self._compiled is not None
 
     def compile_walk(self, mode: str, backend: str = "inductor") -> None:
-        """Compiles the walk, for each size of batch that comes, with a mode of bench.types.COMPILE_MODES and a backend of torch.compile."""
+        """Compiles the walk, for each size of batch that comes, with a mode of bench.types.COMPILE_MODES and a backend of torch.compile.
+
+        What was compiled before is forgotten: PyTorch keeps few variants of a function, and would run later models uncompiled.
+        """
+        torch._dynamo.reset()
         self._compiled = torch.compile(self._walk, dynamic=False, mode=mode if backend == "inductor" else None, backend=backend)
 
     def _walk(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
