@@ -55,9 +55,10 @@ class AdapterTuner(Tuner):
         return embedded + handcrafted + self._bridge().unflatten(0, embedded.shape[1:3])
 
     def _bridge(self) -> Tensor:
-        """(n, e)"""
-        hidden = torch.cat([torch.nn.functional.gelu(channel(self.token.weight)) for channel in self.bridge_in])
-        return self.bridge_out(hidden).T
+        """(n, e). The channels' own layers, which released checkpoints name one by one, are one product."""
+        weight, bias = (torch.cat([getattr(channel, name) for channel in self.bridge_in]) for name in ("weight", "bias"))
+        hidden = torch.nn.functional.gelu(torch.nn.functional.linear(self.token.weight, weight, bias))
+        return self.bridge_out(hidden.view(len(self.bridge_in), -1)).T
 
     def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
         added = self.shared(torch.nn.functional.gelu(self.light[i](carry)))  # (B, g, g, C)
