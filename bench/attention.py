@@ -84,11 +84,28 @@ def _cuts(length: tuple[int, int], side: tuple[int, int]) -> list[_Cut]:
     return found
 
 
+def _with_tokens(image: Tensor, tokens: Tensor) -> Tensor:
+    """Each window (B, below, beside, heads, high, wide, c) as a row of its places, and after them tokens (B, heads, t, c):
+    (N, high·wide + t, c), N = B·below·beside·heads."""
+    size = image.shape[4:6]
+    rows = image.new_empty(*image.shape[:4], size.numel() + tokens.shape[2], image.shape[-1])
+    rows[..., : size.numel(), :].unflatten(-2, size).copy_(image)
+    rows[..., size.numel() :, :] = tokens[:, None, None]
+    return rows.flatten(0, 3)
+
+
+def _take_apart(rows: Tensor, image: Tensor) -> Tensor:
+    """Writes the places of `_with_tokens`' rows into `image`, and returns the sum of the tokens over windows, (B, heads, t, c)."""
+    windows, size = rows.unflatten(0, image.shape[:4]), image.shape[4:6]
+    image.copy_(windows[..., : size.numel(), :].unflatten(-2, size))
+    return windows[..., size.numel() :, :].sum((1, 2))
+
+
 class _Windowed(torch.autograd.Function):
     """q, k and v of the windows of each cut, one cut after the other, from places (B, h, w, 3, heads, c) and extra tokens
     (B, E, 3, heads, c): the prompts and, where any window is padded, the padding. They stand after each window's places: in q the
-    `prompts` (N, high·wide + prompts, c), since nothing is asked of padding, in k and v all that the window sees (N, high·wide + E, c),
-    N = B·windows·heads. One copy each way, where PyTorch's own operators make several."""
+    prompts, since nothing is asked of padding, in k and v all that the window sees. One copy each way, where PyTorch's own operators
+    make several."""
 
     @staticmethod
     def forward(ctx: Any, places: Tensor, extra: Tensor, side: tuple[int, int], prompts: int) -> tuple[Tensor, ...]:
@@ -97,12 +114,8 @@ class _Windowed(torch.autograd.Function):
         for cut in ctx.cuts:
             seen = extra[:, :prompts] if cut.size == side else extra
             for i, image in enumerate(cut.of(places)):
-                tokens = (seen if i else extra[:, :prompts])[:, :, i].transpose(1, 2)  # (B, heads, tokens, c)
-                n = cut.size[0] * cut.size[1]
-                one = places.new_empty(*image.shape[:4], n + tokens.shape[2], image.shape[-1])
-                one[..., :n, :].unflatten(-2, cut.size).copy_(image)
-                one[..., n:, :] = tokens[:, None, None]
-                found.append(one.flatten(0, 3))
+                tokens = (seen if i else extra[:, :prompts])[:, :, i].transpose(1, 2)
+                found.append(_with_tokens(image, tokens))
         return tuple(found)
 
     @staticmethod
@@ -111,10 +124,7 @@ class _Windowed(torch.autograd.Function):
         d_places, d_extra = grads[0].new_empty(ctx.shapes[0]), grads[0].new_zeros(ctx.shapes[1])
         for at, cut in enumerate(ctx.cuts):
             for i, image in enumerate(cut.of(d_places)):
-                windows = grads[3 * at + i].unflatten(0, image.shape[:4])
-                n = cut.size[0] * cut.size[1]
-                image.copy_(windows[..., :n, :].unflatten(-2, cut.size))
-                tokens = windows[..., n:, :].sum((1, 2)).transpose(1, 2)  # (B, tokens, heads, c)
+                tokens = _take_apart(grads[3 * at + i], image).transpose(1, 2)  # (B, tokens, heads, c)
                 d_extra[:, : tokens.shape[1], i] += tokens
         return d_places, d_extra, None, None
 
@@ -129,10 +139,7 @@ class _Joined(torch.autograd.Function):
         ctx.cuts, ctx.heads = _cuts((h, w), side), heads
         image, attended = out[0].new_empty(b, h, w, heads, c), out[0].new_zeros(b, heads, prompts, c)
         for cut, part in zip(ctx.cuts, out, strict=True):
-            windows = part.unflatten(0, (b, *cut.windows, heads))
-            n = cut.size[0] * cut.size[1]
-            cut.of(image).copy_(windows[..., :n, :].unflatten(-2, cut.size))
-            attended += windows[..., n:, :].sum((1, 2))
+            attended += _take_apart(part, cut.of(image))
         return image.flatten(3), (attended / _count(ctx.cuts)).transpose(1, 2).flatten(2)
 
     @staticmethod
@@ -140,14 +147,7 @@ class _Joined(torch.autograd.Function):
     def backward(ctx: Any, d_image: Tensor, d_attended: Tensor) -> tuple[Tensor | None, ...]:
         d_image = d_image.unflatten(-1, (ctx.heads, -1))
         tokens = d_attended.unflatten(-1, (ctx.heads, -1)).transpose(1, 2) / _count(ctx.cuts)  # (B, heads, P, c)
-        found: list[Tensor] = []
-        for cut in ctx.cuts:
-            image, n = cut.of(d_image), cut.size[0] * cut.size[1]
-            one = d_image.new_empty(*image.shape[:4], n + tokens.shape[2], image.shape[-1])
-            one[..., :n, :].unflatten(-2, cut.size).copy_(image)
-            one[..., n:, :] = tokens[:, None, None]
-            found.append(one.flatten(0, 3))
-        return None, None, None, *found
+        return None, None, None, *(_with_tokens(cut.of(d_image), tokens) for cut in ctx.cuts)
 
 
 def _count(cuts: Sequence[_Cut]) -> int:

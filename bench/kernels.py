@@ -4,7 +4,8 @@ Keys are the h·w places of an image or window, row by row, and after them E ext
 rows[query, row of the key] + columns[query, column of the key] on places, 0 on extra keys, and `last` on the last extra key.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -75,9 +76,14 @@ def flex(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale
     def biased(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + rows[head, query, row[key]] + columns[head, query, column[key]]
 
-    attend = torch.compile(flex_attention, dynamic=False) if q.device.type == "cuda" else flex_attention
+    attend: Any = _compiled_flex() if q.device.type == "cuda" else flex_attention
     out: Tensor = attend(q[None], k[None], v[None], score_mod=biased, scale=scale)[0]
     return out
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=False)
 
 
 class _Chunked(torch.autograd.Function):
@@ -110,8 +116,7 @@ class _Chunked(torch.autograd.Function):
             with torch.enable_grad():
                 inputs = [x.detach().requires_grad_() for x in (q[heads], *tables)]
                 bias = _each(ctx.bias_of(*inputs), lambda x: x.to(q.dtype))
-            own = q[heads] * ctx.scale, k[heads], v[heads]
-            d_bias = _back(*own, bias, grad[heads], queries_at_once, maps, *(x[heads] for x in into))
+            d_bias = _back(q[heads] * ctx.scale, k[heads], v[heads], bias, grad[heads], maps, [x[heads] for x in into])
             d_q[heads] *= ctx.scale
             made, given = ([x for x in one if x is not None] for one in (bias, d_bias))
             of_q, *of_tables = torch.autograd.grad(made, [inputs[0], *(inputs[1 + i] for i in trained)], given)
@@ -121,14 +126,12 @@ class _Chunked(torch.autograd.Function):
         return d_q, d_k, d_v, *d_tables, None, None
 
 
-def _back(
-    q: Tensor, k: Tensor, v: Tensor, bias: Bias, grad: Tensor, at_once: int, maps: Tensor, d_q: Tensor, d_k: Tensor, d_v: Tensor
-) -> Bias:
-    """Writes the gradients of some heads' q (which has the scale in it), k and v into the last three, d_k and d_v being 0 before, but for
-    what comes of the bias, and returns the gradients of that. maps: memory for three (heads, queries, keys)."""
+def _back(q: Tensor, k: Tensor, v: Tensor, bias: Bias, grad: Tensor, maps: Tensor, into: Sequence[Tensor]) -> Bias:
+    """Writes the gradients of some heads' q (which has the scale in it), k and v, but for what comes of the bias, `into` these, of which
+    the last two are 0 before, and returns the gradients of the bias. maps: memory (3, heads, queries at once, keys)."""
     h, w = bias.rows.shape[-1], bias.columns.shape[-1]
-    d_bias = _each(bias, torch.empty_like)
-    for queries in _slices(q.shape[1], at_once):
+    d_bias, (d_q, d_k, d_v) = _each(bias, torch.empty_like), into
+    for queries in _slices(q.shape[1], maps.shape[2]):
         own, asked = grad[:, queries], q[:, queries]
         logits, p, d_logits = maps[:, : len(q), : asked.shape[1]]
         torch.softmax(_write(_part(bias, queries), logits).baddbmm_(asked, k.mT), -1, out=p)

@@ -8,7 +8,7 @@ the table take longer than 10 s for each 10,000 cells, or loading does, or where
 with 1 where that takes longer than 5 s for each 1,000 cells, or imports torch.
 
 `model` times training steps and evaluations along the fast path against the plain one, by turns (`bench.perf_turns`), and `kernels`
-the attention kernels against one another.
+the attention kernels, and the products with frozen layers, against one another.
 """
 
 import argparse
@@ -192,13 +192,13 @@ def _add_model(commands: Any) -> None:
     model.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cpu: vit_b on two cores; cuda: vit_b, vit_l and vit_h")
     model.add_argument("--methods", default="cat_sam_t,cat_sam_a", help="with commas")
     model.add_argument("--rounds", type=int, default=3, help="turns of each pair, as far as the minutes allow; at least one")
-    model.add_argument("--minutes", type=float, default=5.0, help="quiet ones; three turns of all pairs need about 6 on two cores")
+    model.add_argument("--minutes", type=float, default=5.0, help="on two CPU cores two turns of all pairs take about 5")
     model.add_argument(
         "--at-once", type=int, help="measurements side by side; the default is two on a CPU, which take 18 GiB, and one on a GPU"
     )
     model.add_argument("--out", type=Path, default=Path("results/perf"))
     model.set_defaults(run=_compare)
-    kernels = commands.add_parser("kernels", help="the attention kernels against one another")
+    kernels = commands.add_parser("kernels", help="attention kernels and products against one another")
     kernels.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     kernels.add_argument("--backbone", choices=["vit_b", "vit_l", "vit_h"], default="vit_b")
     kernels.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")

@@ -32,8 +32,8 @@ PRODUCTS: Mapping[str, Linear] = {"torch": F.linear, "onednn": by_onednn} if HAS
 
 @cache
 def choose_product(device: str) -> str:
-    """The product of PRODUCTS for a kind of device, by what `python -m bench.perf kernels` measured: on an AMD processor oneDNN is a
-    ninth faster than PyTorch's, on an Intel one it is up to a twentieth slower, and a seventh to a half in backward."""
+    """The product of PRODUCTS for a kind of device, by measurement: on an AMD processor oneDNN's is a ninth faster than PyTorch's; on an
+    Intel one it is a twentieth slower, and backward a tenth to a half (`python -m bench.perf kernels`)."""
     return "onednn" if device == "cpu" and HAS_ONEDNN and "AMD" in (cpu_model() or "") else "torch"
 
 
@@ -45,7 +45,7 @@ def project(layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
         projected = x
     elif type(layer) is not nn.Linear or chosen() == "plain":
         projected = layer(x)
-    elif onto is None or not _is_plain(x, layer.weight):
+    elif onto is None or not _is_ordinary(x, layer.weight):
         projected = product(x, layer.weight, layer.bias)
     else:
         return _onto(onto.flatten(0, -2), x.flatten(0, -2), layer.weight, layer.bias).view(onto.shape)
@@ -54,12 +54,12 @@ def project(layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (…, c) times weight (o, c) transposed, plus bias (o,): F.linear."""
-    plainly = not _is_plain(x, weight) or _learns(weight, bias)
-    return F.linear(x, weight, bias) if plainly else PRODUCTS[_by(x)](x, weight, bias)
+    is_ours = _is_ordinary(x, weight) and not _learns(weight, bias)
+    return PRODUCTS[_by(x)](x, weight, bias) if is_ours else F.linear(x, weight, bias)
 
 
-def _is_plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether these are ordinary numbers of a CPU, with which the products of this module work; a compiler makes its own."""
+def _is_ordinary(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are a CPU's float32 numbers, for which products are made here; a compiler makes its own."""
     numbers = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
     return numbers and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_dynamo_compiling()
 
@@ -92,14 +92,17 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def perceptron(mlp: Any, x: Tensor, onto: Tensor) -> Tensor:
     """onto + mlp(x). SAM's, frozen, is computed for some tokens at a time on a CPU, where large and short-lived maps cost new memory."""
-    layers = getattr(mlp, "lin1", None), getattr(mlp, "lin2", None)
-    is_sams = type(mlp) is MLPBlock and type(mlp.act) is nn.GELU and all(type(layer) is nn.Linear for layer in layers)
-    if chosen() == "plain" or not is_sams or not _is_plain(x, mlp.lin1.weight) or _learns(*mlp.parameters()):
+    if chosen() == "plain" or not _is_sams(mlp) or not _is_ordinary(x, mlp.lin1.weight) or _learns(*mlp.parameters()):
         out: Tensor = onto + mlp(x)
         return out
     weights = mlp.lin1.weight, mlp.lin1.bias, mlp.lin2.weight, mlp.lin2.bias
     parts: Tensor = _Perceptron.apply(onto.flatten(0, -2), x.flatten(0, -2), *weights)
     return parts.view(x.shape)
+
+
+def _is_sams(mlp: Any) -> bool:
+    layers = type(mlp) is MLPBlock and type(mlp.lin1) is type(mlp.lin2) is nn.Linear
+    return layers and type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
 
 
 class _Perceptron(torch.autograd.Function):
