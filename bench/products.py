@@ -16,7 +16,7 @@ from bench.paths import chosen
 from bench.processor import cpu_model
 from bench.stock import MLPBlock
 
-TOKENS_AT_ONCE = 1024
+TOKENS_AT_ONCE = 1000  # of 4096; malloc has room for a part's map where a map of all tokens was, but not where one of the same size was
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # as F.linear
 
@@ -112,11 +112,12 @@ class _Perceptron(torch.autograd.Function):
     def forward(ctx: Any, onto: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
         trains = ctx.needs_input_grad[1]
         out, kept = torch.empty_like(x), []
-        memory = None if trains else x.new_empty(min(TOKENS_AT_ONCE, len(x)), len(weight1))
+        memory = x.new_empty(min(TOKENS_AT_ONCE, len(x)), len(weight1))
         for residual, part, into in zip(*(tokens.split(TOKENS_AT_ONCE) for tokens in (onto, x, out)), strict=True):
-            hidden = _hidden(part, weight1, bias1, memory if memory is None else memory[: len(part)])
+            reused = memory[: len(part)]
+            hidden = _hidden(part, weight1, bias1, None if trains else reused)
             kept += [hidden] * trains
-            active = F.gelu(hidden) if trains else torch.ops.aten.gelu_(hidden)
+            active = torch.ops.aten.gelu.out(hidden, out=reused) if trains else torch.ops.aten.gelu_(hidden)
             _onto(residual, active, weight2, bias2, into)
         ctx.save_for_backward(weight1, weight2, *kept)
         return out
