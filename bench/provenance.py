@@ -75,7 +75,6 @@ def package_version(name: str) -> str | None:
         return None
 
 
-@cache
 def thread_count() -> int:
     """The threads that torch computes with, or, where it is not loaded, the processors at hand."""
     torch = sys.modules.get("torch")

@@ -220,6 +220,13 @@ def in_a_job(monkeypatch, job, restart="0"):
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
 
 
+def test_a_record_says_how_many_threads_there_are_now():
+    usual = torch.get_num_threads()
+    for threads in (2, usual):
+        torch.set_num_threads(threads)
+        assert provenance("cpu")["threads"] == threads
+
+
 def test_starts_are_counted_in_files_and_discarded_with_the_cell(tmp_path, monkeypatch):
     store, spec = ResultStore(tmp_path), grid()[0]
     for job, restart, count in [("12", "0", 1), ("12", "1", 2), ("15", "0", 3), ("15", "0", 3)]:
