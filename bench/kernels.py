@@ -46,13 +46,11 @@ def folded(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, sca
     """
     bias = bias_of(q, *tables)
     h, w = bias.rows.shape[-1], bias.columns.shape[-1]
-    place = torch.arange(k.shape[1], device=q.device)
-    image = place < h * w
-    ones = [F.one_hot(index.where(image, size), size + 1)[:, :size] for index, size in ((place // w, h), (place % w, w))]
+    ones = [F.one_hot(index, size + 1)[:, :size] for index, size in zip(_places(k, h, w), (h, w), strict=True)]
     parts = [q * scale, *(F.pad(x, (0, 0, 0, q.shape[1] - x.shape[1])) for x in (bias.rows, bias.columns))]
     if bias.last is not None:
         parts.append(bias.last)
-        ones.append((place == len(place) - 1)[:, None])
+        ones.append(F.pad(ones[0].new_ones(1, 1), (0, 0, k.shape[1] - 1, 0)))
     keys = torch.cat([one.to(k.dtype) for one in ones], 1).expand(len(k), -1, -1)
     queries, keys = torch.cat([part.to(q.dtype) for part in parts], -1), torch.cat([k, keys], -1)
     width, c = -(-keys.shape[-1] // 8) * 8, v.shape[-1]
@@ -68,10 +66,9 @@ def flex(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale
     bias = bias_of(q, *tables)
     h, w, without = bias.rows.shape[-1], bias.columns.shape[-1], q.shape[1] - bias.rows.shape[1]
     rows, columns = (F.pad(x, (0, 1, 0, without)) for x in (bias.rows, bias.columns))  # of a row or column that is none: 0
-    place = torch.arange(k.shape[1], device=q.device)
-    row, column = (index.where(place < h * w, none) for index, none in ((place // w, h), (place % w, w)))
+    row, column = _places(k, h, w)
     if bias.last is not None:
-        rows, row = torch.cat([rows, bias.last], -1), row.where(place < len(place) - 1, h + 1)
+        rows, row[-1] = torch.cat([rows, bias.last], -1), h + 1
 
     def biased(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + rows[head, query, row[key]] + columns[head, query, column[key]]
@@ -79,6 +76,12 @@ def flex(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale
     attend: Any = _compiled_flex() if q.device.type == "cuda" else flex_attention
     out: Tensor = attend(q[None], k[None], v[None], score_mod=biased, scale=scale)[0]
     return out
+
+
+def _places(k: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """The row and the column of each key; of an extra one, h and w."""
+    place = torch.arange(k.shape[1], device=k.device)
+    return (place // w).where(place < h * w, h), (place % w).where(place < h * w, w)
 
 
 @cache

@@ -117,8 +117,7 @@ class _Perceptron(torch.autograd.Function):
             reused = memory[: len(part)]
             hidden = _hidden(part, weight1, bias1, None if trains else reused)
             kept += [hidden] * trains
-            active = torch.ops.aten.gelu.out(hidden, out=reused) if trains else torch.ops.aten.gelu_(hidden)
-            _onto(residual, active, weight2, bias2, into)
+            _onto(residual, torch.ops.aten.gelu.out(hidden, out=reused), weight2, bias2, into)
         ctx.save_for_backward(weight1, weight2, *kept)
         return out
 

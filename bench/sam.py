@@ -165,8 +165,8 @@ class ImageEncoder(nn.Module):
         """As `forward`, with the tuner's penalty of each image, (B,), if it has one."""
         if self._compiled is None or chosen() != "fast" or checkpointing:
             return self._walk(image, checkpointing)
-        embedding, first_global, penalty = self._compiled(image)
-        return embedding.clone(), first_global.clone(), penalty  # a CUDA graph writes its next results over its last ones
+        embedding, first_global, penalty = self._compiled(image)  # a CUDA graph writes its next results over these
+        return embedding.clone(), first_global.clone(), None if penalty is None else penalty.clone()
 
     @property
     def is_compiled(self) -> bool:
