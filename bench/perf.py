@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.boards import Ask
+from bench.errors import RequestError, one_sentence
 from bench.files import write_together
 from bench.metrics import RULES
-from bench.plan import Request, specs_of
+from bench.plan import Request, choose_methods, specs_of
 from bench.provenance import PACKAGES, ROOT
 from bench.published import PUBLISHED, read_published
 from bench.registry import DATASETS, METHODS
@@ -172,8 +173,9 @@ def _said(what: str, began: float) -> float:
     return seconds
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """The command line; returns the exit code, 2 for a wrong request."""
     parser = argparse.ArgumentParser(prog="python -m bench.perf", description="How long the harness itself takes.")
     commands = parser.add_subparsers(dest="command", required=True)
     store = commands.add_parser("store", help="planning, storing and reading back many cells")
@@ -184,13 +186,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     submit.set_defaults(run=lambda given: time_submit(given.cells))
     _add_model(commands)
     given = parser.parse_args(arguments)
+    for name in ("cells", "rounds", "at_once", "images"):
+        value = getattr(given, name, None)
+        if value is not None and value < 1:
+            raise RequestError(f"--{name.replace('_', '-')} {value}: whole numbers from 1 are allowed.")
     return int(given.run(given))
 
 
 def _add_model(commands: Any) -> None:
     model = commands.add_parser("model", help="training step, evaluation and memory, fast path against plain")
     model.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cpu: vit_b on two cores; cuda: vit_b, vit_l and vit_h")
-    model.add_argument("--methods", default="cat_sam_t,cat_sam_a", help="with commas")
+    model.add_argument("--methods", default="cat_sam_t,cat_sam_a", help="with commas, as bench.run takes them")
     model.add_argument("--rounds", type=int, default=3, help="turns of each pair, as far as the minutes allow; at least one")
     model.add_argument("--minutes", type=float, default=5.0, help="on two CPU cores two turns of all pairs take about 5")
     model.add_argument(
@@ -210,14 +216,25 @@ def _add_model(commands: Any) -> None:
 def _compare(given: argparse.Namespace) -> int:
     from bench.perf_turns import compare
 
+    if not 0 < given.minutes < float("inf"):
+        raise RequestError(f"--minutes {given.minutes:g}: numbers above 0 are allowed.")
+    methods = [choice.label for choice in choose_methods(given.methods)]
+    _check_device(given.device)
     at_once = given.at_once or (1 if given.device == "cuda" else 2)
-    return compare(given.device, given.methods.split(","), given.rounds, given.minutes, at_once, given.out)
+    return compare(given.device, methods, given.rounds, given.minutes, at_once, given.out)
 
 
 def _kernels(given: argparse.Namespace) -> int:
     from bench.perf_kernels import compare_kernels
 
+    _check_device(given.device)
     return compare_kernels(given.device, given.backbone, given.precision, given.images, given.rounds)
+
+
+def _check_device(device: str) -> None:
+    from bench.workers import device_of
+
+    device_of(device)
 
 
 if __name__ == "__main__":

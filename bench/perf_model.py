@@ -25,7 +25,9 @@ from bench.method import build
 from bench.paths import use
 from bench.precision import computing
 from bench.products import product
+from bench.registry import METHODS
 from bench.segmenter import PromptableSegmenter
+from bench.spec import parse_call
 from bench.train import Example, backward
 from bench.types import COMPILE_MODES, WHOLE, Prompts
 
@@ -52,8 +54,13 @@ class Job:
 
 def cpu_jobs(methods: Sequence[str]) -> list[tuple[Job, Job]]:
     """(fast, plain) of vit_b: a training step with 1 box, an image evaluated with 10."""
-    jobs = [Job("vit_b", method, work, 1, 10 if work == "evaluate" else 1, "cpu", "fast") for method in methods for work in WORKS]
+    jobs = [Job("vit_b", method, work, 1, 10 if work == "evaluate" else 1, "cpu", "fast") for method in methods for work in _works(method)]
     return [(job, replace(job, path="plain")) for job in jobs]
+
+
+def _works(method: str) -> tuple[str, ...]:
+    """A method that trains nothing is evaluated only."""
+    return WORKS if getattr(METHODS.get(parse_call(method)[0]), "trains", True) else WORKS[:1]
 
 
 def gpu_jobs(methods: Sequence[str]) -> list[tuple[Job, Job]]:
@@ -62,7 +69,7 @@ def gpu_jobs(methods: Sequence[str]) -> list[tuple[Job, Job]]:
     pairs = []
     for backbone, modes in (("vit_b", ()), ("vit_l", COMPILE_MODES), ("vit_h", ())):
         for method in methods:
-            for work in WORKS:
+            for work in _works(method):
                 for images in (1, 4):
                     plain = Job(backbone, method, work, images, 10, "cuda", "plain", "fp32", "medium")
                     fast = [replace(plain, path="fast", precision=precision) for precision in ("bf16", "fp32")]

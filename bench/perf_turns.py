@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from statistics import fmean, median, stdev
 from threading import Lock
@@ -85,16 +86,23 @@ def _timed(job: Job) -> tuple[Found, float]:
 
 
 def compare(device: str, methods: Sequence[str], rounds: int, minutes: float, at_once: int, out: Path) -> int:
-    """Measures, prints, and writes <date>-<device>.json and .md after each turn. 1 where a measurement failed."""
+    """Measures, prints, and writes <date>-<device>.json and .md after each turn, beside what was measured that day before. 1 where a
+    measurement failed."""
     pairs = cpu_jobs(methods) if device == "cpu" else gpu_jobs(methods)
     print(f"Both sides run with {_settings()}, one thread, {HEIGHT}×{WIDTH} pixels, {at_once} measurements at a time.", flush=True)
-    path = out / f"{datetime.now(UTC):%Y-%m-%d}-{_slug(_device(device))}"
+    path = _unwritten(out / f"{datetime.now(UTC):%Y-%m-%d}-{_slug(_device(device))}")
     measurements: list[Measured] = []
     for turn in turns(pairs, rounds, 60 * minutes, at_once):
         measurements += turn
         text = _write(path, device, at_once, pairs, measurements)
     print(f"{text}\nWritten to {path}.json and .md")
     return int(any("failed" in found for _, both in measurements for found in both))
+
+
+def _unwritten(path: Path) -> Path:
+    """The path, or the first of path-2, path-3, … where that is taken."""
+    names = (path.with_name(f"{path.name}-{n}" if n > 1 else path.name) for n in count(1))
+    return next(name for name in names if not name.with_suffix(".json").exists())
 
 
 def _write(path: Path, device: str, at_once: int, pairs: Sequence[Pair], measurements: Sequence[Measured]) -> str:

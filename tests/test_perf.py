@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench.perf import main
 from bench.perf_kernels import compare_kernels
 from bench.perf_model import Operations, cpu_jobs
 from bench.perf_turns import affordable, compare, summary, verdict
@@ -69,6 +70,43 @@ def test_measurements_become_a_table_and_a_file(tmp_path, monkeypatch, capsys):
     assert written["measurements"][0]["plain"]["tflop"] > 0.001
     assert written["about"]["allocator"]["MALLOC_MMAP_MAX_"] == "0"
     assert "MALLOC_MMAP_MAX_=0" in capsys.readouterr().out and next(tmp_path.glob("*.md")).read_text().count("\n") == 5
+
+
+def test_what_was_measured_that_day_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.perf_turns.measured_apart", lambda job: {"failed": "no memory"})
+    for count in (1, 2, 3):
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert compare("cpu", ["hq_sam"], 1, 5.0, 2, tmp_path) == 1
+        assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.md"))) == count
+        assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
+
+
+def test_a_method_that_trains_nothing_is_evaluated_only():
+    assert [(fast.method, fast.work) for fast, _ in cpu_jobs(["sam", "lora(rank=8)"])] == [
+        ("sam", "evaluate"),
+        ("lora(rank=8)", "evaluate"),
+        ("lora(rank=8)", "train"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("model --methods cat_sam", "Unknown method 'cat_sam'."),
+        ("model --methods lora(rank=0)", "rank=0"),
+        ("model --rounds 0", "--rounds 0: whole numbers from 1 are allowed."),
+        ("model --minutes 0", "--minutes 0: numbers above 0 are allowed."),
+        ("model --at-once 0", "--at-once 0: whole numbers from 1 are allowed."),
+        ("kernels --images 0", "--images 0: whole numbers from 1 are allowed."),
+        ("store --cells 0", "--cells 0: whole numbers from 1 are allowed."),
+        *[(f"{what} --device cuda", "Device cuda was asked for, but torch finds no GPU here") for what in ("model", "kernels")],
+    ],
+)
+def test_a_wrong_request_is_one_sentence_and_measures_nothing(words, said, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(words.split()) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and not out
 
 
 def test_every_kernel_and_product_is_timed_and_agrees(capsys):
