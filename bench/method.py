@@ -44,6 +44,12 @@ class Method:
             if getattr(self, parameter) < limit:
                 raise RequestError(f"{self.name}({parameter}={getattr(self, parameter)}): at least {limit} is needed.")
 
+    def at_most(self, **most: float) -> None:
+        """RequestError where a parameter is above what is given for it."""
+        for parameter, limit in most.items():
+            if getattr(self, parameter) > limit:
+                raise RequestError(f"{self.name}({parameter}={getattr(self, parameter)}): at most {limit} is allowed.")
+
 
 @dataclass(frozen=True)
 class EncoderMethod(Method):

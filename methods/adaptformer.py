@@ -52,5 +52,10 @@ class AdaptFormer(EncoderMethod):
     title: ClassVar[str] = "AdaptFormer"
     source: ClassVar[str] = "Chen et al., AdaptFormer, NeurIPS 2022"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(bottleneck=1, dropout=0)
+        self.at_most(dropout=1)
+
     def tuner(self, sam: Sam) -> Tuner:
         return AdaptFormerTuner(sam, self.bottleneck, self.scale, self.dropout)

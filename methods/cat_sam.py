@@ -123,6 +123,9 @@ class CatSamT(Method):
     title: ClassVar[str] = "CAT-SAM-T"
     source: ClassVar[str] = SOURCE
 
+    def __post_init__(self) -> None:
+        self.at_least(hidden=1)
+
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         decoder = HQDecoder(sam)
         return TokenTuner(sam, decoder.hf_token, self.hidden), decoder
@@ -138,6 +141,10 @@ class CatSamA(Method):
     title: ClassVar[str] = "CAT-SAM-A"
     source: ClassVar[str] = SOURCE
 
+    def __post_init__(self) -> None:
+        self.at_least(reduction=1, hidden=1)
+
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
+        self.at_most(reduction=sam.config.width)
         decoder = HQDecoder(sam)
         return AdapterTuner(sam, decoder.hf_token, self.reduction, self.hidden), decoder

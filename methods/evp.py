@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.errors import RequestError
 from bench.method import EncoderMethod
 from bench.registry import METHODS
 from bench.sam import Sam, Tuner, attend, feed_forward
@@ -48,8 +47,7 @@ class Explicit(EncoderMethod):
         self.at_least(reduction=1)
 
     def tuner(self, sam: Sam) -> Tuner:
-        if self.reduction > sam.config.width:
-            raise RequestError(f"{self.name}(reduction={self.reduction}): at most {sam.config.width}, this backbone's width, is allowed.")
+        self.at_most(reduction=sam.config.width)  # this backbone's
         return ExplicitTuner(sam, self.reduction)
 
 

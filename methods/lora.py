@@ -58,5 +58,9 @@ class LoRA(EncoderMethod):
     title: ClassVar[str] = "LoRA"
     source: ClassVar[str] = "Hu et al., LoRA, ICLR 2022"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(rank=1)
+
     def tuner(self, sam: Sam) -> Tuner:
         return LoRATuner(sam, self.rank, (self.alpha or self.rank) / self.rank)

@@ -68,7 +68,8 @@ class Mona(EncoderMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(bottleneck=1)
+        self.at_least(bottleneck=1, dropout=0)
+        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         return MonaTuner(sam, self.bottleneck, self.dropout)

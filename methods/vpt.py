@@ -60,6 +60,11 @@ class VPTShallow(EncoderMethod):
     title: ClassVar[str] = "VPT-shallow"
     source: ClassVar[str] = SOURCE
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(tokens=1, dropout=0)
+        self.at_most(dropout=1)
+
     def tuner(self, sam: Sam) -> Tuner:
         return ShallowTuner(sam, self.tokens, self.dropout)
 
@@ -73,6 +78,11 @@ class VPTDeep(EncoderMethod):
     dropout: float = 0.0
     title: ClassVar[str] = "VPT-deep"
     source: ClassVar[str] = SOURCE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(tokens=1, dropout=0)
+        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         return DeepTuner(sam, self.tokens, self.dropout)

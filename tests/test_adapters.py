@@ -248,6 +248,15 @@ def test_files_are_at_most_20_mb_on_vit_l_but_for_mona():
         ("conv_lora(experts=1)", "at least 2"),
         ("mona(bottleneck=0)", "at least 1"),
         ("evp(reduction=65)", "at most 64"),
+        ("cat_sam_a(reduction=65)", "at most 64"),
+        ("cat_sam_a(reduction=0)", "at least 1"),
+        ("cat_sam_t(hidden=0)", "at least 1"),
+        ("lora(rank=0)", "at least 1"),
+        ("adaptformer(bottleneck=0)", "at least 1"),
+        ("adaptformer(dropout=-0.1)", "at least 0"),
+        ("mona(dropout=1.5)", "at most 1"),
+        ("vpt_shallow(tokens=0)", "at least 1"),
+        ("vpt_deep(dropout=2)", "at most 1"),
     ],
 )
 def test_an_impossible_parameter_gets_one_sentence(name, says, sam):
