@@ -11,27 +11,27 @@ if _found is None or _found.origin is None or Path(_found.origin).resolve().pare
     raise ImportError(f"Run from {ROOT}, or with it first in PYTHONPATH: another package named `datasets` is found before its own.")
 
 if TYPE_CHECKING:
-    from bench.adapted import load_run
-    from bench.backbones import SamConfig
-    from bench.checkpoints import load_sam
     from bench.export import image_rows, results
-    from bench.losses import segmentation_loss
-    from bench.method import build
-    from bench.released import load_cat_sam
-    from bench.segmenter import PromptableSegmenter
+    from bench.model.backbones import SamConfig
+    from bench.model.checkpoints import load_sam
+    from bench.model.method import build
+    from bench.model.released import load_cat_sam
+    from bench.model.segmenter import PromptableSegmenter
+    from bench.running.adapted import load_run
+    from bench.training.losses import segmentation_loss
     from bench.types import Prompts
 
 _HOMES = {  # looked up on first use: planning and tables must not wait for torch
-    "build": "bench.method",
+    "build": "bench.model.method",
     "image_rows": "bench.export",
-    "load_run": "bench.adapted",
-    "load_cat_sam": "bench.released",
-    "load_sam": "bench.checkpoints",
-    "PromptableSegmenter": "bench.segmenter",
+    "load_run": "bench.running.adapted",
+    "load_cat_sam": "bench.model.released",
+    "load_sam": "bench.model.checkpoints",
+    "PromptableSegmenter": "bench.model.segmenter",
     "Prompts": "bench.types",
-    "SamConfig": "bench.backbones",
+    "SamConfig": "bench.model.backbones",
     "results": "bench.export",
-    "segmentation_loss": "bench.losses",
+    "segmentation_loss": "bench.training.losses",
 }
 __all__ = [
     "PromptableSegmenter",
@@ -57,13 +57,13 @@ def __getattr__(name: str) -> Any:
 
 def methods() -> list[str]:
     """The registered names of tuning methods."""
-    from bench.registry import METHODS
+    from bench.grid.registry import METHODS
 
     return METHODS.names()
 
 
 def datasets() -> list[str]:
     """The registered names of data sets."""
-    from bench.registry import DATASETS
+    from bench.grid.registry import DATASETS
 
     return DATASETS.names()

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from bench.cluster.grid_status import Filter, all_cells, cell_title
+from bench.cluster.queue import cancel, need_slurm, tasks
+from bench.cluster.submission import live_cells, submissions
 from bench.errors import one_sentence
-from bench.slurm_queue import cancel, need_slurm, tasks
-from bench.spec import split_calls
-from bench.submission import live_cells, submissions
-from bench.watch import Filter, all_cells, cell_title
+from bench.grid.spec import split_calls
 
 
 @one_sentence

@@ -17,11 +17,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from bench.conformance import Finding, examined
+from bench.conformance.checks import Finding, examined
 from bench.errors import one_sentence, unknown
-from bench.plugins import add_option
-from bench.registry import DATASETS, METHODS
-from bench.spec import parse_call
+from bench.grid.plugins import add_option
+from bench.grid.registry import DATASETS, METHODS
+from bench.grid.spec import parse_call
 
 VERDICT, CHECK = 14, 46  # columns
 COLOURS = {"pass": "green", "broken": "bold red", "not promised": "yellow"}
@@ -45,11 +45,11 @@ def findings(name: str, data: Path, images: int = 16) -> Iterator[Finding]:
     """What the suite finds of a method or a data set; RequestError for a name that is neither, and data that cannot be opened."""
     called = parse_call(name)[0]
     if called in METHODS.names():
-        from bench.conformance_methods import METHOD_CHECKS, MethodSubject
+        from bench.conformance.methods import METHOD_CHECKS, MethodSubject
 
         return examined(METHOD_CHECKS, MethodSubject(name))
     if called in DATASETS.names():
-        from bench.conformance_datasets import DATASET_CHECKS, DatasetSubject
+        from bench.conformance.datasets import DATASET_CHECKS, DatasetSubject
 
         return examined(DATASET_CHECKS, DatasetSubject(called, data, images))
     raise unknown("method or data set", called, [*METHODS.names(), *DATASETS.names()])

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from bench.errors import RequestError, one_sentence
-from bench.evidence import SIGNIFICANT, read_rows
-from bench.metrics import RULES
-from bench.statistics import Counts, Difference, difference, holm, sampled
-from bench.store import RECORD, DamagedRecord, Record, ResultStore, read_record, spec_to_json
-from bench.table import Cell, Column, Row, Table, markdown
+from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, read_record, spec_to_json
+from bench.reporting.statistics import Counts, Difference, difference, holm, sampled
+from bench.reporting.table import Cell, Column, Row, Table, markdown
+from bench.reporting.table_statistics import SIGNIFICANT, read_rows
+from bench.training.metrics import RULES
 
 EXACT = ("dataset", "label", "shots", "draw", "seed", "backbone", "protocol")
 LOOSE = EXACT[:5]

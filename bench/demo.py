@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import tables
+from bench import ROOT, tables
 from bench.errors import one_sentence
-from bench.plan import Request, protocol_of
+from bench.grid.plan import Request, protocol_of
+from bench.grid.store import ResultStore, Scan
 from bench.run import Options, run_grid
-from bench.store import ResultStore, Scan
 
-SUITE = Path(__file__).parent.parent / "configs" / "suites" / "demo.toml"
+SUITE = ROOT / "configs" / "suites" / "demo.toml"
 NEXT = """
 What next
   everything else  make tables                   (intervals, comparisons, LaTeX, figures and results/report/index.html)
@@ -56,9 +56,9 @@ def draw_pictures(store: ResultStore, request: Request) -> list[Path]:
     sheets = {name: store.root / "figures" / f"predictions_{name}.png" for name in request.datasets.split(",")}
     stale = {name: path for name, path in sheets.items() if not _is_newer(path, _cells(scan, name, request))}
     if stale:
-        from bench.checkpoints import load_sam
-        from bench.pictures import prediction_sheet
-        from bench.registry import DATASETS
+        from bench.grid.registry import DATASETS
+        from bench.model.checkpoints import load_sam
+        from bench.reporting.pictures import prediction_sheet
 
         sam = load_sam(request.backbone)
         for name, path in stale.items():
@@ -78,7 +78,7 @@ def _cells(scan: Scan, dataset: str, request: Request) -> dict[str, Path]:
 
 
 def _title(method: str, label: str) -> str:
-    from bench.registry import METHODS
+    from bench.grid.registry import METHODS
 
     shown = label.removeprefix(method)
     return METHODS.get(method).title + (f"\n{shown}" if shown else "")  # type: ignore[attr-defined]

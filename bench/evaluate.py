@@ -21,26 +21,26 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from bench.backbones import CONFIGS, checkpoint_path
-from bench.cell import Cell, Result
-from bench.checkpoints import load_sam
+from bench.data.manifest import data_facts
 from bench.errors import CheckpointError, RequestError, one_sentence
-from bench.files import file_sha256, write_together
-from bench.manifest import data_facts
-from bench.metrics import RULES
-from bench.plan import Request, find_own, names_of, open_dataset, protocol_of, specs_of
-from bench.plugins import add_option
-from bench.progress import Progress
-from bench.provenance import provenance
-from bench.registry import DATASETS, METHODS, third_party
-from bench.released import load_released
+from bench.grid.files import file_sha256, write_together
+from bench.grid.plan import Request, find_own, names_of, open_dataset, protocol_of, specs_of
+from bench.grid.plugins import add_option
+from bench.grid.progress import Progress
+from bench.grid.provenance import provenance
+from bench.grid.registry import DATASETS, METHODS, third_party
+from bench.grid.spec import RunSpec, released_choice
+from bench.grid.store import Record, ResultStore
+from bench.model.backbones import CONFIGS, checkpoint_path
+from bench.model.checkpoints import load_sam
+from bench.model.released import load_released
+from bench.model.sam import Sam
+from bench.model.segmenter import PromptableSegmenter
 from bench.run import STOPPED
-from bench.sam import Sam
-from bench.segmenter import PromptableSegmenter
-from bench.spec import RunSpec, released_choice
-from bench.store import Record, ResultStore
+from bench.running.cell import Cell, Result
+from bench.running.workers import Tell, device_of, failure
+from bench.training.metrics import RULES
 from bench.types import Dataset
-from bench.workers import Tell, device_of, failure
 
 SOURCE = "released checkpoint"
 

@@ -5,7 +5,7 @@
 
 The first writes `<out>/tables/results.csv`, one row a cell, and `<out>/tables/images.csv`, one row a selection, test image and cell.
 The second takes a cell's folder or key: `cat-sam` is the format of the released CAT-SAM checkpoints, `sam` plain SAM weights that any SAM
-tool loads (of methods that can be merged into them), `onnx` a folder of encoder.onnx and decoder.onnx (see `bench.onnx_files`).
+tool loads (of methods that can be merged into them), `onnx` a folder of encoder.onnx and decoder.onnx (see `bench.exporting.onnx_files`).
 """
 
 import argparse
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.backbones import PRETRAINED
 from bench.errors import RequestError, one_sentence
-from bench.plugins import add_option
-from bench.store import ResultStore
+from bench.grid.plugins import add_option
+from bench.grid.store import ResultStore
+from bench.model.backbones import PRETRAINED
 
 COLUMNS = {
     "dataset": "the data set's name",
@@ -102,7 +102,7 @@ def _written(given: argparse.Namespace) -> list[Path]:
         raise RequestError(f"The request is not clear: {allowed}.")
     if given.cell is None:
         return export(given.out or Path("results"), given.parquet)
-    from bench.model_files import export_cell  # tables must not wait for torch
+    from bench.exporting.model_files import export_cell  # tables must not wait for torch
 
     return export_cell(given.cell, given.format, given.out, given.pretrained)
 

@@ -18,14 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.boards import Ask, Board, boards
 from bench.errors import one_sentence
-from bench.evidence import Evidence, evidence
-from bench.published import PUBLISHED, Published, heading, ordered, read_published
-from bench.statistics import critical_difference, mean_ranks
-from bench.store import ResultStore
-from bench.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels, save
-from bench.table import Cell
+from bench.grid.published import PUBLISHED, Published, heading, ordered, read_published
+from bench.grid.store import ResultStore
+from bench.reporting.comparable import Ask, Board, boards
+from bench.reporting.statistics import critical_difference, mean_ranks
+from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels, save
+from bench.reporting.table import Cell
+from bench.reporting.table_statistics import Evidence, evidence
 from bench.types import FULL
 
 MIOU = "foreground mIoU (%)"

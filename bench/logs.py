@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.cluster.grid_status import cell_title, find_cell
+from bench.cluster.queue import job_state
+from bench.cluster.submission import FOLDER, submissions
 from bench.errors import one_sentence
-from bench.slurm_facts import task_id
-from bench.slurm_queue import job_state
-from bench.store import GridCell, ResultStore, attempts
-from bench.submission import FOLDER, submissions
-from bench.watch import cell_title, find_cell
+from bench.grid.job_environment import task_id
+from bench.grid.store import GridCell, ResultStore, attempts
 
 
 @one_sentence

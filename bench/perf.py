@@ -7,7 +7,7 @@ the table take longer than 10 s for each 10,000 cells, or loading does, or where
 `submit` sends that many cells to a SLURM whose commands answer at once, by the launcher itself in a process of its own, and exits
 with 1 where that takes longer than 5 s for each 1,000 cells, or imports torch.
 
-`model` times training steps and evaluations along the fast path against the plain one, by turns (`bench.perf_turns`), and `kernels`
+`model` times training steps and evaluations along the fast path against the plain one, by turns (`bench.profiling.turns`), and `kernels`
 the attention kernels, and the products with frozen layers, against one another.
 """
 
@@ -24,17 +24,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.boards import Ask
 from bench.errors import RequestError, one_sentence
-from bench.files import write_together
-from bench.metrics import RULES
-from bench.plan import Request, choose_methods, specs_of
-from bench.provenance import PACKAGES, ROOT
-from bench.published import PUBLISHED, read_published
-from bench.registry import DATASETS, METHODS
-from bench.spec import RunSpec
-from bench.store import RECORD, Record, ResultStore, record_bytes
+from bench.grid.files import write_together
+from bench.grid.plan import Request, choose_methods, specs_of
+from bench.grid.provenance import PACKAGES, ROOT
+from bench.grid.published import PUBLISHED, read_published
+from bench.grid.registry import DATASETS, METHODS
+from bench.grid.spec import RunSpec
+from bench.grid.store import RECORD, Record, ResultStore, record_bytes
+from bench.reporting.comparable import Ask
 from bench.tables import tables
+from bench.training.metrics import RULES
 
 LIMIT_SECONDS = 10.0  # for each 10,000 cells
 LIMIT_MB = 2000.0
@@ -214,7 +214,7 @@ def _add_model(commands: Any) -> None:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from bench.perf_turns import compare
+    from bench.profiling.turns import compare
 
     if not 0 < given.minutes < float("inf"):
         raise RequestError(f"--minutes {given.minutes:g}: numbers above 0 are allowed.")
@@ -225,14 +225,14 @@ def _compare(given: argparse.Namespace) -> int:
 
 
 def _kernels(given: argparse.Namespace) -> int:
-    from bench.perf_kernels import compare_kernels
+    from bench.profiling.kernels import compare_kernels
 
     _check_device(given.device)
     return compare_kernels(given.device, given.backbone, given.precision, given.images, given.rounds)
 
 
 def _check_device(device: str) -> None:
-    from bench.workers import device_of
+    from bench.running.workers import device_of
 
     device_of(device)
 

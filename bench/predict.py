@@ -6,7 +6,7 @@
 
 CELL is a cell's folder, its key or the start of one. Every --box gives a mask of its own; all points, and a --mask, belong to one
 object, together with the box if there is one. Written are the union of the masks (0 and 255) and an overlay picture beside it; of a
-folder `masks/`, `overlays/` and `predictions.csv`. `bench.prompt_table` says how the CSV is read.
+folder `masks/`, `overlays/` and `predictions.csv`. `bench.predicting.prompt_table` says how the CSV is read.
 """
 
 import argparse
@@ -21,18 +21,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bench.adapted import RESULTS, load_run
-from bench.backbones import PRETRAINED
 from bench.errors import RequestError, one_sentence
-from bench.evaluation import predicted
-from bench.files import write_together
-from bench.overlays import overlay_picture
-from bench.plugins import add_option
-from bench.predict_tasks import Task, folder_tasks, prepared, single_task
-from bench.progress import Progress
-from bench.segmenter import PromptableSegmenter, at_once
+from bench.grid.files import write_together
+from bench.grid.plugins import add_option
+from bench.grid.progress import Progress
+from bench.model.backbones import PRETRAINED
+from bench.model.segmenter import PromptableSegmenter, at_once
+from bench.predicting.tasks import Task, folder_tasks, prepared, single_task
+from bench.reporting.overlays import overlay_picture
+from bench.running.adapted import RESULTS, load_run
+from bench.running.workers import device_of
+from bench.training.evaluation import predicted
 from bench.types import Prompts
-from bench.workers import device_of
 
 STOPPED = 130  # the exit code after Ctrl-C
 

@@ -20,15 +20,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from bench import ROOT
 from bench.errors import CheckpointError, DivergedError, RequestError
-from bench.files import write_together
-from bench.pretrain_card import Facts, card
-from bench.pretrain_config import PretrainConfig, read_config, run_key, squeezed
-from bench.pretrain_curve import CurvePoint, append_point, draw_curve, read_curve, write_curve
-from bench.pretrain_data import generator_processes, held_out, open_cache
-from bench.pretrain_trainer import StepLoss, Trainer, evaluated
+from bench.grid.files import write_together
+from bench.pretraining.card import Facts, card
+from bench.pretraining.config import PretrainConfig, read_config, run_key, squeezed
+from bench.pretraining.curve import CurvePoint, append_point, draw_curve, read_curve, write_curve
+from bench.pretraining.data import generator_processes, held_out, open_cache
+from bench.pretraining.trainer import StepLoss, Trainer, evaluated
 
-ROOT = Path(__file__).parent.parent
 SAVE_EVERY, SAY_EVERY = 60.0, 15.0  # seconds
 
 

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.boards import Ask, Board, boards
+from bench import ROOT
 from bench.errors import one_sentence
 from bench.figures import pictures
-from bench.files import write_together
-from bench.formats import data_attributes, html
-from bench.store import ResultStore
-from bench.style import rendered
+from bench.grid.files import write_together
+from bench.grid.store import ResultStore
+from bench.reporting.comparable import Ask, Board, boards
+from bench.reporting.formats import data_attributes, html
+from bench.reporting.style import rendered
 from bench.tables import tables
 
-ASSETS = Path(__file__).parent
+ASSETS = ROOT / "bench" / "reporting"
 LIMIT_BYTES = 10_000_000  # of the page
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 FILTERS = ("dataset", "shots", "method", "seed")

@@ -14,17 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from bench.backbones import checkpoint_path
-from bench.catalogue import Catalogue, catalogue
+from bench.data.manifest import remember_data
 from bench.errors import RequestError, TeamError, one_sentence
-from bench.files import file_sha256
-from bench.manifest import remember_data
-from bench.plan import Place, Request, choose_methods, open_datasets, specs_of, title
-from bench.plugins import add_option
-from bench.registry import third_party
-from bench.spec import RunSpec
-from bench.spread import is_member, leads, spread
-from bench.store import CellStatus, ResultStore
+from bench.grid.catalogue import Catalogue, catalogue
+from bench.grid.files import file_sha256
+from bench.grid.plan import Place, Request, choose_methods, open_datasets, specs_of, title
+from bench.grid.plugins import add_option
+from bench.grid.registry import third_party
+from bench.grid.spec import RunSpec
+from bench.grid.store import CellStatus, ResultStore
+from bench.model.backbones import checkpoint_path
+from bench.training.launch import is_member, leads, spread
 from bench.types import COMPILE_MODES, KEPT_BYTES, Dataset, Memory
 
 STOPPED = 130  # the exit code after Ctrl-C
@@ -121,8 +121,8 @@ def _launch(
     specs: Sequence[RunSpec], missing: Sequence[RunSpec], known: Catalogue, checkpoint: Path, backbone: str, options: Options
 ) -> int:
     """Sends the cells to SLURM, whose nodes need whole paths."""
-    from bench.slurm_profile import load_profile
-    from bench.slurm_submit import Launch, launch
+    from bench.cluster.profile import load_profile
+    from bench.cluster.submit import Launch, launch
 
     profile = load_profile(options.profile)
     checkpoint, data, out = (Path(os.path.abspath(path)) for path in (checkpoint, options.data, options.out))
@@ -154,9 +154,9 @@ def _place(backbone: str, checkpoint: Path, device: str, options: Options) -> Pl
 def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datasets: Mapping[str, Dataset], options: Options) -> bool:
     """Runs cells, none of which stops the others; the checkpoint is looked into before the first one starts. Whether the user
     stopped it."""
-    from bench.checkpoints import load_sam
-    from bench.team import join, leave
-    from bench.workers import device_of, run_here, run_in_workers
+    from bench.model.checkpoints import load_sam
+    from bench.running.workers import device_of, run_here, run_in_workers
+    from bench.training.process_group import join, leave
 
     place = _place(backbone, checkpoint, device_of(options.device), options)
     team, device = join(place.device)
@@ -176,7 +176,7 @@ def _spread(arguments: Sequence[str], options: Options) -> int:
     """Runs this command as `devices` processes; the exit code."""
     import torch
 
-    from bench.workers import device_of
+    from bench.running.workers import device_of
 
     there = torch.cuda.device_count()
     if device_of(options.device) == "cuda" and there < options.devices:

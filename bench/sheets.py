@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from bench.backbones import PRETRAINED, checkpoint_path
-from bench.boards import Ask, Board, boards
-from bench.checkpoints import load_sam
 from bench.errors import RequestError, one_sentence
-from bench.picks import picked_images
-from bench.pictures import prediction_sheet
-from bench.plan import open_dataset
-from bench.plugins import add_option
-from bench.published import PUBLISHED, heading, ordered, read_published
-from bench.sam import Sam
-from bench.store import ResultStore
+from bench.grid.plan import open_dataset
+from bench.grid.plugins import add_option
+from bench.grid.published import PUBLISHED, heading, ordered, read_published
+from bench.grid.store import ResultStore
+from bench.model.backbones import PRETRAINED, checkpoint_path
+from bench.model.checkpoints import load_sam
+from bench.model.sam import Sam
+from bench.reporting.comparable import Ask, Board, boards
+from bench.reporting.image_selection import picked_images
+from bench.reporting.pictures import prediction_sheet
 from bench.types import Dataset
 
 

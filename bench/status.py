@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.cluster.grid_status import PHASES, Seen, cell_title, seconds_left, seen_cells
+from bench.cluster.queue import Task, tasks
 from bench.errors import RequestError, one_sentence
-from bench.progress import duration
-from bench.slurm_queue import Task, tasks
-from bench.watch import PHASES, Seen, cell_title, seconds_left, seen_cells
+from bench.grid.progress import duration
 
 CLEAR = "\033[H\033[2J"
 

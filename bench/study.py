@@ -16,11 +16,11 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError, one_sentence, unknown
-from bench.plan import Request, text_of
-from bench.plugins import add_option
-from bench.protocol import load_protocol, read_toml
+from bench.grid.plan import Request, text_of
+from bench.grid.plugins import add_option
+from bench.grid.protocol import load_protocol, read_toml
+from bench.grid.store import ResultStore
 from bench.run import STOPPED, Options, run_grid
-from bench.store import ResultStore
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.boards import Ask, Board, Place, boards
-from bench.comparisons import comparisons_table
-from bench.efficiency import efficiency_table, size_cells, sizes
 from bench.errors import RequestError, one_sentence, unknown
-from bench.evidence import AVERAGE, IN_BRACKETS, Evidence, dataset_of, evidence
-from bench.formats import FORMATS, SUFFIX
-from bench.metrics import RULES
-from bench.pivot import PIVOTS, Pivot, pivot_tables
-from bench.protocol import SELECTIONS
-from bench.published import PUBLISHED, Published, heading, ordered, read_published
-from bench.store import ResultStore
-from bench.table import Cell, Column, Row, Table, markdown
+from bench.grid.protocol import SELECTIONS
+from bench.grid.published import PUBLISHED, Published, heading, ordered, read_published
+from bench.grid.store import ResultStore
+from bench.reporting.comparable import Ask, Board, Place, boards
+from bench.reporting.comparisons import comparisons_table
+from bench.reporting.efficiency import efficiency_table, size_cells, sizes
+from bench.reporting.formats import FORMATS, SUFFIX
+from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
+from bench.reporting.table import Cell, Column, Row, Table, markdown
+from bench.reporting.table_statistics import AVERAGE, IN_BRACKETS, Evidence, dataset_of, evidence
+from bench.training.metrics import RULES
 
 
 def paper_table(board: Board, published: Published, paper_shots: bool = True) -> Table:

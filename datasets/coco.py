@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.data.image_files import read_image
 from bench.errors import DataError, unknown
-from bench.image_files import read_image
 from bench.types import Sample
 
 Masks = NDArray[np.bool_]

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from bench.errors import RequestError, unknown
-from bench.protocol import read_toml
+from bench.grid.protocol import read_toml
 from bench.types import TrainingPrompts
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")

@@ -11,8 +11,8 @@ from typing import ClassVar, Protocol, Self
 import cv2
 import numpy as np
 
+from bench.data.image_files import Bytes, read_image
 from bench.errors import DataError
-from bench.image_files import Bytes, read_image
 from bench.types import Dataset, Sample, Split
 
 CACHE_BYTES = 1 << 30

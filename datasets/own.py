@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 from bench.errors import DataError, RequestError
-from bench.registry import DATASETS
+from bench.grid.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Split, hash_order
 from datasets.coco import read_coco
 from datasets.definition import Definition, SplitFiles, read_definition

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import RequestError, one_sentence, unknown
-from bench.plugins import add_option
+from bench.grid.plugins import add_option
 
 ACTIONS = ("prepare", "verify", "where")
 STOPPED = 130

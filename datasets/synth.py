@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.data.objects import object_areas, object_masks
 from bench.errors import DataError, RequestError
-from bench.objects import object_areas, object_masks
-from bench.registry import DATASETS
+from bench.grid.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Sample, Split, TrainingPrompts, hash_order
 from datasets.folder import CACHE_BYTES, GENERATED_MARK, Bytes, FolderDataset, Folders, SampleCache, stems
 from datasets.kvasir import Kvasir

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from bench.registry import DATASETS
+from bench.grid.registry import DATASETS
 from bench.types import ObjectRule, TrainingPrompts
 from datasets.folder import Expected, FolderDataset, Folders, stems
 

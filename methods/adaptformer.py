@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from bench.dropout import Dropout
-from bench.method import EncoderMethod
-from bench.registry import METHODS
-from bench.sam import Sam, Tuner, attend, feed_forward
-from bench.stock import Block
+from bench.grid.registry import METHODS
+from bench.model.dropout import Dropout
+from bench.model.method import EncoderMethod
+from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.sam_modules import Block
 
 
 class Adapter(nn.Module):

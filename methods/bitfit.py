@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.method import EncoderMethod
-from bench.registry import METHODS
-from bench.retuned import RetunedTuner, retuned
-from bench.sam import Sam, Tuner
+from bench.grid.registry import METHODS
+from bench.model.method import EncoderMethod
+from bench.model.retuned import RetunedTuner, retuned
+from bench.model.sam import Sam, Tuner
 
 
 @METHODS.register("bitfit")

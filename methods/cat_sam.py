@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.decoder import Decoder, HQDecoder
-from bench.method import Method
-from bench.registry import METHODS
-from bench.sam import Sam, Tuner, attend, feed_forward
-from bench.stock import Block
+from bench.grid.registry import METHODS
+from bench.model.decoder import Decoder, HQDecoder
+from bench.model.method import Method
+from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.sam_modules import Block
 
 SOURCE = "Xiao et al., CAT-SAM, ECCV 2024 (arXiv 2402.03631)"
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.dropout import noise
-from bench.method import EncoderMethod
-from bench.products import project
-from bench.registry import METHODS
-from bench.sam import Sam, Tuner, attend, feed_forward
-from bench.stock import Block
+from bench.grid.registry import METHODS
+from bench.model.dropout import noise
+from bench.model.method import EncoderMethod
+from bench.model.products import project
+from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.sam_modules import Block
 
 NOISE_FLOOR = 1e-2  # the least standard deviation of the gates' noise
 

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.method import EncoderMethod
-from bench.registry import METHODS
-from bench.sam import Sam, Tuner, attend, feed_forward
-from bench.stock import Block
+from bench.grid.registry import METHODS
+from bench.model.method import EncoderMethod
+from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.sam_modules import Block
 from methods.cat_sam import high_pass, linear, patch_filters
 
 

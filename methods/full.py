@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.decoder import Decoder
-from bench.method import Method
-from bench.registry import METHODS
-from bench.retuned import RetunedDecoder, RetunedTuner, retuned
-from bench.sam import Sam, Tuner
+from bench.grid.registry import METHODS
+from bench.model.decoder import Decoder
+from bench.model.method import Method
+from bench.model.retuned import RetunedDecoder, RetunedTuner, retuned
+from bench.model.sam import Sam, Tuner
 
 
 @METHODS.register("full")

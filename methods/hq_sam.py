@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.decoder import Decoder, HQDecoder
-from bench.method import Method
-from bench.registry import METHODS
-from bench.sam import Sam, Tuner
+from bench.grid.registry import METHODS
+from bench.model.decoder import Decoder, HQDecoder
+from bench.model.method import Method
+from bench.model.sam import Sam, Tuner
 
 
 @METHODS.register("hq_sam")

@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from bench.method import EncoderMethod
-from bench.registry import METHODS
-from bench.retuned import RetunedTuner, retuned
-from bench.sam import Sam, Tuner
-from bench.stock import LayerNorm2d
+from bench.grid.registry import METHODS
+from bench.model.method import EncoderMethod
+from bench.model.retuned import RetunedTuner, retuned
+from bench.model.sam import Sam, Tuner
+from bench.model.sam_modules import LayerNorm2d
 
 
 @METHODS.register("layernorm")

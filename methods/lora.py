@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.method import EncoderMethod
-from bench.products import project
-from bench.registry import METHODS
-from bench.sam import Sam, Tuner, attend, feed_forward
-from bench.stock import Block, ImageEncoderViT
+from bench.grid.registry import METHODS
+from bench.model.method import EncoderMethod
+from bench.model.products import project
+from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.sam_modules import Block, ImageEncoderViT
 
 
 class LoRATuner(Tuner):

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.method import EncoderMethod
-from bench.registry import METHODS
-from bench.retuned import RetunedTuner, retuned
-from bench.sam import Sam, Tuner
-from bench.stock import ImageEncoderViT
+from bench.grid.registry import METHODS
+from bench.model.method import EncoderMethod
+from bench.model.retuned import RetunedTuner, retuned
+from bench.model.sam import Sam, Tuner
+from bench.model.sam_modules import ImageEncoderViT
 
 STD = 0.02  # of the official code's initialisation, around 1 and 0; the paper does not give it
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.method import EncoderMethod
-from bench.registry import METHODS
-from bench.sam import Sam, Tuner, attend, feed_forward
-from bench.stock import Block
+from bench.grid.registry import METHODS
+from bench.model.method import EncoderMethod
+from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.sam_modules import Block
 
 SOURCE = "Jia et al., Visual Prompt Tuning, ECCV 2022"
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from archive_files import write_archives
 
-from bench.protocol import Settings, load_protocol
-from bench.sam import Sam
-from bench.toys import TOY, Rectangles, toy_backbone
+from bench.conformance.toys import TOY, Rectangles, toy_backbone
+from bench.grid.protocol import Settings, load_protocol
+from bench.model.sam import Sam
 from datasets import prepare
 
 __all__ = ["TOY", "Rectangles", "toy_backbone"]

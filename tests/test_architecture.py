@@ -3,67 +3,74 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from bench import ROOT
+
 # Each room may import from itself and from the rooms after it. Commands stand first; nothing imports them.
 ROOMS = [
     ["bench.demo", "bench.perf", "bench.pretrain", "bench.study", "bench.status", "bench.logs", "bench.cancel"],
     ["bench.evaluate", "bench.predict", "bench.check"],
-    ["bench.predict_tasks"],
-    ["bench.perf_turns", "bench.perf_kernels"],
-    ["bench.perf_model"],
+    ["bench.predicting.tasks"],
+    ["bench.profiling.turns", "bench.profiling.kernels"],
+    ["bench.profiling.model"],
     ["bench.report", "bench.sheets"],
     ["bench.tables", "bench.figures", "bench.compare", "bench.export"],
-    ["bench.comparisons", "bench.efficiency", "bench.pivot"],
-    ["bench.picks"],
-    ["bench.evidence"],
-    ["bench.run", "bench.pictures", "bench.pretrain_trainer", "bench.pretrain_card"],
-    ["bench.slurm_submit", "bench.watch"],
-    ["bench.slurm_send"],
-    ["bench.slurm_check", "bench.slurm_plan", "bench.job"],
-    ["bench.submission", "bench.catalogue"],
-    ["bench.model_files"],
-    ["bench.onnx_files"],
-    ["bench.workers", "bench.boards", "bench.pretrain_config", "bench.pretrain_data", "bench.pretrain_curve", "bench.pretrain_muon"],
-    ["bench.conformance_methods", "bench.conformance_datasets", "bench.overlays", "bench.prompt_table"],
-    ["bench.adapted", "bench.cell", "bench.plan", "bench.progress", "bench.snapshot"],
-    ["bench.train", "bench.evaluation", "bench.provenance", "bench.store"],
-    ["bench.prepared", "bench.precision", "bench.team"],
-    ["methods", "datasets", "bench.released"],
-    ["bench.toys"],
-    ["bench.method", "bench.onnx_graphs"],
-    ["bench.segmenter", "bench.losses", "bench.metrics", "bench.prompts", "bench.transforms"],
-    ["bench.inputs"],
-    ["bench.retuned"],
-    ["bench.checkpoints", "bench.decoder", "bench.objects", "bench.streamed_loss"],
-    ["bench.prompt_batch"],
-    ["bench.sam", "bench.dropout"],
-    ["bench.attention"],
-    ["bench.kernels", "bench.mask_maps", "bench.two_way", "bench.upsampling"],
-    ["bench.products"],
+    ["bench.reporting.comparisons", "bench.reporting.efficiency", "bench.reporting.pivot"],
+    ["bench.reporting.image_selection"],
+    ["bench.reporting.table_statistics"],
+    ["bench.run", "bench.reporting.pictures", "bench.pretraining.trainer", "bench.pretraining.card"],
+    ["bench.cluster.submit", "bench.cluster.grid_status"],
+    ["bench.cluster.send"],
+    ["bench.cluster.probe", "bench.cluster.array_plan", "bench.cluster.job"],
+    ["bench.cluster.submission", "bench.grid.catalogue"],
+    ["bench.exporting.model_files"],
+    ["bench.exporting.onnx_files"],
     [
-        "bench.manifest",
-        "bench.stock",
-        "bench.paths",
-        "bench.backbones",
-        "bench.spec",
-        "bench.published",
-        "bench.registry",
-        "bench.formats",
-        "bench.statistics",
-        "bench.style",
-        "bench.slurm_profile",
+        "bench.running.workers",
+        "bench.reporting.comparable",
+        "bench.pretraining.config",
+        "bench.pretraining.data",
+        "bench.pretraining.curve",
+        "bench.pretraining.muon",
     ],
-    ["bench.conformance"],
-    ["bench.table"],
-    ["bench.protocol", "bench.columns", "bench.files", "bench.spread"],
-    ["bench.image_files", "bench.plugins"],
-    ["bench.slurm_queue", "bench.slurm_turn"],
+    ["bench.conformance.methods", "bench.conformance.datasets", "bench.reporting.overlays", "bench.predicting.prompt_table"],
+    ["bench.running.adapted", "bench.running.cell", "bench.grid.plan", "bench.grid.progress", "bench.cluster.snapshot"],
+    ["bench.training.train", "bench.training.evaluation", "bench.grid.provenance", "bench.grid.store"],
+    ["bench.training.prepared", "bench.model.precision", "bench.training.process_group"],
+    ["methods", "datasets", "bench.model.released"],
+    ["bench.conformance.toys"],
+    ["bench.model.method", "bench.exporting.onnx_graphs"],
+    ["bench.model.segmenter", "bench.training.losses", "bench.training.metrics", "bench.training.prompts", "bench.training.transforms"],
+    ["bench.model.inputs"],
+    ["bench.model.retuned"],
+    ["bench.model.checkpoints", "bench.model.decoder", "bench.data.objects", "bench.training.streamed_loss"],
+    ["bench.model.prompt_batch"],
+    ["bench.model.sam", "bench.model.dropout"],
+    ["bench.model.attention"],
+    ["bench.model.kernels", "bench.model.mask_maps", "bench.model.two_way", "bench.model.upsampling"],
+    ["bench.model.products"],
+    [
+        "bench.data.manifest",
+        "bench.model.sam_modules",
+        "bench.model.implementation",
+        "bench.model.backbones",
+        "bench.grid.spec",
+        "bench.grid.published",
+        "bench.grid.registry",
+        "bench.reporting.formats",
+        "bench.reporting.statistics",
+        "bench.reporting.style",
+        "bench.cluster.profile",
+    ],
+    ["bench.conformance.checks"],
+    ["bench.reporting.table"],
+    ["bench.grid.protocol", "bench.grid.columns", "bench.grid.files", "bench.training.launch"],
+    ["bench.data.image_files", "bench.grid.plugins"],
+    ["bench.cluster.queue", "bench.cluster.launch_lock"],
     ["bench.types"],
-    ["bench.errors", "bench.processor", "bench.slurm_facts"],
+    ["bench.errors", "bench.grid.processor", "bench.grid.job_environment"],
 ]
 LEVEL = {module: i for i, room in enumerate(ROOMS) for module in room}
 
@@ -112,7 +119,7 @@ def test_no_branch_on_the_name_of_a_method_or_data_set(module, path):
 
 
 def test_planning_and_tables_import_no_torch():
-    code = "import sys, bench, bench.spec, bench.protocol, bench.store, bench.tables, bench.provenance; print('torch' in sys.modules)"
+    code = "import sys, bench, bench.grid.spec, bench.grid.protocol, bench.grid.store, bench.tables, bench.grid.provenance; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "False"
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from bench.demo import SUITE, run_demo
 from bench.errors import RequestError
-from bench.plan import Request
-from bench.protocol import load_protocol
-from bench.store import ResultStore
+from bench.grid.plan import Request
+from bench.grid.protocol import load_protocol
+from bench.grid.store import ResultStore
 from bench.study import main, read_study
 
 SMALL = Request("sam,vpt_shallow", "synth_polyps", "1", "0", "0", "tiny", "demo(lr=3e-3, epochs=2)")

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from bench import ROOT
+
 README = (ROOT / "README.md").read_text()
 
 
@@ -18,7 +19,7 @@ def test_the_new_method_of_the_readme_is_one_file(tmp_path):
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert code
     (tmp_path / "methods" / "scaled.py").write_text(code[1])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_methods.py", "-k", "scaled"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance/test_methods.py", "-k", "scaled"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 6  # the suite took it up, with either decoder

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import RequestError
-from bench.registry import DATASETS
+from bench.grid.registry import DATASETS
 from datasets.folder import FolderDataset
 from datasets.own import register_own
-from datasets.preparation.bar import bar
-from datasets.preparation.places import Top, folder_in, in_units, link, missing, tops
-from datasets.preparation.said import said
+from datasets.preparation.locations import Top, folder_in, in_units, link, missing, tops
+from datasets.preparation.progress import bar
+from datasets.preparation.summary import said
 from datasets.preparation.unpack import Plan, plan, unpack
 from datasets.preparation.verify import verify
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.manifest import Manifest
+from bench.data.manifest import Manifest
 from bench.types import Split
 from datasets.folder import Expected, FolderDataset, Survey
-from datasets.preparation.look import Look
+from datasets.preparation.inspection import Look
 
 MIDDLE = 127  # between black and white: where a mask that once was binary would be cut
 SPLITS = ("train", "val", "test")

@@ -16,7 +16,7 @@ from zipfile import ZipFile, ZipInfo
 
 from bench.errors import RequestError
 from datasets.folder import GENERATED_MARK
-from datasets.preparation.places import Top, base_in, need_space
+from datasets.preparation.locations import Top, base_in, need_space
 
 ENCRYPTED = 0x1  # of a member's flags
 CHUNK = 1 << 20

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.data.manifest import Manifest, manifest_of, to_hash
 from bench.errors import DataError
-from bench.manifest import Manifest, manifest_of, to_hash
 from bench.types import Dataset, Split
 from datasets.folder import Entry, FolderDataset, ListedDataset
-from datasets.preparation.bar import bar
 from datasets.preparation.findings import Finding, Looks, note, of_archive, of_contents, of_masks
-from datasets.preparation.look import Drawn, looks
+from datasets.preparation.inspection import Drawn, looks
+from datasets.preparation.progress import bar
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 

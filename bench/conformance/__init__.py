@@ -1,0 +1,1 @@
+"""What a method or a data set promises, checked."""

@@ -1,0 +1,387 @@
+"""The conformance suite for methods: what every one must keep, tried on a toy SAM and toy images on the CPU, in seconds.
+
+`python -m bench.check lora` prints what it finds, and the tests run it on every registered method.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from bench.conformance.checks import Broken, Check, NotPromised, need
+from bench.conformance.toys import Rectangles, toy_backbone
+from bench.grid.protocol import load_protocol
+from bench.grid.registry import METHODS
+from bench.grid.spec import choose_method, parse_call
+from bench.model.backbones import CONFIGS, SamConfig
+from bench.model.checkpoints import load_sam, weights_sha256
+from bench.model.implementation import use
+from bench.model.method import build
+from bench.model.sam import Sam
+from bench.model.segmenter import PromptableSegmenter
+from bench.training.train import Log, backward, batch_of, fit, optimizer_of
+from bench.types import Memory, Prompts
+
+OTHER = SamConfig(
+    image_size=96, patch_size=16, width=48, depth=2, heads=3, window=4, global_blocks=(1,), decoder_width=32, decoder_mlp=32, iou_width=32
+)
+CLOSE = 1e-4  # of the largest value: what the order of sums may change
+MERGED_CLOSE = 1e-5
+SIZES = ("vit_b", "vit_l", "vit_h")
+
+
+class MethodSubject:
+    """A method as it is called, "lora(rank=8)", and what the checks make of it once and share."""
+
+    def __init__(self, call: str) -> None:
+        self.call = call
+        name, parameters = parse_call(call)
+        self.cls = METHODS.get(name)
+        self.choice = choose_method(self.cls, parameters)
+        self.settings = replace(load_protocol("smoke").resolve("any", "any", 1), batch=2)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return bool(self.trained[0].tuned())
+
+    def fresh(self, seed: int = 0, sam: Sam | None = None) -> PromptableSegmenter:
+        """A newly built model, on a backbone of its own unless one is given."""
+        return build(self.call, sam or toy_backbone(), seed=seed)
+
+    def train(self, model: PromptableSegmenter, seed: int = 0) -> list[Log]:
+        """Trains for a few steps, and returns their logs. The global random states differ from call to call."""
+        _stir()
+        data = Rectangles()
+        return list(fit(model, optimizer_of(model, self.settings), data, data.support(2), self.settings, seed))
+
+    @cached_property
+    def trained(self) -> tuple[PromptableSegmenter, list[Log]]:
+        """A trained model with its logs; its neighbours on the same backbone were asked before."""
+        model = self.fresh(sam=self.neighbours[1].sam)
+        return model, self.train(model) if model.tuned() else []
+
+    @cached_property
+    def neighbours(self) -> tuple[PromptableSegmenter, PromptableSegmenter, Tensor, Tensor]:
+        """Another model of the method and the zero-shot SAM on one backbone, and their logits before `trained` was built on it."""
+        sam = toy_backbone()
+        other, zero_shot = self.fresh(seed=7, sam=sam), build("sam", sam)
+        return other, zero_shot, logits_of(other), logits_of(zero_shot)
+
+
+_stirred = iter(range(10**9))
+
+
+def _stir() -> None:
+    """Sets the global random states to something else, which nothing may depend on."""
+    seed = next(_stirred)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def toy_image(seed: int, height: int = 48, width: int = 64) -> Tensor:
+    """A random picture (3, H, W)."""
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) * 255
+
+
+def logits_of(model: PromptableSegmenter, seed: int = 3) -> Tensor:
+    """Logits (1, 48, 64) of a box on a random picture, in evaluation mode."""
+    box = Prompts(boxes=torch.tensor([[5.0, 5, 40, 30]]))
+    with _evaluating(model):
+        return model.decode(model.encode([toy_image(seed)]), [box])[0]
+
+
+@contextmanager
+def _evaluating(model: PromptableSegmenter) -> Iterator[None]:
+    model.eval()
+    with torch.no_grad():
+        yield
+
+
+def describes_itself(method: MethodSubject) -> str:
+    cls, parameters = method.cls, dict(method.choice.parameters)
+    for what in ("title", "source"):
+        need(isinstance(getattr(cls, what, None), str) and getattr(cls, what), f"It has no {what}: a text is needed.")
+    revision = getattr(cls, "revision", None)
+    need(type(revision) is int and revision >= 1, f"Its revision is {revision!r}: a whole number from 1 is needed.")
+    need(cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}("), "It has no docstring of its own, which says what it computes.")
+    need(is_dataclass(cls) and cls.__dataclass_params__.frozen, "It is no frozen dataclass.")  # type: ignore[attr-defined]
+    try:
+        need(
+            json.loads(json.dumps(parameters)) == parameters,
+            f"Its parameters {parameters} do not come back from JSON, of which keys are made.",
+        )
+    except TypeError as error:
+        raise Broken(f"Its parameters {parameters} cannot stand in a key: {error}.") from None
+    again = choose_method(cls, parse_call(method.choice.label)[1])
+    need(again == method.choice, f"Its label {method.choice.label} reads back as {again.label}.")
+    return f"{cls.title}, revision {revision}; parameters: {', '.join(f.name for f in fields(cls)) or 'none'}"  # type: ignore[attr-defined]
+
+
+def trains_what_it_says(method: MethodSubject) -> str:
+    tuned, says = method.fresh().tuned(), getattr(method.cls, "trains", True)
+    need(bool(tuned) == says, f"It says trains = {says} and has {len(tuned)} trainable tensors.")
+    wrong = [f"{name} is {p.dtype}" for name, p in tuned.items() if p.dtype != torch.float32]
+    need(not wrong, f"Trainable tensors must be float32: {', '.join(wrong[:3])}.")
+    return f"{len(tuned)} trainable tensors" if tuned else "nothing to train"
+
+
+def leaves_the_backbone_as_it_is(method: MethodSubject) -> str:
+    model, _ = method.trained
+    logits_of(model)
+    sam, before = model.sam, toy_backbone()
+    names, known = set(sam.state_dict()), set(before.state_dict())
+    need(names == known, f"The backbone's tensors are other ones now: {', '.join(sorted(names ^ known)[:3])}.")
+    changed = [name for name, tensor in before.state_dict().items() if not torch.equal(tensor, sam.state_dict()[name])]
+    need(
+        not changed and weights_sha256(sam) == weights_sha256(before),
+        f"It changed {len(changed)} of the backbone's tensors: {', '.join(changed[:3])}.",
+    )
+    loose = [name for name, p in sam.named_parameters() if p.requires_grad or p.grad is not None]
+    need(not loose, f"The backbone's {', '.join(loose[:3])} got gradients.")
+    theirs = {p.data_ptr(): name for name, p in sam.named_parameters()}
+    shared = [f"{name} is {theirs[p.data_ptr()]}" for name, p in model.tuned().items() if p.data_ptr() in theirs]
+    need(not shared, f"It trains the backbone's own memory: {', '.join(shared[:3])}.")
+    return f"{len(known)} tensors equal, none with a gradient"
+
+
+def every_parameter_learns(method: MethodSubject) -> str:
+    _needs_training(method)
+    (model, logs), before = method.trained, method.fresh().tuned()
+    need(all(log.loss > 0 for log in logs), f"Its losses are {[round(log.loss, 3) for log in logs]}: above 0 is needed.")
+    unmoved = [name for name, p in model.tuned().items() if torch.equal(p, before[name])]
+    need(not unmoved, f"{len(unmoved)} of {len(before)} tensors did not move in {len(logs)} steps: {', '.join(unmoved[:3])}.")
+    return f"all {len(before)} tensors move in {len(logs)} steps"
+
+
+def same_seed_same_numbers(method: MethodSubject) -> str:
+    _needs_training(method)
+    (model, logs), again = method.trained, method.fresh()
+    losses = [log.loss for log in method.train(again)]
+    need(losses == [log.loss for log in logs], f"Two trainings with seed 0 have the losses {[log.loss for log in logs]} and {losses}.")
+    other = [name for name, p in again.tuned().items() if not torch.equal(p, model.tuned()[name])]
+    need(not other, f"Two trainings with seed 0 end with other {', '.join(other[:3])}.")
+    return "losses and weights bit for bit, whatever the global random state"
+
+
+def another_seed_another_start(method: MethodSubject) -> str:
+    _needs_training(method)
+    first, other = method.fresh(seed=0).tuned(), method.fresh(seed=1).tuned()
+    drawn = [name for name in first if not torch.equal(first[name], other[name])]
+    if not drawn:
+        raise NotPromised("seeds 0 and 1 start from the same weights, and differ in the order of images and in augmentation alone")
+    return f"{len(drawn)} of {len(first)} tensors start from random numbers"
+
+
+def saved_and_loaded_is_the_same_model(method: MethodSubject) -> str:
+    model, _ = method.trained
+    content = save({name: p.detach().contiguous() for name, p in model.tuned().items()})
+    other, expected = method.fresh(seed=99, sam=model.sam), logits_of(model)
+    need(not method.trains or not torch.equal(logits_of(other), expected), "Training does not change its logits.")
+    other.load_tuned(load(content))
+    _same("Its logits after loading what was saved", logits_of(other), expected)
+    return f"logits bit for bit; {len(content) / 1e3:.0f} kB here"
+
+
+def evaluates_without_chance(method: MethodSubject) -> str:
+    model, _ = method.trained
+    first = logits_of(model)
+    _stir()
+    _same("Its logits on the same image, under another random state,", logits_of(model), first)
+    return "the same image gives the same logits"
+
+
+def keeps_nothing_of_an_image(method: MethodSubject) -> str:
+    model, _ = method.trained
+    first = logits_of(model)
+    with _evaluating(model):
+        model.encode([toy_image(11, 20, 30), toy_image(12)])
+    _same("Its logits after other images were encoded", logits_of(model), first)
+    return "images before it change nothing"
+
+
+def images_of_a_batch_do_not_see_each_other(method: MethodSubject) -> str:
+    model, _ = method.trained
+    images = [toy_image(21, 30, 40), toy_image(22, 64, 64), toy_image(23, 90, 17)]
+    boxes = [Prompts(boxes=torch.tensor([[1.0, 2, 15, 25], [3.0, 3, 9, 9]][: 1 + i % 2])) for i in range(3)]
+    with _evaluating(model):
+        together = model.decode(model.encode(images), boxes)
+        alone = [model.decode(model.encode([image]), [box])[0] for image, box in zip(images, boxes, strict=True)]
+    worst = max(_difference(a, b) for a, b in zip(together, alone, strict=True))
+    return f"three sizes together and alone differ by {worst:.0e}, {CLOSE:.0e} is allowed"
+
+
+def takes_every_kind_of_prompt(method: MethodSubject) -> str:
+    model, _ = method.trained
+    grid = model.sam.config.grid
+    points = {"points": torch.tensor([[[9.0, 9], [20, 20]]]), "labels": torch.tensor([[1.0, 0]])}
+    kinds = [Prompts(), Prompts(**points), Prompts(masks=torch.ones(1, 1, 4 * grid, 4 * grid)), Prompts(boxes=torch.ones(3, 4))]
+    with _evaluating(model):
+        features = model.encode([toy_image(3)] * 4)
+        for prompts, logits in zip(kinds, model.decode(features, kinds), strict=True):
+            need(
+                logits.shape == (len(prompts), 48, 64),
+                f"{len(prompts)} prompts on 48×64 pixels give logits of shape {tuple(logits.shape)}.",
+            )
+            need(torch.isfinite(logits).all(), "It has logits that are not finite.")
+    return "none, points, a mask and boxes"
+
+
+def micro_batches_give_the_same_gradients(method: MethodSubject) -> str:
+    _needs_training(method)
+    return _same_gradients(method, "micro-batches of one image", Memory(1))
+
+
+def checkpointing_gives_the_same_gradients(method: MethodSubject) -> str:
+    _needs_training(method)
+    return _same_gradients(method, "activation checkpointing", Memory(0, True))
+
+
+def _same_gradients(method: MethodSubject, what: str, memory: Memory) -> str:
+    model, _ = method.trained
+    whole, cut = _gradients(method, model, Memory()), _gradients(method, model, memory)
+    none = [name for name in whole if (whole[name] is None) != (cut[name] is None)]
+    need(not none, f"With {what}, {', '.join(none[:3])} has a gradient only sometimes.")
+    given = {name: gradient for name, gradient in whole.items() if gradient is not None}
+    least = 1e-3 * max(gradient.abs().max() for gradient in given.values())  # some are 0 but for rounding: a key's bias, say
+    worst, where = max((float((a - cut[n]).abs().max() / a.abs().max().clamp(min=least)), n) for n, a in given.items())
+    need(worst <= CLOSE, f"With {what}, the gradient of {where} differs by {worst:.1e} of its largest value; {CLOSE:.0e} is allowed.")
+    return f"they differ by {worst:.0e} of the largest value, {CLOSE:.0e} is allowed"
+
+
+def _gradients(method: MethodSubject, model: PromptableSegmenter, memory: Memory) -> dict[str, Any]:
+    data = Rectangles()
+    examples = batch_of(data, data.support(2), method.settings, 0, 0, 0, model.sam.config.grid)
+    model.train()
+    model.zero_grad()
+    backward(model, examples, 5, memory)
+    found = {name: None if p.grad is None else p.grad.clone() for name, p in model.tuned().items()}
+    model.zero_grad()
+    return found
+
+
+def the_fast_path_is_the_plain_one(method: MethodSubject) -> str:
+    model, _ = method.trained
+    with use("plain"):
+        plain = logits_of(model)
+    worst = _difference(logits_of(model), plain)
+    return f"they differ by {worst:.0e}, {CLOSE:.0e} is allowed"
+
+
+def models_on_one_backbone_do_not_see_each_other(method: MethodSubject) -> str:
+    other, zero_shot, *before = method.neighbours
+    logits_of(method.trained[0])
+    for name, model, logits in zip(("another model of it", "the zero-shot SAM"), (other, zero_shot), before, strict=True):
+        _same(f"The logits of {name} on the same backbone, after one was trained,", logits_of(model), logits)
+    return "training one changes no other"
+
+
+def a_frozen_encoder_stays_frozen(method: MethodSubject) -> str:
+    model, _ = method.trained
+    if not model.encoder.is_frozen:
+        return "its encoder is its own, and its features are not shared"
+    with _evaluating(model):
+        features = [one.encode([toy_image(3)]) for one in (model, method.neighbours[1])]
+    _same("It adds no step to the encoder, so its features are shared with the zero-shot SAM; they", *[f.embedding for f in features])
+    return "its features are the zero-shot SAM's, and are shared with it"
+
+
+def works_on_another_backbone(method: MethodSubject) -> str:
+    model = method.fresh(sam=toy_backbone(1, OTHER))
+    logits = logits_of(model)
+    need(
+        logits.shape == (1, 48, 64) and torch.isfinite(logits).all(),
+        f"Its logits of shape {tuple(logits.shape)} are not finite, or not (1, 48, 64).",
+    )
+    return f"{OTHER.depth} blocks of width {OTHER.width} on a {OTHER.grid}×{OTHER.grid} grid"
+
+
+def starts_as_the_frozen_model(method: MethodSubject) -> str:
+    worst = _difference(logits_of(method.fresh()), method.neighbours[3], allowed=None)
+    if worst > CLOSE:
+        raise NotPromised(f"untrained, its logits differ from the zero-shot SAM's by {worst:.2g} of their largest value")
+    return f"untrained, its logits are the zero-shot SAM's (to {worst:.0e})"
+
+
+def merges_into_plain_sam_weights(method: MethodSubject) -> str:
+    model, _ = method.trained
+    parts = {"image_encoder.": model.tuner.merged(model.sam.image_encoder), "mask_decoder.": model.decoder.merged(model.sam)}
+    lacking = [prefix.rstrip(".") for prefix, tensors in parts.items() if tensors is None]
+    if lacking:
+        raise NotPromised(f"no plain weights of the {' and '.join(lacking)} compute what it does")
+    merged = {prefix + name: tensor for prefix, tensors in parts.items() for name, tensor in (tensors or {}).items()}
+    state = model.sam.state_dict()
+    strange = [name for name in merged if name not in state or merged[name].shape != state[name].shape]
+    need(not strange, f"It merges into tensors that SAM does not have in this shape: {', '.join(strange[:3])}.")
+    stock = load_sam(model.sam.config, {**state, **merged})
+    worst = _difference(logits_of(build("sam", stock)), logits_of(model), allowed=None)
+    need(worst <= MERGED_CLOSE, f"Merged, its logits differ by {worst:.1e} of their largest value; {MERGED_CLOSE:.0e} is allowed.")
+    return f"{len(merged)} tensors of a stock SAM; logits differ by {worst:.0e}, {MERGED_CLOSE:.0e} is allowed"
+
+
+def has_a_size_on_every_backbone(method: MethodSubject) -> str:
+    counts = {size: parameters_on(method.call, size) for size in SIZES}
+    return "; ".join(f"{size} {count:,} parameters, {4 * count / 1e6:.1f} MB" for size, count in counts.items())
+
+
+def parameters_on(call: str, size: str) -> int:
+    """The trainable parameters of a method on a named backbone, counted without its memory."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(call, _meta_sam(size)).tuned().values())
+
+
+@cache
+def _meta_sam(size: str) -> Sam:
+    with torch.device("meta"):
+        return Sam(CONFIGS[size])
+
+
+def _needs_training(method: MethodSubject) -> None:
+    if not method.trains:
+        raise NotPromised("it trains nothing")
+
+
+def _same(what: str, found: Tensor, expected: Tensor) -> None:
+    if not torch.equal(found, expected):
+        raise Broken(f"{what} differ by up to {(found - expected).abs().max():.2g}: none is allowed.")
+
+
+def _difference(found: Tensor, expected: Tensor, allowed: float | None = CLOSE) -> float:
+    """The largest difference, as a share of the largest expected value; Broken where it is more than allowed."""
+    worst = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    if allowed is not None and not worst <= allowed:
+        raise Broken(f"They differ by {worst:.1e} of the largest value; {allowed:.0e} is allowed.")
+    return worst
+
+
+METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
+    describes_itself,
+    trains_what_it_says,
+    leaves_the_backbone_as_it_is,
+    every_parameter_learns,
+    same_seed_same_numbers,
+    another_seed_another_start,
+    saved_and_loaded_is_the_same_model,
+    evaluates_without_chance,
+    keeps_nothing_of_an_image,
+    images_of_a_batch_do_not_see_each_other,
+    takes_every_kind_of_prompt,
+    micro_batches_give_the_same_gradients,
+    checkpointing_gives_the_same_gradients,
+    the_fast_path_is_the_plain_one,
+    models_on_one_backbone_do_not_see_each_other,
+    a_frozen_encoder_stays_frozen,
+    works_on_another_backbone,
+    starts_as_the_frozen_model,
+    merges_into_plain_sam_weights,
+    has_a_size_on_every_backbone,
+)

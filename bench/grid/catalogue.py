@@ -1,0 +1,124 @@
+"""The methods that a grid names, chosen without loading torch: a child process reads them once, and a cache remembers what it said.
+
+python -m bench.grid.catalogue "lora(rank=8),sam"          # what the child prints, as JSON
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bench import ROOT
+from bench.errors import RequestError
+from bench.grid.files import write_together
+from bench.grid.plan import choose_methods
+from bench.grid.plugins import plugin_files
+from bench.grid.published import PUBLISHED
+from bench.grid.registry import METHODS
+from bench.grid.spec import MethodChoice
+
+CACHE = "methods"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The chosen methods in the order they were named, and the names of those that train nothing."""
+
+    choices: tuple[MethodChoice, ...]
+    untrained: frozenset[str]
+
+    def choose(self, text: str) -> list[MethodChoice]:
+        """The choices; what `specs_of` asks for."""
+        return list(self.choices)
+
+
+def catalogue(text: str, cache_dir: Path) -> Catalogue:
+    """The methods of `text` as a user writes them; the same choices, and the same errors, as `plan.choose_methods`.
+
+    What a child process found is kept in `cache_dir/methods/` under a hash of the text and of every file that methods are made
+    of. A cache that cannot be read or written is passed over.
+    """
+    name = f"{_state(text)}.json"
+    try:
+        return _read((cache_dir / CACHE / name).read_text())
+    except (OSError, ValueError, KeyError, TypeError):
+        said, warnings = _ask(text)
+    if warnings:  # what failed may be repaired without any of this code changing
+        print(*warnings, sep="\n", file=sys.stderr)
+        return _read(said)
+    try:
+        (cache_dir / CACHE).mkdir(parents=True, exist_ok=True)
+        write_together(cache_dir / CACHE, {name: said.encode()}, durable=False)
+    except OSError:
+        pass
+    return _read(said)
+
+
+def _ask(text: str) -> tuple[str, list[str]]:
+    """The last line that the child prints, and its warnings; its RequestError is raised here."""
+    done = subprocess.run([sys.executable, "-m", "bench.grid.catalogue", text], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 2:
+        raise RequestError(done.stderr.strip().splitlines()[-1])
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        raise RequestError(f"The methods cannot be loaded: {last}; `{Path(sys.executable).name} -m bench.grid.catalogue` shows it in full.")
+    return done.stdout.strip().splitlines()[-1], [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+
+
+def _read(said: str) -> Catalogue:
+    content = json.loads(said)
+    choices = tuple(MethodChoice(**{**choice, "parameters": _tuples(choice["parameters"])}) for choice in content["choices"])
+    return Catalogue(choices, frozenset(content["untrained"]))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _state(text: str) -> str:
+    """A hash of the text, the interpreter, the published tables, and all code that methods are made of, third-party packages and plugins
+    included."""
+    digest = sha256(f"{text}\0{sys.version}".encode())
+    published = [path for path in PUBLISHED.values() if path.is_file()]  # they say what the group "paper" is
+    for path in sorted([*(ROOT / "bench").glob("*.py"), *(ROOT / "methods").rglob("*.py"), *published]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for point in sorted(entry_points(group=METHODS.group)):
+        digest.update(f"\0{point.name}={point.value}".encode())
+        for path in sorted(_files(point.module.partition(".")[0])):
+            digest.update(f"\0{path}\0".encode() + path.read_bytes())
+    for path in plugin_files():
+        digest.update(f"\0{path}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _files(package: str) -> Iterator[Path]:
+    """The Python files of a package, found without importing it."""
+    found = find_spec(package)
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        yield from Path(folder).rglob("*.py")
+    if found and found.origin and not found.submodule_search_locations:
+        yield Path(found.origin)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the choices of a text of methods; 2 where it is wrong."""
+    text = (sys.argv[1:] if arguments is None else arguments)[0]
+    try:
+        choices = choose_methods(text)
+    except RequestError as error:
+        print(error, file=sys.stderr)
+        return 2
+    untrained = sorted({choice.name for choice in choices if not getattr(METHODS.get(choice.name), "trains", True)})
+    content = [{name: getattr(choice, name) for name in MethodChoice.__dataclass_fields__} for choice in choices]
+    print(json.dumps({"choices": content, "untrained": untrained}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

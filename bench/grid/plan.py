@@ -1,0 +1,197 @@
+"""From what a user asks for to the cells it means, every name, number and file checked before anything starts."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from bench.errors import RequestError, unknown
+from bench.grid.protocol import Protocol, load_protocol, read_toml
+from bench.grid.published import PUBLISHED, read_published
+from bench.grid.registry import DATASETS, METHODS, Registry
+from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
+from bench.types import FULL, KEPT_BYTES, WHOLE, Dataset, Memory, Shots
+
+
+@dataclass(frozen=True)
+class Request:
+    """A grid as a user writes it, on the command line or in `configs/suites/*.toml`: comma-separated text, "all" for every
+    registered name. Among methods, "paper" stands for the rows of the published table. seeds "" means the protocol's own."""
+
+    methods: str = "all"
+    datasets: str = "whu,kvasir,sbu"
+    shots: str = "1"
+    seeds: str = ""
+    draws: str = "0"
+    backbone: str = "vit_l"
+    protocol: str = "paper"
+
+    def with_suite(self, path: Path) -> "Request":
+        """The request with a suite file's values laid over it; RequestError for an unknown key."""
+        content, known = read_toml(path), [f.name for f in fields(self)]
+        for key in content:
+            if key not in known:
+                raise unknown(f"key in {path}", key, known)
+        return replace(self, **{key: text_of(value) for key, value in content.items()})
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
+    memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory.
+    devices: processes that run each cell together, which a SLURM job starts by itself. compile: torch.compile's mode for the encoder,
+    "" for none."""
+
+    backbone: str
+    checkpoint: Path
+    data: Path
+    out: Path
+    device: str
+    overwrite: str
+    save_every: float
+    memory: Memory = WHOLE
+    kept_bytes: int = KEPT_BYTES
+    devices: int = 1
+    compile: str = ""
+
+
+def choose_methods(text: str) -> list[MethodChoice]:
+    """The methods that a user names, groups and calls mixed: "paper,ssf,lora(rank=8)"; loads torch with them. RequestError for what
+    is not allowed."""
+    calls = list(dict.fromkeys(call for word in split_calls(text) for call in (GROUPS[word]() if word in GROUPS else [word])))
+    parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
+    return [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
+
+
+def paper_methods() -> list[str]:
+    """The rows of the published one-shot table that are implemented here, in its order."""
+    try:
+        rows = read_published(PUBLISHED["1"]).titles
+    except OSError as error:
+        raise RequestError(f"The methods of the paper's table cannot be read from {PUBLISHED['1']}: {error.strerror}.") from None
+    return [name for name in rows if name in METHODS.names()]
+
+
+GROUPS: Mapping[str, Callable[[], list[str]]] = {"all": METHODS.names, "paper": paper_methods}
+
+
+def specs_of(
+    request: Request, checkpoint_sha256: str, data: Path = Path("data"), choose: Callable[[str], list[MethodChoice]] = choose_methods
+) -> list[RunSpec]:
+    """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
+    number that is not allowed. choose: how methods are found; `bench.grid.catalogue` does it without torch."""
+    protocol = protocol_of(request.protocol)
+    find_own(data)
+    methods = {choice.label: choice for choice in choose(request.methods)}
+    datasets = {name: DATASETS.get(name) for name in names_of(request.datasets, DATASETS)}
+    grid = Grid(
+        tuple(methods),
+        tuple(datasets),
+        _list("shots", request.shots, _shots),
+        _list("draws", request.draws, _natural),
+        _list("seeds", request.seeds, _natural) if request.seeds else protocol.seeds,
+    )
+    generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
+    revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
+    return [
+        RunSpec(
+            request.backbone,
+            checkpoint_sha256,
+            dataset,
+            revisions[dataset],
+            generated[dataset],
+            methods[method],
+            shots,
+            draw,
+            seed,
+            protocol.name,
+            protocol.resolve(methods[method].name, dataset, shots),
+        )
+        for dataset, method, shots, draw, seed in grid.cells()
+    ]
+
+
+def title(spec: RunSpec) -> str:
+    """A cell in a few words."""
+    draw = f" draw {spec.draw}" if spec.draw else ""
+    return f"{spec.dataset} {spec.method.label} {spec.shots}-shot{draw} seed {spec.seed}"
+
+
+def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
+    """The data sets that these cells need, opened and able to give every support set; RequestError otherwise."""
+    opened: dict[str, Dataset] = {}
+    for spec in specs:
+        if spec.dataset not in opened:
+            opened[spec.dataset] = open_dataset(spec.dataset, data)
+            if spec.dataset_revision != (now := type(opened[spec.dataset]).revision_of(data)):
+                raise RequestError(
+                    f"Data set {spec.dataset}: the cell is of revision {spec.dataset_revision}, but what lies in {data} is now of {now}."
+                )
+        dataset = opened[spec.dataset]
+        dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
+        if spec.settings.uses_val and not dataset.names("val"):
+            raise RequestError(f"Data set {dataset.name} has no image to hold out, which the protocol needs.")
+    return opened
+
+
+def find_own(data: Path) -> None:
+    """Makes the data sets known that TOML files in the data folder describe."""
+    from datasets.own import register_own
+
+    register_own(data)
+
+
+def open_dataset(name: str, data: Path) -> Dataset:
+    """The data set of a name that lies below `data`, or is described there; RequestError for an unknown name, DataError as of `open`."""
+    find_own(data)
+    opened: Dataset = DATASETS.get(name).open(data)  # type: ignore[attr-defined]
+    return opened
+
+
+def protocol_of(text: str) -> Protocol:
+    """The protocol of a name as a user writes it, "demo(lr=1e-3)"; its own name has the changes in one canonical form."""
+    name, changes = parse_call(text)
+    return load_protocol(name, changes)
+
+
+def names_of(text: str, registry: Registry) -> list[str]:
+    """The registered names in a user's text, "all" or with commas between them; RequestError for others."""
+    names = registry.names() if text == "all" else split_calls(text)
+    for name in _not_empty(f"{registry.kind}s", names):
+        registry.get(name)
+    return names
+
+
+def _list(what: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(dict.fromkeys(read(item) for item in _not_empty(what, split_calls(text))))
+    except ValueError:
+        raise RequestError(f"{what} = {text!r} cannot be read: {read.__doc__}") from None
+
+
+def _shots(text: str) -> Shots:
+    """whole numbers from 1, or 'full', with commas between them, are allowed."""
+    return FULL if text == FULL else _at_least(1, text)
+
+
+def _natural(text: str) -> int:
+    """whole numbers from 0, with commas between them, are allowed."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    number = int(text)
+    if number < least:
+        raise ValueError
+    return number
+
+
+def _not_empty(what: str, items: list[str]) -> list[str]:
+    if not items:
+        raise RequestError(f"No {what} were named: give at least one, or 'all'.")
+    return items
+
+
+def text_of(value: Any) -> str:
+    """A TOML value as a user writes it on the command line: a list with commas."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,156 @@
+"""What a cell is: one method on one data set under one protocol, and the key and folder that follow from it."""
+
+import ast
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bench.errors import RequestError, unknown
+from bench.grid.protocol import Settings
+from bench.types import Shots
+
+RELEASED = "released"  # shown with a method whose weights somebody else trained
+ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method with all its hyper-parameters, defaults included.
+
+    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8".
+    """
+
+    name: str
+    parameters: tuple[tuple[str, Any], ...]
+    revision: int
+    shown: str
+
+    @property
+    def label(self) -> str:
+        """The name with the shown parameters: "lora(decoder=sam,rank=8)"; `choose_method` reads it back."""
+        return f"{self.name}({self.shown})" if self.shown else self.name
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One cell: everything that can change its number.
+
+    released_sha256: of the released checkpoint whose weights are evaluated as they are; "" where the cell trains its own. It came
+    later: while it is empty it is no part of the key.
+    """
+
+    backbone: str
+    checkpoint_sha256: str
+    dataset: str
+    dataset_revision: int
+    generated: bool  # the data set's files are a generated stand-in, not the real images
+    method: MethodChoice
+    shots: Shots
+    draw: int
+    seed: int
+    protocol: str
+    settings: Settings
+    released_sha256: str = ""
+
+    def canonical(self) -> dict[str, Any]:
+        """The spec as nested values for JSON, without what is only for display."""
+        method = {"name": self.method.name, "parameters": dict(self.method.parameters), "revision": self.method.revision}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "released_sha256" or self.released_sha256}
+        return {**own, "method": method, "settings": self.settings.keyed()}
+
+    @cached_property
+    def key(self) -> str:
+        """First 12 hex digits of sha256 over the canonical JSON."""
+        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> Path:
+        """The cell's folder below `results/runs`; a method's shown parameters are part of its name."""
+        method = ",".join(filter(None, [self.method.name, self.method.shown]))
+        run = f"{self.backbone}_{self.shots}shot_draw{self.draw}_seed{self.seed}_{self.key}"
+        return Path(self.dataset) / method / run
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The names whose product is asked for, as a user writes them."""
+
+    methods: tuple[str, ...]
+    datasets: tuple[str, ...]
+    shots: tuple[Shots, ...] = (1,)
+    draws: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
+
+    def cells(self) -> Iterable[tuple[str, str, Shots, int, int]]:
+        """(data set, method, shots, draw, seed), data sets outermost."""
+        return itertools.product(self.datasets, self.methods, self.shots, self.draws, self.seeds)
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Splits "lora(rank=8)" into ("lora", {"rank": 8}). Values are Python literals; a bare word is a string. Never evaluated."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
+            raise ValueError
+        if any(word.arg is None for word in node.keywords):  # lora(**{…})
+            raise ValueError
+        return node.func.id, {str(word.arg): _literal(word.value) for word in node.keywords}
+    except (ValueError, SyntaxError):
+        raise RequestError(f"Cannot read {text!r}: write a name, or a name with values like 'lora(rank=8)'.") from None
+
+
+def _literal(node: ast.expr) -> Any:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+def split_calls(text: str) -> list[str]:
+    """Splits "sam, lora(rank=8, decoder=hq)" at the commas outside brackets."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts if part.strip()]
+
+
+def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
+    """The choice of a method's class and the hyper-parameters given for it.
+
+    RequestError for a parameter that the class lacks, or a value of another type than the default's.
+    """
+    name: str = cls.name  # type: ignore[attr-defined]
+    values = {}
+    known = {f.name: f.default for f in fields(cls)}
+    for key, value in given.items():
+        if key not in known:
+            raise unknown(f"parameter of {name}", key, known)
+        values[key] = _same_type(f"{name}({key}=…)", value, known[key])
+    method = cls(**values)
+    parameters = tuple((f.name, getattr(method, f.name)) for f in fields(cls))
+    shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
+    return MethodChoice(name, parameters, cls.revision, shown)  # type: ignore[attr-defined]
+
+
+def released_choice(cls: type) -> MethodChoice:
+    """The choice of a method's class with its defaults whose weights are released ones: a row of its own, "cat_sam_a(released)"."""
+    return replace(choose_method(cls, {}), shown=RELEASED)
+
+
+def _same_type(where: str, value: Any, default: Any) -> Any:
+    if default is MISSING or default is None or value is None:
+        return value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise RequestError(f"{where} must be of type {type(default).__name__} like its default {default!r}, not {value!r}.")
+    return value

@@ -1,0 +1,426 @@
+"""Results on disk: a folder a cell, complete or absent, read back as one table.
+
+There is no database and no lock, because cells are written by many machines on a shared disk: a file appears by rename, and
+`record.json` last, so a result exists if and only if it is complete.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from bench.errors import RequestError
+from bench.grid.columns import Columns
+from bench.grid.files import staged_file, write_together
+from bench.grid.job_environment import job_facts
+from bench.grid.protocol import Settings
+from bench.grid.spec import RELEASED, MethodChoice, RunSpec
+
+RECORD, STATE, RESUME, TUNED = "record.json", "state.json", "resume.pt", "tuned.safetensors"
+IMAGES, HISTORY = "images.csv", "history.csv"
+WRITTEN = (RECORD, IMAGES, HISTORY, TUNED, RESUME, STATE)  # all that a cell writes, the result first
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a SLURM job: its number and restart count
+KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
+NAMES_AS_TEXT: dict[str, Callable[[str], str]] = dict.fromkeys(("name", "image", "stem"), str)  # an image called 007 stays "007"
+
+Phase = Literal["stored", "failed", "unfinished", "pending"]
+
+
+class DamagedRecord(Exception):
+    """A record that cannot be read or does not belong where it lies; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """What a cell's files say of it; `reason` is empty for a stored cell."""
+
+    phase: Phase
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cell's result.
+
+    scores: selection rule -> score name -> percent (NaN where a score is not defined); cost: counts, seconds and megabytes;
+    provenance: nested, JSON values only.
+    """
+
+    spec: RunSpec
+    scores: Mapping[str, Mapping[str, float]]
+    cost: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A record that was left out, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All records below a store: one row a cell, and those left out."""
+
+    table: pd.DataFrame
+    damaged: tuple[Damaged, ...]
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """A cell that the last run was asked for; the columns of `row`, but `method` is the label and `folder` relative to `runs`."""
+
+    dataset: str
+    method: str
+    shots: int | str
+    draw: int
+    seed: int
+    backbone: str
+    protocol: str
+    checkpoint_sha256: str
+    key: str
+    method_id: str
+    recipe: str
+    folder: str
+
+
+class ResultStore:
+    """The cells below `root/runs`, and the grid of the last run in `root/grid.json`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.runs = self.root / "runs"
+
+    def check_writable(self) -> None:
+        """RequestError, naming the folder, unless a file can be written below it."""
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            staged_file(self.runs / "probe", b"x").unlink()
+        except OSError as error:
+            raise RequestError(f"Cannot write to the output folder {self.root}: {error.strerror}.") from None
+
+    def folder(self, spec: RunSpec) -> Path:
+        """Where the cell lies, whether or not it exists."""
+        return self.runs / spec.folder
+
+    def status(self, spec: RunSpec) -> CellStatus:
+        """What the files say of the cell. A damaged record counts as failed, so that it can be run again."""
+        return self.status_of(self.folder(spec))
+
+    def status_of(self, folder: Path) -> CellStatus:
+        """The same for a cell's folder."""
+        if (folder / RECORD).exists():
+            try:
+                read_record(folder)
+            except DamagedRecord as damage:
+                return CellStatus("failed", f"its record is damaged: {damage}")
+            return CellStatus("stored")
+        state = read_state(folder)
+        if state is None and not (folder / RESUME).exists():
+            return CellStatus("pending", "not started")
+        return _running(state or {})
+
+    def heartbeat(self, spec: RunSpec, phase: str, progress: Mapping[str, Any] | None = None) -> None:
+        """Says that this process works on the cell, and how far it is. OSError where the disk does not take it."""
+        self._write_state(spec, phase, progress or {}, error=None)
+
+    def fail(self, spec: RunSpec, error: str) -> None:
+        """Says that the cell failed, and why, in one sentence. OSError where the disk does not take it."""
+        self._write_state(spec, "failed", {}, error)
+
+    def stop(self, spec: RunSpec, why: str) -> None:
+        """Says that nobody works on the cell any more, though it is not finished, and why. OSError as above."""
+        self._write_state(spec, "stopped", {}, why)
+
+    def begin_attempt(self, spec: RunSpec) -> None:
+        """Notes that the SLURM job of this process starts the cell.
+
+        Every start has a file of its own, so that two jobs, or two lives of one job, cannot overwrite each other's.
+        """
+        folder, facts = self.folder(spec), job_facts()
+        folder.mkdir(parents=True, exist_ok=True)
+        facts["time"] = _now()
+        write_together(folder, {f"attempt_{facts['job']}_{facts['restart']}.json": _json(facts)}, durable=False)
+
+    def save(self, record: Record, images: pd.DataFrame, history: pd.DataFrame, tuned: bytes | None) -> Path:
+        """Stores the cell's result and returns its folder.
+
+        Everything is on the disk under temporary names before the first file appears, and the record appears last. A disk
+        that is full raises OSError and leaves no file of this result. Where another copy of the cell was faster, its result
+        stays and this one is dropped.
+        """
+        folder = self.folder(record.spec)
+        if self.status_of(folder).phase == "stored":
+            self._tidy(record.spec)
+            return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {IMAGES: _csv(images), HISTORY: _csv(history), TUNED: tuned, RECORD: record_bytes(record)}
+        write_together(folder, {name: content for name, content in files.items() if content is not None})
+        self._tidy(record.spec)
+        return folder
+
+    def read(self, cell: RunSpec | Path) -> Record:
+        """A cell's record, by spec or by folder (which may have been moved); DamagedRecord where it is not as it must be."""
+        return read_record(self._folder_of(cell))
+
+    def images(self, cell: RunSpec | Path) -> pd.DataFrame:
+        """A cell's rows by test image; OSError where it has none."""
+        return _read_csv(self._folder_of(cell) / IMAGES)
+
+    def history(self, cell: RunSpec | Path) -> pd.DataFrame:
+        """A cell's training curve; OSError where it has none."""
+        return _read_csv(self._folder_of(cell) / HISTORY)
+
+    def records(self) -> pd.DataFrame:
+        """One row a stored cell (see `row`); `scan` says also which records were left out."""
+        return self.scan().table
+
+    def scan(self) -> Scan:
+        """All records, in the order of their folders. A damaged record, or a second copy of a cell, is reported and left out."""
+        paths: dict[str, str] = {}
+        columns = Columns()
+        damaged = []
+        for folder in sorted(self._folders(), key=lambda folder: (not KEYED_NAME.fullmatch(folder.name), str(folder))):
+            try:
+                found = row(read_record(folder), folder)
+            except DamagedRecord as damage:
+                damaged.append(Damaged(folder / RECORD, str(damage)))
+                continue
+            if found["key"] in paths:
+                damaged.append(Damaged(folder / RECORD, f"it is a copy of {paths[found['key']]}"))
+                continue
+            paths[found["key"]] = found["path"]
+            columns.append(found)
+        return Scan(columns.table("path"), tuple(sorted(damaged, key=lambda item: str(item.path))))
+
+    def discard(self, spec: RunSpec) -> None:
+        """Removes what the cell wrote, the result first, and nothing else."""
+        folder = self.folder(spec)
+        if not folder.is_dir():
+            return
+        leftovers = [path.name for path in folder.iterdir() if TEMPORARY.fullmatch(path.name) or ATTEMPT.fullmatch(path.name)]
+        for name in (*WRITTEN, *leftovers):
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # someone else's file lies in it
+            folder.rmdir()
+
+    def write_grid(self, specs: Iterable[RunSpec]) -> None:
+        """Notes the cells that a run was asked for, so that tables can say what is missing."""
+        cells = [asdict(grid_cell(spec)) for spec in specs]
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_together(self.root, {"grid.json": _json(cells)})
+
+    def grid(self) -> tuple[GridCell, ...]:
+        """The cells that the last run was asked for; none where there was no run. RequestError where the file is damaged."""
+        path = self.root / "grid.json"
+        try:
+            return tuple(GridCell(**cell) for cell in json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, TypeError) as error:
+            raise RequestError(f"Cannot read {path}: {error}; remove it, or run again.") from None
+
+    def _folder_of(self, cell: RunSpec | Path) -> Path:
+        return self.folder(cell) if isinstance(cell, RunSpec) else Path(cell)
+
+    def _folders(self) -> Iterator[Path]:
+        for method in sorted(self.runs.glob("*/*/")):
+            with os.scandir(method) as entries:
+                yield from (Path(entry.path) for entry in entries if os.path.exists(f"{entry.path}/{RECORD}"))
+
+    def _tidy(self, spec: RunSpec) -> None:
+        with contextlib.suppress(OSError):  # the result is complete: this is for people only
+            (self.folder(spec) / RESUME).unlink(missing_ok=True)
+            self._write_state(spec, "stored", {}, error=None)
+
+    def _write_state(self, spec: RunSpec, phase: str, progress: Mapping[str, Any], error: str | None) -> None:
+        folder = self.folder(spec)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"phase": phase, "progress": dict(progress), "error": error, "pid": os.getpid(), "host": socket.gethostname()}
+        state |= {"time": _now(), **({"slurm": facts} if (facts := job_facts()) else {})}
+        write_together(folder, {STATE: _json(state)}, durable=False)
+
+
+def attempts(folder: Path) -> list[Path]:
+    """The files that the starts of a cell by SLURM jobs left in its folder, oldest job first."""
+    found = [path for path in folder.glob("attempt_*.json") if ATTEMPT.fullmatch(path.name)]
+    return sorted(found, key=lambda path: tuple(map(int, path.stem.split("_")[1:])))
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a cell's folder.
+
+    DamagedRecord where it is absent, cut short or of another version, or where its content has another key than it says, or
+    than the folder's name says.
+    """
+    try:
+        content = json.loads((folder / RECORD).read_bytes())
+        record = _record(content)
+        said = content["key"]
+    except OSError as error:
+        raise DamagedRecord(f"it cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
+        raise DamagedRecord(f"its content is not that of a record ({type(error).__name__}: {error})") from None
+    named = KEYED_NAME.fullmatch(folder.name)
+    for where, key in (("it says", said), ("its folder is named", named[1] if named else said)):
+        if key != record.spec.key:
+            raise DamagedRecord(f"the key of its content is {record.spec.key}, but {where} {key}")
+    return record
+
+
+def record_bytes(record: Record) -> bytes:
+    """A record as JSON: sorted keys, floats in full, NaN as null; the same record gives the same bytes."""
+    content = {"key": record.spec.key, "spec": spec_to_json(record.spec), "scores": record.scores}
+    return _json({**content, "cost": record.cost, "provenance": record.provenance})
+
+
+def _record(content: Mapping[str, Any]) -> Record:
+    scores = {rule: {name: _number(name, value) for name, value in group.items()} for rule, group in content["scores"].items()}
+    if not scores:
+        raise ValueError("no scores")
+    return Record(spec_from_json(content["spec"]), scores, dict(content["cost"]), dict(content["provenance"]))
+
+
+def _number(name: str, value: Any) -> float:
+    if value is not None and type(value) not in (int, float):
+        raise TypeError(f"{name} = {value!r} is not a number")
+    return math.nan if value is None else float(value)
+
+
+def spec_to_json(spec: RunSpec) -> dict[str, Any]:
+    """The whole spec as JSON values, the order of a method's parameters included; `spec_from_json` reads it back."""
+    return {**_fields(spec), "method": _fields(spec.method), "settings": _fields(spec.settings)}
+
+
+def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
+    """The spec that `spec_to_json` wrote; TypeError or ValueError where a field is missing or unknown."""
+    method = MethodChoice(**{name: _tuples(value) for name, value in content["method"].items()})
+    settings = Settings(**{name: _tuples(value) for name, value in content["settings"].items()})
+    return RunSpec(**{**content, "method": method, "settings": settings})
+
+
+def _fields(item: RunSpec | MethodChoice | Settings) -> dict[str, Any]:
+    """A dataclass's own fields, by name."""
+    return {name: getattr(item, name) for name in item.__dataclass_fields__}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _json(content: Any) -> bytes:
+    text = json.dumps(_without_nan(content), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    text: str = table.to_csv(index=False, lineterminator="\n")
+    return text.encode()
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], converters=NAMES_AS_TEXT)
+    except pd.errors.EmptyDataError:  # a method that trains nothing has no curve
+        return pd.DataFrame()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """What was last said of a cell that runs or ran; None where nothing was, empty where it cannot be read."""
+    try:
+        state = json.loads((folder / STATE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _running(state: Mapping[str, Any]) -> CellStatus:
+    if state.get("phase") == "failed":
+        return CellStatus("failed", str(state.get("error") or "no reason was given"))
+    if state.get("phase") == "stored":
+        return CellStatus("unfinished", "its record was removed")
+    if "phase" not in state:
+        return CellStatus("unfinished", "it left no readable state")
+    if state["phase"] == "stopped":
+        return CellStatus("unfinished", str(state.get("error") or "stopped"))
+    return CellStatus("unfinished", f"{state['phase']}, last heard of from {state.get('host')} at {state.get('time')}")
+
+
+def grid_cell(spec: RunSpec) -> GridCell:
+    """A cell as the grid's file has it."""
+    who = (spec.dataset, spec.method.label, spec.shots, spec.draw, spec.seed)
+    which = (spec.backbone, spec.protocol, spec.checkpoint_sha256, spec.key)
+    same = _identities(spec)
+    return GridCell(*who, *which, same["method_id"], same["recipe"], spec.folder.as_posix())
+
+
+def row(record: Record, folder: Path) -> dict[str, Any]:
+    """A record as one flat row.
+
+    Columns: what the cell is (`label` is the method with its shown parameters), `selection` (the one whose weights are kept),
+    `key`, `method_id` and `recipe` (equal for cells that differ in no more than the data set, or the draw and seed),
+    `<selection>.<score>`, `cost.*`, `provenance.*` and `path`.
+    """
+    spec, settings, method = record.spec, record.spec.settings, record.spec.method
+    parameters = dict(method.parameters)
+    names = {"dataset": spec.dataset, "method": method.name, "label": method.label, "decoder": parameters.get("decoder")}
+    run = {"shots": spec.shots, "draw": spec.draw, "seed": spec.seed, "backbone": spec.backbone, "protocol": spec.protocol}
+    fixed = {"checkpoint_sha256": spec.checkpoint_sha256, "evaluation_prompt": settings.evaluation_prompt}
+    fixed["released_sha256"] = spec.released_sha256
+    kept = {
+        "selection": settings.selections[0],
+        "dataset_revision": spec.dataset_revision,
+        "generated": spec.generated,
+        "method_revision": method.revision,
+    }
+    scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
+    nested = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}
+    return {**names, **run, **fixed, **kept, **_identities(spec), "key": spec.key, **scores, **nested, "path": str(folder)}
+
+
+def _identities(spec: RunSpec) -> dict[str, str]:
+    """A released checkpoint is a method apart, which every data set may have another file of."""
+    method: tuple[Any, ...] = (spec.method.name, spec.method.parameters, spec.method.revision)
+    recipe: tuple[Any, ...] = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
+    if spec.released_sha256:
+        method, recipe = (*method, RELEASED), (*recipe, spec.released_sha256)
+    return {"method_id": _short(method), "recipe": _short(recipe)}
+
+
+def _short(identity: object) -> str:
+    return sha256(repr(identity).encode()).hexdigest()[:12]
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}"
+        flat |= _flat(name, value) if isinstance(value, Mapping) else {name: value}
+    return flat

@@ -1,0 +1,113 @@
+"""Loading SAM's weights: from Meta's .pth files, from safetensors or from a state dict, with a sentence for what does not fit."""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.errors import CheckpointError, unknown
+from bench.grid.files import file_sha256
+from bench.model.backbones import CONFIGS, FILES, HOW_TO_GET, PRETRAINED, SamConfig
+from bench.model.sam import Sam
+
+
+def load_sam(
+    arch: str | SamConfig,
+    checkpoint: str | Path | Mapping[str, Tensor] | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> Sam:
+    """A frozen SAM.
+
+    arch: "vit_b", "vit_l", "vit_h", "tiny" or a SamConfig. checkpoint: a path (.pth, .pt, .safetensors) or a state dict in
+    SAM's names; None takes `pretrained/<file>` for a named architecture, and random weights of `seed` for a SamConfig.
+    CheckpointError, in one sentence, for a file that is absent, damaged, pickled code or of another architecture.
+    """
+    if isinstance(arch, str) and arch not in CONFIGS:
+        raise unknown("backbone", arch, CONFIGS)
+    config = CONFIGS[arch] if isinstance(arch, str) else arch
+    if isinstance(arch, str) and checkpoint is None:
+        checkpoint = PRETRAINED / FILES[arch]
+    if isinstance(checkpoint, str | Path):
+        path = Path(checkpoint)
+        sam = _filled(config, read_tensors(path), str(path))
+        sam.sha256 = file_sha256(path)
+    elif checkpoint is not None:
+        sam = _filled(config, checkpoint, "the state dict")
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sam = Sam(config)
+    return sam.to(device)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, by name, bare or under "model". Files that hold pickled code are refused, never run."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}. {HOW_TO_GET}.")
+    try:
+        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "holds pickled code, which is never run" if _is_code(error) else "is damaged or no checkpoint"
+        raise CheckpointError(f"The checkpoint {path} {reason}: a file of tensors is needed.") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"The checkpoint {path} is truncated or damaged ({_first_line(error)}); get it again.") from None
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
+        loaded = loaded["model"]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"The checkpoint {path} is not a mapping of names to tensors, as SAM's files are.")
+    return dict(loaded)
+
+
+def weights_sha256(module: torch.nn.Module) -> str:
+    """The sha256 over all tensors of a module: equal exactly when every name, shape and value is."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def architecture_of(tensors: Mapping[str, Tensor]) -> str:
+    """The named architecture that fits an encoder's width and depth, or a description of both."""
+    position = tensors.get("image_encoder.pos_embed")
+    width = position.shape[-1] if position is not None and position.ndim == 4 else None
+    depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
+    names = [name for name, config in CONFIGS.items() if (config.width, config.depth) == (width, depth)]
+    return names[0] if names else f"an encoder of width {width} and depth {depth}"
+
+
+def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str) -> Sam:
+    with torch.device("meta"):  # no time and memory for weights that are replaced at once
+        sam = Sam(config)
+    expected = sam.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    extra = [name for name in tensors if name not in expected]
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    problems = [
+        f"{len(found)} {what} ({', '.join(found[:3])}{', …' if len(found) > 3 else ''})"
+        for what, found in (("missing keys", missing), ("unexpected keys", extra), ("other shapes", shapes))
+        if found
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit this architecture, it looks like {architecture_of(tensors)}: {'; '.join(problems)}.")
+    sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    return sam.requires_grad_(False)
+
+
+def _is_code(error: pickle.UnpicklingError) -> bool:
+    """Whether torch refused what a pickle would call; an "operand" that it does not know is only a byte of some other file."""
+    return "Unsupported" in str(error) and "Unsupported operand" not in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

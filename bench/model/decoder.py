@@ -1,0 +1,193 @@
+"""The mask decoders: SAM's own, and the HQ decoder that CAT-SAM tunes; both decode many prompts of many images in one call."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bench.model import mask_maps
+from bench.model.implementation import implementation
+from bench.model.prompt_batch import PromptBatch, batched, encode_prompts
+from bench.model.sam import Sam
+from bench.model.sam_modules import MLP, LayerNorm2d, MaskDecoder
+from bench.model.two_way import two_way
+from bench.types import Features, Prompts
+
+VALUES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # of the widest map: it bounds how many prompts' maps are held together
+
+
+class Decoded(NamedTuple):
+    """Per image: mask logits (n, 4g, 4g), and SAM's own estimate of each mask's IoU, (n,)."""
+
+    logits: list[Tensor]
+    iou: list[Tensor]
+
+
+class Decoder(nn.Module):
+    """SAM's mask decoder with its single-mask token; nothing to train. HQDecoder adds a token and what reads it.
+
+    The frozen modules are the caller's: a decoder holds its own parameters only.
+    """
+
+    def forward(self, sam: Sam, features: Features, prompts: Sequence[Prompts]) -> Decoded:
+        """Decodes the prompts of each image; they must be in the pixels of the model's input. One Prompts an image."""
+        if implementation() == "plain":
+            return self._plainly(sam, features, prompts)
+        batch = batched(sam, features.embedding, prompts)
+        out, source = self._transformed(sam, batch)
+        weights = self.weights(sam, out)
+        masks = self._masks(sam, source, weights)
+        scores = self.mask_decoder(sam).iou_prediction_head(out[:, 0])[:, 0]
+        fixed = self.image_places(features)
+        logits = [masks[rows] for rows in batch.rows]
+        if fixed is not None:
+            logits = [
+                low + mask_maps.masks_of_one(weights[rows], fixed[i]) for i, (low, rows) in enumerate(zip(logits, batch.rows, strict=True))
+            ]
+        return Decoded(logits, [scores[rows] for rows in batch.rows])
+
+    def _transformed(self, sam: Sam, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+        """The output tokens without SAM's IoU token's place changed (N, 1 + 4 + extra, d), and the source (N, g², d)."""
+        decoder = self.mask_decoder(sam)
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, *self.extra_token()])
+        tokens = torch.cat([own.expand(len(batch.sparse), -1, -1), batch.sparse], 1)
+        pe = sam.dense_positions().to(tokens.dtype)
+        out, source = two_way(decoder.transformer, batch.sources, batch.which, pe, tokens, batch.visible(len(own)))
+        return out[:, : len(own)], source
+
+    def _masks(self, sam: Sam, source: Tensor, weights: Tensor) -> Tensor:
+        """What is read off the upscaled sources of all prompts (N, g², d), some prompts at a time: (N, 4g, 4g). In training the wide
+        maps of all but few prompts are computed again in backward instead of kept."""
+        at_once = max(1, VALUES_AT_ONCE.get(source.device.type, 2**22) // (source.shape[1] * source.shape[2] * 4))
+        parts = list(zip(source.split(at_once), weights.split(at_once), strict=True))
+        again = torch.is_grad_enabled() and len(parts) > 1
+        upscaling = self.mask_decoder(sam).output_upscaling
+
+        def read(places: Tensor, of: Tensor) -> Tensor:
+            return self.read(of, mask_maps.upscaled(upscaling, places))
+
+        if not again:
+            return torch.cat([read(*part) for part in parts])
+        return torch.cat([checkpoint(read, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+    def _plainly(self, sam: Sam, features: Features, prompts: Sequence[Prompts]) -> Decoded:
+        """`forward` as SAM writes it: the reference that the fast path is tested and timed against."""
+        encoded = [encode_prompts(sam, p) for p in prompts]
+        image_maps = self.image_maps(features)
+        logits: list[Tensor] = [features.embedding[:0]] * len(prompts)
+        iou = list(logits)
+        for images in _alike([sparse for sparse, _ in encoded]):  # prompts of one length are one batch
+            counts = [len(encoded[i][0]) for i in images]
+            sparse, dense = (torch.cat([encoded[i][k] for i in images]) for k in (0, 1))
+            index = torch.tensor(images, device=sparse.device).repeat_interleave(torch.tensor(counts, device=sparse.device))
+            masks, scores = self.decode(sam, features.embedding[index], sparse, dense, image_maps, index)
+            for i, mask, score in zip(images, masks.split(counts), scores.split(counts), strict=True):
+                logits[i], iou[i] = mask, score
+        return Decoded(logits, iou)
+
+    def decode(
+        self, sam: Sam, embedding: Tensor, sparse: Tensor, dense: Tensor, image_maps: Tensor | None, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """N prompts: embedding and dense (N, d, g, g), sparse (N, t, d), index (N,) the image of each -> (N, 4g, 4g), (N,)."""
+        decoder = self.mask_decoder(sam)
+        own = [decoder.iou_token.weight, decoder.mask_tokens.weight, *self.extra_token()]
+        output_tokens = torch.cat(own)  # IoU, four masks, then the extra one
+        tokens = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], 1)  # len() would fix N in a traced graph
+        source = embedding + dense
+        out, source = decoder.transformer(source, sam.prompt_encoder.get_dense_pe(), tokens)
+        source = source.transpose(1, 2).unflatten(2, embedding.shape[-2:])  # (N, d, g, g)
+        upscaled = decoder.output_upscaling(source)  # (N, d/8, 4g, 4g)
+        scores = decoder.iou_prediction_head(out[:, 0])[:, 0]
+        maps = self.masks(upscaled, image_maps, index)
+        return torch.einsum("nc,nchw->nhw", self.weights(sam, out[:, : len(output_tokens)]), maps), scores
+
+    def merged(self, sam: Sam) -> dict[str, Tensor] | None:
+        """The tensors of `sam.mask_decoder`, under its own names, with which a stock SAM decodes as this does; None where none do."""
+        return {} if type(self) is Decoder else None
+
+    def mask_decoder(self, sam: Sam) -> MaskDecoder:
+        """SAM's modules that decode: the frozen ones, or some that share their tensors but for those that are tuned themselves."""
+        return sam.mask_decoder
+
+    def extra_token(self) -> tuple[Tensor, ...]:
+        """Output tokens beside SAM's own, each (1, d)."""
+        return ()
+
+    def image_maps(self, features: Features) -> Tensor | None:
+        """What is computed once an image and added to its prompts' maps, (B, d/8, 4g, 4g)."""
+        return None
+
+    def masks(self, upscaled: Tensor, image_maps: Tensor | None, index: Tensor) -> Tensor:
+        """What the weights are multiplied with, (N, d/8, 4g, 4g), from SAM's upscaled map of the same shape."""
+        return upscaled
+
+    def weights(self, sam: Sam, out: Tensor) -> Tensor:
+        """Each prompt's weights of the channels of its map, (N, d/8), from the output tokens (N, 1 + 4 + extra, d)."""
+        weights: Tensor = self.mask_decoder(sam).output_hypernetworks_mlps[0](out[:, 1])
+        return weights
+
+    def image_places(self, features: Features) -> Tensor | None:
+        """`image_maps` in token layout, (B, g², 4, 4, d/8)."""
+        return None
+
+    def read(self, weights: Tensor, upscaled: Tensor) -> Tensor:
+        """Masks (N, 4g, 4g), without the image maps' part, from weights (N, d/8) and SAM's upscaled map (N, g², 4, 4, d/8)."""
+        return mask_maps.masks(weights, upscaled)
+
+
+class HQDecoder(Decoder):
+    """The HQ-SAM decoder (Ke et al., NeurIPS 2023) as CAT-SAM tunes it: one more token T, and maps from the first
+    global-attention block, the image embedding and SAM's own upscaled map. Parameter names are the released checkpoints'.
+
+    Starts from PyTorch's default initialisation (T from N(0, 1)), as the reference does; no HQ-SAM checkpoint is loaded.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        width, d = sam.config.width, sam.config.decoder_width
+        self.hf_token = nn.Embedding(1, d)
+        self.hf_mlp = MLP(d, d, d // 8, 3)
+        self.compress_vit_feat = nn.Sequential(*_upscale(width, d, d // 8))
+        self.embedding_encoder = nn.Sequential(*_upscale(d, d // 4, d // 8))
+        self.embedding_maskfeature = nn.Sequential(
+            nn.Conv2d(d // 8, d // 4, 3, padding=1), LayerNorm2d(d // 4), nn.GELU(), nn.Conv2d(d // 4, d // 8, 3, padding=1)
+        )
+
+    def extra_token(self) -> tuple[Tensor, ...]:
+        return (self.hf_token.weight,)
+
+    def image_maps(self, features: Features) -> Tensor:
+        return self.embedding_encoder(features.embedding) + self.compress_vit_feat(features.first_global.permute(0, 3, 1, 2))
+
+    def masks(self, upscaled: Tensor, image_maps: Tensor | None, index: Tensor) -> Tensor:
+        assert image_maps is not None
+        maps: Tensor = self.embedding_maskfeature(upscaled) + image_maps[index]
+        return maps
+
+    def weights(self, sam: Sam, out: Tensor) -> Tensor:
+        weights: Tensor = self.hf_mlp(out[:, -1])
+        return weights
+
+    def image_places(self, features: Features) -> Tensor:
+        embedding = mask_maps.upscaled(self.embedding_encoder, features.embedding.flatten(2).mT)
+        return embedding + mask_maps.upscaled(self.compress_vit_feat, features.first_global.flatten(1, 2))
+
+    def read(self, weights: Tensor, upscaled: Tensor) -> Tensor:
+        return mask_maps.feature_masks(self.embedding_maskfeature, weights, upscaled)
+
+
+def _upscale(inner: int, middle: int, outer: int) -> list[nn.Module]:
+    """Four times the side: two transposed convolutions with a norm and GELU between them."""
+    up = nn.ConvTranspose2d(inner, middle, 2, stride=2), nn.ConvTranspose2d(middle, outer, 2, stride=2)
+    return [up[0], LayerNorm2d(middle), nn.GELU(), up[1]]
+
+
+def _alike(sparse: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of the images whose prompts have as many tokens."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, tokens in enumerate(sparse):
+        groups[tokens.shape[1]].append(i)
+    return list(groups.values())

@@ -1,0 +1,91 @@
+"""What a tuning method is, and how one is built on a frozen SAM."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from bench.errors import RequestError
+from bench.grid.protocol import load_protocol
+from bench.grid.registry import METHODS
+from bench.grid.spec import choose_method, parse_call
+from bench.model.decoder import Decoder, HQDecoder
+from bench.model.retuned import RetunedDecoder
+from bench.model.sam import Sam, Tuner
+from bench.model.segmenter import PromptableSegmenter
+
+DECODERS: Mapping[str, Callable[[Sam], Decoder]] = {"sam": lambda sam: Decoder(), "hq": HQDecoder, "tuned": RetunedDecoder}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A tuning method: a frozen dataclass of its hyper-parameters, registered with `@METHODS.register(name)`.
+
+    title: as tables print it. source: the paper. revision: raised when the meaning of the method changes, so that cells of
+    the old one are not mistaken for it. trains: False where there is nothing to train, so that its cells are short.
+    retunes_backbone: True where the model has a copy of the backbone's weights for itself, so that it is as large as SAM.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    revision: ClassVar[int] = 1
+    trains: ClassVar[bool] = True
+    retunes_backbone: ClassVar[bool] = False
+
+    def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
+        """Newly initialised parts for this backbone, drawn from torch's current random state."""
+        raise NotImplementedError
+
+    def at_least(self, **least: float) -> None:
+        """RequestError where a parameter is below what is given for it."""
+        for parameter, limit in least.items():
+            if getattr(self, parameter) < limit:
+                raise RequestError(f"{self.name}({parameter}={getattr(self, parameter)}): at least {limit} is needed.")
+
+    def at_most(self, **most: float) -> None:
+        """RequestError where a parameter is above what is given for it."""
+        for parameter, limit in most.items():
+            if getattr(self, parameter) > limit:
+                raise RequestError(f"{self.name}({parameter}={getattr(self, parameter)}): at most {limit} is allowed.")
+
+
+@dataclass(frozen=True)
+class EncoderMethod(Method):
+    """A method of the encoder. Nobody published which decoder the paper's baselines have, so it is a visible choice:
+    `decoder` is "sam" (SAM's own, frozen), "hq" (the CAT decoder's parts are trained too) or "tuned" (SAM's own is fine-tuned)."""
+
+    decoder: str = "sam"
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise RequestError(f"{self.name}(decoder={self.decoder}): only {', '.join(DECODERS)} are allowed.")
+
+    def tuner(self, sam: Sam) -> Tuner:
+        """The part in the encoder."""
+        raise NotImplementedError
+
+    def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
+        return self.tuner(sam), DECODERS[self.decoder](sam)
+
+
+def build(name: str, sam: Sam, seed: int = 0, protocol: str = "clean") -> PromptableSegmenter:
+    """The model of a method on a frozen SAM, newly initialised.
+
+    name: a registered name, also with parameters: "lora(rank=8)". seed: of the initialisation. protocol: decides how images
+    of exactly the model's size are taken. RequestError for unknown names, parameters and values.
+    """
+    method_name, parameters = parse_call(name)
+    choice = choose_method(METHODS.get(method_name), parameters)
+    protocol_name, changes = parse_call(protocol)
+    settings: dict[str, Any] = {**load_protocol(protocol_name, changes).settings, **changes}
+    return build_parts(METHODS.get(method_name)(**dict(choice.parameters)), sam, seed, settings["normalise_native_size"])
+
+
+def build_parts(method: Method, sam: Sam, seed: int, normalise_native_size: bool = True) -> PromptableSegmenter:
+    """As `build`, of a method that is chosen already."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tuner, decoder = method.build(sam)
+    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size)

@@ -1,0 +1,144 @@
+"""Products with frozen weights, by PyTorch or by oneDNN, and the one place where a device's way is chosen.
+
+PyTorch has oneDNN's product of ordinary tensors as an operator of its compiler only, without a gradient; that is why it has one here.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bench.grid.processor import cpu_model
+from bench.model.implementation import implementation
+from bench.model.sam_modules import MLPBlock
+
+TOKENS_AT_ONCE = 1000  # of 4096; malloc has room for a part's map where a map of all tokens was, but not where one of the same size was
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # as F.linear
+
+
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear by oneDNN, of float32 on a CPU; weight and bias get no gradient."""
+    out: Tensor = _Product.apply(x, weight, bias)
+    return out
+
+
+PRODUCTS: Mapping[str, Linear] = {"torch": F.linear, "onednn": by_onednn} if HAS_ONEDNN else {"torch": F.linear}
+
+
+@cache
+def choose_product(device: str) -> str:
+    """The product of PRODUCTS for a kind of device, by measurement: on an AMD processor oneDNN's is a ninth faster than PyTorch's; on an
+    Intel one it is a twentieth slower, and backward a tenth to a half (`python -m bench.perf kernels`)."""
+    return "onednn" if device == "cpu" and HAS_ONEDNN and "AMD" in (cpu_model() or "") else "torch"
+
+
+def project(layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
+    """layer(x), plus `onto` if that is given; where the layer is an nn.Linear, or a sequence with such, by `product`."""
+    if isinstance(layer, nn.Sequential):
+        for part in layer:
+            x = project(part, x)
+        projected = x
+    elif type(layer) is not nn.Linear or implementation() == "plain":
+        projected = layer(x)
+    elif onto is None or not _is_ordinary(x, layer.weight):
+        projected = product(x, layer.weight, layer.bias)
+    else:
+        return _onto(onto.flatten(0, -2), x.flatten(0, -2), layer.weight, layer.bias).view(onto.shape)
+    return projected if onto is None else onto + projected
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (…, c) times weight (o, c) transposed, plus bias (o,): F.linear."""
+    is_ours = _is_ordinary(x, weight) and not _learns(weight, bias)
+    return PRODUCTS[_by(x)](x, weight, bias) if is_ours else F.linear(x, weight, bias)
+
+
+def _is_ordinary(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are a CPU's float32 numbers, for which products are made here; a compiler makes its own."""
+    numbers = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    return numbers and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_dynamo_compiling()
+
+
+def _by(x: Tensor) -> str:
+    return choose_product(x.device.type)
+
+
+def _learns(*parameters: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return _onednn(grad, weight.mT, None), None, None
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+def perceptron(mlp: Any, x: Tensor, onto: Tensor) -> Tensor:
+    """onto + mlp(x). SAM's, frozen, is computed for some tokens at a time on a CPU, where large and short-lived maps cost new memory."""
+    if implementation() == "plain" or not _is_sams(mlp) or not _is_ordinary(x, mlp.lin1.weight) or _learns(*mlp.parameters()):
+        out: Tensor = onto + mlp(x)
+        return out
+    weights = mlp.lin1.weight, mlp.lin1.bias, mlp.lin2.weight, mlp.lin2.bias
+    parts: Tensor = _Perceptron.apply(onto.flatten(0, -2), x.flatten(0, -2), *weights)
+    return parts.view(x.shape)
+
+
+def _is_sams(mlp: Any) -> bool:
+    layers = type(mlp) is MLPBlock and type(mlp.lin1) is type(mlp.lin2) is nn.Linear
+    return layers and type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
+
+
+class _Perceptron(torch.autograd.Function):
+    """SAM's frozen MLP of tokens (n, C), TOKENS_AT_ONCE at a time; of what is between, backward needs the input of GELU only."""
+
+    @staticmethod
+    def forward(ctx: Any, onto: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+        trains = ctx.needs_input_grad[1]
+        out, kept = torch.empty_like(x), []
+        memory = x.new_empty(min(TOKENS_AT_ONCE, len(x)), len(weight1))
+        for residual, part, into in zip(*(tokens.split(TOKENS_AT_ONCE) for tokens in (onto, x, out)), strict=True):
+            reused = memory[: len(part)]
+            hidden = _hidden(part, weight1, bias1, None if trains else reused)
+            kept += [hidden] * trains
+            _onto(residual, torch.ops.aten.gelu.out(hidden, out=reused), weight2, bias2, into)
+        ctx.save_for_backward(weight1, weight2, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight1, weight2, *kept = ctx.saved_tensors
+        linear, out = PRODUCTS[_by(grad)], torch.empty_like(grad)
+        for part, hidden, into in zip(grad.split(TOKENS_AT_ONCE), kept, out.split(TOKENS_AT_ONCE), strict=True):
+            of_hidden = torch.ops.aten.gelu_backward(linear(part, weight2.mT, None), hidden)
+            into.copy_(linear(of_hidden, weight1.mT, None))
+        return grad, out, None, None, None, None
+
+
+def _hidden(x: Tensor, weight: Tensor, bias: Tensor, memory: Tensor | None) -> Tensor:
+    """x (n, c)·weightᵀ + bias, in that memory if it is given and PyTorch makes the product."""
+    return torch.mm(x, weight.mT, out=memory).add_(bias) if _by(x) == "torch" else by_onednn(x, weight, bias)
+
+
+def _onto(onto: Tensor, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    """onto (n, o) + x (n, c)·weightᵀ + bias, as `out` if given: where PyTorch makes the product, onto what is there."""
+    if _by(x) == "torch":
+        return torch.add(onto, bias, out=out).addmm_(x, weight.mT)
+    return torch.add(onto, product(x, weight, bias), out=out)

@@ -1,0 +1,94 @@
+"""The prompts of many images as one batch for the decoder: kinds encoded together, lengths made equal, sources shared."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.model.sam import Sam
+from bench.types import Prompts
+
+
+class PromptBatch(NamedTuple):
+    """N prompts, those of image i in `rows[i]`.
+
+    sparse: (N, t, d), with lengths (N,) of which are real; sources: (U, g², d), what the transformer starts from: one for all prompts of
+    an image, but one for each mask; which: (N,), the source of each prompt.
+    """
+
+    rows: list[slice]
+    sparse: Tensor
+    lengths: list[int]
+    sources: Tensor
+    which: Tensor
+
+    def visible(self, own: int) -> Tensor | None:
+        """(N, 1, 1, own + t): which tokens are real, `own` output tokens in front; None if all are."""
+        if len(set(self.lengths)) <= 1:
+            return None
+        longest = self.sparse.shape[1]
+        lengths = torch.tensor(self.lengths, device=self.sparse.device)
+        return (torch.arange(-own, longest, device=lengths.device) < lengths[:, None])[:, None, None]
+
+
+def batched(sam: Sam, embedding: Tensor, prompts: Sequence[Prompts]) -> PromptBatch:
+    """The batch of the prompts of images whose embeddings are (B, d, g, g)."""
+    rows = [slice(0)] * len(prompts)
+    sparse: list[Tensor] = []
+    sources: list[Tensor] = []
+    which: list[int] = []
+    for images in _alike(prompts):
+        joined = _joined([prompts[i] for i in images])
+        counts = [prompts[i].count for i in images] if joined else [1] * len(images)
+        start, known = len(which), sum(map(len, sources))
+        tokens, of_images, shared = _encoded(sam, embedding, joined or Prompts(), images, counts)
+        sparse.append(tokens.expand(sum(counts), -1, -1))  # images without any prompt are encoded as one
+        sources.append(of_images)
+        which += [known + k for k, n in enumerate(counts) for _ in range(n)] if shared else range(known, known + sum(counts))
+        for i, n in zip(images, counts, strict=True):
+            rows[i], start = slice(start, start + n), start + n
+    lengths = [x.shape[1] for x in sparse for _ in range(len(x))]
+    longest = max(x.shape[1] for x in sparse)
+    even = torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[1])) for x in sparse])
+    return PromptBatch(
+        rows, even, lengths, torch.cat(sources).flatten(2).mT.contiguous(), torch.tensor(which, dtype=torch.long, device=embedding.device)
+    )
+
+
+def _encoded(sam: Sam, embedding: Tensor, joined: Prompts, images: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor, bool]:
+    """The sparse tokens of images whose prompts are of one kind, their sources (U, d, g, g), and whether an image's prompts share one."""
+    tokens, dense = encode_prompts(sam, joined)
+    of_images = embedding[torch.tensor(images, device=embedding.device)]
+    if joined.masks is None:
+        return tokens, of_images + sam.prompt_encoder.no_mask_embed.weight[..., None, None], True
+    repeated = of_images.repeat_interleave(torch.tensor(counts, device=embedding.device), 0)
+    return tokens, repeated + dense, False
+
+
+def encode_prompts(sam: Sam, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """SAM's prompt encoder: sparse (n, t, d) and dense (n, d, g, g)."""
+    points = None if prompts.points is None else (prompts.points, prompts.labels)
+    encoded: tuple[Tensor, Tensor] = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
+    return encoded
+
+
+def _alike(prompts: Sequence[Prompts]) -> list[list[int]]:
+    """Indices of the images whose prompts are of the same kinds and lengths."""
+    groups: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
+    for i, p in enumerate(prompts):
+        groups[p.boxes is None, -1 if p.points is None else p.points.shape[1], p.masks is None].append(i)
+    return list(groups.values())
+
+
+def _joined(prompts: Sequence[Prompts]) -> Prompts | None:
+    """The prompts of images, all of one kind, as those of one; None where that is no prompt at all."""
+
+    def together(name: str) -> Tensor | None:
+        values = [getattr(p, name) for p in prompts]
+        return None if values[0] is None else torch.cat(values)
+
+    fields = [together(name) for name in ("boxes", "points", "labels", "masks")]
+    return None if all(field is None for field in fields) else Prompts(*fields)

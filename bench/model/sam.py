@@ -1,0 +1,263 @@
+"""The frozen SAM: the only walk through its image encoder, and the seam at which a method takes part in it."""
+
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bench.model.attention import Projection, attention
+from bench.model.backbones import SamConfig
+from bench.model.implementation import implementation
+from bench.model.products import perceptron, project
+from bench.model.sam_modules import (
+    Attention,
+    Block,
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    StockSam,
+    TwoWayTransformer,
+    add_decomposed_rel_pos,
+    window_partition,
+    window_unpartition,
+)
+
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB in 0–255
+
+
+class Sam(StockSam):
+    """segment_anything's Sam, frozen: its modules, its key layout, no gradients, evaluation mode. Starts with random weights.
+
+    config: its sizes. sha256: of the checkpoint file it was loaded from, "" for weights that came otherwise.
+    """
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__(
+            image_encoder=_image_encoder(config),
+            prompt_encoder=PromptEncoder(
+                embed_dim=config.decoder_width,
+                image_embedding_size=(config.grid, config.grid),
+                input_image_size=(config.image_size, config.image_size),
+                mask_in_chans=config.mask_channels,
+            ),
+            mask_decoder=_mask_decoder(config),
+            pixel_mean=list(PIXEL_MEAN),
+            pixel_std=list(PIXEL_STD),
+        )
+        self.config = config
+        self.sha256 = ""
+        self._positions: tuple[Tensor, int, Tensor] | None = None
+        self.pixel_mean = torch.tensor(PIXEL_MEAN, device="cpu").view(3, 1, 1)  # real even if the rest is on "meta"
+        self.pixel_std = torch.tensor(PIXEL_STD, device="cpu").view(3, 1, 1)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Sam":
+        """A frozen backbone stays in evaluation mode, whatever the model around it does."""
+        return super().train(False)
+
+    def dense_positions(self) -> Tensor:
+        """The positional encoding of the grid's places, (g², decoder width), computed once for the weights that it follows from."""
+        matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        if self._positions is None or self._positions[0] is not matrix or self._positions[1] != matrix._version:
+            with torch.inference_mode(False), torch.no_grad():  # so that training may use what an evaluation computed
+                positions = self.prompt_encoder.get_dense_pe()[0].flatten(1).T.contiguous()
+            self._positions = matrix, matrix._version, positions
+        return self._positions[2]
+
+
+def _image_encoder(config: SamConfig) -> nn.Module:
+    return ImageEncoderViT(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        mlp_ratio=4,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=config.global_blocks,
+        window_size=config.window,
+        out_chans=config.decoder_width,
+    )
+
+
+def _mask_decoder(config: SamConfig) -> nn.Module:
+    transformer = TwoWayTransformer(
+        depth=config.decoder_depth,
+        embedding_dim=config.decoder_width,
+        mlp_dim=config.decoder_mlp,
+        num_heads=config.decoder_heads,
+    )
+    return MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=transformer,
+        transformer_dim=config.decoder_width,
+        iou_head_depth=3,
+        iou_head_hidden_dim=config.iou_width,
+    )
+
+
+class Tuner(nn.Module):
+    """What a method adds to the frozen encoder. This base class adds nothing: with it the encoder is stock SAM, bit for bit.
+
+    A tuner holds its own parameters only. It never changes a block: it gets one, and computes with it.
+    """
+
+    def walked(self, vit: ImageEncoderViT) -> ImageEncoderViT:
+        """The encoder whose parts are walked: the frozen `vit`, or one that shares its tensors but for those that are tuned
+        themselves (`bench.model.retuned`)."""
+        return vit
+
+    def begin(self, image: Tensor, x: Tensor) -> Any:
+        """Called once, with the normalised image (B, 3, S, S) and its patch embedding (B, g, g, C), positions not yet added.
+
+        Returns the carry: whatever the tuner wants to hand from block to block.
+        """
+        return None
+
+    def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        """Block i, in place of `block(x)`; x is (B, g, g, C). Returns the block's output and the carry for the next one.
+
+        The block as it is, is `feed_forward(block, attend(block, x)[0])`, which computes `block(x)` without its waste.
+        """
+        return feed_forward(block, attend(block, x)[0]), carry
+
+    def penalty(self, carry: Any) -> Tensor | None:
+        """What training adds to each image's loss, (B,), told from the carry that the last block leaves; None for nothing.
+
+        Each image's own, so that it does not depend on how a batch is cut into parts.
+        """
+        return None
+
+    def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor] | None:
+        """The tensors of `vit`, under its own names, with which a stock SAM computes what this tuner does; None where none do."""
+        return {} if type(self) is Tuner else None
+
+
+class ImageEncoder(nn.Module):
+    """The only walk through the ViT: the frozen `vit` with a method's `tuner`."""
+
+    def __init__(self, vit: ImageEncoderViT, tuner: Tuner) -> None:
+        super().__init__()
+        self.vit, self.tuner = vit, tuner
+        self._compiled: Callable[..., tuple[Tensor, Tensor, Tensor | None]] | None = None
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the tuner adds nothing, so that what the encoder says of an image never changes."""
+        return all(getattr(type(self.tuner), part) is getattr(Tuner, part) for part in ("walked", "begin", "step"))
+
+    def forward(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
+        """`image`: normalised, (B, 3, S, S). Returns the neck's output (B, d, g, g) and the output of the first
+        global-attention block (B, g, g, C).
+
+        checkpointing: backward computes each block again instead of keeping what is inside it; the numbers are the same.
+        """
+        embedding, first_global, _ = self.with_penalty(image, checkpointing)
+        return embedding, first_global
+
+    def with_penalty(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `forward`, with the tuner's penalty of each image, (B,), if it has one."""
+        if self._compiled is None or implementation() != "fast" or checkpointing:
+            return self._walk(image, checkpointing)
+        embedding, first_global, penalty = self._compiled(image)  # a CUDA graph writes its next results over these
+        return embedding.clone(), first_global.clone(), None if penalty is None else penalty.clone()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the walk is compiled, but where blocks are computed again in backward."""
+        return self._compiled is not None
+
+    def compile_walk(self, mode: str, backend: str = "inductor") -> None:
+        """Compiles the walk, for each size of batch that comes, with a mode of bench.types.COMPILE_MODES and a backend of torch.compile.
+
+        What was compiled before is forgotten: PyTorch keeps few variants of a function, and would run later models uncompiled.
+        """
+        torch._dynamo.reset()
+        self._compiled = torch.compile(self._walk, dynamic=False, mode=mode if backend == "inductor" else None, backend=backend)
+
+    def _walk(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        step = partial(_checkpointed, self.tuner.step) if checkpointing and torch.is_grad_enabled() else self.tuner.step
+        vit = self.tuner.walked(self.vit)
+        x = vit.patch_embed(image)  # (B, g, g, C)
+        carry = self.tuner.begin(image, x)
+        x = x + vit.pos_embed
+        if implementation() == "fast":
+            x = x.contiguous()  # the convolution left the channels outside, and every block's sums and norms would go across them
+        first_global = None
+        for i, block in enumerate(vit.blocks):
+            x, carry = step(i, block, x, carry)
+            if first_global is None and block.window_size == 0:
+                first_global = x
+        return vit.neck(x.permute(0, 3, 1, 2)), x if first_global is None else first_global, self.tuner.penalty(carry)
+
+
+def _checkpointed(step: Callable[..., tuple[Tensor, Any]], i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
+    """A tuner's step, computed again in backward with the random numbers and context variables of now (it may be another thread)."""
+    out: tuple[Tensor, Any] = checkpoint(copy_context().run, step, i, block, x, carry, use_reentrant=False)
+    return out
+
+
+def attend(
+    block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projection | None = None, by_window: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The block's first half: x + attention(norm1(x)), where every window also sees `prompts`.
+
+    x: (B, g, g, C). prompts: (B, P, C), taken as they are (not through norm1); they have no position, so no relative-position
+    bias. qkv: stands in for the block's own projection (…, C) -> (…, 3C), which stays as it is.
+    by_window: qkv is given every window by itself, with its padding, row by row, (B·windows, side², C), as a layer in SAM's place
+    would be; there may be no prompts then. Otherwise it must treat all tokens alike: padding may reach it once for all windows.
+    Returns x and what the attention made of the prompts, (B, P, C), averaged over the windows of an image.
+    """
+    prompts = x.new_empty(len(x), 0, x.shape[-1]) if prompts is None else prompts
+    if implementation() == "plain":
+        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention)
+    if by_window:
+        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention_at_once)
+    return attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv), x)
+
+
+def feed_forward(block: Block, x: Tensor) -> Tensor:
+    """The block's second half: x + mlp(norm2(x)), for any (…, C)."""
+    return perceptron(block.mlp, block.norm2(x), x)
+
+
+Inner = Callable[[Attention, Tensor, Tensor, Projection], tuple[Tensor, Tensor]]
+
+
+def _attend_by_window(block: Block, x: Tensor, prompts: Tensor, qkv: Projection, inner: Inner) -> tuple[Tensor, Tensor]:
+    """`attend` as SAM writes it, window by window; with `_attention` it is the reference that `bench.model.attention` is tested and timed
+    against."""
+    b, h, w, _ = x.shape
+    y, padded = block.norm1(x), (h, w)
+    if block.window_size:
+        y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
+    windows = y.shape[0] // b
+    y, p = inner(block.attn, y, prompts.repeat_interleave(windows, 0), qkv)
+    if block.window_size:
+        y = window_unpartition(y, block.window_size, padded, (h, w))
+    return x + y, p.unflatten(0, (b, windows)).mean(1)
+
+
+def _attention_at_once(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
+    """As `_attention`, with the kernels of `bench.model.attention`; `prompts` is empty."""
+    return attention(attn, x, 0, prompts, qkv)
+
+
+def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
+    """SAM's attention over x (B, H, W, C) with P tokens in front of it; relative positions between image tokens only."""
+    b, h, w, _ = x.shape
+    n, heads = prompts.shape[1], attn.num_heads
+    tokens = torch.cat([prompts, x.flatten(1, 2)], 1)  # (B, P + H·W, C)
+    q, k, v = qkv(tokens).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)  # each (B·heads, P + H·W, c)
+    logits = (q * attn.scale) @ k.transpose(-2, -1)
+    image = logits[:, n:, n:].contiguous()
+    logits[:, n:, n:] = add_decomposed_rel_pos(image, q[:, n:], attn.rel_pos_h, attn.rel_pos_w, (h, w), (h, w))
+    out = (logits.softmax(-1) @ v).unflatten(0, (b, heads)).transpose(1, 2).flatten(2)  # (B, P + H·W, C)
+    out = attn.proj(out)
+    return out[:, n:].unflatten(1, (h, w)), out[:, :n]

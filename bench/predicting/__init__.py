@@ -1,0 +1,1 @@
+"""Prompts and images of `bench.predict`."""

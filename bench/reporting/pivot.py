@@ -1,0 +1,210 @@
+"""Tables with any of a cell's fields as rows and columns; what stands in neither parts the tables, so nothing is ever mixed."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from bench.errors import RequestError, unknown
+from bench.grid.protocol import SELECTIONS
+from bench.grid.published import Published, heading, ordered
+from bench.grid.store import ResultStore
+from bench.reporting.comparable import Ask, Board, Place, Run, boards
+from bench.reporting.statistics import sampled
+from bench.reporting.table import Cell, Column, Facts, Row, Table
+from bench.reporting.table_statistics import IN_BRACKETS, bracketed, counts_of
+from bench.training.metrics import RULES
+
+FIELDS = ("backbone", "checkpoint", "protocol", "shots", "dataset", "label", "selection", "rule")
+POOLED = "miou"  # the metric that rows by image give an interval
+RUN = ("draw", "seed")  # averaged over, where a pivot does not show them
+ALSO = {"method": "label", "weights": "checkpoint"}
+Gap = tuple[Run, str, str]
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """What a pivot shows: fields as rows and columns, and a score's name (`miou`, `dice`, `mean_image_iou`) or a record's column."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    metric: str = "miou"
+    title: str = ""
+
+    @classmethod
+    def of(cls, rows: str, columns: str, metric: str) -> "Pivot":
+        """From comma-separated names; RequestError for an unknown or repeated field."""
+        down, across = _names(rows), _names(columns)
+        for name in (*down, *across):
+            if name not in (*FIELDS, *RUN):
+                raise unknown("field", name, (*FIELDS, *RUN, *ALSO))
+        if len({*down, *across}) < len(down) + len(across) or not down or not across:
+            raise RequestError("A pivot needs at least one field for its rows and one for its columns, each named once.")
+        return cls(down, across, metric)
+
+
+PIVOTS: Mapping[str, Pivot] = {
+    "shots": Pivot(("label",), ("dataset", "shots"), title="Foreground mIoU (%) by number of shots"),
+    "selections": Pivot(("label",), ("dataset", "selection"), title="Foreground mIoU (%) by selection rule"),
+    "rules": Pivot(("label",), ("dataset", "rule"), title="Foreground mIoU (%) by what images without objects count"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of one cell, or the gap where it should be; `at` has a value for each of FIELDS and RUN."""
+
+    at: Mapping[str, str]
+    run: Run
+    value: float = math.nan
+    gap: Gap | None = None
+    folder: Path | None = None
+
+
+def pivot_tables(store: ResultStore, ask: Ask, pivot: Pivot, published: Published) -> list[Table]:
+    """The pivot's tables, one for each combination of the fields that it does not show; methods are named as published.
+
+    RequestError where there is no cell, or the metric is in no record.
+    """
+    found = entries(store, ask, pivot)
+    if all(math.isnan(entry.value) for entry in found) and any(entry.gap is None for entry in found):
+        raise RequestError(f"No record has {pivot.metric!r}: name a score (miou, dice, mean_image_iou) or a column of bench.results().")
+    fixed = [name for name in FIELDS if name not in (*pivot.rows, *pivot.columns)]
+
+    def part(entry: Entry) -> tuple[str, ...]:
+        return tuple(entry.at[name] for name in fixed)
+
+    parts = [(key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)]
+    notes = tuple(dict.fromkeys(note for board in boards(store, ask) for note in (*board.stand_ins, *board.mixed, *board.notes)))
+    tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), published) for key, of in parts]
+    known = any(cell.low is not None for table in tables for row in table.rows for cell in row.cells)
+    return [replace(table, notes=(*((IN_BRACKETS,) if known else ()), *notes)) for table in tables]
+
+
+def entries(store: ResultStore, ask: Ask, pivot: Pivot) -> list[Entry]:
+    """A pivot's numbers and gaps, cell by cell; selections and rules are told apart only where the pivot shows them."""
+    shown = (*pivot.rows, *pivot.columns)
+    found = []
+    for board in boards(store, ask):
+        rules = RULES if "rule" in shown else (ask.rule,)
+        for selection in _stored_selections(board) if "selection" in shown else [board.selection]:
+            for rule in rules:
+                found += _entries(board, selection, rule, pivot.metric)
+    return found
+
+
+def _stored_selections(board: Board) -> list[str]:
+    there = {str(name).partition(".")[0] for name in board.frame.columns}
+    return [name for name in SELECTIONS if name in there] or [board.selection]
+
+
+def _entries(board: Board, selection: str, rule: str, metric: str) -> list[Entry]:
+    backbone, protocol, shots, checkpoint = board.identity
+    common = {"backbone": backbone, "protocol": protocol, "shots": shots, "checkpoint": checkpoint[:8]}
+    common |= {"selection": selection, "rule": rule}
+    column = metric if metric in board.frame else f"{selection}.{metric}_{rule}"
+    values = board.frame[column] if column in board.frame else pd.Series(math.nan, index=board.frame.index)
+    names = [list(board.frame.get(name, ())) for name in ("label", "dataset", "draw", "seed", "path")]
+    stored = []
+    for label, dataset, draw, seed, path, value in zip(*names, values, strict=True):
+        run = int(draw), int(seed)
+        stored.append(Entry(_at(common, label, dataset, run), run, _float(metric, value), folder=Path(path)))
+    asked = [(_at(common, label, dataset, gap[0]), gap) for (label, dataset), gaps in board.gaps.items() for gap in gaps]
+    return stored + [Entry(at, gap[0], gap=gap) for at, gap in asked]
+
+
+def _at(common: Mapping[str, str], label: str, dataset: str, run: Run) -> dict[str, str]:
+    return {**common, "label": label, "dataset": dataset, "draw": str(run[0]), "seed": str(run[1])}
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(ALSO.get(name.strip(), name.strip()) for name in text.split(",") if name.strip())
+
+
+def _float(metric: str, value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise RequestError(f"The column {metric!r} holds {value!r}, which is not a number: choose one that does.") from None
+
+
+def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], published: Published) -> Table:
+    scores: dict[tuple[str, str], dict[Run, float]] = {}
+    gaps: dict[tuple[str, str], tuple[Gap, ...]] = {}
+    rows, columns = _keys(found, pivot.rows, published), _keys(found, pivot.columns, published)
+    behind: dict[tuple[str, str], list[Entry]] = {}
+    for entry in found:
+        place = "\n".join(_key(entry, pivot.rows)), "\n".join(_key(entry, pivot.columns))
+        if entry.gap is None:
+            scores.setdefault(place, {})[entry.run] = entry.value
+            behind.setdefault(place, []).append(entry)
+        else:
+            gaps[place] = (*gaps.get(place, ()), entry.gap)
+    identity = (fixed.get("backbone", ""), fixed.get("protocol", ""), fixed.get("shots", ""), fixed.get("checkpoint", ""))
+    board = Board(identity, fixed.get("selection", "shown"), fixed.get("rule", "shown"), pd.DataFrame(), gaps, (), scores)
+    heads = tuple(Column(" ".join(key[:-1]), key[-1], _digits(pivot.metric), about=_about(pivot.columns, key)) for key in columns)
+    body = tuple(
+        Row(
+            _heading(key, pivot, published),
+            tuple(_cell(board, key, column, pivot.metric, behind) for column in columns),
+            _about(pivot.rows, key),
+        )
+        for key in rows
+    )
+    words = ("pivot", *pivot.rows, "by", *pivot.columns, pivot.metric, *fixed.values())
+    name = re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
+    corner = " / ".join("method" if name == "label" else name for name in pivot.rows)
+    return Table(name, pivot.title or f"{pivot.metric}", tuple(fixed.items()), corner, heads, body)
+
+
+def _about(names: Sequence[str], key: Sequence[str]) -> Facts:
+    """What a page can filter a row or column by."""
+    return tuple(("method" if name == "label" else name, value) for name, value in zip(names, key, strict=True))
+
+
+def _cell(board: Board, row: tuple[str, ...], column: tuple[str, ...], metric: str, behind: Mapping[Place, Sequence[Entry]]) -> Cell:
+    place = "\n".join(row), "\n".join(column)
+    cell = board.cell(*place)
+    if cell.reason == "undefined":
+        return replace(cell, notes=(*cell.notes[:-1], f"a run without `{metric}` here"))
+    return cell if cell.value is None or metric != POOLED else _with_interval(cell, behind[place])
+
+
+def _with_interval(cell: Cell, entries: Sequence[Entry]) -> Cell:
+    """The cell with the interval of its runs, which are of one method, data set, selection and rule; without rows by image as it is."""
+    at = entries[0].at
+    runs = [(f"draw {entry.run[0]} seed {entry.run[1]}", entry.folder) for entry in sorted(entries, key=lambda entry: entry.run)]
+    counts = counts_of(at["dataset"], [(name, folder) for name, folder in runs if folder], at["selection"], at["rule"])
+    return cell if isinstance(counts, str) else bracketed(cell, sampled(counts).interval, len(counts.images))
+
+
+def _digits(metric: str) -> int:
+    return 3 if "." in metric else 1
+
+
+def _heading(key: tuple[str, ...], pivot: Pivot, published: Published) -> str:
+    return " / ".join(heading(value, published) if name == "label" else value for name, value in zip(pivot.rows, key, strict=True))
+
+
+def _key(entry: Entry, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(entry.at[name] for name in names)
+
+
+def _keys(found: Iterable[Entry], names: Sequence[str], published: Published) -> list[tuple[str, ...]]:
+    """The places along one side, in order: methods as published, numbers of shots as numbers, selections and rules as listed."""
+    keys = {_key(entry, names) for entry in found}
+    labels = ordered({key[names.index("label")] for key in keys}, published) if "label" in names else []
+    listed = {"selection": list(SELECTIONS), "rule": list(RULES), "label": labels}
+    return sorted(keys, key=lambda key: [_rank(value, name, listed.get(name, [])) for name, value in zip(names, key, strict=True)])
+
+
+def _rank(value: str, name: str, listed: Sequence[str]) -> tuple[int, str]:
+    if value in listed:
+        return listed.index(value), value
+    if name in ("shots", *RUN):
+        return (int(value) if value.isdigit() else 10**9), value
+    return 0, value

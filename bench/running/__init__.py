@@ -1,0 +1,1 @@
+"""One cell, many cells on this machine, and adapted models read back from cells."""

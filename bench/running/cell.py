@@ -1,0 +1,328 @@
+"""One cell, from its spec to its record: train, look at the images that a selection is made on, evaluate, keep what was best.
+
+A look is an evaluation during training. `best` looks at the test split (that is the paper's number, and optimistic), `val` at
+held-out training images, `last` not at all.
+"""
+
+import contextlib
+import io
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from bench.errors import DivergedError
+from bench.grid.files import write_together
+from bench.grid.protocol import Settings
+from bench.grid.registry import METHODS, third_party
+from bench.grid.spec import RunSpec
+from bench.grid.store import RESUME, Record
+from bench.model.method import Method, build_parts
+from bench.model.precision import set_products
+from bench.model.sam import Sam
+from bench.model.segmenter import PromptableSegmenter
+from bench.training.evaluation import evaluate
+from bench.training.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
+from bench.training.prepared import Prepared
+from bench.training.process_group import SOLO, Team
+from bench.training.train import Log, fit, optimizer_of
+from bench.types import WHOLE, Dataset, Memory, Split
+
+Watch = Callable[[float, str], None]  # told the share of the work that is done, and what is being done; may raise to stop
+Tensors = dict[str, Tensor]
+
+
+class Stopped(Exception):
+    """The user or the system asked the run to stop; what was done is kept in the cell's resume file."""
+
+
+@dataclass
+class Course:
+    """How far a cell's training is, in values that `torch.load(weights_only=True)` reads back.
+
+    looked: the last epoch that was looked at. kept: selection -> (score, weights, rows of the images that were looked at).
+    """
+
+    step: int = 0
+    looked: int = 0
+    kept: dict[str, tuple[float, Tensors, list[tuple[Any, ...]]]] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "evaluation": 0.0})
+    looks: int = 0
+    images: int = 0  # evaluated so far
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished cell hands to the store."""
+
+    record: Record
+    images: pd.DataFrame
+    history: pd.DataFrame
+    tuned: bytes
+
+
+class Cell:
+    """Runs one cell on a loaded backbone and an open data set, going on where `folder/resume.pt` stands.
+
+    watch: is told the progress, and may raise Stopped; then the resume file is written first. save_every: seconds between two
+    resume files. memory: how a training step is cut to fit the device. prepared: what earlier cells on this data set left to use again.
+    team: the processes that run this cell together; number 0 alone writes, and its watch alone may stop them.
+    released: the trained tensors of a released checkpoint, by `tuned`'s names: they are evaluated as they are, and nothing is trained.
+    compile: torch.compile's mode for the encoder, "" for none.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        sam: Sam,
+        dataset: Dataset,
+        folder: Path,
+        watch: Watch,
+        save_every: float = 60.0,
+        memory: Memory = WHOLE,
+        prepared: Prepared | None = None,
+        team: Team = SOLO,
+        released: Tensors | None = None,
+        compile: str = "",
+    ) -> None:
+        self.team = team
+        self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
+        self.resume_file, self.watch, self.save_every = folder / RESUME, watch, save_every
+        self.prepared = prepared or Prepared(dataset)
+        self.compile = compile
+        self.model = self._built(sam)
+        if released is not None:
+            self.model.load_tuned(released)
+        trains = released is None and bool(self.model.tuned())
+        self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val) if released is None else ()
+        self.optimizer = optimizer_of(self.model, self.settings) if trains else None
+        self.course = self._resumed()
+        images = {split: len(dataset.names(split)) for split in ("test", "val")}
+        self.work = Work.of(self.settings, len(self.support), images, self.optimizer is not None)
+        self._saved_at = time.monotonic()
+        self._latest: tuple[Tensors, list[ImageRow]] | None = None
+
+    def run(self, provenance: Mapping[str, Any]) -> Result:
+        """The cell's result, its method's and data set's origin noted if they are a third party's. DivergedError, DataError and Stopped
+        pass through."""
+        set_products(self.settings)
+        repeat_numbers(self.model.device)
+        reset_peak_memory(self.model.device)
+        if self.optimizer is not None:
+            try:
+                self._train(self.optimizer)
+            except Stopped:
+                self._save_course()
+                raise
+            self._save_course()  # the selections that follow change the model's weights
+        outside = third_party(self.spec.method.name, self.spec.dataset)
+        return self._result(self._selected_rows(), {**provenance, **({"third_party": outside} if outside else {})})
+
+    def _built(self, sam: Sam) -> PromptableSegmenter:
+        model = build_model(self.spec, sam)
+        if self.compile:
+            model.encoder.compile_walk(self.compile)
+        return model
+
+    def _train(self, optimizer: torch.optim.Optimizer) -> None:
+        course, started = self.course, time.monotonic()
+        self._look_if_due()
+        logs = fit(self.model, optimizer, self.dataset, self.support, self.settings, self.spec.seed, course.step, self.memory, self.team)
+        for log in logs:
+            course.step = log.step
+            course.history.append(asdict(log))
+            course.seconds["training"] += time.monotonic() - started
+            self._tell(f"epoch {log.epoch}/{self.settings.epochs}, loss {log.loss:.3f}")
+            self._look_if_due()
+            if time.monotonic() - self._saved_at > self.save_every:
+                self._save_course()
+            started = time.monotonic()
+        if not all(torch.isfinite(tensor).all() for tensor in self._weights().values()):
+            raise DivergedError(f"The weights became NaN or infinite at the last step, {course.step}.")
+
+    def _look_if_due(self) -> None:
+        """Looks at the images that `best` and `val` are chosen on, if this is the end of an epoch that asks for it."""
+        log = self.course.history[-1] if self.course.history else None
+        if log is None or not is_look(log, self.settings) or self.course.looked == log["epoch"]:
+            return
+        found = {}
+        for selection in [s for s in ("best", "val") if s in self.settings.selections]:
+            doing = f"look for {selection} after epoch {log['epoch']}"
+            found[selection] = self._test_rows(doing) if selection == "best" else self._evaluate("val", doing)
+        for selection, rows in found.items():
+            log[f"{selection}_miou"] = score = pooled_iou(rows)
+            kept = self.course.kept.get(selection, (math.nan,))[0]
+            if math.isnan(kept) or score > kept:
+                self.course.kept[selection] = (score, self._weights(), [astuple(row) for row in rows])
+        self.course.looked = log["epoch"]
+        self.course.looks += len(found)
+
+    def _selected_rows(self) -> dict[str, list[ImageRow]]:
+        """selection -> rows of the test images; the first selection's weights are what remains in the model."""
+        last = self._weights()
+        chosen = {selection: self.course.kept.get(selection, (0.0, last, [])) for selection in self.settings.selections}
+        found = {}
+        for selection, (_, weights, rows) in chosen.items():
+            if selection == "best" and rows:  # chosen on the test images: they were evaluated then
+                found[selection] = [ImageRow(*row) for row in rows]
+            else:
+                self.model.load_tuned(weights)
+                found[selection] = self._test_rows(f"test with the {selection} weights")
+        self.model.load_tuned(chosen[self.settings.selections[0]][1])
+        return found
+
+    def _test_rows(self, doing: str) -> list[ImageRow]:
+        """The test images' rows under the current weights; evaluated once if they are the latest that were."""
+        weights = self._weights()
+        if self._latest is None or not all(torch.equal(self._latest[0][name], weights[name]) for name in weights):
+            self._latest = (weights, self._evaluate(self.settings.evaluation_split, doing))  # type: ignore[arg-type]
+        return self._latest[1]
+
+    def _evaluate(self, split: Split, doing: str) -> list[ImageRow]:
+        rows: list[ImageRow] = []
+        started = time.monotonic()
+        names, before = self.dataset.names(split), self.course.images
+        for row in evaluate(self.model, self.dataset, split, self.settings, self.prepared, self.team.mine(names)):
+            rows.append(row)
+            self.course.images = before + min(len(names), len(rows) * self.team.size)
+            self._tell(doing)
+        rows = self.team.together(rows)
+        self.course.seconds["evaluation"] += time.monotonic() - started
+        return rows
+
+    def _weights(self) -> Tensors:
+        return {name: p.detach().cpu().clone() for name, p in self.model.tuned().items()}
+
+    def _tell(self, doing: str) -> None:
+        self.watch(self.work.share(self.course), doing)
+
+    def _save_course(self) -> None:
+        """Writes the resume file by rename. The weights and the optimizer are those after `course.step` steps."""
+        if self.team.rank:
+            return
+        self.resume_file.parent.mkdir(parents=True, exist_ok=True)
+        optimizer = self.optimizer.state_dict() if self.optimizer else {}
+        content = {"key": self.spec.key, "course": vars(self.course), "weights": self._weights(), "optimizer": optimizer}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_together(self.resume_file.parent, {RESUME: buffer.getvalue()}, durable=False)  # two copies of a cell may write at once
+        self._saved_at = time.monotonic()
+
+    def _resumed(self) -> Course:
+        """The course of the resume file, its weights and optimizer taken over; a new one without a usable file."""
+        if self.optimizer is None or not self.resume_file.is_file():
+            return Course()
+        try:
+            content = torch.load(self.resume_file, map_location="cpu", weights_only=True)
+            if content["key"] != self.spec.key:
+                raise ValueError(f"it belongs to {content['key']}")
+            self.model.load_tuned(content["weights"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            return Course(**content["course"])
+        except Exception as error:  # a damaged file costs the work it held, nothing else
+            print(f"{self.resume_file} cannot be used ({error}): the cell starts from the beginning.", file=sys.stderr)
+            self.model = self._built(self.model.sam)
+            self.optimizer = optimizer_of(self.model, self.settings)
+            return Course()
+
+    def _result(self, rows: Mapping[str, Sequence[ImageRow]], provenance: Mapping[str, Any]) -> Result:
+        tuned = save({name: tensor.contiguous() for name, tensor in self._weights().items()})
+        cost = {
+            "trainable_parameters": sum(p.numel() for p in self.model.tuned().values()),
+            "total_parameters": self.model.size,
+            "tuned_bytes": len(tuned),
+            "training_seconds": round(self.course.seconds["training"], 3),
+            "evaluation_seconds": round(self.course.seconds["evaluation"], 3),
+            "peak_memory_mb": round(peak_memory_mb(self.model.device), 1),
+            "execution": self.model.execution,
+            "devices": self.team.size,
+            "micro_batch": self.memory.micro_batch,
+            "activation_checkpointing": self.memory.checkpointing,
+            "steps": self.course.step,
+            "looks": self.course.looks,
+            "train_images": len(self.support) if self.optimizer else 0,
+            "test_images": len(next(iter(rows.values()))),
+        }
+        record = Record(self.spec, {selection: scores(of) for selection, of in rows.items()}, cost, provenance)
+        return Result(record, images_table(rows), pd.DataFrame(self.course.history), tuned)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a cell is: a step of one image counts as three evaluated images (forward, and backward twice as long)."""
+
+    step: int
+    total: int
+
+    @classmethod
+    def of(cls, settings: Settings, support: int, images: Mapping[str, int], trains: bool) -> "Work":
+        """The work of a cell with so many support images and images by split."""
+        steps = -(-support // settings.batch) * settings.epochs if trains else 0
+        splits = {"best": settings.evaluation_split, "val": "val"}
+        look = sum(images[split] for selection, split in splits.items() if selection in settings.selections)
+        looks = -(-settings.epochs // settings.evaluate_every) if trains else 0
+        step = 3 * min(settings.batch, support)
+        return cls(step, max(1, steps * step + looks * look + images[settings.evaluation_split]))
+
+    def share(self, course: Course) -> float:
+        """The share that is done, 0 to 1."""
+        return min(1.0, (course.step * self.step + course.images) / self.total)
+
+
+def build_model(spec: RunSpec, sam: Sam) -> PromptableSegmenter:
+    """The untrained model of a spec."""
+    method: Method = METHODS.get(spec.method.name)(**dict(spec.method.parameters))
+    return build_parts(method, sam, spec.seed, spec.settings.normalise_native_size)
+
+
+def is_look(log: Log | Mapping[str, Any], settings: Settings) -> bool:
+    """Whether the step of this log ends an epoch after which selections look."""
+    step = log if isinstance(log, Mapping) else asdict(log)
+    return bool(step["ends_epoch"]) and (step["epoch"] % settings.evaluate_every == 0 or step["epoch"] == settings.epochs)
+
+
+def images_table(rows: Mapping[str, Sequence[ImageRow]]) -> pd.DataFrame:
+    """One row a selection and test image: pixel counts, IoU and Dice in percent."""
+    table = [
+        {"selection": selection, **asdict(row), "iou": image_iou(row), "dice": pooled_dice([row])}
+        for selection, of_selection in rows.items()
+        for row in of_selection
+    ]
+    return pd.DataFrame(table)
+
+
+def repeat_numbers(device: torch.device) -> None:
+    """Makes a GPU give the same numbers again, where it has a kernel that does; the CPU always does."""
+    if device.type == "cuda":
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new measurement of the peak memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError):  # not allowed everywhere; the peak is then that of the process so far
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The peak since the reset in MB (10⁶ bytes): allocated on the GPU, or resident on the CPU (the whole process)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text().split()
+        return int(status[status.index("VmHWM:") + 1]) * 1024 / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)

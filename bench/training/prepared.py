@@ -1,0 +1,119 @@
+"""What evaluating a data set needs of each image at every look, prepared once by threads that run ahead, and kept within bounds."""
+
+import threading
+import zlib
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.data.objects import sample_objects
+from bench.grid.protocol import Settings
+from bench.model.implementation import implementation
+from bench.model.segmenter import PromptableSegmenter
+from bench.training.prompts import box_prompts, point_prompts
+from bench.types import KEPT_BYTES, Dataset, Features, Prompts, Sample, Split
+
+BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One image of an evaluation: image (3, H, W) uint8; truth (H, W) bool; the prompts of its objects."""
+
+    name: str
+    image: Tensor
+    truth: Tensor
+    prompts: Prompts
+
+    @property
+    def bytes(self) -> int:
+        """Its memory."""
+        return self.image.nbytes + self.truth.nbytes
+
+
+class Prepared:
+    """The items of a data set, and the embeddings that a frozen encoder gave them.
+
+    Both are kept in the process's memory while their sum is below `limit_bytes`; what comes later is made again at each look.
+    """
+
+    def __init__(self, dataset: Dataset, limit_bytes: int = KEPT_BYTES) -> None:
+        self.dataset, self.limit_bytes, self.used_bytes = dataset, limit_bytes, 0
+        self._kept: dict[Hashable, object] = {}
+        self._lock = threading.Lock()
+
+    def batches(self, split: Split, names: Sequence[str], settings: Settings, size: int) -> Iterator[list[Item]]:
+        """The items of these images in lists of `size`; the next lists are prepared while the caller computes."""
+        starts = iter(range(0, len(names), size))
+        with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as threads:
+
+            def ahead(count: int) -> list[list[Future[Item]]]:
+                batches = [names[start : start + size] for start in islice(starts, count)]
+                return [[threads.submit(self.item, split, name, settings) for name in batch] for batch in batches]
+
+            waiting = ahead(BATCHES_AHEAD)
+            try:
+                while waiting:
+                    items = [item.result() for item in waiting.pop(0)]
+                    waiting += ahead(1)
+                    yield items
+            finally:
+                threads.shutdown(wait=False, cancel_futures=True)
+
+    def item(self, split: Split, name: str, settings: Settings) -> Item:
+        """The item of one image."""
+        key = ("item", split, name, settings.evaluation_prompt)
+        found = self._kept.get(key)
+        if isinstance(found, Item):
+            return found
+        sample = self.dataset.load(split, name)
+        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        prompts = evaluation_prompts(sample, self.dataset, settings)
+        item = Item(name, image, torch.from_numpy(sample.mask.astype(bool)), prompts)
+        self._keep(key, item, item.bytes)
+        return item
+
+    def features(self, model: PromptableSegmenter, split: Split, items: Sequence[Item], settings: Settings) -> Features:
+        """The model's features of the items. Those of an encoder that nothing is added to depend on the image alone: they are made once
+        for every prompt, selection, look, seed and method of that kind."""
+        images = [item.image for item in items]
+        if not model.encoder.is_frozen:
+            return model.encode(images)
+        how = (id(model.sam), model.normalise_native_size, settings.precision, settings.matmul_precision, implementation())
+        keys = [("features", split, item.name, *how) for item in items]
+        kept = [self._kept.get(key) for key in keys]
+        if all(isinstance(one, Features) for one in kept):
+            return _together([one for one in kept if isinstance(one, Features)], model.device)
+        features = model.encode(images)
+        for i, key in enumerate(keys):
+            one = features.only([i])
+            self._keep(key, one, one.embedding.nbytes + one.first_global.nbytes)
+        return features
+
+    def _keep(self, key: Hashable, value: "Item | Features", size: int) -> None:
+        with self._lock:
+            if key in self._kept or self.used_bytes + size > self.limit_bytes:
+                return
+            self.used_bytes += size
+            if isinstance(value, Features):
+                value = value._replace(embedding=value.embedding.cpu().clone(), first_global=value.first_global.cpu().clone())
+            self._kept[key] = value
+
+
+def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings) -> Prompts:
+    """The tight boxes of the sample's objects, or one point of each; the points depend on the image alone."""
+    objects = sample_objects(sample, dataset.rule)
+    if settings.evaluation_prompt == "box":
+        return box_prompts(objects)
+    return point_prompts(objects, np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode())))
+
+
+def _together(features: Sequence[Features], device: torch.device) -> Features:
+    embedding = torch.cat([f.embedding for f in features]).to(device)
+    first_global = torch.cat([f.first_global for f in features]).to(device)
+    return Features(embedding, first_global, tuple(f.sizes[0] for f in features), tuple(f.native[0] for f in features))

@@ -1,0 +1,123 @@
+"""Protocols: the settings of a cell from its rows, and one sentence for every mistake in a file."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.errors import RequestError
+from bench.grid.plan import Request, choose_methods, specs_of
+from bench.grid.protocol import PROTOCOLS, load_protocol, protocol_names, read_toml
+from bench.grid.published import PUBLISHED, heading, read_published, titles
+from bench.grid.registry import METHODS
+
+PAPER = ["sam", "vpt_shallow", "vpt_deep", "adaptformer", "lora", "hq_sam", "cat_sam_t", "cat_sam_a"]
+SETTINGS = (PROTOCOLS / "smoke.toml").read_text()
+
+
+def _refused(tmp_path: Path, text: str, name: str = "mine") -> str:
+    """What is said of a protocol's file when a cell's settings are asked of it."""
+    (tmp_path / f"{name}.toml").write_text(text)
+    with pytest.raises(RequestError) as error:
+        load_protocol(name, folder=tmp_path).resolve("lora", "whu", 1)
+    said = str(error.value)
+    assert "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("shots", "epochs", "batch", "every"), [(1, 2000, 1, 20), (16, 200, 4, 2), (2, 200, 4, 2), ("full", 30, 4, 1), (17, 30, 4, 1)]
+)
+def test_the_paper_schedule(shots: int, epochs: int, batch: int, every: int) -> None:
+    settings = load_protocol("paper").resolve("lora", "whu", shots)
+    assert (settings.epochs, settings.batch, settings.evaluate_every) == (epochs, batch, every)
+
+
+def test_the_paper_quirks_are_rows_of_its_file() -> None:
+    paper = load_protocol("paper")
+    assert paper.resolve("cat_sam_t", "whu", 1).random_crop
+    assert (paper.resolve("lora", "whu", 1).lr, paper.resolve("full", "whu", 1).lr) == (1e-3, 1e-4)
+    assert not paper.resolve("cat_sam_t", "kvasir", 16).random_crop
+    assert paper.resolve("cat_sam_t", "sbu", 1).prompt_types == ("point",)
+    assert paper.resolve("cat_sam_t", "sbu", 16).prompt_types == ("point", "box", "mask")
+    assert paper.resolve("cat_sam_a", "sbu", 1).selections == ("best", "last")
+    assert load_protocol("clean").resolve("cat_sam_a", "sbu", 1).selections == ("last",)
+
+
+@pytest.mark.parametrize("name", protocol_names())
+@pytest.mark.parametrize("shots", [1, 16, 100, "full"])
+def test_every_protocol_resolves(name: str, shots: int) -> None:
+    assert load_protocol(name).resolve("lora", "whu", shots).epochs > 0
+
+
+def test_changes_are_part_of_the_name() -> None:
+    changed = load_protocol("clean", {"selections": ["last", "val"], "lr": 1})
+    assert changed.name == "clean(lr=1,selections=last+val)"
+    settings = changed.resolve("lora", "whu", 1)
+    assert (settings.lr, settings.selections) == (1.0, ("last", "val"))
+
+
+def test_unknown_protocol() -> None:
+    with pytest.raises(RequestError, match=r"Unknown protocol 'papr'\. Did you mean paper\? Known: clean, .*paper, smoke\."):
+        load_protocol("papr")
+
+
+def test_unknown_setting_in_a_change() -> None:
+    with pytest.raises(RequestError, match=r"Unknown key in protocol paper 'epoch'\. Did you mean epochs\?"):
+        load_protocol("paper", {"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (SETTINGS.replace("lr = 1e-3", "learning_rate = 1e-3"), "'learning_rate'"),
+        (SETTINGS.replace("epochs = 4", "epoch = 4"), "'epoch'. Did you mean epochs?"),
+        (SETTINGS.replace("[settings]", "[setting]"), "'setting'. Did you mean settings?"),
+        (SETTINGS.replace("lr = 1e-3\n", ""), "Protocol mine lacks the settings lr."),
+        (SETTINGS.replace("lr = 1e-3", 'lr = "fast"'), "lr = 'fast' has the wrong type: float is needed."),
+        (SETTINGS.replace("epochs = 4", "epochs = 4.5"), "epochs = 4.5 has the wrong type: int is needed."),
+        (SETTINGS.replace("flips = true", "flips = 1"), "flips = 1 has the wrong type: bool is needed."),
+        (SETTINGS.replace('["point", "box", "mask"]', '["point", 3]'), "has the wrong type"),
+        (SETTINGS.replace('evaluation_prompt = "box"', 'evaluation_prompt = "boxes"'), "'boxes'. Did you mean box?"),
+        (SETTINGS.replace('["last", "best", "val"]', "[]"), "selections is empty: at least one of last, best, val is needed."),
+        (SETTINGS.replace("batch = 1", "batch = 0"), "batch = 0 is too small"),
+        (SETTINGS.replace("max_shots = 1\n", ""), "every [[schedule]] needs max_shots"),
+        (SETTINGS.replace('max_shots = "full"', "max_shots = 1").replace("max_shots = 1\n", "max_shots = 0\n"), "no schedule for 1 shots"),
+        (SETTINGS + "\n[[override]]\nmethod = ['lora']\n", "'method'. Did you mean methods"),
+        (SETTINGS.replace("lr = 1e-3", "lr = = 1"), "mine.toml: "),
+        ("\ufeff\0", "mine.toml: "),
+    ],
+)
+def test_a_mistake_in_a_file_gets_one_sentence(tmp_path: Path, broken: str, said: str) -> None:
+    assert said in _refused(tmp_path, broken)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RequestError, match=r"Cannot read .*x\.toml: "):
+        read_toml(tmp_path / "x.toml")
+    with pytest.raises(RequestError, match=r"Cannot read .*absent\.toml: "):
+        read_toml(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(("suite", "cells"), [("paper_one_shot", 8 * 3), ("demo", 8 * 3)])
+def test_every_suite_is_a_grid(suite: str, cells: int) -> None:
+    request = Request().with_suite(PROTOCOLS.parent / "suites" / f"{suite}.toml")
+    assert len(specs_of(request, "0" * 64)) >= cells
+    assert [choice.name for choice in choose_methods(request.methods)] == PAPER
+
+
+def test_groups_of_methods_may_be_mixed_with_names() -> None:
+    def chosen(text: str) -> list[str]:
+        return [choice.label for choice in choose_methods(text)]
+
+    assert [label.partition("(")[0] for label in chosen("paper")] == PAPER
+    assert chosen("paper,ssf,lora") == [*chosen("paper"), "ssf(decoder=sam)"]
+    assert chosen("ssf(decoder=hq), paper")[0] == "ssf(decoder=hq)"
+    assert set(chosen("paper,all")) == set(chosen("all")) > set(chosen("paper"))
+
+
+def test_the_titles_of_all_methods_are_known_without_loading_them() -> None:
+    assert titles() == {name: METHODS.get(name).title for name in METHODS.names()}  # type: ignore[attr-defined]
+    published = read_published(PUBLISHED["1"])
+    assert heading("ssf(decoder=sam)", published) == "SSF (decoder: sam)"
+    assert heading("lora(decoder=sam)", published) == "LoRA (decoder: sam)" and heading("elsewhere", published) == "elsewhere"

@@ -1,0 +1,60 @@
+"""LoRA, DoRA and (IA)³ against Hugging Face peft on the same layers: outputs and gradients."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import toy_backbone
+
+from bench.model.method import build
+
+METHODS = {"lora": "lora(rank=3,alpha=6)", "dora": "dora(rank=3,alpha=6)", "ia3": "ia3"}
+
+
+def moved(name):
+    """A model whose tuned weights are away from where they start."""
+    model, generator = build(name, toy_backbone(), seed=2), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in model.tuned().values():
+            weight += 0.2 * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+def own(model):
+    return {name.removeprefix("tuner."): weight for name, weight in model.tuned().items()}
+
+
+@pytest.fixture(scope="module")
+def case():
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "sam": toy_backbone().state_dict(),
+        "image": torch.randn(2, 3, 64, 64, generator=generator),
+        "probe": torch.randn(2, 32, 8, 8, generator=generator),
+        "tuned": {method: {name: weight.detach() for name, weight in own(moved(call)).items()} for method, call in METHODS.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def oracle(case, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peft")
+    torch.save(case, folder / "case.pt")
+    shutil.copy(Path(__file__).with_name("peft_oracle.py"), folder)
+    done = subprocess.run([sys.executable, "peft_oracle.py"], cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return torch.load(folder / "oracle.pt")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_outputs_and_gradients_equal_pefts(method, case, oracle):
+    model = moved(METHODS[method])
+    out = model.encoder(case["image"])[0]
+    torch.testing.assert_close(out, oracle[method]["out"], atol=1e-4, rtol=1e-4)
+    (out * case["probe"]).sum().backward()
+    for name, weight in own(model).items():
+        expected = oracle[method]["gradients"][name]
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(weight.grad / expected.abs().max(), expected / expected.abs().max(), atol=1e-4, rtol=0)

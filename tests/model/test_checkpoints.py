@@ -1,0 +1,133 @@
+"""Checkpoints load in SAM's own layout, and every way in which one can be wrong gets one sentence."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TOY, toy_backbone
+from golden_files import CONFIG, official_state_dict
+from safetensors.torch import save_file
+
+import bench
+from bench.errors import CheckpointError, RequestError
+from bench.model.backbones import CONFIGS, FILES, checkpoint_path
+from bench.model.checkpoints import weights_sha256
+from bench.model.sam import Sam
+
+
+def save(path, tensors):
+    if path.suffix == ".safetensors":
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    else:
+        torch.save(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_gives_back_the_weights_it_was_made_of(tmp_path, suffix):
+    original = toy_backbone(seed=3)
+    loaded = bench.load_sam(TOY, save(tmp_path / f"sam{suffix}", original.state_dict()))
+    assert weights_sha256(loaded) == weights_sha256(original) and len(loaded.sha256) == 64
+    assert not any(p.requires_grad for p in loaded.parameters()) and not loaded.training
+    model = bench.build("sam", loaded)
+    assert model.predict(torch.zeros(3, 30, 40), point=[5, 5]).shape == (30, 40)
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
+def test_the_key_layout_is_metas(name):
+    """Against the builders of the package segment-anything, which write and read Meta's files."""
+    folder = Path(importlib.util.find_spec("segment_anything").submodule_search_locations[0])
+    source = (folder / "build_sam.py").read_text().replace("from .modeling import", "from segment_anything.modeling import")
+    stock: dict = {}
+    with torch.device("meta"):
+        exec(compile(source, "build_sam.py", "exec"), stock)
+        theirs = {k: v.shape for k, v in stock["sam_model_registry"][name]().state_dict().items()}
+        ours = {k: v.shape for k, v in Sam(CONFIGS[name]).state_dict().items()}
+    assert ours == theirs
+
+
+def test_a_vit_b_file_of_metas_name_and_size_loads(tmp_path):
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in Sam(CONFIGS["vit_b"]).state_dict().items()}
+    path = save(tmp_path / FILES["vit_b"], {k: torch.full(shape, 0.01) for k, shape in shapes.items()})
+    assert checkpoint_path("vit_b", tmp_path) == path
+    assert bench.load_sam("vit_b", path).image_encoder.pos_embed.shape == (1, 64, 64, 768)
+    with pytest.raises(CheckpointError, match="looks like vit_b"):
+        bench.load_sam("tiny", path)
+
+
+def test_a_checkpoint_that_does_not_fit_is_described(tmp_path):
+    tensors = toy_backbone().state_dict()
+    tensors["extra.weight"] = tensors.pop("image_encoder.pos_embed")
+    tensors["image_encoder.patch_embed.proj.weight"] = torch.zeros(64, 3, 16, 16)
+    with pytest.raises(CheckpointError) as error:
+        bench.load_sam(TOY, save(tmp_path / "x.pth", tensors))
+    for part in ("missing keys (image_encoder.pos_embed)", "unexpected keys (extra.weight)", "is (64, 3, 16, 16), not (64, 3, 8, 8)"):
+        assert part in str(error.value)
+
+
+def damaged(path, how):
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"<html>not found</html>"}[how])
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "text"])
+def test_a_damaged_file_is_named(tmp_path, suffix, how):
+    path = damaged(save(tmp_path / f"sam{suffix}", toy_backbone().state_dict()), how)
+    with pytest.raises(CheckpointError, match=r"sam\.(pth|safetensors)") as error:
+        bench.load_sam(TOY, path)
+    assert "\n" not in str(error.value)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("evil"),))
+
+
+def test_pickled_code_is_refused_and_never_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"image_encoder.pos_embed": Evil()}, "sam.pth")
+    with pytest.raises(CheckpointError, match="pickled code"):
+        bench.load_sam(TOY, "sam.pth")
+    assert not Path("evil").exists()
+
+
+def test_absent_files_and_unknown_names(tmp_path):
+    with pytest.raises(CheckpointError, match=r"sam_vit_l_0b3195\.pth"):
+        checkpoint_path("vit_l", tmp_path)
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*none\.pth"):
+        bench.load_sam("vit_l", tmp_path / "none.pth")
+    with pytest.raises(RequestError, match=r"Unknown backbone 'vit_x'.*vit_b"):
+        bench.load_sam("vit_x")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_released_file_is_told_apart_and_loaded(tmp_path, wrapped):
+    for kind, own in (("T", "tuner.bridges.0.0.weight"), ("A", "tuner.bridge_out.weight")):
+        tensors = official_state_dict(kind)
+        torch.save({"model": tensors} if wrapped else tensors, tmp_path / "cat.pth")
+        assert own in bench.load_cat_sam(tmp_path / "cat.pth", sam=CONFIG).tuned()
+
+
+def test_a_released_file_with_other_keys_is_refused(tmp_path):
+    tensors = {**official_state_dict("T"), "image_encoder.surprise": torch.zeros(1)}
+    tensors.pop("mask_decoder.hf_mlp.layers.0.weight")
+    with pytest.raises(
+        CheckpointError, match=r"missing \['mask_decoder.hf_mlp.layers.0.weight'\], unexpected \['image_encoder.surprise'\]"
+    ):
+        bench.load_cat_sam(tensors, sam=CONFIG)
+    with pytest.raises(CheckpointError, match="no CAT-SAM checkpoint"):
+        bench.load_cat_sam(toy_backbone().state_dict(), sam=TOY)
+
+
+def test_the_project_needs_no_torchvision():
+    code = (
+        "import sys; sys.modules['torchvision'] = None; import bench; bench.load_sam; bench.build; print('segment_anything' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr

@@ -1,0 +1,142 @@
+"""The fast path computes what the plain one does: outputs and gradients of every method, and each kernel and product by itself."""
+
+import pytest
+import torch
+from test_levers import TRAINED, examples, started
+
+import bench
+from bench.model.attention import ATTENTION, GPU_ONLY
+from bench.model.implementation import use
+from bench.model.kernels import Bias
+from bench.model.products import PRODUCTS, choose_product, perceptron, product, project
+from bench.model.sam_modules import MLPBlock
+from bench.training.train import backward
+
+METHODS = [*TRAINED, "lora(decoder=hq)"]
+
+
+def of_path(path, method):
+    with use(path):
+        model = started(method)
+        loss = backward(model, examples(), 7)
+        gradients = {name: p.grad for name, p in model.tuned().items()}
+        with torch.no_grad():
+            features = model.eval().encode([e.image for e in examples()])
+            return loss, gradients, [features.embedding, *model.decode(features, [e.prompts for e in examples()])]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_outputs_and_gradients_are_those_of_the_plain_path(method):
+    (loss, gradients, outputs), (plain_loss, plain, plain_outputs) = of_path("fast", method), of_path("plain", method)
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(outputs, plain_outputs, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    for name, gradient in plain.items():
+        assert (gradient is None) == (gradients[name] is None), name
+        if gradient is not None:
+            assert (gradients[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kernel", ATTENTION)
+@pytest.mark.parametrize("frozen_tables", [True, False])
+def test_a_kernels_values_and_gradients_are_those_of_attention_written_out(kernel, frozen_tables, monkeypatch):
+    """5×7 places and two more keys, of which the last has a logit of its own, and a query that is no place; in chunks of a few queries, and
+    of several heads. Of FlexAttention the values only: on a CPU it has no gradient."""
+    generator = torch.Generator().manual_seed(0)
+    heads, h, w, c = 3, 5, 7, 8
+    q, k, v = (torch.randn(heads, h * w + extra, c, generator=generator) for extra in (1, 2, 2))
+    tables = torch.randn(h, c, generator=generator), torch.randn(w, c, generator=generator)
+    grad, trains = torch.randn(heads, h * w + 1, c, generator=generator), kernel not in GPU_ONLY
+
+    def bias_of(q, table_h, table_w):
+        places = q[:, : h * w]
+        return Bias(places @ table_h.T, places @ table_w.T, q.sum(-1, keepdim=True))
+
+    def written_out(q, k, v, bias_of, tables, scale):
+        bias = bias_of(q, *tables)
+        logits = q @ k.mT * scale
+        places = torch.nn.functional.pad((bias.rows[..., None] + bias.columns[..., None, :]).flatten(-2), (0, 0, 0, 1))
+        return (logits + torch.cat([places, torch.zeros_like(bias.last), bias.last], -1)).softmax(-1) @ v
+
+    def values(function):
+        inputs = [x.clone().requires_grad_(trains and (i < 3 or not frozen_tables)) for i, x in enumerate((q, k, v, *tables))]
+        out = function(*inputs[:3], bias_of, tuple(inputs[3:]), 0.3)
+        return [out, *torch.autograd.grad(out, inputs[: 3 if frozen_tables else 5], grad)] if trains else [out]
+
+    for logits_at_once in (60, 3000):
+        monkeypatch.setattr("bench.model.kernels.LOGITS_AT_ONCE", logits_at_once)
+        monkeypatch.setattr("bench.model.kernels.QUERIES_AT_ONCE", logits_at_once // 20)
+        for mine, theirs in zip(values(ATTENTION[kernel]), values(written_out), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(params=PRODUCTS)
+def way(request, monkeypatch):
+    """Each way to make products, as if it were this device's."""
+    monkeypatch.setattr("bench.model.products.choose_product", lambda device: request.param)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6), (3, 0, 6), (6,)])
+@pytest.mark.parametrize("learns", ["", "weight", "bias"])
+def test_a_product_is_that_of_a_linear_layer(way, shape, learns):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator) for s in (shape, (4, 6), (4,)))
+    inputs = [x.requires_grad_(), weight.requires_grad_(learns == "weight"), bias.requires_grad_(learns == "bias")]
+    mine, theirs = product(*inputs), torch.nn.functional.linear(*inputs)
+    torch.testing.assert_close(mine, theirs)
+    wanted = [one for one in inputs if one.requires_grad]
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), wanted) for out in (mine, theirs)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
+def test_layers_onto_what_is_there_are_the_layers_and_a_sum(way, learns, trains, monkeypatch):
+    """Of 2×5 tokens, 4 at a time in the MLP; nothing that is given is changed."""
+    monkeypatch.setattr("bench.model.products.TOKENS_AT_ONCE", 4)
+    generator = torch.Generator().manual_seed(0)
+    layer, mlp = torch.nn.Linear(6, 6).requires_grad_(learns), MLPBlock(6, 24).requires_grad_(learns)
+    x, onto, grad = (torch.randn(2, 5, 6, generator=generator) for _ in range(3))
+    inputs = [x.requires_grad_(trains), onto.requires_grad_(trains)]
+    before, wanted = [y.clone() for y in inputs], inputs * trains + [*layer.parameters(), *mlp.parameters()] * (trains and learns)
+    for mine, theirs in ((project(layer, x, onto), onto + layer(x)), (perceptron(mlp, x, onto), onto + mlp(x))):
+        torch.testing.assert_close(mine, theirs)
+        gradients = [torch.autograd.grad(out, wanted, grad, allow_unused=True) if wanted else () for out in (mine, theirs)]
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
+
+
+def test_each_processor_has_its_product(monkeypatch):
+    found = []
+    for name in ("AMD EPYC 9654", "Intel(R) Xeon(R) Processor", None):
+        monkeypatch.setattr("bench.model.products.cpu_model", lambda name=name: name)
+        found.append(choose_product.__wrapped__("cpu"))
+    assert found == ["onednn", "torch", "torch"] and choose_product.__wrapped__("cuda") == "torch"
+
+
+@pytest.mark.parametrize("method", ["cat_sam_t", "cat_sam_a", "adaptformer(dropout=0.5)"])
+def test_a_compiled_encoder_computes_the_same(method):
+    """What a GPU's compiler would get, traced and run without generated code; evaluated in another size of batch."""
+    (loss, plain, outputs), compiled = of_path("fast", method), started(method)
+    compiled.encoder.compile_walk("default", "aot_eager")
+    assert "encoder=compiled" in compiled.execution
+    torch.testing.assert_close(backward(compiled, examples(), 7), loss, rtol=1e-5, atol=1e-6)
+    for name, parameter in compiled.tuned().items():
+        torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        features = compiled.eval().encode([examples()[0].image])
+    torch.testing.assert_close(features.embedding, outputs[0][:1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_trained_bias_of_a_frozen_layer_learns(sam):
+    """The fast products are for what is frozen; a method that tunes a part of the backbone itself gets that part's gradient."""
+    layer = sam.image_encoder.blocks[0].mlp.lin1
+    found = []
+    for path in ("fast", "plain"):
+        layer.bias.requires_grad_().grad = None
+        with use(path):
+            bench.build("sam", sam).encode([torch.ones(3, 64, 64)]).embedding.square().sum().backward()
+        found.append(layer.bias.grad)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,290 @@
+"""Tables with evidence: intervals, marks, published numbers inside or outside, the four renderings, and pivots."""
+
+import math
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_spec import LORA, SPEC
+from test_store import HISTORY
+
+from bench.errors import RequestError
+from bench.grid.spec import MethodChoice, RunSpec
+from bench.grid.store import Record, ResultStore
+from bench.reporting.comparable import Ask, boards
+from bench.reporting.formats import FORMATS, html, latex
+from bench.reporting.pivot import Pivot
+from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
+from bench.reporting.table_statistics import evidence, read_rows
+from bench.tables import main, pivoted, tables
+
+CAT = MethodChoice("cat_sam_t", (), 1, "")
+SAM = MethodChoice("sam", (), 1, "")
+COST = {"trainable_parameters": 1000, "total_parameters": 10_000, "tuned_bytes": 4000, "training_seconds": 50.0}
+COST |= {"evaluation_seconds": 4.0, "steps": 100, "looks": 2, "test_images": 40, "peak_memory_mb": 512.0}
+
+BEST = Cell(86.04, 1.06, 3, 3, low=84.0, high=88.0, images=9, mark="best")
+SMALL = Table(
+    "small",
+    "A & B_1",
+    (("shots", "1"),),
+    "method",
+    (Column("whu", "ours"), Column("whu", "Δ", signed=True), Column("sbu", "ours", about=(("dataset", "sbu"),))),
+    (
+        Row("LoRA (rank: 8)", (BEST, Cell(-0.12), Cell(reason="failed", notes=("x < 1",))), (("method", "lora"), ("method", "b"))),
+        Row("SAM", (Cell(43.5, mark="second"), Cell(), Cell(1.0, notes=("x < 1",)))),
+    ),
+    ("Said below.",),
+)
+
+LATEX = r"""\begin{table*}
+\centering
+\caption{A \& B\_1. shots 1. Said below. $^{\dagger1}$~x \textless{} 1.}
+\label{tab:small}
+\par\smallskip
+\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%
+\begin{tabular}{lrrr}
+\toprule
+ & \multicolumn{2}{c}{whu} & \multicolumn{1}{c}{sbu} \\
+\cmidrule(lr){2-3}\cmidrule(lr){4-4}
+method & ours & $\Delta$ & ours \\
+\midrule
+LoRA (rank: 8) & \textbf{86.0 $\pm$ 1.1} {\scriptsize [84.0, 88.0]} ($n$=3) & $-$0.1 & failed$^{\dagger1}$ \\
+SAM & \underline{43.5} & - & 1.0$^{\dagger1}$ \\
+\bottomrule
+\end{tabular}}
+\end{table*}
+"""
+
+HTML = """<figure class="table" id="small" data-shots="1">
+<div class="scroll"><table><caption><span>A &amp; B_1<br><small>shots 1</small></span></caption>
+<thead><tr><th scope="col">method</th><th scope="col">whu ours</th><th scope="col">whu Δ</th>\
+<th scope="col" data-dataset="sbu">sbu ours</th></tr></thead>
+<tbody>
+<tr data-method="lora|b"><th scope="row">LoRA (rank: 8)</th>\
+<td data-value="86.04"><strong>86.0 ± 1.1</strong><small> [84.0, 88.0] (n=3)</small></td>\
+<td data-value="-0.12"><span>-0.1</span><small></small></td>\
+<td class="gap" data-dataset="sbu">failed<sup><a href="#small-1" aria-label="note 1">1</a></sup></td></tr>
+<tr><th scope="row">SAM</th><td data-value="43.5"><u>43.5</u><small></small></td><td class="gap">-</td>\
+<td data-value="1.0" data-dataset="sbu"><span>1.0</span><small></small><sup><a href="#small-1" aria-label="note 1">1</a></sup></td></tr>
+</tbody></table></div>
+<figcaption class="notes"><p>Said below.</p><ol><li id="small-1">x &lt; 1</li></ol></figcaption>
+</figure>
+"""
+
+
+def put(store: ResultStore, level: float, images: int = 40, empty: int = 0, noise: float = 0.5, **changes: object) -> RunSpec:
+    """Stores a cell whose images, the last `empty` without objects, have about this IoU; the first image varies by method."""
+    spec = replace(SPEC, **changes)  # type: ignore[arg-type]
+    hardness = np.random.default_rng(1).normal(0, 4, images)
+    iou = level + hardness + np.random.default_rng(int(spec.key, 16)).normal(0, noise, images)
+    rows = []
+    for i, value in enumerate(iou):
+        objects = int(i < images - empty)
+        both = round(10 * value) if objects else 0
+        counts = {"objects": objects, "intersection": both, "union": 1000, "truth": 1000 * objects, "predicted": 1000}
+        rows += [{"selection": rule, "name": f"{i:03}", **counts, "iou": both / 10, "dice": 0.0} for rule in ("best", "last")]
+    table = pd.DataFrame(rows)
+    miou = 100 * table["intersection"].sum() / table["union"].sum()
+    scores = {f"miou_{rule}": float(miou) for rule in ("all", "empty_as_empty", "with_objects")}
+    store.save(Record(spec, {"best": scores, "last": scores}, COST, {"device_name": "a machine"}), table, HISTORY, None)
+    return spec
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultStore:
+    return ResultStore(tmp_path / "results")
+
+
+def test_golden_latex_and_html() -> None:
+    assert latex(SMALL) == LATEX
+    assert html(SMALL) == HTML
+
+
+def test_markdown_and_csv_carry_interval_and_mark() -> None:
+    assert "**86.0 ± 1.1** [84.0, 88.0] (n=3)" in markdown(SMALL)
+    assert "<u>43.5</u>" in markdown(SMALL)
+    assert "1,LoRA (rank: 8),whu,ours,86.04,1.06,3,3,84.0,88.0,9,best,,\n" in csv(SMALL)
+
+
+def test_a_long_table_is_parted_in_latex() -> None:
+    long = replace(SMALL, rows=SMALL.rows * 50)
+    parts = latex(long).split("\\begin{table*}")[1:]
+    rows = [part.count("LoRA (rank: 8)") for part in parts]
+    assert len(parts) == math.ceil(len(long.rows) / 40) and sum(rows) == 50
+    assert len({line for part in parts for line in part.splitlines() if "\\label" in line}) == len(parts)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(tmp_path: Path) -> None:
+    long = replace(SMALL, name="long", rows=SMALL.rows * 50)
+    both = latex(SMALL) + latex(long)
+    text = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n" + both + "\\end{document}\n"
+    (tmp_path / "t.tex").write_text(text)
+    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def fill(store: ResultStore, gap: float) -> None:
+    for seed in range(3):
+        put(store, 86.0, seed=seed)
+        put(store, 86.0 - gap, seed=seed, method=CAT)
+        put(store, 60.0, seed=seed, method=SAM)
+
+
+def marks(store: ResultStore) -> dict[str, str]:
+    (table,) = tables(store, Ask())
+    return {row.heading: row.cells[2].mark for row in table.rows}
+
+
+def test_best_is_bold_only_where_the_difference_is_outside_the_noise(store: ResultStore) -> None:
+    fill(store, 6.0)
+    assert marks(store) == {"SAM": "", "LoRA (decoder: sam)": "best", "CAT-SAM-T": "second"}
+
+
+def test_a_difference_inside_the_noise_is_not_bold(store: ResultStore) -> None:
+    fill(store, 0.02)
+    found = marks(store)
+    assert "best" not in found.values() and list(found.values()).count("second") == 1
+
+
+def test_the_papers_table_says_whether_the_published_number_is_inside(store: ResultStore) -> None:
+    for seed in range(3):
+        put(store, 86.1, seed=seed)  # published: 86.1
+        put(store, 70.0, seed=seed, method=CAT)  # published: 86.8
+    (table,) = tables(store, Ask(), "paper")
+    said = {row.heading: (row.cells[0].n, row.cells[0].images, row.cells[3].reason) for row in table.rows}
+    assert said == {"LoRA (decoder: sam)": (3, 40, "inside"), "CAT-SAM-T": (3, 40, "above ours")}
+
+
+def test_comparisons_are_symmetric_and_counted(store: ResultStore) -> None:
+    fill(store, 6.0)
+    (table,) = tables(store, Ask(), "comparisons")
+    found = {row.heading: row.cells for row in table.rows}
+    delta, p, d = found["CAT-SAM-T - LoRA (decoder: sam)"]
+    assert delta.value == pytest.approx(-6.0, abs=0.5)
+    assert delta.low is not None and delta.high is not None and delta.low < delta.value < delta.high < 0
+    assert p.value is not None and p.value < 0.01 and d.value is not None and d.value < -1
+    assert (delta.n, delta.images) == (3, 40)
+    assert "Holm's correction for 3 comparisons" in table.notes[0]
+
+
+def test_rules_count_images_as_the_metric_does(store: ResultStore) -> None:
+    folder = store.folder(put(store, 80.0, empty=10))
+    assert {rule: len(read_rows(folder, "best", rule) or {}) for rule in ("all", "with_objects", "empty_as_empty")} == {
+        "all": 40,
+        "with_objects": 30,
+        "empty_as_empty": 40,
+    }
+    rows = read_rows(folder, "best", "empty_as_empty") or {}
+    assert rows["039"] == (0, 0)
+    assert (read_rows(folder, "best", "all") or {})["039"] == (0, 1000)
+
+
+def test_cells_without_rows_by_image_have_no_interval(store: ResultStore) -> None:
+    fill(store, 6.0)
+    (store.folder(replace(SPEC, seed=1)) / "images.csv").write_text("selection,name\n")
+    (board,) = boards(store, Ask())
+    known = evidence(board, ["whu"], averaged=False)
+    assert sorted(label for label, _ in known.counts) == ["cat_sam_t", "sam"]
+    assert known.interval(LORA.label, "whu") is None
+    (table,) = tables(store, Ask())
+    assert any(note.startswith("No interval: lora(decoder=sam) on whu: the rows by image of whu/lora,") for note in table.notes)
+
+
+def test_efficiency_is_of_all_cells(store: ResultStore) -> None:
+    fill(store, 6.0)
+    (table,) = tables(store, Ask(), "efficiency")
+    values = dict(zip([column.name for column in table.columns], [cell.value for cell in table.rows[0].cells], strict=True))
+    assert values == {
+        "trainable": 1000,
+        "share %": 10.0,
+        "adapter MB": 0.004,
+        "s/step": 0.5,
+        "peak memory MB": 512.0,
+        "test images/s": 20.0,
+        "device hours, all cells": pytest.approx(3 * 54 / 3600),
+    }
+
+
+def test_pivots_join_shots_and_part_what_they_do_not_show(store: ResultStore) -> None:
+    put(store, 80.0)
+    put(store, 90.0, shots=16)
+    put(store, 50.0, protocol="clean")
+    made = tables(store, Ask(), "shots")
+    assert [dict(table.context)["protocol"] for table in made] == ["clean", "paper"]
+    assert [(column.group, column.name) for column in made[1].columns] == [("whu", "1"), ("whu", "16")]
+    assert [round(cell.value or 0) for cell in made[1].rows[0].cells] == [80, 90]
+
+
+def test_pivots_of_miou_have_the_intervals_of_the_tables(store: ResultStore) -> None:
+    fill(store, 6.0)
+    (plain,), (shots,) = tables(store, Ask()), tables(store, Ask(), "shots")
+    assert [row.cells[2].low for row in plain.rows] == [row.cells[0].low for row in shots.rows]
+    assert shots.rows[0].cells[0].low is not None and shots.rows[0].cells[0].images == 40
+    assert any(note.startswith("In brackets") for note in shots.notes)
+    (steps,) = pivoted(store, Ask(), Pivot.of("method", "dataset", "cost.steps"))
+    assert steps.rows[0].cells[0].low is None and not any(note.startswith("In brackets") for note in steps.notes)
+
+
+def test_pivots_may_show_seeds_apart(store: ResultStore) -> None:
+    for seed in (10, 9):
+        put(store, 50.0 + seed, seed=seed)
+    (table,) = pivoted(store, Ask(), Pivot.of("seed", "dataset", "miou"))
+    assert [(row.heading, round(row.cells[0].value or 0), row.cells[0].n) for row in table.rows] == [("9", 59, 1), ("10", 60, 1)]
+
+
+def test_pivots_keep_gaps_and_nan(store: ResultStore) -> None:
+    missing = replace(SPEC, method=CAT)
+    store.write_grid([put(store, 80.0, seed=1), missing])
+    store.fail(missing, "It broke.")
+    (table,) = tables(store, Ask(), "selections")
+    cells = {row.heading: row.cells for row in table.rows}
+    assert cells["CAT-SAM-T"][-1].reason in ("failed", "not run")
+    (table,) = tables(store, Ask(), "shots")
+    assert [row.heading for row in table.rows] == ["LoRA (decoder: sam)", "CAT-SAM-T"]  # as published
+    assert table.rows[1].cells[0].reason == "failed"
+    store.save(Record(replace(SPEC, seed=2), {"best": {"miou_all": math.nan}}, COST, {}), pd.DataFrame(), HISTORY, None)
+    (table,) = tables(store, Ask(), "shots")
+    assert table.rows[0].cells[0].reason == "undefined"
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "metric", "said"),
+    [
+        ("methods", "dataset", "miou", "Unknown field 'methods'. Did you mean method"),
+        ("method", "method", "miou", "each named once"),
+        ("method", "", "miou", "at least one field"),
+        ("method", "dataset", "speed", "No record has 'speed'"),
+        ("method", "dataset", "key", "is not a number"),
+    ],
+)
+def test_a_wrong_pivot_is_one_sentence(store: ResultStore, rows: str, columns: str, metric: str, said: str) -> None:
+    put(store, 80.0)
+    with pytest.raises(RequestError, match=said):
+        pivoted(store, Ask(), Pivot.of(rows, columns, metric))
+
+
+def test_the_command_pivots_into_all_formats_the_same_bytes_twice(store: ResultStore) -> None:
+    fill(store, 6.0)
+    command = [
+        "--rows",
+        "method",
+        "--columns",
+        "dataset",
+        "--metric",
+        "cost.steps",
+        "--out",
+        str(store.root),
+        "--format",
+        ",".join(FORMATS),
+    ]
+    assert main(command) == 0
+    first = {path.name: path.read_bytes() for path in (store.root / "tables").iterdir()}
+    assert sorted(name.rpartition(".")[2] for name in first) == ["csv", "html", "md", "tex"]
+    assert main(command) == 0
+    assert first == {path.name: path.read_bytes() for path in (store.root / "tables").iterdir()}
