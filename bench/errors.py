@@ -27,7 +27,7 @@ class DivergedError(Exception):
     """The training loss became NaN or infinite; fails its cell alone."""
 
 
-class TeamError(Exception):
+class ProcessGroupError(Exception):
     """One of the processes that run a cell together failed, which ends them all; empty where another process says why."""
 
 

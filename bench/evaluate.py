@@ -38,7 +38,7 @@ from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
 from bench.run import STOPPED
 from bench.running.cell import Cell, Result
-from bench.running.workers import Tell, device_of, failure
+from bench.running.workers import ProgressCallback, device_of, failure
 from bench.training.metrics import RULES
 from bench.types import Dataset
 
@@ -75,10 +75,14 @@ def evaluate_released(given: argparse.Namespace) -> int:
     facts = provenance(device, checkpoint_path(backbone, given.pretrained) if given.store else None, given.out / "cache")
     facts |= {"source": SOURCE, "released": {"name": given.checkpoint.name, "sha256": sha256}}
     print(f"{given.checkpoint}: {METHODS.get(method).title} on {backbone}, protocol {specs[0].protocol}.")  # type: ignore[attr-defined]
-    return _each(specs, lambda spec, tell: _result(spec, sam, model, datasets[spec.dataset], tell, facts, store), store, given)
+    return _each(
+        specs, lambda spec, on_progress: _result(spec, sam, model, datasets[spec.dataset], on_progress, facts, store), store, given
+    )
 
 
-def _each(specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, Tell], Result], store: ResultStore, given: argparse.Namespace) -> int:
+def _each(
+    specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, ProgressCallback], Result], store: ResultStore, given: argparse.Namespace
+) -> int:
     """Evaluates and keeps data set by data set, none of which stops the others; prints the scores; 1 where one failed."""
     rows, places = [], []
     with Progress() as progress:
@@ -86,16 +90,16 @@ def _each(specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, Tell], Result]
             progress.cell(number, len(specs), spec.dataset)
             try:
                 if given.store and store.status(spec).phase == "stored":
-                    record, place, done = store.read(spec), store.folder(spec), "was stored before"
+                    record, context, done = store.read(spec), store.folder(spec), "was stored before"
                 else:
                     result = evaluated(spec, progress.update)
-                    record, place, done = result.record, _kept(result, store, given), "evaluated"
+                    record, context, done = result.record, _kept(result, store, given), "evaluated"
             except Exception as error:
                 progress.done(f"FAILED: {failure(error)}")
                 continue
             progress.done(done)
             rows.append(_scores(record))
-            places.append(f"{spec.dataset}: {place}")
+            places.append(f"{spec.dataset}: {context}")
     if rows:
         heads = ("data set", "images", *(f"mIoU {rule}" for rule in RULES), *(f"Dice {rule}" for rule in RULES))
         print(tabulate(rows, heads, "pipe", floatfmt=".1f", missingval="-"))
@@ -104,13 +108,19 @@ def _each(specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, Tell], Result]
 
 
 def _result(
-    spec: RunSpec, sam: Sam, model: PromptableSegmenter, dataset: Dataset, tell: Tell, facts: Mapping[str, Any], store: ResultStore
+    spec: RunSpec,
+    sam: Sam,
+    model: PromptableSegmenter,
+    dataset: Dataset,
+    on_progress: ProgressCallback,
+    facts: Mapping[str, Any],
+    store: ResultStore,
 ) -> Result:
     """What a cell of the released weights on a data set comes to."""
     tuned = {name: parameter.detach() for name, parameter in model.tuned().items()}
     outside = third_party(spec.method.name, spec.dataset)
     of_data = {"data": data_facts(dataset, store.root / "cache"), **({"third_party": outside} if outside else {})}
-    return Cell(spec, sam, dataset, store.folder(spec), tell, released=tuned).run({**facts, **of_data})
+    return Cell(spec, sam, dataset, store.folder(spec), on_progress, released=tuned).run({**facts, **of_data})
 
 
 def _kept(result: Result, store: ResultStore, given: argparse.Namespace) -> Path:

@@ -21,11 +21,11 @@ from matplotlib.ticker import MaxNLocator
 from bench.errors import one_sentence
 from bench.grid.published import PUBLISHED, Published, heading, ordered, read_published
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import Ask, Board, boards
+from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
 from bench.reporting.statistics import critical_difference, mean_ranks
 from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels, save
 from bench.reporting.table import Cell
-from bench.reporting.table_statistics import Evidence, evidence
+from bench.reporting.table_statistics import TableStatistics, table_statistics
 from bench.types import FULL
 
 MIOU = "foreground mIoU (%)"
@@ -42,30 +42,30 @@ NAMED = 4  # images whose disagreement is named
 class View:
     """A board ready to be drawn: its methods in the paper's order, with titles, and its evidence."""
 
-    board: Board
-    known: Evidence
+    comparable: ComparableCells
+    known: TableStatistics
     labels: tuple[str, ...]
     titles: tuple[str, ...]
 
     @classmethod
-    def of(cls, board: Board, published: Published) -> "View":
+    def of(cls, comparable: ComparableCells, published: Published) -> "View":
         """The view of a board's methods that have cells."""
-        labels = tuple(label for label in ordered(board.labels_of(board.datasets), published) if _stored(board, label))
+        labels = tuple(label for label in ordered(comparable.labels_of(comparable.datasets), published) if _stored(comparable, label))
         titles = tuple(heading(label, published).replace(" (", "\n(") for label in labels)
-        return cls(board, evidence(board, board.datasets, averaged=len(board.datasets) > 1), labels, titles)
+        return cls(comparable, table_statistics(comparable, comparable.datasets, averaged=len(comparable.datasets) > 1), labels, titles)
 
     @property
     def datasets(self) -> list[str]:
         """The data sets on which a method is stored."""
-        return sorted({dataset for _, dataset in self.board.scores})
+        return sorted({dataset for _, dataset in self.comparable.scores})
 
     def score(self, label: str, dataset: str) -> float | None:
         """The mean over runs, in percent."""
-        return self.board.cell(label, dataset).value
+        return self.comparable.cell(label, dataset).value
 
 
-def _stored(board: Board, label: str) -> bool:
-    return any(label == stored for stored, _ in board.scores)
+def _stored(comparable: ComparableCells, label: str) -> bool:
+    return any(label == stored for stored, _ in comparable.scores)
 
 
 Drawn = Iterator[Figure]
@@ -77,7 +77,7 @@ def bars(view: View) -> Drawn:
     with panels(len(view.datasets), height=0.8 + 0.2 * len(view.labels)) as (figure, axes):
         for k, (ax, dataset) in enumerate(zip(axes, view.datasets, strict=True)):
             for i, label in enumerate(view.labels):
-                _bar(ax, i, view.known.with_interval(view.board.cell(label, dataset), label, dataset))
+                _bar(ax, i, view.known.with_interval(view.comparable.cell(label, dataset), label, dataset))
             ax.set_yticks(range(len(view.labels)), [_flat(title) for title in view.titles] if k % PER_LINE == 0 else [])
             ax.set(title=dataset, xlabel=MIOU, xlim=(0, 100), ylim=(len(view.labels) - 0.4, -0.6))
             ax.grid(axis="y", visible=False)
@@ -124,7 +124,7 @@ def _with_legend(view: View) -> float:
 
 def _points(view: View, dataset: str, column: str) -> list[tuple[int, float, float]]:
     """(method, cost, mIoU) of the methods that have both."""
-    frame, found = view.board.frame, []
+    frame, found = view.comparable.frame, []
     for i, label in enumerate(view.labels):
         mine = frame[(frame["label"] == label) & (frame["dataset"] == dataset)]
         cost, score = mine.get(column, pd.Series(dtype=float)).astype(float).mean(), view.score(label, dataset)
@@ -148,7 +148,7 @@ def curves(view: View, store: ResultStore) -> Drawn:
     with panels(len(view.datasets), height=_with_legend(view)) as (figure, axes):
         for ax, dataset in zip(axes, view.datasets, strict=True):
             for i, label in enumerate(view.labels):
-                frame = view.board.frame
+                frame = view.comparable.frame
                 for j, path in enumerate(frame[(frame["label"] == label) & (frame["dataset"] == dataset)]["path"]):
                     history = _history(store, Path(path))
                     if history is not None:
@@ -241,9 +241,9 @@ def shot_curves(views: Sequence[View]) -> Drawn:
     with panels(len(datasets), height=_with_legend(max(views, key=lambda view: len(view.labels)))) as (figure, axes):
         for ax, dataset in zip(axes, datasets, strict=True):
             for i, label in enumerate(labels):
-                cells = [view.known.with_interval(view.board.cell(label, dataset), label, dataset) for view in views]
+                cells = [view.known.with_interval(view.comparable.cell(label, dataset), label, dataset) for view in views]
                 _shot_line(ax, i, _flat(titles[label]), cells)
-            ax.set_xticks(range(len(views)), [view.board.identity[2] for view in views])
+            ax.set_xticks(range(len(views)), [view.comparable.identity[2] for view in views])
             ax.set(title=dataset, xlabel="shots", ylabel=MIOU)
         legend_below(figure, axes)
         yield figure
@@ -266,13 +266,13 @@ class Picture:
     draw: Callable[[], AbstractContextManager[Figure]]
 
 
-def pictures(store: ResultStore, ask: Ask) -> list[Picture]:
+def pictures(store: ResultStore, query: CellQuery) -> list[Picture]:
     """All figures that the stored cells can fill; RequestError where there is no cell."""
     found: list[Picture] = []
     views = []
-    for board in boards(store, ask):
-        path = PUBLISHED.get(board.identity[2], PUBLISHED["1"])
-        view = View.of(board, read_published(path))
+    for comparable in comparable_cells(store, query):
+        path = PUBLISHED.get(comparable.identity[2], PUBLISHED["1"])
+        view = View.of(comparable, read_published(path))
         if view.labels:
             views.append(view)
             found += _of_view(view, store)
@@ -280,11 +280,11 @@ def pictures(store: ResultStore, ask: Ask) -> list[Picture]:
 
 
 def _of_view(view: View, store: ResultStore) -> list[Picture]:
-    board, name = view.board, view.board.name
-    said = f"{board.identity[0]}, {board.identity[2]} shots, {board.identity[1]}"
+    comparable, name = view.comparable, view.comparable.name
+    said = f"{comparable.identity[0]}, {comparable.identity[2]} shots, {comparable.identity[1]}"
     found = [Picture(name("bars"), f"Foreground mIoU with 95 % intervals ({said})", lambda: bars(view))]
     for cost, (column, words) in COSTS.items():
-        if column in board.frame:
+        if column in comparable.frame:
             caption = f"{words[0].upper()}{words[1:]} against mIoU ({said})"
             found.append(Picture(name(cost), caption, lambda cost=cost: cost_against_miou(view, cost)))  # type: ignore[misc]
     found.append(Picture(name("curves"), f"Training loss ({said})", lambda: curves(view, store)))
@@ -298,14 +298,14 @@ def _of_view(view: View, store: ResultStore) -> list[Picture]:
 
 def _across(views: Sequence[View]) -> list[Picture]:
     def same(view: View) -> tuple[str, str, str]:
-        backbone, protocol, _, checkpoint = view.board.identity
+        backbone, protocol, _, checkpoint = view.comparable.identity
         return backbone, protocol, checkpoint
 
     found = []
     for (backbone, protocol, _), group in groupby(sorted(views, key=same), key=same):
-        of = sorted(group, key=lambda view: (view.board.identity[2] == FULL, view.board.identity[2].zfill(9)))
+        of = sorted(group, key=lambda view: (view.comparable.identity[2] == FULL, view.comparable.identity[2].zfill(9)))
         if len(of) > 1:
-            name = of[0].board.name("shots").replace(f"_{of[0].board.identity[2]}shot_", "_")
+            name = of[0].comparable.name("shots").replace(f"_{of[0].comparable.identity[2]}shot_", "_")
             found.append(Picture(name, f"mIoU by shots ({backbone}, {protocol})", lambda of=of: shot_curves(of)))  # type: ignore[misc]
     return found
 
@@ -317,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="results", type=Path, help="the results folder; figures go to its figures/")
     parser.add_argument("--rule", default="all", help="what images without any object count")
     given = parser.parse_args(arguments)
-    for picture in pictures(ResultStore(given.out), Ask(rule=given.rule)):
+    for picture in pictures(ResultStore(given.out), CellQuery(rule=given.rule)):
         with picture.draw() as figure:
             print(*save(figure, given.out / "figures", picture.name))
     return 0

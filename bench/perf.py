@@ -32,7 +32,7 @@ from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS
 from bench.grid.spec import RunSpec
 from bench.grid.store import RECORD, Record, ResultStore, record_bytes
-from bench.reporting.comparable import Ask
+from bench.reporting.comparable import CellQuery
 from bench.tables import tables
 from bench.training.metrics import RULES
 
@@ -108,7 +108,7 @@ def time_store(cells: int) -> int:
         del specs
         _said("write their records (no limit)", began)
         began = time.perf_counter()
-        made = tables(store, Ask(), "paper")
+        made = tables(store, CellQuery(), "paper")
         reading = _said(f"read them back into the paper's table ({len(made)} tables)", began)
         loading, peak = _load_apart(store.root)
     kept = planning + reading <= limit and loading <= limit and peak <= LIMIT_MB

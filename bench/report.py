@@ -18,7 +18,7 @@ from bench.errors import one_sentence
 from bench.figures import pictures
 from bench.grid.files import write_together
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import Ask, Board, boards
+from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
 from bench.reporting.formats import data_attributes, html
 from bench.reporting.style import rendered
 from bench.tables import tables
@@ -44,7 +44,7 @@ python -m bench.report --out {out}"""
 
 def report(store: ResultStore) -> str:
     """The page of a store; RequestError where it has no cell at all."""
-    found = boards(store, Ask())
+    found = comparable_cells(store, CellQuery())
     scan = store.scan()
     sections = {
         "Summary": _summary(found, scan.table),
@@ -97,34 +97,34 @@ def _page(sections: Mapping[str, str]) -> str:
 """
 
 
-def _summary(found: Sequence[Board], table: pd.DataFrame) -> str:
-    gaps = [gap for board in found for of in board.gaps.values() for gap in of]
+def _summary(found: Sequence[ComparableCells], table: pd.DataFrame) -> str:
+    gaps = [gap for comparable in found for of in comparable.gaps.values() for gap in of]
     phases = {phase: sum(gap[1] == phase for gap in gaps) for phase in ("failed", "unfinished", "pending")}
     said = ", ".join(f"{count} {phase}" for phase, count in phases.items() if count)
     lines = [f"<p>{len(table)} cells are stored{f'; of those asked for last: {said}' if said else ''}.</p>"]
-    warned = [note for board in found for note in (*board.stand_ins, *board.notes, *board.mixed)]
+    warned = [note for comparable in found for note in (*comparable.stand_ins, *comparable.notes, *comparable.mixed)]
     lines += [f'<p class="warning" role="note">{escape(note)}</p>' for note in dict.fromkeys(warned)]
-    for board in found:
-        context = " · ".join(f"{name} {value}" for name, value in board.context)
-        best = [f"{escape(dataset)}: {_best(board, dataset)}" for dataset in board.datasets]
+    for comparable in found:
+        context = " · ".join(f"{name} {value}" for name, value in comparable.context)
+        best = [f"{escape(dataset)}: {_best(comparable, dataset)}" for dataset in comparable.datasets]
         lines.append(f"<p>{escape(context)}<br>Highest mIoU: {'; '.join(best)}. Whether that is luck, the tables say.</p>")
     return "\n".join(lines)
 
 
-def _best(board: Board, dataset: str) -> str:
-    values = {label: value for label in board.labels_of([dataset]) if (value := board.cell(label, dataset).value) is not None}
+def _best(comparable: ComparableCells, dataset: str) -> str:
+    values = {label: value for label in comparable.labels_of([dataset]) if (value := comparable.cell(label, dataset).value) is not None}
     return escape(max(values, key=lambda label: values[label])) + f" {max(values.values()):.1f}" if values else "none yet"
 
 
 def _tables(store: ResultStore) -> Iterator[str]:
-    for table in tables(store, Ask(), "all"):
+    for table in tables(store, CellQuery(), "all"):
         region = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.title)}, scrolls sideways">'
         yield html(table).replace('<div class="scroll">', region)
 
 
-def _cells(found: Sequence[Board]) -> str:
+def _cells(found: Sequence[ComparableCells]) -> str:
     """Every current cell as a row."""
-    rows = [row for board in found for row in _cell_rows(board)]
+    rows = [row for comparable in found for row in _cell_rows(comparable)]
     heads = (*FILTERS, "draw", "backbone", "protocol", "selection", "mIoU %", "state")
     body = "\n".join(_cell_html(row, heads) for row in rows)
     head = "".join(f'<th scope="col">{TITLES.get(name, name)}</th>' for name in heads)
@@ -137,9 +137,9 @@ def _cells(found: Sequence[Board]) -> str:
 """
 
 
-def _filters(found: Sequence[Board]) -> str:
+def _filters(found: Sequence[ComparableCells]) -> str:
     """The controls that filter every table of the page: rows, columns, and tables of one number of shots."""
-    rows = [row for board in found for row in _cell_rows(board)]
+    rows = [row for comparable in found for row in _cell_rows(comparable)]
     options = {name: sorted({row[name] for row in rows}, key=lambda text: (not text.isdigit(), text.zfill(9))) for name in FILTERS}
     selects = "".join(
         f'<label>{TITLES.get(name, name)}<select data-field="{name}"><option value="">all</option>'
@@ -151,14 +151,14 @@ def _filters(found: Sequence[Board]) -> str:
 <p id="shown" role="status" aria-live="polite">{len(rows)} cells</p>"""
 
 
-def _cell_rows(board: Board) -> Iterator[dict[str, str]]:
-    backbone, protocol, shots, _ = board.identity
-    same = {"shots": shots, "backbone": backbone, "protocol": protocol, "selection": board.selection}
-    for (label, dataset), scores in sorted(board.scores.items()):
+def _cell_rows(comparable: ComparableCells) -> Iterator[dict[str, str]]:
+    backbone, protocol, shots, _ = comparable.identity
+    same = {"shots": shots, "backbone": backbone, "protocol": protocol, "selection": comparable.selection}
+    for (label, dataset), scores in sorted(comparable.scores.items()):
         for (draw, seed), value in sorted(scores.items()):
             run = {"dataset": dataset, "method": label, "draw": str(draw), "seed": str(seed)}
             yield {**same, **run, "mIoU %": "" if pd.isna(value) else repr(value), "state": "stored"}
-    for (label, dataset), gaps in sorted(board.gaps.items()):
+    for (label, dataset), gaps in sorted(comparable.gaps.items()):
         for (draw, seed), phase, _ in gaps:
             yield {**same, "dataset": dataset, "method": label, "draw": str(draw), "seed": str(seed), "mIoU %": "", "state": phase}
 
@@ -175,7 +175,7 @@ def _cell_html(row: Mapping[str, str], heads: Iterable[str]) -> str:
 
 
 def _figures(store: ResultStore) -> Iterator[tuple[str, str, bytes]]:
-    for picture in pictures(store, Ask()):
+    for picture in pictures(store, CellQuery()):
         with picture.draw() as figure:
             yield picture.name, picture.caption, rendered(figure, "svg")
 
@@ -202,11 +202,11 @@ def _inlined(items: Iterable[tuple[str, str, str, bytes]], rest: int) -> tuple[s
     return "\n".join(parts) or "<p>None.</p>", rest
 
 
-def _failures(found: Sequence[Board]) -> str:
+def _failures(found: Sequence[ComparableCells]) -> str:
     rows = []
-    for board in found:
-        for (label, dataset), gaps in sorted(board.gaps.items()):
-            rows += [(dataset, label, board.identity[2], str(draw), str(seed), phase, why) for (draw, seed), phase, why in gaps]
+    for comparable in found:
+        for (label, dataset), gaps in sorted(comparable.gaps.items()):
+            rows += [(dataset, label, comparable.identity[2], str(draw), str(seed), phase, why) for (draw, seed), phase, why in gaps]
     heads = ("dataset", "method", "shots", "draw", "seed", "state", "reason")
     return _listing("What was asked for and is not stored", heads, rows)
 

@@ -15,16 +15,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from bench.data.manifest import remember_data
-from bench.errors import RequestError, TeamError, one_sentence
+from bench.errors import ProcessGroupError, RequestError, one_sentence
 from bench.grid.catalogue import Catalogue, catalogue
 from bench.grid.files import file_sha256
-from bench.grid.plan import Place, Request, choose_methods, open_datasets, specs_of, title
+from bench.grid.plan import Request, RunContext, choose_methods, open_datasets, specs_of, title
 from bench.grid.plugins import add_option
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
 from bench.grid.store import CellStatus, ResultStore
 from bench.model.backbones import checkpoint_path
-from bench.training.launch import is_member, leads, spread
+from bench.training.launch import is_distributed, is_main_process, launch_processes
 from bench.types import COMPILE_MODES, KEPT_BYTES, Dataset, Memory
 
 STOPPED = 130  # the exit code after Ctrl-C
@@ -57,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all stored, 1 some failed or unfinished, 2 wrong request, 130 stopped)."""
     try:
         request, options = parse(arguments)
-        if options.devices > 1 and options.launcher == "local" and not is_member():
-            return _spread(sys.argv[1:] if arguments is None else arguments, options)
+        if options.devices > 1 and options.launcher == "local" and not is_distributed():
+            return _launch_processes(sys.argv[1:] if arguments is None else arguments, options)
         return run_grid(request, options)
-    except TeamError as error:
+    except ProcessGroupError as error:
         if str(error):
             print(f"error: {error}", file=sys.stderr)
         return 1
@@ -78,19 +78,19 @@ def run_grid(request: Request, options: Options) -> int:
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         _list_cells(specs, states, missing)
-    elif leads():
+    elif is_main_process():
         store.check_writable()
         remember_data(datasets.values(), options.out / "cache")
     if known and options.launcher == "slurm":
         return _launch(specs, missing, known, checkpoint, request.backbone, options)
     if options.dry_run:
         return 0
-    if leads():
+    if is_main_process():
         store.write_grid(specs)
     if missing and _run_cells(request.backbone, checkpoint, missing, datasets, options):
         print("Stopped; the same command goes on from here.")
         return STOPPED
-    if not leads():
+    if not is_main_process():
         return 0
     _say_outdated([spec for spec in specs if spec not in missing], store)
     return _summary(specs, store)
@@ -128,15 +128,15 @@ def _launch(
     checkpoint, data, out = (Path(os.path.abspath(path)) for path in (checkpoint, options.data, options.out))
     device = profile.device_of(options.device)
     profile.check_devices(options.devices, device)
-    place = replace(_place(backbone, checkpoint, device, options), data=data, out=out)
-    return launch(specs, missing, Launch(place, profile, known.untrained, options.dry_run, options.collect))
+    context = replace(_context(backbone, checkpoint, device, options), data=data, out=out)
+    return launch(specs, missing, Launch(context, profile, known.untrained, options.dry_run, options.collect))
 
 
-def _place(backbone: str, checkpoint: Path, device: str, options: Options) -> Place:
+def _context(backbone: str, checkpoint: Path, device: str, options: Options) -> RunContext:
     """Where and how the options run cells; RequestError where the encoder is to be compiled for a CPU, on which that makes it slower."""
     if options.compile and device == "cpu":
         raise RequestError(f"--compile {options.compile}: only for a GPU, and the device is cpu, on which a compiled encoder is slower.")
-    return Place(
+    return RunContext(
         backbone,
         checkpoint,
         options.data,
@@ -156,23 +156,23 @@ def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datase
     stopped it."""
     from bench.model.checkpoints import load_sam
     from bench.running.workers import device_of, run_here, run_in_workers
-    from bench.training.process_group import join, leave
+    from bench.training.process_group import join_process_group, leave_process_group
 
-    place = _place(backbone, checkpoint, device_of(options.device), options)
-    team, device = join(place.device)
-    specs = team.told(specs)
+    context = _context(backbone, checkpoint, device_of(options.device), options)
+    process_group, device = join_process_group(context.device)
+    specs = process_group.broadcast(specs)
     workers = min(options.workers, len(specs))
-    place = replace(place, device=device, kept_bytes=place.kept_bytes // workers)
+    context = replace(context, device=device, kept_bytes=context.kept_bytes // workers)
     sam = load_sam(backbone, checkpoint, device)
     if workers > 1:
-        return run_in_workers(specs, place, workers)
-    stopped = run_here(specs, place, sam, datasets, team)
+        return run_in_workers(specs, context, workers)
+    stopped = run_here(specs, context, sam, datasets, process_group)
     if not stopped:
-        leave(team)
+        leave_process_group(process_group)
     return stopped
 
 
-def _spread(arguments: Sequence[str], options: Options) -> int:
+def _launch_processes(arguments: Sequence[str], options: Options) -> int:
     """Runs this command as `devices` processes; the exit code."""
     import torch
 
@@ -181,7 +181,7 @@ def _spread(arguments: Sequence[str], options: Options) -> int:
     there = torch.cuda.device_count()
     if device_of(options.device) == "cuda" and there < options.devices:
         raise RequestError(f"--devices {options.devices}: torch finds {there} GPUs here; at most as many are allowed.")
-    return spread(["-m", "bench.run", *arguments], options.devices)
+    return launch_processes(["-m", "bench.run", *arguments], options.devices)
 
 
 def to_run(status: CellStatus, overwrite: str) -> bool:
@@ -241,7 +241,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
         raise RequestError(f"--workers {given.workers}: whole numbers from 1 are allowed.")
     if given.devices < 1:
         raise RequestError(f"--devices {given.devices}: whole numbers from 1 are allowed.")
-    if given.workers > 1 and (given.devices > 1 or is_member()):
+    if given.workers > 1 and (given.devices > 1 or is_distributed()):
         raise RequestError(f"--workers {given.workers}: cells that several devices run together are run one after the other, --workers 1.")
     if given.workers > 1 and given.launcher == "slurm":
         raise RequestError(f"--workers {given.workers}: how many cells share a job of SLURM is for the profile to say, cells_per_job.")

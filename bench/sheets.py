@@ -20,8 +20,8 @@ from bench.grid.store import ResultStore
 from bench.model.backbones import PRETRAINED, checkpoint_path
 from bench.model.checkpoints import load_sam
 from bench.model.sam import Sam
-from bench.reporting.comparable import Ask, Board, boards
-from bench.reporting.image_selection import picked_images
+from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
+from bench.reporting.image_selection import selected_images
 from bench.reporting.pictures import prediction_sheet
 from bench.types import Dataset
 
@@ -30,29 +30,29 @@ from bench.types import Dataset
 class Sheet:
     """A sheet to be drawn: column title -> folder of a cell."""
 
-    board: Board
+    comparable: ComparableCells
     dataset: str
     cells: dict[str, Path]
 
     @property
     def name(self) -> str:
         """Its file name; the report takes what begins with `predictions_`."""
-        return f"predictions_{self.board.name(self.dataset)}.png"
+        return f"predictions_{self.comparable.name(self.dataset)}.png"
 
 
-def sheets(store: ResultStore, ask: Ask) -> Iterator[Sheet]:
+def sheets(store: ResultStore, query: CellQuery) -> Iterator[Sheet]:
     """The sheets of all boards; a data set whose methods have no draw and seed in common has none."""
     published = read_published(PUBLISHED["1"])
-    for board in boards(store, ask):
-        for dataset in board.datasets:
-            runs = [set(scores) for (_, name), scores in board.scores.items() if name == dataset]
+    for comparable in comparable_cells(store, query):
+        for dataset in comparable.datasets:
+            runs = [set(scores) for (_, name), scores in comparable.scores.items() if name == dataset]
             common = sorted(set.intersection(*runs)) if runs else []
             if common:
-                frame = board.frame[board.frame["dataset"] == dataset]
+                frame = comparable.frame[comparable.frame["dataset"] == dataset]
                 mine = frame[(frame["draw"] == common[0][0]) & (frame["seed"] == common[0][1])]
                 folders = dict(zip(mine["label"], map(Path, mine["path"]), strict=True))
                 cells = {heading(label, published).replace(" (", "\n("): folders[label] for label in ordered(folders, published)}
-                yield Sheet(board, dataset, cells)
+                yield Sheet(comparable, dataset, cells)
 
 
 def draw(sheet: Sheet, dataset: Dataset, sam: Sam, folder: Path, images: Sequence[str] = ()) -> Path:
@@ -60,7 +60,7 @@ def draw(sheet: Sheet, dataset: Dataset, sam: Sam, folder: Path, images: Sequenc
     unknown = [name for name in images if name not in dataset.names("test")]
     if unknown:
         raise RequestError(f"{sheet.dataset} has no test image named {', '.join(unknown)}; images.csv of any of its cells lists them.")
-    names = {name: name for name in images} or picked_images(list(sheet.cells.values()))
+    names = {name: name for name in images} or selected_images(list(sheet.cells.values()))
     shown = {title if title == name else f"{title}\n{name}": name for title, name in names.items()}
     path = folder / sheet.name
     prediction_sheet(sheet.cells, dataset, sam, path, shown)
@@ -80,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     images = [name.strip() for name in given.images.split(",") if name.strip()]
     load = cache(lambda backbone: load_sam(backbone, checkpoint_path(backbone, given.pretrained)))  # once, for all its sheets
-    wanted = [sheet for sheet in sheets(ResultStore(given.out), Ask()) if given.dataset in (None, sheet.dataset)]
+    wanted = [sheet for sheet in sheets(ResultStore(given.out), CellQuery()) if given.dataset in (None, sheet.dataset)]
     for sheet in wanted:
-        backbone = sheet.board.identity[0]
+        backbone = sheet.comparable.identity[0]
         sam = load(backbone)
         opened = open_dataset(sheet.dataset, given.data)
         print(draw(sheet, opened, sam, given.out / "figures", images))

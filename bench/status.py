@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.cluster.grid_status import PHASES, Seen, cell_title, seconds_left, seen_cells
+from bench.cluster.grid_status import PHASES, LiveStatus, cell_title, live_statuses, seconds_left
 from bench.cluster.queue import Task, tasks
 from bench.errors import RequestError, one_sentence
 from bench.grid.progress import duration
@@ -41,29 +41,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(out: Path, every_cell: bool = False) -> tuple[list[str], bool]:
     """The lines to show, and whether a cell runs or has a job that waits."""
     queue, silence = _queue()
-    seen = seen_cells(out, queue)
-    if not seen:
+    statuses = live_statuses(out, queue)
+    if not statuses:
         return [f"No grid was run or sent from {out} yet.", *silence], False
-    counts = Counter(one.phase for one in seen)
-    lines = [f"{time.strftime('%H:%M:%S')}  {len(seen)} cells: " + ", ".join(f"{counts[p]} {p}" for p in PHASES if counts[p])]
+    counts = Counter(one.phase for one in statuses)
+    lines = [f"{time.strftime('%H:%M:%S')}  {len(statuses)} cells: " + ", ".join(f"{counts[p]} {p}" for p in PHASES if counts[p])]
     lines += silence
-    moving = any(one.phase == "running" or (one.phase == "pending" and one.detail != "not sent yet") for one in seen)
-    left = seconds_left(out, seen)
+    moving = any(one.phase == "running" or (one.phase == "pending" and one.detail != "not sent yet") for one in statuses)
+    left = seconds_left(out, statuses)
     if left is not None:
         lines.append(f"about {duration(left)} left, at the present {counts['running']} cells at a time")
     for phase in PHASES:
-        lines += _lines(phase, [one for one in seen if one.phase == phase], every_cell)
+        lines += _lines(phase, [one for one in statuses if one.phase == phase], every_cell)
     return lines, moving
 
 
-def _lines(phase: str, seen: Sequence[Seen], every_cell: bool) -> list[str]:
+def _lines(phase: str, statuses: Sequence[LiveStatus], every_cell: bool) -> list[str]:
     """A line a cell; waiting cells are counted by what they wait for, and stored ones not listed, unless asked for."""
     if every_cell or phase not in ("stored", "pending"):
-        width = max((len(cell_title(one.cell)) for one in seen), default=0)
-        return [f"{phase:10}  {cell_title(one.cell):{width}}  {one.detail}".rstrip() for one in seen]
+        width = max((len(cell_title(one.cell)) for one in statuses), default=0)
+        return [f"{phase:10}  {cell_title(one.cell):{width}}  {one.detail}".rstrip() for one in statuses]
     if phase == "stored":
         return []
-    return [f"{phase:10}  {count} cells  {why}" for why, count in Counter(one.detail for one in seen).most_common()]
+    return [f"{phase:10}  {count} cells  {why}" for why, count in Counter(one.detail for one in statuses).most_common()]
 
 
 def _queue() -> tuple[list[Task] | None, list[str]]:

@@ -16,40 +16,46 @@ from bench.errors import RequestError, one_sentence, unknown
 from bench.grid.protocol import SELECTIONS
 from bench.grid.published import PUBLISHED, Published, heading, ordered, read_published
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import Ask, Board, Place, boards
+from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells
 from bench.reporting.comparisons import comparisons_table
 from bench.reporting.efficiency import efficiency_table, size_cells, sizes
 from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
 from bench.reporting.table import Cell, Column, Row, Table, markdown
-from bench.reporting.table_statistics import AVERAGE, IN_BRACKETS, Evidence, dataset_of, evidence
+from bench.reporting.table_statistics import AVERAGE, IN_BRACKETS, TableStatistics, dataset_of, table_statistics
 from bench.training.metrics import RULES
 
 
-def paper_table(board: Board, published: Published, paper_shots: bool = True) -> Table:
+def paper_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
     """Methods as rows in the paper's order; for its data sets and their average: ours, the published number and Δ.
 
     `paper_shots`: whether the published numbers are of this board's number of shots; where they are not, none is shown.
     """
     groups = (*published.datasets, AVERAGE)
-    known = evidence(board, published.datasets, averaged=True)
+    known = table_statistics(comparable, published.datasets, averaged=True)
     parts = ("ours", "published", "Δ", "in 95 %") if known.counts else ("ours", "published", "Δ")
     columns = tuple(Column(group, name, signed=name == "Δ", about=dataset_of(group)) for group in groups for name in parts)
-    ours = _scored(board, known, published.datasets, groups)
+    ours = _scored(comparable, known, published.datasets, groups)
     rows = []
-    for label in ordered(board.labels_of(published.datasets), published):
+    for label in ordered(comparable.labels_of(published.datasets), published):
         theirs = [published.of(label, group) if paper_shots else None for group in groups]
         pairs = zip((ours[label, group] for group in groups), theirs, strict=True)
         cells = tuple(cell for pair in pairs for cell in _beside(*pair)[: len(parts)])
         rows.append(Row(heading(label, published), cells, (("method", label),)))
     return Table(
-        board.name("paper"),
+        comparable.name("paper"),
         "Foreground mIoU (%): ours, published, and Δ = ours - published",
-        board.context,
+        comparable.context,
         "method",
         columns,
         tuple(rows),
-        (*board.stand_ins, *board.mixed, *_published_notes(board, published, paper_shots), *_evidence_notes(known), *board.notes),
+        (
+            *comparable.stand_ins,
+            *comparable.mixed,
+            *_published_notes(comparable, published, paper_shots),
+            *_evidence_notes(known),
+            *comparable.notes,
+        ),
     )
 
 
@@ -65,20 +71,22 @@ def _inside(ours: Cell, theirs: float) -> str:
     return "inside" if ours.low <= theirs <= ours.high else "above ours" if theirs > ours.high else "below ours"
 
 
-def _scored(board: Board, known: Evidence, datasets: Sequence[str], groups: Sequence[str]) -> dict[Place, Cell]:
+def _scored(comparable: ComparableCells, known: TableStatistics, datasets: Sequence[str], groups: Sequence[str]) -> dict[Position, Cell]:
     """(label, group) -> ours with its interval, and with its mark among the group's."""
     scored = {}
     for group in groups:
         of = {
-            label: known.with_interval(board.average(label, datasets) if group == AVERAGE else board.cell(label, group), label, group)
-            for label in board.labels_of(datasets)
+            label: known.with_interval(
+                comparable.average(label, datasets) if group == AVERAGE else comparable.cell(label, group), label, group
+            )
+            for label in comparable.labels_of(datasets)
         }
         marks = known.marks({label: cell.value for label, cell in of.items() if cell.value is not None}, group)
         scored.update({(label, group): replace(cell, mark=marks.get(label, "")) for label, cell in of.items()})
     return scored
 
 
-def _evidence_notes(known: Evidence) -> tuple[str, ...]:
+def _evidence_notes(known: TableStatistics) -> tuple[str, ...]:
     if not known.counts:
         return ()
     images = ", ".join(f"{name} {len(of.images)}" for name, of in sorted({name: of for (_, name), of in known.counts.items()}.items()))
@@ -92,41 +100,41 @@ def _evidence_notes(known: Evidence) -> tuple[str, ...]:
     )
 
 
-def _published_notes(board: Board, published: Published, paper_shots: bool) -> tuple[str, ...]:
+def _published_notes(comparable: ComparableCells, published: Published, paper_shots: bool) -> tuple[str, ...]:
     if not paper_shots:
-        return (f"No numbers were published for {board.identity[2]} shots.",)
+        return (f"No numbers were published for {comparable.identity[2]} shots.",)
     notes = [f"Published: {published.source}."]
-    if board.identity[0].replace("_", "-").lower() not in published.source.lower():
-        notes.append(f"Δ compares different backbones: ours is {board.identity[0]}.")
-    if board.rule != "all":
+    if comparable.identity[0].replace("_", "-").lower() not in published.source.lower():
+        notes.append(f"Δ compares different backbones: ours is {comparable.identity[0]}.")
+    if comparable.rule != "all":
         notes.append("Δ compares different rules for images without objects: the published numbers count them all.")
     return tuple(notes)
 
 
-def plain_table(board: Board, published: Published, paper_shots: bool = True) -> Table:
+def plain_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
     """Methods as rows; trainable parameters and their share, every data set, and the average where there are several."""
-    datasets = board.datasets
+    datasets = comparable.datasets
     groups = (*datasets, AVERAGE) if len(datasets) > 1 else tuple(datasets)
     columns = (
         Column("", "trainable", digits=0),
         Column("", "share %", digits=2),
         *(Column("", name, about=dataset_of(name)) for name in groups),
     )
-    known = evidence(board, datasets, averaged=len(datasets) > 1)
-    parameters, ours = sizes(board.frame), _scored(board, known, datasets, groups)
+    known = table_statistics(comparable, datasets, averaged=len(datasets) > 1)
+    parameters, ours = sizes(comparable.frame), _scored(comparable, known, datasets, groups)
     rows = [
         Row(
             heading(label, published),
             (*size_cells(parameters.get(label, set())), *(ours[label, group] for group in groups)),
             (("method", label),),
         )
-        for label in ordered(board.labels_of(datasets), published)
+        for label in ordered(comparable.labels_of(datasets), published)
     ]
-    notes = (*board.stand_ins, *board.mixed, *_evidence_notes(known), *board.notes)
-    return Table(board.name("plain"), "Foreground mIoU (%)", board.context, "method", columns, tuple(rows), notes)
+    notes = (*comparable.stand_ins, *comparable.mixed, *_evidence_notes(known), *comparable.notes)
+    return Table(comparable.name("plain"), "Foreground mIoU (%)", comparable.context, "method", columns, tuple(rows), notes)
 
 
-LIKE: Mapping[str, Callable[[Board, Published, bool], Table]] = {
+LIKE: Mapping[str, Callable[[ComparableCells, Published, bool], Table]] = {
     "paper": paper_table,
     "plain": plain_table,
     "comparisons": comparisons_table,
@@ -137,17 +145,17 @@ LIKE: Mapping[str, Callable[[Board, Published, bool], Table]] = {
 READING = "Mean ± standard deviation over the n draws and seeds (one where no n is given); mIoU is pooled over all test pixels."
 
 
-def tables(store: ResultStore, ask: Ask, like: str = "plain") -> list[Table]:
+def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Table]:
     """The tables that a kind (`LIKE`, `PIVOTS` or "all") makes of the store; RequestError where there is nothing to show."""
     if like == "all":
-        return _all_kinds(store, ask)
+        return _all_kinds(store, query)
     if like in PIVOTS:
-        return pivoted(store, ask, PIVOTS[like])
+        return pivoted(store, query, PIVOTS[like])
     made = []
     reference = read_published(PUBLISHED["1"])
-    for board in boards(store, ask):
-        path = PUBLISHED.get(board.identity[2])
-        made.append(LIKE[like](board, read_published(path) if path else reference, path is not None))
+    for comparable in comparable_cells(store, query):
+        path = PUBLISHED.get(comparable.identity[2])
+        made.append(LIKE[like](comparable, read_published(path) if path else reference, path is not None))
     reading = (READING,) if like in ("paper", "plain") else ()
     shown = [replace(table, notes=(*reading, *table.notes)) for table in made if table.rows]
     if not shown and like == "paper":
@@ -157,21 +165,21 @@ def tables(store: ResultStore, ask: Ask, like: str = "plain") -> list[Table]:
     return shown
 
 
-def _all_kinds(store: ResultStore, ask: Ask) -> list[Table]:
+def _all_kinds(store: ResultStore, query: CellQuery) -> list[Table]:
     """The tables of every kind that has something to show."""
     made: list[Table] = []
     for kind in (*LIKE, *PIVOTS):
         try:
-            made += tables(store, ask, kind)
+            made += tables(store, query, kind)
         except RequestError:
             if kind == next(iter(PIVOTS)) and not made:  # a pivot always shows something, if anything is there
                 raise
     return made
 
 
-def pivoted(store: ResultStore, ask: Ask, pivot: Pivot) -> list[Table]:
+def pivoted(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Table]:
     """A pivot's tables, its methods named as published."""
-    made = pivot_tables(store, ask, pivot, read_published(PUBLISHED["1"]))
+    made = pivot_tables(store, query, pivot, read_published(PUBLISHED["1"]))
     return [replace(table, notes=(READING, *table.notes)) for table in made]
 
 
@@ -200,10 +208,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _asked(given: argparse.Namespace) -> list[Table]:
     """The tables of a command line."""
-    ask = Ask(given.selection, given.rule, given.shots, given.protocol, given.backbone)
+    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone)
     if given.rows or given.columns:
-        return pivoted(ResultStore(given.out), ask, Pivot.of(given.rows or "", given.columns or "", given.metric))
-    return tables(ResultStore(given.out), ask, given.like)
+        return pivoted(ResultStore(given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric))
+    return tables(ResultStore(given.out), query, given.like)
 
 
 @one_sentence

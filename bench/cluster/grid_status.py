@@ -21,7 +21,7 @@ EXPLAINED = 20  # lost cells of which SLURM is asked what became of their jobs
 
 
 @dataclass(frozen=True)
-class Seen:
+class LiveStatus:
     """A cell as it stands: its phase, what there is to say of it in a line, and the share that is done, 0 to 1.
 
     seconds_left: of a running cell, by its own pace; None where it does not know yet.
@@ -80,7 +80,7 @@ def find_cell(out: Path, text: str) -> GridCell:
     )
 
 
-def seen_cells(out: Path, tasks: Sequence[Task] | None) -> list[Seen]:
+def live_statuses(out: Path, tasks: Sequence[Task] | None) -> list[LiveStatus]:
     """Every cell of the last grid, and those of other launches that jobs hold, as they stand. tasks: None where SLURM is absent."""
     store, sent = ResultStore(out), submissions(out)
     live = live_cells(out, tasks or ())
@@ -90,17 +90,17 @@ def seen_cells(out: Path, tasks: Sequence[Task] | None) -> list[Seen]:
     for submission in sent:
         for key, names in submission.jobs().items():
             jobs.setdefault(key, []).extend(names)
-    seen = [_seen(store, cell, live.get(cell.key), cell.key in jobs) for cell in cells]
-    lost = [one for one in seen if one.phase == "lost"][:EXPLAINED]
+    statuses = [_live_status(store, cell, live.get(cell.key), cell.key in jobs) for cell in cells]
+    lost = [one for one in statuses if one.phase == "lost"][:EXPLAINED]
     why = {one.cell.key: _what_became(jobs.get(one.cell.key, [])) for one in lost if tasks is not None}
-    return [replace(one, detail=why.get(one.cell.key) or one.detail) for one in seen]
+    return [replace(one, detail=why.get(one.cell.key) or one.detail) for one in statuses]
 
 
-def _seen(store: ResultStore, cell: GridCell, task: Task | None, sent: bool) -> Seen:
+def _live_status(store: ResultStore, cell: GridCell, task: Task | None, sent: bool) -> LiveStatus:
     folder = store.runs / cell.folder
     status = store.status_of(folder)
     if status.phase in ("stored", "failed"):
-        return Seen(cell, status.phase, status.reason.partition("\n")[0], 1.0)
+        return LiveStatus(cell, status.phase, status.reason.partition("\n")[0], 1.0)
     state = read_state(folder) or {}
     share, age = _share(state), _silence(state)
     starts = len(attempts(folder))
@@ -108,14 +108,14 @@ def _seen(store: ResultStore, cell: GridCell, task: Task | None, sent: bool) -> 
         again = f", start {starts}" if starts > 1 else ""
         left = (state.get("progress") or {}).get("seconds_left")
         rest = f", about {duration(left)} left" if left else ""
-        return Seen(cell, "running", f"{share:4.0%}{rest}, {_doing(state)}{again}, heartbeat {age:.0f} s ago", share, left)
+        return LiveStatus(cell, "running", f"{share:4.0%}{rest}, {_doing(state)}{again}, heartbeat {age:.0f} s ago", share, left)
     if task:
-        return Seen(cell, "pending", _waits(task), share)
+        return LiveStatus(cell, "pending", _waits(task), share)
     if state.get("phase") == "stopped":
-        return Seen(cell, "unfinished", status.reason, share)
+        return LiveStatus(cell, "unfinished", status.reason, share)
     if sent or state:
-        return Seen(cell, "lost", "no heartbeat and no job; the same bench.run sends it again", share)
-    return Seen(cell, "pending", "not sent yet", 0.0)
+        return LiveStatus(cell, "lost", "no heartbeat and no job; the same bench.run sends it again", share)
+    return LiveStatus(cell, "pending", "not sent yet", 0.0)
 
 
 def _waits(task: Task) -> str:
@@ -157,17 +157,17 @@ def _what_became(jobs: Sequence[str]) -> str:
     return f"job {jobs[-1]} ended{where}: {why}; the same bench.run sends it again"
 
 
-def seconds_left(out: Path, seen: Sequence[Seen]) -> float | None:
+def seconds_left(out: Path, statuses: Sequence[LiveStatus]) -> float | None:
     """How long the rest will take, with as many cells at a time as now; None where nothing is known.
 
     A running cell goes on at its own pace; one that waits takes what stored and running cells of its method and shots take, or all.
     """
     took: dict[tuple[str, str], list[float]] = {}
-    for one in seen:
+    for one in statuses:
         if (whole := _whole_seconds(out, one)) is not None:
             took.setdefault((one.cell.method, str(one.cell.shots)), []).append(whole)
     everything = [spent for of_method in took.values() for spent in of_method]
-    rest = [one for one in seen if one.phase in ("running", "pending")]
+    rest = [one for one in statuses if one.phase in ("running", "pending")]
     at_once = sum(one.phase == "running" for one in rest)
     if not everything or not at_once:
         return None
@@ -176,7 +176,7 @@ def seconds_left(out: Path, seen: Sequence[Seen]) -> float | None:
     return max(sum(each) / at_once, *(one.seconds_left or 0.0 for one in rest))
 
 
-def _whole_seconds(out: Path, one: Seen) -> float | None:
+def _whole_seconds(out: Path, one: LiveStatus) -> float | None:
     """What a stored cell took, or a running one will have taken by its own pace; None for others."""
     if one.phase == "stored":
         cost = read_record(ResultStore(out).runs / one.cell.folder).cost

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from bench.cluster.queue import slurm
 from bench.cluster.submission import Submission, read_submission
-from bench.errors import RequestError, TeamError
+from bench.errors import ProcessGroupError, RequestError
 from bench.grid.job_environment import job_facts, task_id
 from bench.grid.spec import RunSpec
 from bench.grid.store import ResultStore, attempts
-from bench.training.launch import is_member, leads, spread
+from bench.training.launch import is_distributed, is_main_process, launch_processes
 
 if TYPE_CHECKING:  # the launcher imports this module, and must not wait for torch
     from bench.running.workers import StopSignal
@@ -28,13 +28,13 @@ def run_pack(submission: str, array: int, index: int) -> str:
     Ends the process with 0 where the job was put back into the queue, with 1 where the node lacks what the cells need.
     """
     sent = read_submission(Path(submission))
-    store = ResultStore(sent.place.out)
+    store = ResultStore(sent.context.out)
     cells = [sent.cells[key] for key in sent.arrays[array].packs[index]]
-    todo = [spec for spec in cells if may_run(store, spec) and not (leads() and _is_given_up(store, spec, sent.attempts))]
-    if not todo and not is_member():
+    todo = [spec for spec in cells if may_run(store, spec) and not (is_main_process() and _is_given_up(store, spec, sent.attempts))]
+    if not todo and not is_distributed():
         return f"None of {len(cells)} cells is to be run."
-    if sent.place.devices > 1 and not is_member():
-        sys.exit(spread(["-m", "bench.cluster.job", submission, str(array), str(index)], sent.place.devices, SIGNALS))
+    if sent.context.devices > 1 and not is_distributed():
+        sys.exit(launch_processes(["-m", "bench.cluster.job", submission, str(array), str(index)], sent.context.devices, SIGNALS))
     from bench.running.workers import StopSignal
 
     with StopSignal(SIGNALS, patient=True) as stop:
@@ -45,7 +45,7 @@ def run_pack(submission: str, array: int, index: int) -> str:
                 with contextlib.suppress(OSError):
                     store.stop(spec, f"{job_facts().get('node')}: {error}")
             sys.exit(f"error: {error}")
-        if stop.asked and leads():
+        if stop.asked and is_main_process():
             queue_again()
     return f"{len(todo)} of {len(cells)} cells were run."
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     """What each process of a cell that several devices run together is started with; 1 where another one of them failed."""
     try:
         print(run_pack(arguments[0], int(arguments[1]), int(arguments[2])))
-    except TeamError as error:
+    except ProcessGroupError as error:
         print(f"error: {error}" if str(error) else "", file=sys.stderr)
         return 1
     return 0
@@ -70,25 +70,25 @@ def _run(specs: Sequence[RunSpec], sent: Submission, store: ResultStore, stop: "
     from bench.grid.plan import open_datasets, title
     from bench.grid.progress import Progress
     from bench.model.checkpoints import load_sam
-    from bench.running.workers import Bench, device_of
-    from bench.training.process_group import join, leave
+    from bench.running.workers import CellRunner, device_of
+    from bench.training.process_group import join_process_group, leave_process_group
 
-    place = sent.place
-    team, device = join(device_of(place.device))
-    specs = team.told(specs)
-    sam = load_sam(place.backbone, place.checkpoint, device)
-    bench = Bench(place, sam, open_datasets(specs, place.data), stop, team)
-    with open(os.devnull, "w") as silence, Progress(silence if team.rank else None) as progress:
+    context = sent.context
+    process_group, device = join_process_group(device_of(context.device))
+    specs = process_group.broadcast(specs)
+    sam = load_sam(context.backbone, context.checkpoint, device)
+    runner = CellRunner(context, sam, open_datasets(specs, context.data), stop, process_group)
+    with open(os.devnull, "w") as silence, Progress(silence if process_group.rank else None) as progress:
         for number, spec in enumerate(specs, 1):
-            if team.told(stop.asked):
+            if process_group.broadcast(stop.asked):
                 return
-            if not team.told(team.rank == 0 and _begins(store, spec)):
+            if not process_group.broadcast(process_group.rank == 0 and _begins(store, spec)):
                 continue
             progress.cell(number, len(specs), title(spec))
-            progress.done(bench.run(spec, progress.update))
-            if stop.asked and team.rank == 0:  # the others are in the middle of the cell, and end when this process does
+            progress.done(runner.run(spec, progress.update))
+            if stop.asked and process_group.rank == 0:  # the others are in the middle of the cell, and end when this process does
                 return
-    leave(team)
+    leave_process_group(process_group)
 
 
 def _is_given_up(store: ResultStore, spec: RunSpec, most: int) -> bool:

@@ -14,14 +14,14 @@ SILENT_SECONDS = 300.0  # after which a holder on another machine counts as dead
 WAIT_SECONDS = 900.0
 
 
-class Turn:
+class LaunchLock:
     """A context manager: inside it no other launcher plans or submits for this folder. A holder that died is put aside."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "submitting"
         self.mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "mark": uuid.uuid4().hex})
 
-    def __enter__(self) -> "Turn":
+    def __enter__(self) -> "LaunchLock":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         until, told = time.monotonic() + WAIT_SECONDS, False
         while not self._taken():

@@ -35,10 +35,10 @@ def check_nodes(out: Path, flags: Mapping[str, Any], snapshot: Path, python: str
     RequestError, and nothing left in the queue, where the nodes do not see the folder.
     """
     folder = out / FOLDER / "check"
-    place = json.dumps([checked_place(flags), python])
+    context = json.dumps([checked_partition(flags), python])
     passed = folder / "passed.json"
     known = json.loads(passed.read_text()) if passed.is_file() else []
-    if place in known:
+    if context in known:
         return ""
     folder.mkdir(parents=True, exist_ok=True)
     word = uuid.uuid4().hex
@@ -51,13 +51,13 @@ def check_nodes(out: Path, flags: Mapping[str, Any], snapshot: Path, python: str
     job = slurm("sbatch", *flag_words(own), text=script).strip().partition(";")[0]
     if not _answered(job, answer, out, python, wait):
         return job
-    passed.write_text(json.dumps([*known, place]))
+    passed.write_text(json.dumps([*known, context]))
     for file in (token, answer):
         file.unlink(missing_ok=True)
     return ""
 
 
-def checked_place(flags: Mapping[str, Any]) -> str:
+def checked_partition(flags: Mapping[str, Any]) -> str:
     """The nodes that flags of sbatch ask for, in words; one check is enough for them."""
     return f"{flags.get('partition', '')}/{flags.get('constraint', '')}"
 

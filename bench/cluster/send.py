@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.cluster.array_plan import ArrayPlan
-from bench.cluster.launch_lock import Turn
-from bench.cluster.probe import checked_place
+from bench.cluster.launch_lock import LaunchLock
+from bench.cluster.probe import checked_partition
 from bench.cluster.profile import Profile
 from bench.cluster.queue import NEVER, asked_for, cancel, flag_words, last_word, outside_of_jobs, slurm, waiting_reasons
 from bench.cluster.submission import Array, Submission
@@ -39,16 +39,16 @@ def all_or_nothing(out: Path) -> Iterator[list[str]]:
 
 
 def send(
-    sent: Submission, plans: Sequence[ArrayPlan], profile: Profile, checks: Mapping[str, str], turn: Turn, jobs: list[str]
+    sent: Submission, plans: Sequence[ArrayPlan], profile: Profile, checks: Mapping[str, str], lock: LaunchLock, jobs: list[str]
 ) -> tuple[Submission, str]:
     """Sends the arrays one by one, noting each number at once; SLURM's words where a limit of the user's jobs left no room for
     the rest. checks: place -> the job that an array waits for, "" for none. RequestError where SLURM refuses, or would never start
     what it took."""
     refused = ""
     for index, plan in enumerate(plans):
-        turn.still_here()
+        lock.still_here()
         try:
-            array, refused = _send_array(sent, index, plan, profile, checks[checked_place(plan.flags)])
+            array, refused = _send_array(sent, index, plan, profile, checks[checked_partition(plan.flags)])
         except RequestError as error:
             if not (index and _is_limit(error)):
                 raise
@@ -138,7 +138,7 @@ def send_collector(sent: Submission, profile: Profile) -> str:
     """Sends a job that renders tables and the report when all others have ended, however they ended; its number."""
     own = {"job-name": "spb_collect", "output": sent.logs / "collect.out", "chdir": sent.snapshot}
     own["dependency"] = "afterany:" + ":".join(array.job for array in sent.arrays if array.job)
-    command = COLLECT.format(python=shlex.quote(sys.executable), out=shlex.quote(str(sent.place.out)))
+    command = COLLECT.format(python=shlex.quote(sys.executable), out=shlex.quote(str(sent.context.out)))
     script = "\n".join(["#!/bin/bash", *profile.setup, f"cd {shlex.quote(str(sent.snapshot))} || exit 1", command, ""])
     words = flag_words({**collector_flags(sent.arrays[0].flags), **own})
     return slurm("sbatch", "--parsable", *words, text=script).strip().partition(";")[0]

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from bench.cluster.queue import Task
 from bench.errors import RequestError
 from bench.grid.files import write_together
-from bench.grid.plan import Place
+from bench.grid.plan import RunContext
 from bench.grid.spec import RunSpec
 from bench.grid.store import spec_from_json, spec_to_json
 from bench.types import Memory
@@ -35,7 +35,7 @@ class Submission:
     """One launch. cells: key -> spec; snapshot: the folder of the code; attempts: starts of a cell before it is given up."""
 
     id: str
-    place: Place
+    context: RunContext
     snapshot: Path
     attempts: int
     cells: Mapping[str, RunSpec]
@@ -46,7 +46,7 @@ class Submission:
         """Writes the file, whole or not at all. OSError where the disk does not take it."""
         content = {
             "id": self.id,
-            "place": asdict(self.place),
+            "place": asdict(self.context),
             "snapshot": str(self.snapshot),
             "attempts": self.attempts,
             "cells": {key: spec_to_json(spec) for key, spec in self.cells.items()},
@@ -90,16 +90,16 @@ def read_submission(path: Path) -> Submission:
         content = json.loads(path.read_bytes())
         arrays = tuple(Array(**{**array, "packs": tuple(map(tuple, array["packs"]))}) for array in content["arrays"])
         cells = {key: spec_from_json(spec) for key, spec in content["cells"].items()}
-        return Submission(content["id"], _place(content["place"]), Path(content["snapshot"]), content["attempts"], cells, arrays, path)
+        return Submission(content["id"], _context(content["place"]), Path(content["snapshot"]), content["attempts"], cells, arrays, path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"Cannot read the submission {path}: {error}.") from None
 
 
-def _place(content: Mapping[str, Any]) -> Place:
+def _context(content: Mapping[str, Any]) -> RunContext:
     """The place that JSON holds: whatever field it has, paths and the memory as such."""
     made: dict[Any, Callable[[Any], Any]] = {Path: Path, Memory: lambda memory: Memory(**memory)}
-    kinds = get_type_hints(Place)
-    return Place(**{name: made.get(kinds[name], lambda value: value)(value) for name, value in content.items()})
+    kinds = get_type_hints(RunContext)
+    return RunContext(**{name: made.get(kinds[name], lambda value: value)(value) for name, value in content.items()})
 
 
 def submissions(out: Path) -> list[Submission]:

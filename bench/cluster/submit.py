@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.cluster.array_plan import ArrayPlan, array_plans, shown
-from bench.cluster.launch_lock import Turn
-from bench.cluster.probe import check_nodes, checked_place
+from bench.cluster.launch_lock import LaunchLock
+from bench.cluster.probe import check_nodes, checked_partition
 from bench.cluster.profile import Profile
 from bench.cluster.queue import Task, jobs_in_queue, limits, need_slurm, tasks, test_only
 from bench.cluster.send import all_or_nothing, collector_flags, send, send_collector
 from bench.cluster.snapshot import take_snapshot
 from bench.cluster.submission import FOLDER, Array, Submission, live_cells, new_id, submission_path
 from bench.errors import RequestError
-from bench.grid.plan import Place
+from bench.grid.plan import RunContext
 from bench.grid.spec import RunSpec
 from bench.grid.store import ResultStore
 
@@ -27,7 +27,7 @@ ENDING_SECONDS = 40.0  # a job that was cancelled lives on for SLURM's KillWait
 class Launch:
     """A grid to be sent: where it runs, what it asks for, and which of its methods train nothing. place: absolute paths."""
 
-    place: Place
+    context: RunContext
     profile: Profile
     untrained: frozenset[str]
     dry_run: bool
@@ -43,11 +43,11 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
         _list_arrays(wanted, grid)
         return 0
     need_slurm()
-    store = ResultStore(grid.place.out)
+    store = ResultStore(grid.context.out)
     store.check_writable()
-    with Turn(grid.place.out / FOLDER) as turn:
-        live = _live(grid.place.out, {spec.key for spec in wanted})
-        free = [spec for spec in wanted if spec.key not in live and _is_open(store, spec, grid.place.overwrite)]
+    with LaunchLock(grid.context.out / FOLDER) as lock:
+        live = _live(grid.context.out, {spec.key for spec in wanted})
+        free = [spec for spec in wanted if spec.key not in live and _is_open(store, spec, grid.context.overwrite)]
         if not free:
             store.write_grid(specs)
             print(f"{len(specs)} cells: nothing to send, {len(live)} are with SLURM already.")
@@ -55,13 +55,13 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
         plans, left = _within_limits(array_plans(free, grid.profile, grid.untrained, limits().array_size), grid.profile)
         for flags in _requests(plans, grid.collect):
             test_only({**flags, "output": "/dev/null"})
-        with all_or_nothing(grid.place.out) as jobs:
+        with all_or_nothing(grid.context.out) as jobs:
             sent = _submission(free, plans, grid)
             checks = _checks(sent, plans, jobs)
-            _discard(store, sent.cells.values(), grid.place.overwrite)
+            _discard(store, sent.cells.values(), grid.context.overwrite)
             store.write_grid(specs)
             sent.write()
-            sent, refused = send(sent, plans, grid.profile, checks, turn, jobs)
+            sent, refused = send(sent, plans, grid.profile, checks, lock, jobs)
             collector = send_collector(sent, grid.profile) if grid.collect else ""
     _say(sent, plans, live, list(filter(None, checks.values())), collector)
     return _say_what_is_left(sent, left, refused)
@@ -111,18 +111,18 @@ def _submission(free: Sequence[RunSpec], plans: Sequence[ArrayPlan], grid: Launc
     keys = {key for plan in plans for pack in plan.packs for key in pack}
     cells = {spec.key: spec for spec in free if spec.key in keys}
     arrays = tuple(Array(plan.flags, plan.packs, plan.signal_s) for plan in plans)
-    name, snapshot = new_id(), take_snapshot(grid.place.out / FOLDER / "snapshots")
-    place = replace(grid.place, overwrite="never")  # jobs themselves overwrite nothing
-    return Submission(name, place, snapshot, grid.profile.attempts, cells, arrays, submission_path(place.out, name))
+    name, snapshot = new_id(), take_snapshot(grid.context.out / FOLDER / "snapshots")
+    context = replace(grid.context, overwrite="never")  # jobs themselves overwrite nothing
+    return Submission(name, context, snapshot, grid.profile.attempts, cells, arrays, submission_path(context.out, name))
 
 
 def _checks(sent: Submission, plans: Sequence[ArrayPlan], jobs: list[str]) -> dict[str, str]:
     """Place -> the job that still checks it, "" where it has passed; each job is entered into `jobs` too."""
     found: dict[str, str] = {}
     for plan in plans:
-        if (place := checked_place(plan.flags)) not in found:
-            found[place] = check_nodes(sent.place.out, plan.flags, sent.snapshot, sys.executable)
-            jobs += [found[place]] if found[place] else []
+        if (context := checked_partition(plan.flags)) not in found:
+            found[context] = check_nodes(sent.context.out, plan.flags, sent.snapshot, sys.executable)
+            jobs += [found[context]] if found[context] else []
     return found
 
 
@@ -138,7 +138,7 @@ def _list_arrays(wanted: Sequence[RunSpec], grid: Launch) -> None:
     size = 1000
     try:
         need_slurm()
-        live, size = _live(grid.place.out, {spec.key for spec in wanted}), limits().array_size
+        live, size = _live(grid.context.out, {spec.key for spec in wanted}), limits().array_size
     except RequestError as error:
         live = {}
         print(f"(The cluster was not asked: {error})")
@@ -152,7 +152,7 @@ def _list_arrays(wanted: Sequence[RunSpec], grid: Launch) -> None:
 
 
 def _say(sent: Submission, plans: Sequence[ArrayPlan], live: Mapping[str, Task], checks: Sequence[str], collector: str) -> None:
-    out = sent.place.out
+    out = sent.context.out
     for array, plan in zip(sent.arrays, plans, strict=True):
         print(f"array {array.job or '(not taken)'}: {shown(replace(plan, packs=array.packs))}")
     if live:
@@ -165,7 +165,7 @@ def _say(sent: Submission, plans: Sequence[ArrayPlan], live: Mapping[str, Task],
 
 def _say_what_is_left(sent: Submission, left: int, refused: str) -> int:
     """Says what was sent, what there was no room for, and what to do next; 1 where something was left."""
-    out = sent.place.out
+    out = sent.context.out
     cells = sum(len(pack) for array in sent.arrays if array.job for pack in array.packs)
     rest = f"{len(sent.cells) - cells} cells" if refused else f"{left} jobs" if left else ""
     if rest:

@@ -269,9 +269,9 @@ def _gradients(method: MethodSubject, model: PromptableSegmenter, memory: Memory
     return found
 
 
-def the_fast_path_is_the_plain_one(method: MethodSubject) -> str:
+def the_fast_path_is_the_reference(method: MethodSubject) -> str:
     model, _ = method.trained
-    with use("plain"):
+    with use("reference"):
         plain = logits_of(model)
     worst = _difference(logits_of(model), plain)
     return f"they differ by {worst:.0e}, {CLOSE:.0e} is allowed"
@@ -377,7 +377,7 @@ METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
     takes_every_kind_of_prompt,
     micro_batches_give_the_same_gradients,
     checkpointing_gives_the_same_gradients,
-    the_fast_path_is_the_plain_one,
+    the_fast_path_is_the_reference,
     models_on_one_backbone_do_not_see_each_other,
     a_frozen_encoder_stays_frozen,
     works_on_another_backbone,

@@ -21,7 +21,7 @@ from bench.types import Dataset
 FOLDER = "manifests"
 DIGITS = 16  # of a fingerprint
 WORTH_SAYING = 200_000_000  # bytes to hash
-Tell = Callable[[int], None]  # told the bytes that were hashed just now
+OnBytes = Callable[[int], None]  # told the bytes that were hashed just now
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def data_facts(dataset: Dataset, cache_dir: Path | None) -> dict[str, Any]:
     return {"title": dataset.title, "fingerprint": manifest.fingerprint, "files": len(manifest.files), "bytes": manifest.bytes}
 
 
-def manifest_of(dataset: Dataset, cache_dir: Path | None, again: bool = False, tell: Tell | None = None) -> Manifest:
+def manifest_of(dataset: Dataset, cache_dir: Path | None, again: bool = False, on_bytes: OnBytes | None = None) -> Manifest:
     """The manifest of an open data set. again: hash every file, whatever is remembered.
 
     A cache that cannot be read or written is passed over; DataError where a file cannot be read.
@@ -78,8 +78,8 @@ def manifest_of(dataset: Dataset, cache_dir: Path | None, again: bool = False, t
         found = {name: known[name] for name in same}
         for name, digest in zip(hashed, threads.map(_hash, (paths[name] for name in hashed)), strict=True):
             found[name] = FileFacts(*stats[name], digest)
-            if tell:
-                tell(stats[name][0])
+            if on_bytes:
+                on_bytes(stats[name][0])
     changed = tuple(sorted(name for name in same if known[name] != found[name]))
     manifest = Manifest({name: found[name] for name in sorted(found)}, changed)
     if where is not None and manifest.files != known:

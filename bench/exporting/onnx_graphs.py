@@ -35,7 +35,7 @@ class EncoderGraph(nn.Module):
         self.encoder, self.side = model.encoder, model.sam.config.image_size
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        with use("plain"):
+        with use("reference"):
             embedding, first_global = self.encoder(image)
         return embedding, first_global
 

@@ -36,7 +36,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunContext:
     """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
     memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory.
     devices: processes that run each cell together, which a SLURM job starts by itself. compile: torch.compile's mode for the encoder,

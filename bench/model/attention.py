@@ -1,6 +1,6 @@
 """The encoder's attention without waste, and the one place where its kernel is chosen.
 
-It computes what `bench.model.sam`'s plain path does, but projects every token once (not once a window), asks no query of padding, and
+It computes what `bench.model.sam`'s reference path does, but projects every token once (not once a window), asks no query of padding, and
 merges the padding of a window into one key.
 """
 

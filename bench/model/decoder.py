@@ -34,8 +34,8 @@ class Decoder(nn.Module):
 
     def forward(self, sam: Sam, features: Features, prompts: Sequence[Prompts]) -> Decoded:
         """Decodes the prompts of each image; they must be in the pixels of the model's input. One Prompts an image."""
-        if implementation() == "plain":
-            return self._plainly(sam, features, prompts)
+        if implementation() == "reference":
+            return self._reference(sam, features, prompts)
         batch = batched(sam, features.embedding, prompts)
         out, source = self._transformed(sam, batch)
         weights = self.weights(sam, out)
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
             return torch.cat([read(*part) for part in parts])
         return torch.cat([checkpoint(read, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
-    def _plainly(self, sam: Sam, features: Features, prompts: Sequence[Prompts]) -> Decoded:
+    def _reference(self, sam: Sam, features: Features, prompts: Sequence[Prompts]) -> Decoded:
         """`forward` as SAM writes it: the reference that the fast path is tested and timed against."""
         encoded = [encode_prompts(sam, p) for p in prompts]
         image_maps = self.image_maps(features)

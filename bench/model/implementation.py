@@ -1,4 +1,4 @@
-"""Which implementation computes: "fast", or "plain", the reference path that the fast one is tested and timed against."""
+"""Which implementation computes: "fast", or "reference", the reference path that the fast one is tested and timed against."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 from bench.errors import unknown
 
-PATHS = ("fast", "plain")
+PATHS = ("fast", "reference")
 _implementation: ContextVar[str] = ContextVar("path", default="fast")
 
 

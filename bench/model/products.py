@@ -43,7 +43,7 @@ def project(layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
         for part in layer:
             x = project(part, x)
         projected = x
-    elif type(layer) is not nn.Linear or implementation() == "plain":
+    elif type(layer) is not nn.Linear or implementation() == "reference":
         projected = layer(x)
     elif onto is None or not _is_ordinary(x, layer.weight):
         projected = product(x, layer.weight, layer.bias)
@@ -92,7 +92,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def perceptron(mlp: Any, x: Tensor, onto: Tensor) -> Tensor:
     """onto + mlp(x). SAM's, frozen, is computed for some tokens at a time on a CPU, where large and short-lived maps cost new memory."""
-    if implementation() == "plain" or not _is_sams(mlp) or not _is_ordinary(x, mlp.lin1.weight) or _learns(*mlp.parameters()):
+    if implementation() == "reference" or not _is_sams(mlp) or not _is_ordinary(x, mlp.lin1.weight) or _learns(*mlp.parameters()):
         out: Tensor = onto + mlp(x)
         return out
     weights = mlp.lin1.weight, mlp.lin1.bias, mlp.lin2.weight, mlp.lin2.bias

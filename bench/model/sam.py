@@ -215,7 +215,7 @@ def attend(
     Returns x and what the attention made of the prompts, (B, P, C), averaged over the windows of an image.
     """
     prompts = x.new_empty(len(x), 0, x.shape[-1]) if prompts is None else prompts
-    if implementation() == "plain":
+    if implementation() == "reference":
         return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention)
     if by_window:
         return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention_at_once)

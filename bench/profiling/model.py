@@ -55,7 +55,7 @@ class Job:
 def cpu_jobs(methods: Sequence[str]) -> list[tuple[Job, Job]]:
     """(fast, plain) of vit_b: a training step with 1 box, an image evaluated with 10."""
     jobs = [Job("vit_b", method, work, 1, 10 if work == "evaluate" else 1, "cpu", "fast") for method in methods for work in _works(method)]
-    return [(job, replace(job, path="plain")) for job in jobs]
+    return [(job, replace(job, path="reference")) for job in jobs]
 
 
 def _works(method: str) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def gpu_jobs(methods: Sequence[str]) -> list[tuple[Job, Job]]:
         for method in methods:
             for work in _works(method):
                 for images in (1, 4):
-                    plain = Job(backbone, method, work, images, 10, "cuda", "plain", "fp32", "medium")
+                    plain = Job(backbone, method, work, images, 10, "cuda", "reference", "fp32", "medium")
                     fast = [replace(plain, path="fast", precision=precision) for precision in ("bf16", "fp32")]
                     pairs += [(one, plain) for one in (*fast, *(replace(fast[0], compile=mode) for mode in modes))]
     return pairs
@@ -90,10 +90,10 @@ def measure(job: Job) -> dict[str, Any]:
     reset_peak_memory(model.device)
     with use(job.path):
         tflop = None
-        if on_gpu or job.path == "plain":
+        if on_gpu or job.path == "reference":
             with Operations() as operations:
                 times = _timed(call)
-            tflop = operations.flop / 1e12 if job.path == "plain" else None
+            tflop = operations.flop / 1e12 if job.path == "reference" else None
         else:
             times = _timed(call)
         if on_gpu:
@@ -140,7 +140,7 @@ def _call(model: PromptableSegmenter, job: Job) -> Callable[[], object]:
     def evaluated() -> list[torch.Tensor]:
         with torch.no_grad(), computing(job.precision, model.device):
             features = model.encode(images)
-            if job.path == "plain":
+            if job.path == "reference":
                 return [(logits > 0).any(0).cpu() for logits in model.decode(features, prompts)]
             return [mask.cpu() for mask in predicted(model, features, prompts)]
 

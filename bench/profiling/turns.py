@@ -71,7 +71,7 @@ def affordable(cost: Mapping[Pair, float], seconds: float, at_once: int) -> list
 
 
 def _timed_and_said(job: Job) -> tuple[Found, float]:
-    if job.path == "plain" and job.work == "train":
+    if job.path == "reference" and job.work == "train":
         with _one_large_job:
             return _timed(job)
     return _timed(job)
@@ -114,7 +114,9 @@ def _write(path: Path, device: str, at_once: int, pairs: Sequence[Pair], measure
     about |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), "pixels": [HEIGHT, WIDTH]}
     about |= {"allocator": ALLOCATOR, "at_once": at_once}
     text = pd.DataFrame(rows).to_markdown(index=False)
-    plainly = [{"job": asdict(pair[0]), "plain_job": asdict(pair[1]), "fast": fast, "plain": plain} for pair, (fast, plain) in measurements]
+    plainly = [
+        {"job": asdict(pair[0]), "plain_job": asdict(pair[1]), "fast": fast, "reference": plain} for pair, (fast, plain) in measurements
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows, "measurements": plainly}, indent=1) + "\n")
     path.with_suffix(".md").write_text(f"{about['device']}, torch {about['torch']}, {about['time']}, {_settings()}\n\n{text}\n")
@@ -153,16 +155,16 @@ def summary(pair: Pair, measured: Sequence[tuple[Found, Found]], peak: Mapping[s
     tflop = kept[0][1]["tflop"]
     return {
         **row,
-        "plain s": round(seconds[1], 3),
+        "reference s": round(seconds[1], 3),
         "fast s": round(seconds[0], 3),
         "ratio": round(median(ratios), 2),
         "range": f"{min(ratios):.2f}–{max(ratios):.2f}",
         "user only": round(median(of_user), 2),
         "user range": f"{min(of_user):.2f}–{max(of_user):.2f}",
-        "plain GiB": round(peak_gib[1] / 2**30 * 1e6, 2),
+        "reference GiB": round(peak_gib[1] / 2**30 * 1e6, 2),
         "fast GiB": round(peak_gib[0] / 2**30 * 1e6, 2),
         "TFLOP": round(tflop, 2),
-        "plain MFU %": round(100 * tflop / seconds[1] / peak[plain.precision]),
+        "reference MFU %": round(100 * tflop / seconds[1] / peak[plain.precision]),
         "fast MFU %": round(100 * tflop / seconds[0] / peak[fast.precision]),
         "verdict": verdict(ratios if fast.device == "cuda" else of_user),
     }

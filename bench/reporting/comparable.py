@@ -13,7 +13,7 @@ from bench.errors import RequestError
 from bench.grid.store import Damaged, GridCell, ResultStore
 from bench.reporting.table import Cell
 
-Place = tuple[str, str]  # row label, data set
+Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
@@ -23,7 +23,7 @@ SAME = {  # what cells of one table should have in common
 
 
 @dataclass(frozen=True)
-class Ask:
+class CellQuery:
     """Which cells and which of their numbers a table takes; None leaves it to what is stored."""
 
     selection: str | None = None
@@ -39,7 +39,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Board:
+class ComparableCells:
     """The cells that share a table.
 
     identity: (backbone, protocol, shots, checkpoint); frame: the stored cells, one row each, as `bench.grid.store.row`;
@@ -50,9 +50,9 @@ class Board:
     selection: str
     rule: str
     frame: pd.DataFrame
-    gaps: Mapping[Place, tuple[tuple[Run, str, str], ...]]
+    gaps: Mapping[Position, tuple[tuple[Run, str, str], ...]]
     notes: tuple[str, ...]
-    scores: Mapping[Place, Mapping[Run, float]] = field(default_factory=dict)
+    scores: Mapping[Position, Mapping[Run, float]] = field(default_factory=dict)
 
     def labels_of(self, datasets: Iterable[str]) -> list[str]:
         """The methods, with their shown parameters, that were run or asked for on any of the data sets."""
@@ -74,7 +74,7 @@ class Board:
             return Cell(of=of, reason=_worst(phase for _, phase, _ in gaps), notes=notes)
         if any(map(math.isnan, scores.values())):
             return Cell(of=of, reason="undefined", notes=(*notes, f"no `{self.selection}` score under the rule `{self.rule}`"))
-        return Cell(mean(scores.values()), _spread(scores.values()), len(scores), of, notes=notes)
+        return Cell(mean(scores.values()), _std(scores.values()), len(scores), of, notes=notes)
 
     def average(self, label: str, datasets: Sequence[str]) -> Cell:
         """The mean of the data sets' means, if all of them are there; its spread is that of the runs that all of them have."""
@@ -85,10 +85,10 @@ class Board:
         runs = [self.scores[label, dataset] for dataset in datasets]
         common = sorted(set.intersection(*map(set, runs)))
         same = all(len(scores) == len(common) for scores in runs)
-        spread = _spread([mean(scores[run] for scores in runs) for run in common]) if same else None
+        std = _std([mean(scores[run] for scores in runs) for run in common]) if same else None
         partial = any(cell.n != cell.of for cell in cells.values())
         notes = ("of data sets with missing runs or with different runs",) if partial or not same else ()
-        return Cell(mean(_value(cell) for cell in cells.values()), spread, len(common) if same else None, notes=notes)
+        return Cell(mean(_value(cell) for cell in cells.values()), std, len(common) if same else None, notes=notes)
 
     @property
     def context(self) -> tuple[tuple[str, str], ...]:
@@ -130,7 +130,7 @@ def _value(cell: Cell) -> float:
     return cell.value
 
 
-def _spread(values: Iterable[float]) -> float | None:
+def _std(values: Iterable[float]) -> float | None:
     numbers = list(values)
     return stdev(numbers) if len(numbers) > 1 else None
 
@@ -146,7 +146,7 @@ def _gap_note(gap: tuple[Run, str, str]) -> str:
     return f"{run}: {phase}" if phase == "pending" else f"{run}: {phase}: {reason}"
 
 
-def boards(store: ResultStore, ask: Ask) -> list[Board]:
+def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCells]:
     """What is stored and what the last run asked for, parted by backbone, protocol, shots and weights.
 
     RequestError, one sentence, where there is no cell at all, or none that is asked for.
@@ -160,12 +160,12 @@ def boards(store: ResultStore, ask: Ask) -> list[Board]:
     for cell in grid:
         asked.setdefault(_identity((cell.backbone, cell.protocol, cell.shots, cell.checkpoint_sha256)), []).append(cell)
     found = sorted({*stored, *asked})
-    taken = [key for key in found if ask.takes(key[2], key[1], key[0])]
+    taken = [key for key in found if query.takes(key[2], key[1], key[0])]
     if not taken:
         there = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in found)
         raise RequestError(f"No cell is of the shots, protocol and backbone asked for; there are: {there}.")
     notes = _damage_notes(store, scan.damaged)
-    return [_board(store, ask, key, stored.get(key, scan.table.head(0)), asked.get(key, []), notes) for key in taken]
+    return [_comparable(store, query, key, stored.get(key, scan.table.head(0)), asked.get(key, []), notes) for key in taken]
 
 
 def _identity(key: Iterable[object]) -> tuple[str, str, str, str]:
@@ -183,17 +183,17 @@ def _damage_notes(store: ResultStore, damaged: Iterable[Damaged]) -> tuple[str, 
     return tuple(f"Left out: {item.path.relative_to(store.root).as_posix()}: {item.reason}." for item in damaged)
 
 
-def _board(
-    store: ResultStore, ask: Ask, key: tuple[str, str, str, str], frame: pd.DataFrame, asked: list[GridCell], notes: tuple[str, ...]
-) -> Board:
+def _comparable(
+    store: ResultStore, query: CellQuery, key: tuple[str, str, str, str], frame: pd.DataFrame, asked: list[GridCell], notes: tuple[str, ...]
+) -> ComparableCells:
     one_method = _current(frame, ["label"], "method_id", {(cell.method,): cell.method_id for cell in asked})
     current = _current(one_method, ["label", "dataset"], "recipe", {(cell.method, cell.dataset): cell.recipe for cell in asked})
     left_out = len(frame) - len(current)
     if left_out:
         notes = (*notes, f"Left out: cells of an older revision or of other settings under the same names ({left_out}).")
-    selection = ask.selection or _first_selection(current)
-    scores = _scores(current, f"{selection}.miou_{ask.rule}")
-    return Board(key, selection, ask.rule, current, _gaps(store, asked, set(frame.get("key", ()))), notes, scores)
+    selection = query.selection or _first_selection(current)
+    scores = _scores(current, f"{selection}.miou_{query.rule}")
+    return ComparableCells(key, selection, query.rule, current, _gaps(store, asked, set(frame.get("key", ()))), notes, scores)
 
 
 def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mapping[tuple[str, ...], str]) -> pd.DataFrame:
@@ -213,8 +213,8 @@ def _first_selection(frame: pd.DataFrame) -> str:
     return str(frame["selection"].value_counts(sort=False).sort_index().idxmax()) if len(frame) else "not known yet"
 
 
-def _scores(frame: pd.DataFrame, column: str) -> dict[Place, dict[Run, float]]:
-    scores: dict[Place, dict[Run, float]] = {}
+def _scores(frame: pd.DataFrame, column: str) -> dict[Position, dict[Run, float]]:
+    scores: dict[Position, dict[Run, float]] = {}
     values = frame[column] if column in frame else [math.nan] * len(frame)
     for label, dataset, draw, seed, value in zip(
         *(frame.get(name, []) for name in ("label", "dataset", "draw", "seed")), values, strict=True
@@ -223,8 +223,8 @@ def _scores(frame: pd.DataFrame, column: str) -> dict[Place, dict[Run, float]]:
     return scores
 
 
-def _gaps(store: ResultStore, asked: Iterable[GridCell], stored: set[str]) -> dict[Place, tuple[tuple[Run, str, str], ...]]:
-    gaps: dict[Place, tuple[tuple[Run, str, str], ...]] = {}
+def _gaps(store: ResultStore, asked: Iterable[GridCell], stored: set[str]) -> dict[Position, tuple[tuple[Run, str, str], ...]]:
+    gaps: dict[Position, tuple[tuple[Run, str, str], ...]] = {}
     for cell in sorted((cell for cell in asked if cell.key not in stored), key=lambda cell: (cell.draw, cell.seed)):
         status = store.status_of(store.runs / cell.folder)
         gap = ((cell.draw, cell.seed), status.phase, status.reason)

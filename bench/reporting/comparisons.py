@@ -3,15 +3,15 @@
 import math
 
 from bench.grid.published import Published, heading
-from bench.reporting.comparable import Board
+from bench.reporting.comparable import ComparableCells
 from bench.reporting.table import Cell, Column, Row, Table
-from bench.reporting.table_statistics import AVERAGE, Comparison, dataset_of, evidence
+from bench.reporting.table_statistics import AVERAGE, Comparison, dataset_of, table_statistics
 
 
-def comparisons_table(board: Board, published: Published, paper_shots: bool = True) -> Table:
+def comparisons_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
     """Pairs of methods as rows; for every data set and the average: the difference, its interval, corrected p and effect size."""
-    datasets = board.datasets
-    known = evidence(board, datasets, averaged=len(datasets) > 1)
+    datasets = comparable.datasets
+    known = table_statistics(comparable, datasets, averaged=len(datasets) > 1)
     found = {(c.a, c.b, c.column): c for c in known.comparisons}
     groups = (*datasets, AVERAGE) if len(datasets) > 1 else tuple(datasets)
     parts = (("Δ", 1, True), ("p", 4, False), ("d", 2, True))
@@ -21,14 +21,20 @@ def comparisons_table(board: Board, published: Published, paper_shots: bool = Tr
         cells = [cell for group in groups for cell in _compared(found.get((a, b, group)))]
         rows.append(Row(f"{heading(a, published)} - {heading(b, published)}", tuple(cells), (("method", a), ("method", b))))
     notes = (
-        *board.stand_ins,
-        *board.mixed,
+        *comparable.stand_ins,
+        *comparable.mixed,
         f"Δ: difference in points with its 95 % interval; p: two-sided, after Holm's correction for {len(found)} comparisons; "
         "d: Cohen's d of the images' IoUs; n: runs that both have.",
-        *board.notes,
+        *comparable.notes,
     )
     return Table(
-        board.name("comparisons"), "Methods compared on the same images and runs", board.context, "pair", columns, tuple(rows), notes
+        comparable.name("comparisons"),
+        "Methods compared on the same images and runs",
+        comparable.context,
+        "pair",
+        columns,
+        tuple(rows),
+        notes,
     )
 
 

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from bench.grid.published import Published, heading, ordered
-from bench.reporting.comparable import Board
+from bench.reporting.comparable import ComparableCells
 from bench.reporting.table import Cell, Column, Row, Table
 
 COSTS = {  # column -> digits
@@ -30,16 +30,16 @@ COST_FIELDS = (
 )
 
 
-def efficiency_table(board: Board, published: Published, paper_shots: bool = True) -> Table:
+def efficiency_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
     """Methods as rows; what they cost, as the mean over all their cells of the board."""
-    frame = board.frame.assign(**_costs(board.frame)) if len(board.frame) else board.frame
+    frame = comparable.frame.assign(**_costs(comparable.frame)) if len(comparable.frame) else comparable.frame
     columns = tuple(Column("", name, digits) for name, digits in COSTS.items())
     rows = []
-    for label in ordered(board.labels_of(board.datasets), published):
+    for label in ordered(comparable.labels_of(comparable.datasets), published):
         mine = frame[frame["label"] == label] if len(frame) else frame
         rows.append(Row(heading(label, published), tuple(_cost_cell(mine, name) for name in COSTS), (("method", label),)))
-    notes = (*board.stand_ins, *board.mixed, *_hardware_notes(board), *board.notes)
-    return Table(board.name("efficiency"), "What the methods cost", board.context, "method", columns, tuple(rows), notes)
+    notes = (*comparable.stand_ins, *comparable.mixed, *_hardware_notes(comparable), *comparable.notes)
+    return Table(comparable.name("efficiency"), "What the methods cost", comparable.context, "method", columns, tuple(rows), notes)
 
 
 def _costs(frame: pd.DataFrame) -> dict[str, pd.Series]:
@@ -72,8 +72,8 @@ def _cost_cell(cells: pd.DataFrame, name: str) -> Cell:
     return Cell(float(values.mean()), n=len(values), of=len(cells), notes=partly)
 
 
-def _hardware_notes(board: Board) -> tuple[str, ...]:
-    names = sorted({str(name) for name in board.frame.get("provenance.device_name", pd.Series(dtype=object)).dropna()})
+def _hardware_notes(comparable: ComparableCells) -> tuple[str, ...]:
+    names = sorted({str(name) for name in comparable.frame.get("provenance.device_name", pd.Series(dtype=object)).dropna()})
     if len(names) > 1:
         return ("The cells ran on different hardware: their seconds do not compare.",)
     return (f"Hardware: {names[0]}.",) if names else ()

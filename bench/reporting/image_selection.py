@@ -10,7 +10,7 @@ from bench.grid.store import read_record
 from bench.reporting.table_statistics import read_rows
 
 
-def picked_images(cells: Sequence[Path]) -> dict[str, str]:
+def selected_images(cells: Sequence[Path]) -> dict[str, str]:
     """Row title -> image: best, median and worst by the mean IoU of all cells, and the image on which the cells disagree most.
 
     Images with objects only, none twice, ties by name. RequestError where the cells were not tested on the same images.
@@ -21,10 +21,10 @@ def picked_images(cells: Sequence[Path]) -> dict[str, str]:
     tables = [table for table in rows if table]
     names = list(tables[0])
     ious = np.array([[100 * table[name][0] / max(table[name][1], 1) for name in names] for table in tables])
-    return _picked(names, ious.mean(axis=0), np.ptp(ious, axis=0))
+    return _selected(names, ious.mean(axis=0), np.ptp(ious, axis=0))
 
 
-def _picked(names: Sequence[str], means: np.ndarray, spans: np.ndarray) -> dict[str, str]:
+def _selected(names: Sequence[str], means: np.ndarray, spans: np.ndarray) -> dict[str, str]:
     ranked = [names[i] for i in np.argsort(-means, kind="stable")]
     apart = [names[i] for i in np.argsort(-spans, kind="stable")]
     wanted: Mapping[str, list[str]] = {

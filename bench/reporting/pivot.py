@@ -13,7 +13,7 @@ from bench.errors import RequestError, unknown
 from bench.grid.protocol import SELECTIONS
 from bench.grid.published import Published, heading, ordered
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import Ask, Board, Place, Run, boards
+from bench.reporting.comparable import CellQuery, ComparableCells, Position, Run, comparable_cells
 from bench.reporting.statistics import sampled
 from bench.reporting.table import Cell, Column, Facts, Row, Table
 from bench.reporting.table_statistics import IN_BRACKETS, bracketed, counts_of
@@ -65,12 +65,12 @@ class Entry:
     folder: Path | None = None
 
 
-def pivot_tables(store: ResultStore, ask: Ask, pivot: Pivot, published: Published) -> list[Table]:
+def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: Published) -> list[Table]:
     """The pivot's tables, one for each combination of the fields that it does not show; methods are named as published.
 
     RequestError where there is no cell, or the metric is in no record.
     """
-    found = entries(store, ask, pivot)
+    found = entries(store, query, pivot)
     if all(math.isnan(entry.value) for entry in found) and any(entry.gap is None for entry in found):
         raise RequestError(f"No record has {pivot.metric!r}: name a score (miou, dice, mean_image_iou) or a column of bench.results().")
     fixed = [name for name in FIELDS if name not in (*pivot.rows, *pivot.columns)]
@@ -79,41 +79,45 @@ def pivot_tables(store: ResultStore, ask: Ask, pivot: Pivot, published: Publishe
         return tuple(entry.at[name] for name in fixed)
 
     parts = [(key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)]
-    notes = tuple(dict.fromkeys(note for board in boards(store, ask) for note in (*board.stand_ins, *board.mixed, *board.notes)))
+    notes = tuple(
+        dict.fromkeys(
+            note for comparable in comparable_cells(store, query) for note in (*comparable.stand_ins, *comparable.mixed, *comparable.notes)
+        )
+    )
     tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), published) for key, of in parts]
     known = any(cell.low is not None for table in tables for row in table.rows for cell in row.cells)
     return [replace(table, notes=(*((IN_BRACKETS,) if known else ()), *notes)) for table in tables]
 
 
-def entries(store: ResultStore, ask: Ask, pivot: Pivot) -> list[Entry]:
+def entries(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Entry]:
     """A pivot's numbers and gaps, cell by cell; selections and rules are told apart only where the pivot shows them."""
     shown = (*pivot.rows, *pivot.columns)
     found = []
-    for board in boards(store, ask):
-        rules = RULES if "rule" in shown else (ask.rule,)
-        for selection in _stored_selections(board) if "selection" in shown else [board.selection]:
+    for comparable in comparable_cells(store, query):
+        rules = RULES if "rule" in shown else (query.rule,)
+        for selection in _stored_selections(comparable) if "selection" in shown else [comparable.selection]:
             for rule in rules:
-                found += _entries(board, selection, rule, pivot.metric)
+                found += _entries(comparable, selection, rule, pivot.metric)
     return found
 
 
-def _stored_selections(board: Board) -> list[str]:
-    there = {str(name).partition(".")[0] for name in board.frame.columns}
-    return [name for name in SELECTIONS if name in there] or [board.selection]
+def _stored_selections(comparable: ComparableCells) -> list[str]:
+    there = {str(name).partition(".")[0] for name in comparable.frame.columns}
+    return [name for name in SELECTIONS if name in there] or [comparable.selection]
 
 
-def _entries(board: Board, selection: str, rule: str, metric: str) -> list[Entry]:
-    backbone, protocol, shots, checkpoint = board.identity
+def _entries(comparable: ComparableCells, selection: str, rule: str, metric: str) -> list[Entry]:
+    backbone, protocol, shots, checkpoint = comparable.identity
     common = {"backbone": backbone, "protocol": protocol, "shots": shots, "checkpoint": checkpoint[:8]}
     common |= {"selection": selection, "rule": rule}
-    column = metric if metric in board.frame else f"{selection}.{metric}_{rule}"
-    values = board.frame[column] if column in board.frame else pd.Series(math.nan, index=board.frame.index)
-    names = [list(board.frame.get(name, ())) for name in ("label", "dataset", "draw", "seed", "path")]
+    column = metric if metric in comparable.frame else f"{selection}.{metric}_{rule}"
+    values = comparable.frame[column] if column in comparable.frame else pd.Series(math.nan, index=comparable.frame.index)
+    names = [list(comparable.frame.get(name, ())) for name in ("label", "dataset", "draw", "seed", "path")]
     stored = []
     for label, dataset, draw, seed, path, value in zip(*names, values, strict=True):
         run = int(draw), int(seed)
         stored.append(Entry(_at(common, label, dataset, run), run, _float(metric, value), folder=Path(path)))
-    asked = [(_at(common, label, dataset, gap[0]), gap) for (label, dataset), gaps in board.gaps.items() for gap in gaps]
+    asked = [(_at(common, label, dataset, gap[0]), gap) for (label, dataset), gaps in comparable.gaps.items() for gap in gaps]
     return stored + [Entry(at, gap[0], gap=gap) for at, gap in asked]
 
 
@@ -145,12 +149,12 @@ def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], publi
         else:
             gaps[place] = (*gaps.get(place, ()), entry.gap)
     identity = (fixed.get("backbone", ""), fixed.get("protocol", ""), fixed.get("shots", ""), fixed.get("checkpoint", ""))
-    board = Board(identity, fixed.get("selection", "shown"), fixed.get("rule", "shown"), pd.DataFrame(), gaps, (), scores)
+    comparable = ComparableCells(identity, fixed.get("selection", "shown"), fixed.get("rule", "shown"), pd.DataFrame(), gaps, (), scores)
     heads = tuple(Column(" ".join(key[:-1]), key[-1], _digits(pivot.metric), about=_about(pivot.columns, key)) for key in columns)
     body = tuple(
         Row(
             _heading(key, pivot, published),
-            tuple(_cell(board, key, column, pivot.metric, behind) for column in columns),
+            tuple(_cell(comparable, key, column, pivot.metric, behind) for column in columns),
             _about(pivot.rows, key),
         )
         for key in rows
@@ -166,9 +170,11 @@ def _about(names: Sequence[str], key: Sequence[str]) -> Facts:
     return tuple(("method" if name == "label" else name, value) for name, value in zip(names, key, strict=True))
 
 
-def _cell(board: Board, row: tuple[str, ...], column: tuple[str, ...], metric: str, behind: Mapping[Place, Sequence[Entry]]) -> Cell:
+def _cell(
+    comparable: ComparableCells, row: tuple[str, ...], column: tuple[str, ...], metric: str, behind: Mapping[Position, Sequence[Entry]]
+) -> Cell:
     place = "\n".join(row), "\n".join(column)
-    cell = board.cell(*place)
+    cell = comparable.cell(*place)
     if cell.reason == "undefined":
         return replace(cell, notes=(*cell.notes[:-1], f"a run without `{metric}` here"))
     return cell if cell.value is None or metric != POOLED else _with_interval(cell, behind[place])

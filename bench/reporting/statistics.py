@@ -197,9 +197,9 @@ def difference(pairs: Sequence[tuple[Counts, Counts]], draws: Sequence[tuple[Sam
 def effect_size(a: Counts, b: Counts, runs: Sequence[str]) -> float:
     """Cohen's d of the paired images: mean over standard deviation of IoU(a) - IoU(b), runs averaged; 0 where all are equal."""
     gaps = _mean_ious(a, runs) - _mean_ious(b, runs)
-    spread = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
-    if spread:
-        return float(gaps.mean()) / spread
+    std = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
+    if std:
+        return float(gaps.mean()) / std
     return float(np.sign(gaps.mean()) * np.inf) if gaps.any() else 0.0
 
 

@@ -31,7 +31,7 @@ class Cell:
     """
 
     value: float | None = None
-    spread: float | None = None
+    std: float | None = None
     n: int | None = None
     of: int | None = None
     reason: str = ""
@@ -111,8 +111,8 @@ def footnote_numbers(cell: Cell, footnotes: list[str]) -> list[int]:
 def number(cell: Cell, column: Column, between: str = " ± ") -> str:
     """The value of a cell that has one, with its spread, in the column's digits."""
     sign = "+" if column.signed else ""
-    spread = "" if cell.spread is None else f"{between}{cell.spread:.{column.digits}f}"
-    return f"{cell.value:{sign},.{column.digits}f}" + spread
+    std = "" if cell.std is None else f"{between}{cell.std:.{column.digits}f}"
+    return f"{cell.value:{sign},.{column.digits}f}" + std
 
 
 def interval(cell: Cell, column: Column) -> str:
@@ -130,7 +130,7 @@ def count(cell: Cell) -> str:
 
 
 def _numbers(cell: Cell) -> list[str]:
-    numbers = (cell.value, cell.spread, cell.n, cell.of, cell.low, cell.high, cell.images)
+    numbers = (cell.value, cell.std, cell.n, cell.of, cell.low, cell.high, cell.images)
     return [*("" if number is None else repr(number) for number in numbers), cell.mark]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.grid.store import IMAGES
-from bench.reporting.comparable import Board, Place
+from bench.reporting.comparable import ComparableCells, Position
 from bench.reporting.statistics import Counts, Difference, Interval, Sampled, averaged, difference, holm, sampled
 from bench.reporting.table import Cell, Facts, Mark
 
@@ -37,14 +37,14 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class TableStatistics:
     """A board's counts by (label, data set), or why they are lacking, and what follows from them."""
 
-    counts: Mapping[Place, Counts]
+    counts: Mapping[Position, Counts]
     datasets: tuple[str, ...]
     averaged: bool
-    lacking: Mapping[Place, str] = field(default_factory=dict)
-    cache: dict[Place, Sampled] = field(default_factory=dict, compare=False)
+    lacking: Mapping[Position, str] = field(default_factory=dict)
+    cache: dict[Position, Sampled] = field(default_factory=dict, compare=False)
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -110,22 +110,22 @@ def dataset_of(column: str) -> Facts:
     return () if column == AVERAGE else (("dataset", column),)
 
 
-def evidence(board: Board, datasets: Sequence[str], averaged: bool) -> Evidence:
+def table_statistics(comparable: ComparableCells, datasets: Sequence[str], averaged: bool) -> TableStatistics:
     """The evidence of a board's stored cells on these data sets; a cell without readable rows by image has none."""
-    counts: dict[Place, Counts] = {}
-    lacking: dict[Place, str] = {}
-    wanted = board.frame[board.frame["dataset"].isin(list(datasets))] if len(board.frame) else board.frame
+    counts: dict[Position, Counts] = {}
+    lacking: dict[Position, str] = {}
+    wanted = comparable.frame[comparable.frame["dataset"].isin(list(datasets))] if len(comparable.frame) else comparable.frame
     order = wanted.sort_values(["label", "dataset", "draw", "seed"]) if len(wanted) else wanted
     columns = ("label", "dataset", "draw", "seed", "path")
     rows = list(zip(*(order[name] for name in columns), strict=True)) if len(order) else []
     for place, runs in groupby(rows, key=lambda row: (str(row[0]), str(row[1]))):
         folders = [(f"draw {draw} seed {seed}", Path(path)) for _, _, draw, seed, path in runs]
-        found = counts_of(place[1], folders, board.selection, board.rule)
+        found = counts_of(place[1], folders, comparable.selection, comparable.rule)
         if isinstance(found, Counts):
             counts[place] = found
         else:
             lacking[place] = found
-    return Evidence(counts, tuple(datasets), averaged, lacking)
+    return TableStatistics(counts, tuple(datasets), averaged, lacking)
 
 
 def counts_of(dataset: str, runs: Sequence[tuple[str, Path]], selection: str, rule: str) -> Counts | str:

@@ -32,11 +32,11 @@ from bench.model.segmenter import PromptableSegmenter
 from bench.training.evaluation import evaluate
 from bench.training.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
 from bench.training.prepared import Prepared
-from bench.training.process_group import SOLO, Team
+from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
 from bench.training.train import Log, fit, optimizer_of
 from bench.types import WHOLE, Dataset, Memory, Split
 
-Watch = Callable[[float, str], None]  # told the share of the work that is done, and what is being done; may raise to stop
+ProgressCallback = Callable[[float, str], None]  # told the share of the work that is done, and what is being done; may raise to stop
 Tensors = dict[str, Tensor]
 
 
@@ -45,18 +45,18 @@ class Stopped(Exception):
 
 
 @dataclass
-class Course:
+class TrainingState:
     """How far a cell's training is, in values that `torch.load(weights_only=True)` reads back.
 
     looked: the last epoch that was looked at. kept: selection -> (score, weights, rows of the images that were looked at).
     """
 
     step: int = 0
-    looked: int = 0
+    evaluated_epoch: int = 0
     kept: dict[str, tuple[float, Tensors, list[tuple[Any, ...]]]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "evaluation": 0.0})
-    looks: int = 0
+    evaluations: int = 0
     images: int = 0  # evaluated so far
 
 
@@ -86,17 +86,17 @@ class Cell:
         sam: Sam,
         dataset: Dataset,
         folder: Path,
-        watch: Watch,
+        on_progress: ProgressCallback,
         save_every: float = 60.0,
         memory: Memory = WHOLE,
         prepared: Prepared | None = None,
-        team: Team = SOLO,
+        process_group: ProcessGroup = SINGLE_PROCESS,
         released: Tensors | None = None,
         compile: str = "",
     ) -> None:
-        self.team = team
+        self.process_group = process_group
         self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
-        self.resume_file, self.watch, self.save_every = folder / RESUME, watch, save_every
+        self.resume_file, self.on_progress, self.save_every = folder / RESUME, on_progress, save_every
         self.prepared = prepared or Prepared(dataset)
         self.compile = compile
         self.model = self._built(sam)
@@ -105,7 +105,7 @@ class Cell:
         trains = released is None and bool(self.model.tuned())
         self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val) if released is None else ()
         self.optimizer = optimizer_of(self.model, self.settings) if trains else None
-        self.course = self._resumed()
+        self.state = self._resumed()
         images = {split: len(dataset.names(split)) for split in ("test", "val")}
         self.work = Work.of(self.settings, len(self.support), images, self.optimizer is not None)
         self._saved_at = time.monotonic()
@@ -134,25 +134,27 @@ class Cell:
         return model
 
     def _train(self, optimizer: torch.optim.Optimizer) -> None:
-        course, started = self.course, time.monotonic()
-        self._look_if_due()
-        logs = fit(self.model, optimizer, self.dataset, self.support, self.settings, self.spec.seed, course.step, self.memory, self.team)
+        state, started = self.state, time.monotonic()
+        self._evaluate_if_due()
+        logs = fit(
+            self.model, optimizer, self.dataset, self.support, self.settings, self.spec.seed, state.step, self.memory, self.process_group
+        )
         for log in logs:
-            course.step = log.step
-            course.history.append(asdict(log))
-            course.seconds["training"] += time.monotonic() - started
+            state.step = log.step
+            state.history.append(asdict(log))
+            state.seconds["training"] += time.monotonic() - started
             self._tell(f"epoch {log.epoch}/{self.settings.epochs}, loss {log.loss:.3f}")
-            self._look_if_due()
+            self._evaluate_if_due()
             if time.monotonic() - self._saved_at > self.save_every:
                 self._save_course()
             started = time.monotonic()
         if not all(torch.isfinite(tensor).all() for tensor in self._weights().values()):
-            raise DivergedError(f"The weights became NaN or infinite at the last step, {course.step}.")
+            raise DivergedError(f"The weights became NaN or infinite at the last step, {state.step}.")
 
-    def _look_if_due(self) -> None:
+    def _evaluate_if_due(self) -> None:
         """Looks at the images that `best` and `val` are chosen on, if this is the end of an epoch that asks for it."""
-        log = self.course.history[-1] if self.course.history else None
-        if log is None or not is_look(log, self.settings) or self.course.looked == log["epoch"]:
+        log = self.state.history[-1] if self.state.history else None
+        if log is None or not is_evaluation_due(log, self.settings) or self.state.evaluated_epoch == log["epoch"]:
             return
         found = {}
         for selection in [s for s in ("best", "val") if s in self.settings.selections]:
@@ -160,16 +162,16 @@ class Cell:
             found[selection] = self._test_rows(doing) if selection == "best" else self._evaluate("val", doing)
         for selection, rows in found.items():
             log[f"{selection}_miou"] = score = pooled_iou(rows)
-            kept = self.course.kept.get(selection, (math.nan,))[0]
+            kept = self.state.kept.get(selection, (math.nan,))[0]
             if math.isnan(kept) or score > kept:
-                self.course.kept[selection] = (score, self._weights(), [astuple(row) for row in rows])
-        self.course.looked = log["epoch"]
-        self.course.looks += len(found)
+                self.state.kept[selection] = (score, self._weights(), [astuple(row) for row in rows])
+        self.state.evaluated_epoch = log["epoch"]
+        self.state.evaluations += len(found)
 
     def _selected_rows(self) -> dict[str, list[ImageRow]]:
         """selection -> rows of the test images; the first selection's weights are what remains in the model."""
         last = self._weights()
-        chosen = {selection: self.course.kept.get(selection, (0.0, last, [])) for selection in self.settings.selections}
+        chosen = {selection: self.state.kept.get(selection, (0.0, last, [])) for selection in self.settings.selections}
         found = {}
         for selection, (_, weights, rows) in chosen.items():
             if selection == "best" and rows:  # chosen on the test images: they were evaluated then
@@ -190,49 +192,49 @@ class Cell:
     def _evaluate(self, split: Split, doing: str) -> list[ImageRow]:
         rows: list[ImageRow] = []
         started = time.monotonic()
-        names, before = self.dataset.names(split), self.course.images
-        for row in evaluate(self.model, self.dataset, split, self.settings, self.prepared, self.team.mine(names)):
+        names, before = self.dataset.names(split), self.state.images
+        for row in evaluate(self.model, self.dataset, split, self.settings, self.prepared, self.process_group.shard(names)):
             rows.append(row)
-            self.course.images = before + min(len(names), len(rows) * self.team.size)
+            self.state.images = before + min(len(names), len(rows) * self.process_group.size)
             self._tell(doing)
-        rows = self.team.together(rows)
-        self.course.seconds["evaluation"] += time.monotonic() - started
+        rows = self.process_group.gather(rows)
+        self.state.seconds["evaluation"] += time.monotonic() - started
         return rows
 
     def _weights(self) -> Tensors:
         return {name: p.detach().cpu().clone() for name, p in self.model.tuned().items()}
 
     def _tell(self, doing: str) -> None:
-        self.watch(self.work.share(self.course), doing)
+        self.on_progress(self.work.share(self.state), doing)
 
     def _save_course(self) -> None:
         """Writes the resume file by rename. The weights and the optimizer are those after `course.step` steps."""
-        if self.team.rank:
+        if self.process_group.rank:
             return
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
-        content = {"key": self.spec.key, "course": vars(self.course), "weights": self._weights(), "optimizer": optimizer}
+        content = {"key": self.spec.key, "course": vars(self.state), "weights": self._weights(), "optimizer": optimizer}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_together(self.resume_file.parent, {RESUME: buffer.getvalue()}, durable=False)  # two copies of a cell may write at once
         self._saved_at = time.monotonic()
 
-    def _resumed(self) -> Course:
+    def _resumed(self) -> TrainingState:
         """The course of the resume file, its weights and optimizer taken over; a new one without a usable file."""
         if self.optimizer is None or not self.resume_file.is_file():
-            return Course()
+            return TrainingState()
         try:
             content = torch.load(self.resume_file, map_location="cpu", weights_only=True)
             if content["key"] != self.spec.key:
                 raise ValueError(f"it belongs to {content['key']}")
             self.model.load_tuned(content["weights"])
             self.optimizer.load_state_dict(content["optimizer"])
-            return Course(**content["course"])
+            return TrainingState(**content["course"])
         except Exception as error:  # a damaged file costs the work it held, nothing else
             print(f"{self.resume_file} cannot be used ({error}): the cell starts from the beginning.", file=sys.stderr)
             self.model = self._built(self.model.sam)
             self.optimizer = optimizer_of(self.model, self.settings)
-            return Course()
+            return TrainingState()
 
     def _result(self, rows: Mapping[str, Sequence[ImageRow]], provenance: Mapping[str, Any]) -> Result:
         tuned = save({name: tensor.contiguous() for name, tensor in self._weights().items()})
@@ -240,20 +242,20 @@ class Cell:
             "trainable_parameters": sum(p.numel() for p in self.model.tuned().values()),
             "total_parameters": self.model.size,
             "tuned_bytes": len(tuned),
-            "training_seconds": round(self.course.seconds["training"], 3),
-            "evaluation_seconds": round(self.course.seconds["evaluation"], 3),
+            "training_seconds": round(self.state.seconds["training"], 3),
+            "evaluation_seconds": round(self.state.seconds["evaluation"], 3),
             "peak_memory_mb": round(peak_memory_mb(self.model.device), 1),
             "execution": self.model.execution,
-            "devices": self.team.size,
+            "devices": self.process_group.size,
             "micro_batch": self.memory.micro_batch,
             "activation_checkpointing": self.memory.checkpointing,
-            "steps": self.course.step,
-            "looks": self.course.looks,
+            "steps": self.state.step,
+            "looks": self.state.evaluations,
             "train_images": len(self.support) if self.optimizer else 0,
             "test_images": len(next(iter(rows.values()))),
         }
         record = Record(self.spec, {selection: scores(of) for selection, of in rows.items()}, cost, provenance)
-        return Result(record, images_table(rows), pd.DataFrame(self.course.history), tuned)
+        return Result(record, images_table(rows), pd.DataFrame(self.state.history), tuned)
 
 
 @dataclass(frozen=True)
@@ -268,14 +270,14 @@ class Work:
         """The work of a cell with so many support images and images by split."""
         steps = -(-support // settings.batch) * settings.epochs if trains else 0
         splits = {"best": settings.evaluation_split, "val": "val"}
-        look = sum(images[split] for selection, split in splits.items() if selection in settings.selections)
-        looks = -(-settings.epochs // settings.evaluate_every) if trains else 0
+        evaluation = sum(images[split] for selection, split in splits.items() if selection in settings.selections)
+        evaluations = -(-settings.epochs // settings.evaluate_every) if trains else 0
         step = 3 * min(settings.batch, support)
-        return cls(step, max(1, steps * step + looks * look + images[settings.evaluation_split]))
+        return cls(step, max(1, steps * step + evaluations * evaluation + images[settings.evaluation_split]))
 
-    def share(self, course: Course) -> float:
+    def share(self, state: TrainingState) -> float:
         """The share that is done, 0 to 1."""
-        return min(1.0, (course.step * self.step + course.images) / self.total)
+        return min(1.0, (state.step * self.step + state.images) / self.total)
 
 
 def build_model(spec: RunSpec, sam: Sam) -> PromptableSegmenter:
@@ -284,7 +286,7 @@ def build_model(spec: RunSpec, sam: Sam) -> PromptableSegmenter:
     return build_parts(method, sam, spec.seed, spec.settings.normalise_native_size)
 
 
-def is_look(log: Log | Mapping[str, Any], settings: Settings) -> bool:
+def is_evaluation_due(log: Log | Mapping[str, Any], settings: Settings) -> bool:
     """Whether the step of this log ends an epoch after which selections look."""
     step = log if isinstance(log, Mapping) else asdict(log)
     return bool(step["ends_epoch"]) and (step["epoch"] % settings.evaluate_every == 0 or step["epoch"] == settings.epochs)

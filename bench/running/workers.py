@@ -14,8 +14,8 @@ from types import FrameType
 from typing import Any
 
 from bench.data.manifest import data_facts
-from bench.errors import DataError, DivergedError, RequestError, TeamError
-from bench.grid.plan import Place, open_datasets, title
+from bench.errors import DataError, DivergedError, ProcessGroupError, RequestError
+from bench.grid.plan import RunContext, open_datasets, title
 from bench.grid.progress import Progress
 from bench.grid.provenance import provenance
 from bench.grid.spec import RunSpec
@@ -24,14 +24,14 @@ from bench.model.checkpoints import load_sam
 from bench.model.sam import Sam
 from bench.running.cell import Cell, Stopped
 from bench.training.prepared import Prepared
-from bench.training.process_group import SOLO, Team, is_lost
+from bench.training.process_group import SINGLE_PROCESS, ProcessGroup, is_lost
 from bench.types import Dataset, Memory
 
 HEARTBEAT_SECONDS = 10.0
 TELL_SECONDS = 0.5
 
 
-Tell = Callable[[float, str], None]  # the share of the cell that is done, and what is being done
+ProgressCallback = Callable[[float, str], None]  # the share of the cell that is done, and what is being done
 
 
 class StopSignal:
@@ -58,32 +58,34 @@ class StopSignal:
         self.asked = True
 
 
-class Bench:
+class CellRunner:
     """The loaded backbone and the open data sets of a process, on which cells run one after the other."""
 
-    def __init__(self, place: Place, sam: Sam, datasets: Mapping[str, Dataset], stop: StopSignal, team: Team = SOLO) -> None:
-        self.team = team
-        self.place, self.sam, self.datasets, self.stop = place, sam, datasets, stop
-        self.store = ResultStore(place.out)
+    def __init__(
+        self, context: RunContext, sam: Sam, datasets: Mapping[str, Dataset], stop: StopSignal, process_group: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
+        self.process_group = process_group
+        self.context, self.sam, self.datasets, self.stop = context, sam, datasets, stop
+        self.store = ResultStore(context.out)
         self.prepared: Prepared | None = None
-        self.facts = provenance(str(sam.device), place.checkpoint, place.out / "cache")
+        self.facts = provenance(str(sam.device), context.checkpoint, context.out / "cache")
         self._data: dict[str, dict[str, Any]] = {}
 
-    def run(self, spec: RunSpec, tell: Tell) -> str:
+    def run(self, spec: RunSpec, on_progress: ProgressCallback) -> str:
         """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
-        if self.team.rank == 0 and (self.place.overwrite == "always" or self.store.status(spec).phase == "failed"):
+        if self.process_group.rank == 0 and (self.context.overwrite == "always" or self.store.status(spec).phase == "failed"):
             self.store.discard(spec)
-        self.team.told(None)  # the others look for a resume file only now
+        self.process_group.broadcast(None)  # the others look for a resume file only now
         try:
-            return self._run_or_retry(spec, tell)
+            return self._run_or_retry(spec, on_progress)
         except (Stopped, KeyboardInterrupt):  # the second is a second Ctrl-C: the resume file is the last one that was written
             self.stop.asked = True
-            if self.team.rank == 0:
+            if self.process_group.rank == 0:
                 with contextlib.suppress(OSError):
                     self.store.stop(spec, "stopped by a signal; it goes on where it was")
             return "stopped"
         except OSError as error:  # the disk, not the cell: left unfinished, so that running again is the retry
-            if self.team.rank:
+            if self.process_group.rank:
                 return self._failed(spec, error)
             with contextlib.suppress(OSError):
                 self.store.stop(spec, f"not stored: {error.strerror or error}")
@@ -93,61 +95,63 @@ class Bench:
 
     def _failed(self, spec: RunSpec, error: Exception) -> str:
         """Notes why a cell failed. In a team it ends all, TeamError, but for a loss that all processes saw alike."""
-        alike = self.team.size == 1 or isinstance(error, DivergedError)
+        alike = self.process_group.size == 1 or isinstance(error, DivergedError)
         if not alike and is_lost(error):
-            raise TeamError from None
+            raise ProcessGroupError from None
         reason = failure(error)
-        if not alike or self.team.rank == 0:
+        if not alike or self.process_group.rank == 0:
             with contextlib.suppress(OSError):
                 self.store.fail(spec, reason)
         if not alike:
-            raise TeamError(f"Process {self.team.rank + 1} of {self.team.size}: {reason} The others stop too.") from None
+            raise ProcessGroupError(
+                f"Process {self.process_group.rank + 1} of {self.process_group.size}: {reason} The others stop too."
+            ) from None
         return f"FAILED: {reason}"
 
-    def _run_or_retry(self, spec: RunSpec, tell: Tell) -> str:
+    def _run_or_retry(self, spec: RunSpec, on_progress: ProgressCallback) -> str:
         """Runs the cell, and where the device's memory was too small once more with smaller steps of the same mathematics."""
-        less = less_memory(self.place.memory, spec.settings.batch)
+        less = less_memory(self.context.memory, spec.settings.batch)
         try:
-            return self._run(spec, tell, self.place.memory)
+            return self._run(spec, on_progress, self.context.memory)
         except Exception as error:
-            if not is_out_of_memory(error) or less == self.place.memory or self.team.size > 1:
+            if not is_out_of_memory(error) or less == self.context.memory or self.process_group.size > 1:
                 raise
         free_memory()  # here, where the error's frames no longer hold the tensors
-        tell(0.0, f"out of memory: again with micro-batches of {less.micro_batch} and activation checkpointing")
-        return self._run(spec, tell, less)
+        on_progress(0.0, f"out of memory: again with micro-batches of {less.micro_batch} and activation checkpointing")
+        return self._run(spec, on_progress, less)
 
-    def _run(self, spec: RunSpec, tell: Tell, memory: Memory) -> str:
-        watch = Watcher(spec, self.store, tell, self.stop) if self.team.rank == 0 else _unwatched
-        watch(0.0, "starting")
-        dataset, place = self.datasets[spec.dataset], self.place
+    def _run(self, spec: RunSpec, on_progress: ProgressCallback, memory: Memory) -> str:
+        on_progress = ProgressWriter(spec, self.store, on_progress, self.stop) if self.process_group.rank == 0 else _silent
+        on_progress(0.0, "starting")
+        dataset, context = self.datasets[spec.dataset], self.context
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
-            self.prepared = Prepared(dataset, place.kept_bytes)
+            self.prepared = Prepared(dataset, context.kept_bytes)
         cell = Cell(
             spec,
             self.sam,
             dataset,
             self.store.folder(spec),
-            watch,
-            place.save_every,
+            on_progress,
+            context.save_every,
             memory,
             self.prepared,
-            self.team,
-            compile=place.compile,
+            self.process_group,
+            compile=context.compile,
         )
         result = cell.run({**self.facts, "data": self._facts_of(dataset)})
-        if self.team.rank == 0:
+        if self.process_group.rank == 0:
             self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
 
     def _facts_of(self, dataset: Dataset) -> dict[str, Any]:
         """What the record says of the data set's files, looked at once; only the process that writes it needs to."""
-        if self.team.rank == 0 and dataset.name not in self._data:
-            self._data[dataset.name] = data_facts(dataset, self.place.out / "cache")
+        if self.process_group.rank == 0 and dataset.name not in self._data:
+            self._data[dataset.name] = data_facts(dataset, self.context.out / "cache")
         return self._data.get(dataset.name, {})
 
 
-def _unwatched(share: float, doing: str) -> None:
+def _silent(share: float, doing: str) -> None:
     return
 
 
@@ -192,16 +196,16 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-class Watcher:
+class ProgressWriter:
     """Passes a cell's progress on, writes its heartbeat and stops it when that is asked for."""
 
-    def __init__(self, spec: RunSpec, store: ResultStore, tell: Tell, stop: StopSignal) -> None:
-        self.spec, self.store, self.tell, self.stop = spec, store, tell, stop
+    def __init__(self, spec: RunSpec, store: ResultStore, on_progress: ProgressCallback, stop: StopSignal) -> None:
+        self.spec, self.store, self.on_progress, self.stop = spec, store, on_progress, stop
         self._beat = -HEARTBEAT_SECONDS
         self._first: tuple[float, float] | None = None  # when work was first reported, and its share: a resumed cell starts late
 
     def __call__(self, share: float, doing: str) -> None:
-        self.tell(share, doing)
+        self.on_progress(share, doing)
         now = time.monotonic()
         if share and self._first is None:
             self._first = now, share
@@ -221,28 +225,30 @@ class Watcher:
         return round((now - began) * (1.0 - share) / (share - at), 1)
 
 
-def run_here(specs: Sequence[RunSpec], place: Place, sam: Sam, datasets: Mapping[str, Dataset], team: Team = SOLO) -> bool:
+def run_here(
+    specs: Sequence[RunSpec], context: RunContext, sam: Sam, datasets: Mapping[str, Dataset], process_group: ProcessGroup = SINGLE_PROCESS
+) -> bool:
     """Runs the cells in this process; whether it was asked to stop."""
-    with open(os.devnull, "w") as silence, Progress(silence if team.rank else None) as progress, StopSignal() as stop:
-        bench = Bench(place, sam, datasets, stop, team)
+    with open(os.devnull, "w") as silence, Progress(silence if process_group.rank else None) as progress, StopSignal() as stop:
+        runner = CellRunner(context, sam, datasets, stop, process_group)
         for index, spec in enumerate(specs, 1):
             progress.cell(index, len(specs), title(spec))
-            progress.done(bench.run(spec, progress.update))
+            progress.done(runner.run(spec, progress.update))
             if stop.asked:
                 return True
     return False
 
 
-def run_in_workers(specs: Sequence[RunSpec], place: Place, workers: int) -> bool:
+def run_in_workers(specs: Sequence[RunSpec], context: RunContext, workers: int) -> bool:
     """Runs the cells in worker processes of one thread each; whether it was asked to stop.
 
     A worker that dies leaves its cell unfinished, and its message; the others go on.
     """
-    context = multiprocessing.get_context("spawn")
-    tasks, events = context.Queue(), context.Queue()
+    spawn = multiprocessing.get_context("spawn")
+    tasks, events = spawn.Queue(), spawn.Queue()
     for task in [*enumerate(specs), *[None] * workers]:
         tasks.put(task)
-    processes = [context.Process(target=_work, args=(place, list(specs), tasks, events, i), daemon=True) for i in range(workers)]
+    processes = [spawn.Process(target=_work, args=(context, list(specs), tasks, events, i), daemon=True) for i in range(workers)]
     with Progress() as progress, StopSignal() as stop:
         for process in processes:
             process.start()
@@ -267,21 +273,21 @@ def _show(progress: Progress, specs: Sequence[RunSpec], kind: str, index: int, s
         progress.note(text)
 
 
-def _work(place: Place, specs: Sequence[RunSpec], tasks: "Queue[Any]", events: "Queue[Any]", worker: int) -> None:
+def _work(context: RunContext, specs: Sequence[RunSpec], tasks: "Queue[Any]", events: "Queue[Any]", worker: int) -> None:
     """The life of a worker: cells from `tasks` until none is left; (kind, cell's index, share, text) to `events`."""
     import torch
 
     torch.set_num_threads(1)
     gpus = torch.cuda.device_count()
-    device = f"cuda:{worker % gpus}" if place.device == "cuda" and gpus else place.device
+    device = f"cuda:{worker % gpus}" if context.device == "cuda" and gpus else context.device
     parent = multiprocessing.parent_process()
     with StopSignal() as stop:
 
         def stop_without_parent(share: float, doing: str) -> None:
             stop.asked |= parent is not None and not parent.is_alive()  # it was killed: nobody would hear of what follows
 
-        bench = Bench(place, load_sam(place.backbone, place.checkpoint, device), open_datasets(specs, place.data), stop)
+        runner = CellRunner(context, load_sam(context.backbone, context.checkpoint, device), open_datasets(specs, context.data), stop)
         while not stop.asked and (task := tasks.get()) is not None:
             index, spec = task
             events.put(("starts", index, 0.0, ""))
-            events.put(("ends", index, 1.0, bench.run(spec, stop_without_parent)))
+            events.put(("ends", index, 1.0, runner.run(spec, stop_without_parent)))

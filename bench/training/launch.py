@@ -12,7 +12,7 @@ GRACE_SECONDS = 10.0
 PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 
 
-def spread(arguments: Sequence[str], processes: int, signals: Sequence[signal.Signals] = PASSED_ON) -> int:
+def launch_processes(arguments: Sequence[str], processes: int, signals: Sequence[signal.Signals] = PASSED_ON) -> int:
     """Runs `python ARGUMENTS` that many times, with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; `bench.training.process_group.join` reads
     them. Returns process 0's exit code; 1 where another one ended badly.
 
@@ -34,14 +34,14 @@ def spread(arguments: Sequence[str], processes: int, signals: Sequence[signal.Si
             signal.signal(number, handler)
 
 
-def is_member() -> bool:
+def is_distributed() -> bool:
     """Whether this process was started as one of several."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process is alone, or number 0 of its team: the one that writes."""
-    return not is_member() or os.environ["RANK"] == "0"
+    return not is_distributed() or os.environ["RANK"] == "0"
 
 
 def _ended(children: Sequence["subprocess.Popen[bytes]"]) -> int:

@@ -14,11 +14,11 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from bench.training.launch import is_member
+from bench.training.launch import is_distributed
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """This process is number `rank`, from 0, of `size`; number 0 writes."""
 
     rank: int = 0
@@ -44,11 +44,11 @@ class Team:
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if count else None
         return losses
 
-    def mine(self, names: Sequence[str]) -> Sequence[str]:
+    def shard(self, names: Sequence[str]) -> Sequence[str]:
         """Every size-th name; `together` puts what came of them into the names' order."""
         return names[self.rank :: self.size]
 
-    def together(self, rows: list[Any]) -> list[Any]:
+    def gather(self, rows: list[Any]) -> list[Any]:
         """The rows of all processes, which each have those of `mine`."""
         if self.size == 1:
             return rows
@@ -56,7 +56,7 @@ class Team:
         torch.distributed.all_gather_object(found, rows)
         return [found[i % self.size][i // self.size] for i in range(sum(map(len, found)))]
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What process 0 has as `value`; no process goes on before it has heard it."""
         if self.size == 1:
             return value
@@ -65,25 +65,25 @@ class Team:
         return heard[0]
 
 
-SOLO = Team()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def join(device: str) -> tuple[Team, str]:
+def join_process_group(device: str) -> tuple[ProcessGroup, str]:
     """The team that torchrun's environment variables (or `bench.training.launch`'s) name, and this process's own device of the kind; alone, SOLO."""
-    if not is_member():
-        return SOLO, device
+    if not is_distributed():
+        return SINGLE_PROCESS, device
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Team(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
+    return ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
 
 
-def leave(team: Team) -> None:
+def leave_process_group(process_group: ProcessGroup) -> None:
     """Waits for all processes of the team and ends it."""
-    if team.size > 1:
-        team.told(None)
+    if process_group.size > 1:
+        process_group.broadcast(None)
         torch.distributed.destroy_process_group()
 
 

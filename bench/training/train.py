@@ -19,7 +19,7 @@ from bench.model.dropout import part_of_batch
 from bench.model.precision import computing
 from bench.model.segmenter import PromptableSegmenter
 from bench.training.losses import Loss, upsampled_loss
-from bench.training.process_group import SOLO, Team
+from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
 from bench.training.prompts import training_prompts
 from bench.training.transforms import augment_sample
 from bench.types import WHOLE, Dataset, Memory, Prompts
@@ -65,7 +65,7 @@ def fit(
     seed: int,
     first_step: int = 0,
     memory: Memory = WHOLE,
-    team: Team = SOLO,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[Log]:
     """Trains on the `support` images and yields the log of each step; the caller may evaluate between two of them.
 
@@ -79,14 +79,14 @@ def fit(
         epoch, batch = divmod(step, epoch_steps)
         lr = cosine_lr(epoch, settings)
         images = min(settings.batch, len(support) - batch * settings.batch)
-        first, stop = team.share(images)
+        first, stop = process_group.share(images)
         examples = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid, slice(first, stop))
         # The reference never calls train() again after its first evaluation.
         model.train(not (settings.eval_mode_after_first_look and epoch >= settings.evaluate_every))
         optimizer.zero_grad()
         dropout_seed = int(_random("dropout", seed, step).integers(2**63))
         own = backward(model, examples, dropout_seed, memory, settings.precision, (first, images))
-        loss = Loss(*team.summed(list(model.tuned().values()), own))
+        loss = Loss(*process_group.summed(list(model.tuned().values()), own))
         if not torch.isfinite(loss.total):
             now = loss.total.item()
             raise DivergedError(f"The loss became {now} at step {step + 1} of {steps}; the last finite one was {last_loss:.4g}.")

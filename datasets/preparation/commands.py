@@ -9,8 +9,8 @@ from bench.grid.registry import DATASETS
 from datasets.folder import FolderDataset
 from datasets.own import register_own
 from datasets.preparation.locations import Top, folder_in, in_units, link, missing, tops
-from datasets.preparation.progress import bar
-from datasets.preparation.summary import said
+from datasets.preparation.progress import progress_bar
+from datasets.preparation.summary import summary
 from datasets.preparation.unpack import Plan, plan, unpack
 from datasets.preparation.verify import verify
 
@@ -56,7 +56,7 @@ def verified(name: str, data: Path, cache_dir: Path, show: int) -> int:
     if issubclass(cls, FolderDataset) and not data.is_dir():
         raise RequestError(f"--data {data} is no folder; `python -m datasets.prepare where {name}` says what belongs there.")
     found = verify(cls, data, cache_dir)
-    print(said(cls, data, found, show))
+    print(summary(cls, data, found, show))
     return 1 if any(finding.is_problem for finding in found.findings) else 0
 
 
@@ -73,8 +73,8 @@ def _check(name: str, wanted: Sequence[Top], held: dict[Path, Sequence[Top] | di
 
 def _unpack(plans: Sequence[Plan], root: Path) -> None:
     size = sum(one.bytes for one in plans)
-    with bar(f"Unpacking {in_units(size)} to {root}", size) as tell:
-        unpack(plans, root, tell)
+    with progress_bar(f"Unpacking {in_units(size)} to {root}", size) as on_bytes:
+        unpack(plans, root, on_bytes)
     for one in plans:
         there = f", {one.there:,} were there" if one.there else ""
         print(f"{one.archive}: {len(one.members):,} files unpacked to {root}{there}.")

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from bench.data.manifest import Manifest
 from bench.types import Split
 from datasets.folder import Expected, FolderDataset, Survey
-from datasets.preparation.inspection import Look
+from datasets.preparation.inspection import Inspection
 
 MIDDLE = 127  # between black and white: where a mask that once was binary would be cut
 SPLITS = ("train", "val", "test")
-Looks = Mapping[Split, Sequence[Look]]
+Inspected = Mapping[Split, Sequence[Inspection]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def note(text: str) -> Finding:
     return Finding(text, is_problem=False)
 
 
-def of_archive(cls: type[FolderDataset], data: Path, survey: Survey, seen: Looks) -> Iterator[Finding]:
+def of_archive(cls: type[FolderDataset], data: Path, survey: Survey, seen: Inspected) -> Iterator[Finding]:
     """The number and the size of the images against the official archive's; of a generated stand-in neither is asked for."""
     if cls.is_generated(data):
         yield note("A generated stand-in: it need not have the official archive's number and size of images, and its cells are marked.")
@@ -55,7 +55,7 @@ def _counts(split: str, images: int, foreign: int, expected: Expected) -> Iterat
         yield note(f"{foreign:,} images of the {split} folder are not part of the data set, and are passed over.")
 
 
-def of_masks(split: str, seen: Sequence[Look], threshold: int) -> Iterator[Finding]:
+def of_masks(split: str, seen: Sequence[Inspection], threshold: int) -> Iterator[Finding]:
     """What the masks' values and sizes say."""
     values = sum((look.values for look in seen if look.values is not None), np.zeros(256, np.int64))
     if seen and not any(look.foreground for look in seen):

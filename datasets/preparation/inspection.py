@@ -19,7 +19,7 @@ AHEAD = 64  # images in memory at once, at most
 
 
 @dataclass(frozen=True)
-class Look:
+class Inspection:
     """One image. fault: why it cannot be read, else empty; pixels (H, W) of the mask; fits: whether the image has its mask's size;
     values: how many of the mask's pixels have each grey value (256,), where there is such a mask; stated: whether the data set
     itself says which objects there are."""
@@ -35,26 +35,26 @@ class Look:
     stated: bool = False
 
 
-def looks(entries: Mapping[Split, Mapping[str, Entry]], rule: ObjectRule, tell: Callable[[int], None]) -> Iterator[Look]:
+def inspections(entries: Mapping[Split, Mapping[str, Entry]], rule: ObjectRule, on_step: Callable[[int], None]) -> Iterator[Inspection]:
     """A look at every entry, in the splits' order and by name; threads read ahead. tell: called after each."""
     wanted = [(split, name, entry) for split, of_split in entries.items() for name, entry in sorted(of_split.items())]
     cv2.setNumThreads(1)  # the images are read side by side already
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         for start in range(0, len(wanted), AHEAD):
-            for found in threads.map(lambda one: look(one[0], one[1], one[2], rule), wanted[start : start + AHEAD]):
+            for found in threads.map(lambda one: inspect_entry(one[0], one[1], one[2], rule), wanted[start : start + AHEAD]):
                 yield found
-                tell(1)
+                on_step(1)
 
 
-def look(split: Split, name: str, entry: Entry, rule: ObjectRule) -> Look:
+def inspect_entry(split: Split, name: str, entry: Entry, rule: ObjectRule) -> Inspection:
     """One image, read past every cache."""
     try:
         sample, values, fits = _grey(name, entry) if isinstance(entry, Pair) else (entry.read(name), None, True)
     except DataError as error:
-        return Look(split, name, str(error))
+        return Inspection(split, name, str(error))
     pixels = (sample.mask.shape[0], sample.mask.shape[1])
     counts = object_count(sample, rule), int(np.count_nonzero(sample.mask))
-    return Look(split, name, "", pixels, fits, *counts, values, sample.objects is not None)
+    return Inspection(split, name, "", pixels, fits, *counts, values, sample.objects is not None)
 
 
 def _grey(name: str, pair: Pair) -> tuple[Sample, NDArray[np.int64], bool]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.reporting.table import Cell, Column, Row, Table, markdown
 from bench.types import Dataset
-from datasets.preparation.inspection import Look
+from datasets.preparation.inspection import Inspection
 from datasets.preparation.locations import in_units
 from datasets.preparation.verify import Verified
 
@@ -23,7 +23,7 @@ COLUMNS = (
 )
 
 
-def said(cls: type[Dataset], data: Path, found: Verified, show: int) -> str:
+def summary(cls: type[Dataset], data: Path, found: Verified, show: int) -> str:
     """The whole text: what a run would see, the notes, the problems (at most `show` of them, 0: all), and a last word."""
     problems = [finding.text for finding in found.findings if finding.is_problem]
     notes = [finding.text for finding in found.findings if not finding.is_problem]
@@ -57,7 +57,7 @@ def _table(cls: type[Dataset], found: Verified) -> Table:
     return Table("seen", f"{cls.title} ({cls.name})", (("an object is", counted),), "split", COLUMNS, tuple(rows))
 
 
-def _cells(seen: Sequence[Look]) -> tuple[Cell, ...]:
+def _cells(seen: Sequence[Inspection]) -> tuple[Cell, ...]:
     sizes = sorted({look.pixels for look in seen}, key=lambda pixels: pixels[0] * pixels[1])
     span = " to ".join(dict.fromkeys(f"{width}×{height}" for height, width in (sizes[0], sizes[-1])))
     objects = np.array([look.objects for look in seen])

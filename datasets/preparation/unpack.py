@@ -21,7 +21,7 @@ from datasets.preparation.locations import Top, base_in, need_space
 ENCRYPTED = 0x1  # of a member's flags
 CHUNK = 1 << 20
 PART = ".part"  # ends the name of a file that is being written
-Tell = Callable[[int], None]  # told the bytes that were written just now
+OnBytes = Callable[[int], None]  # told the bytes that were written just now
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def plan(archive: Path, root: Path, tops: Sequence[Top]) -> Plan:
     return Plan(archive, tuple(absent), len(members) - len(absent), tuple(bases), folders)
 
 
-def unpack(plans: Sequence[Plan], root: Path, tell: Tell) -> None:
+def unpack(plans: Sequence[Plan], root: Path, on_bytes: OnBytes) -> None:
     """Writes what the plans say, if the disk has room for all of it. RequestError in one sentence; what was written stays for a resume."""
     need_space(root, sum(plan.bytes for plan in plans))
     for folder in {folder for plan in plans for folder in plan.folders if not folder.is_symlink()}:
@@ -79,7 +79,7 @@ def unpack(plans: Sequence[Plan], root: Path, tell: Tell) -> None:
         with _opened(plan.archive) as file:
             for member in plan.members:
                 try:
-                    _write(file, member, tell)
+                    _write(file, member, on_bytes)
                 except OSError as error:
                     raise RequestError(f"Cannot write {member.target}: {error.strerror}; the same command goes on from there.") from None
                 except NotImplementedError:
@@ -162,7 +162,7 @@ def _crc(path: Path) -> int:
     return crc
 
 
-def _write(file: ZipFile, member: Member, tell: Tell) -> None:
+def _write(file: ZipFile, member: Member, on_bytes: OnBytes) -> None:
     """Writes one file beside its place, under a name that no reader takes for an image, and renames it."""
     member.target.parent.mkdir(parents=True, exist_ok=True)
     part = member.target.with_name(f".{member.target.name}.{os.getpid()}{PART}")
@@ -173,4 +173,4 @@ def _write(file: ZipFile, member: Member, tell: Tell) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    tell(member.info.file_size)
+    on_bytes(member.info.file_size)

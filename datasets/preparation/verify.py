@@ -8,9 +8,9 @@ from bench.data.manifest import Manifest, manifest_of, to_hash
 from bench.errors import DataError
 from bench.types import Dataset, Split
 from datasets.folder import Entry, FolderDataset, ListedDataset
-from datasets.preparation.findings import Finding, Looks, note, of_archive, of_contents, of_masks
-from datasets.preparation.inspection import Drawn, looks
-from datasets.preparation.progress import bar
+from datasets.preparation.findings import Finding, Inspected, note, of_archive, of_contents, of_masks
+from datasets.preparation.inspection import Drawn, inspections
+from datasets.preparation.progress import progress_bar
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -20,7 +20,7 @@ class Verified:
     """What was found. seen: the looks at the images that could be read; opened, manifest: None where the data set does not open."""
 
     findings: tuple[Finding, ...]
-    seen: Looks = field(default_factory=dict)
+    seen: Inspected = field(default_factory=dict)
     opened: Dataset | None = None
     manifest: Manifest | None = None
 
@@ -34,8 +34,8 @@ def verify(cls: type[Dataset], data: Path, cache_dir: Path) -> Verified:
         return Verified((Finding(str(error)),))
     entries = survey.entries if survey else _drawn(opened)
     total = sum(map(len, entries.values()))
-    with bar(f"Reading {total:,} images of {cls.name}", total) as tell:
-        everything = list(looks(entries, cls.rule, tell))
+    with progress_bar(f"Reading {total:,} images of {cls.name}", total) as on_step:
+        everything = list(inspections(entries, cls.rule, on_step))
     seen = {split: [look for look in everything if look.split == split and not look.fault] for split in entries}
     findings = [*map(Finding, survey.faults if survey else ()), *(Finding(look.fault) for look in everything if look.fault)]
     if survey and issubclass(cls, FolderDataset):
@@ -63,5 +63,5 @@ def _drawn(dataset: Dataset | None) -> Mapping[Split, Mapping[str, Entry]]:
 
 
 def _manifest(dataset: Dataset, cache_dir: Path) -> Manifest:
-    with bar(f"Hashing the files of {dataset.name}", to_hash(dataset, None)) as tell:
-        return manifest_of(dataset, cache_dir, again=True, tell=tell)
+    with progress_bar(f"Hashing the files of {dataset.name}", to_hash(dataset, None)) as on_step:
+        return manifest_of(dataset, cache_dir, again=True, on_bytes=on_step)

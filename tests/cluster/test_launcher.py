@@ -22,7 +22,7 @@ from bench.cluster.snapshot import code_files, take_snapshot
 from bench.cluster.submission import Array, Submission, live_cells, new_id, read_submission, submission_path
 from bench.errors import RequestError
 from bench.grid.catalogue import catalogue
-from bench.grid.plan import Place, Request, choose_methods, specs_of
+from bench.grid.plan import Request, RunContext, choose_methods, specs_of
 from bench.grid.provenance import git_state, provenance
 from bench.grid.store import ResultStore, attempts
 from bench.model.segmenter import PromptableSegmenter
@@ -38,7 +38,7 @@ def grid(**changes):
 
 
 def place_in(folder, **changes):
-    return replace(Place("tiny", folder / "c", folder, folder, "cpu", "never", 60.0), **changes)
+    return replace(RunContext("tiny", folder / "c", folder, folder, "cpu", "never", 60.0), **changes)
 
 
 def submitted(out, specs, packs):
@@ -175,10 +175,10 @@ def test_a_snapshot_is_the_code_as_it_was(tmp_path):
 TURN = """
 import sys, time
 from pathlib import Path
-from bench.cluster.launch_lock import Turn
+from bench.cluster.launch_lock import LaunchLock
 folder = Path(sys.argv[1])
 for _ in range(6):
-    with Turn(folder):
+    with LaunchLock(folder):
         (folder / "inside").touch(exist_ok=False)
         time.sleep(0.02)
         (folder / "inside").unlink()
@@ -193,7 +193,7 @@ def test_two_launchers_take_turns(tmp_path):
 
 
 def test_a_launcher_that_died_holds_nobody_up(tmp_path):
-    code = f"from pathlib import Path; from bench.cluster.launch_lock import Turn; Turn(Path({str(tmp_path)!r})).__enter__(); import os; os._exit(1)"
+    code = f"from pathlib import Path; from bench.cluster.launch_lock import LaunchLock; LaunchLock(Path({str(tmp_path)!r})).__enter__(); import os; os._exit(1)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     assert (tmp_path / "submitting").exists()
     began = time.monotonic()
@@ -205,7 +205,7 @@ def test_a_submission_is_read_back_and_finds_its_cells_in_the_queue(tmp_path):
     specs = grid()
     packs = (*((spec.key,) for spec in specs[:-1]), (specs[0].key, specs[-1].key))
     sent = submitted(tmp_path, specs, packs)
-    assert sent.place.devices == 2 and sent.place.memory == Memory(1, True)
+    assert sent.context.devices == 2 and sent.context.memory == Memory(1, True)
     assert read_submission(sent.path) == sent
     queue = [Task("12_1", "PENDING", "Priority", "", sent.id, 0, 1), Task("9", "RUNNING", "None", "n1", "of-another-folder", 0, 0)]
     assert live_cells(tmp_path, queue) == {specs[1].key: queue[0]}
@@ -251,13 +251,13 @@ def test_every_phase_of_a_cell_is_told_apart(tmp_path, monkeypatch):
     store.fail(specs[2], "It diverged.")
     store.stop(specs[3], "stopped by a signal")
     tasks = [Task("12_0", "RUNNING", "None", "n1", sent.id, 0, 0), Task("12_4", "PENDING", "Resources", "", sent.id, 0, 4)]
-    seen = {one.cell.key: one for one in grid_status.seen_cells(tmp_path, tasks)}
+    seen = {one.cell.key: one for one in grid_status.live_statuses(tmp_path, tasks)}
     phases = [seen[spec.key].phase for spec in specs]
     assert phases == ["running", "lost", "failed", "unfinished", "pending", "pending"]
     details = [seen[spec.key].detail for spec in specs]
     assert "25%, epoch 1/4 on n1, job 12_0" in details[0] and details[2] == "It diverged."
     assert details[4] == "SLURM: Resources" and details[5] == "not sent yet"
-    assert [seen[spec.key].phase for spec in specs[:2]] == [one.phase for one in grid_status.seen_cells(tmp_path, None)][
+    assert [seen[spec.key].phase for spec in specs[:2]] == [one.phase for one in grid_status.live_statuses(tmp_path, None)][
         :2
     ]  # without SLURM
     assert grid_status.find_cell(tmp_path, specs[2].key[:8]).key == specs[2].key
@@ -269,11 +269,11 @@ def test_the_time_that_is_left_is_known_before_a_cell_is_stored(tmp_path):
     store, specs = ResultStore(tmp_path), grid(methods="lora", seeds="0,1,2")
     store.write_grid(specs)
     store.heartbeat(specs[0], "running", {"share": 0.25, "seconds_left": 30.0})
-    assert grid_status.seconds_left(tmp_path, grid_status.seen_cells(tmp_path, None)) == pytest.approx(30 + 2 * 40)
+    assert grid_status.seconds_left(tmp_path, grid_status.live_statuses(tmp_path, None)) == pytest.approx(30 + 2 * 40)
     store.heartbeat(specs[1], "running", {"share": 0.0})
-    assert grid_status.seconds_left(tmp_path, grid_status.seen_cells(tmp_path, None)) == pytest.approx((30 + 2 * 40) / 2)
+    assert grid_status.seconds_left(tmp_path, grid_status.live_statuses(tmp_path, None)) == pytest.approx((30 + 2 * 40) / 2)
     store.fail(specs[2], "RuntimeError: first line\nsecond line")
-    assert grid_status.seen_cells(tmp_path, None)[2].detail == "RuntimeError: first line"
+    assert grid_status.live_statuses(tmp_path, None)[2].detail == "RuntimeError: first line"
 
 
 def test_of_two_copies_of_a_cell_the_first_result_stays(tmp_path, rectangles, smoke):

@@ -11,8 +11,7 @@ from conftest import Rectangles
 from torch import nn
 
 from bench.check import main
-from bench.conformance import datasets, methods
-from bench.conformance.checks import Finding, examined
+from bench.conformance.checks import Finding, datasets, examined, methods
 from bench.conformance.datasets import DATASET_CHECKS, DatasetSubject
 from bench.conformance.methods import METHOD_CHECKS, MethodSubject
 from bench.grid.registry import DATASETS, METHODS
@@ -116,7 +115,7 @@ class CountsItsCalls(Sound):
 
 class KnowsThePath(Sound):
     def changed(self, x):
-        return super().changed(x) + (implementation() == "plain")
+        return super().changed(x) + (implementation() == "reference")
 
 
 class SharesItsClass(Sound):
@@ -193,7 +192,7 @@ BROKEN = [
     ("images_of_a_batch_do_not_see_each_other", CentresTheBatch, "of the largest value; 1e-04 is allowed."),
     ("micro_batches_give_the_same_gradients", CentresTheBatch, "With micro-batches of one image, the gradient of tuner.s"),
     ("checkpointing_gives_the_same_gradients", CountsItsCalls, "With activation checkpointing, the gradient of tuner.s"),
-    ("the_fast_path_is_the_plain_one", KnowsThePath, "of the largest value; 1e-04 is allowed."),
+    ("the_fast_path_is_the_reference", KnowsThePath, "of the largest value; 1e-04 is allowed."),
     ("models_on_one_backbone_do_not_see_each_other", SharesItsClass, "The logits of another model of it on the same backbone"),
     ("models_on_one_backbone_do_not_see_each_other", MovesTheBackbone, "on the same backbone"),
     ("a_frozen_encoder_stays_frozen", HidesItsStep, "so its features are shared with the zero-shot SAM; they differ"),
@@ -399,12 +398,12 @@ def test_a_data_set_that_is_broken_on_purpose_is_told_so(check, cls, says, regis
     assert finding.verdict == "broken" and says in finding.said and "\n" not in finding.said, finding
 
 
-@pytest.mark.parametrize("name", ["synth_shadows", "plain"])
+@pytest.mark.parametrize("name", ["synth_shadows", "reference"])
 def test_a_sound_data_set_breaks_nothing(name, registered):
-    if name == "plain":
-        registered(DATASETS, changed(official={}), "plain")
+    if name == "reference":
+        registered(DATASETS, changed(official={}), "reference")
     findings = list(examined(DATASET_CHECKS, DatasetSubject(name, Path("none"), images=4)))
-    lacks = ["official lists are training images"] if name == "plain" else []
+    lacks = ["official lists are training images"] if name == "reference" else []
     assert [f for f in findings if f.verdict == "broken"] == [] and [f.check for f in findings if f.verdict == "not promised"] == lacks
 
 

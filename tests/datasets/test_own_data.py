@@ -15,7 +15,7 @@ from conftest import toy_backbone
 from bench import ROOT
 from bench.data.manifest import manifest_of
 from bench.errors import DataError, RequestError
-from bench.grid.plan import Place, Request, open_dataset, open_datasets, specs_of
+from bench.grid.plan import Request, RunContext, open_dataset, open_datasets, specs_of
 from bench.running.workers import Bench, StopSignal
 from bench.types import ObjectRule, TrainingPrompts, hash_order
 from datasets import prepare
@@ -303,9 +303,9 @@ def test_a_threshold_above_every_value_is_found_by_the_check(data, capsys):
 # --- a run
 
 
-def place(data: Path, out: Path) -> Place:
+def context(data: Path, out: Path) -> RunContext:
     (out / "weights").write_bytes(b"toy")
-    return Place("vit_l", out / "weights", data, out, "cpu", "never", 60.0)
+    return RunContext("vit_l", out / "weights", data, out, "cpu", "never", 60.0)
 
 
 def test_a_cell_of_ones_own_data_is_stored_with_its_fingerprint(data, tmp_path):
@@ -313,7 +313,7 @@ def test_a_cell_of_ones_own_data_is_stored_with_its_fingerprint(data, tmp_path):
     sha = "0" * 64
     spec = replace(specs_of(Request("lora", "ours", protocol="smoke"), sha, data)[0], shots=2)
     opened = open_datasets([spec], data)
-    bench = Bench(place(data, tmp_path), toy_backbone(), opened, StopSignal())
+    bench = Bench(context(data, tmp_path), toy_backbone(), opened, StopSignal())
     assert bench.run(spec, lambda share, doing: None).startswith("mIoU")
     record = bench.grid.store.read(spec)
     manifest = manifest_of(opened["ours"], None)

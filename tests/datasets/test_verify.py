@@ -173,18 +173,18 @@ def test_files_are_hashed_once_and_again_when_their_date_changes(archive_data, t
     cache = tmp_path / "results" / "cache"
     dataset = Kvasir.open(archive_data)
     hashed: list[int] = []
-    first = manifest_of(dataset, cache, tell=hashed.append)
+    first = manifest_of(dataset, cache, on_bytes=hashed.append)
     assert sum(hashed) == first.bytes and to_hash(dataset, cache) == 0
     path = dataset.files()[f"train/{dataset.names('train')[0]}/image"]
     content, date = path.read_bytes(), path.stat().st_mtime_ns
     hashed.clear()
     replace(path, content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(path, ns=(date, date))
-    assert manifest_of(dataset, cache, tell=hashed.append) == first and not hashed  # nothing was read
+    assert manifest_of(dataset, cache, on_bytes=hashed.append) == first and not hashed  # nothing was read
     code, printed = said("verify", "kvasir", "--data", archive_data)
     assert code == 1 and f"The content of {path} changed, though its size and date did not" in printed
     replace(path, content)
-    assert manifest_of(dataset, cache, tell=hashed.append).fingerprint == first.fingerprint and hashed == [len(content)]
+    assert manifest_of(dataset, cache, on_bytes=hashed.append).fingerprint == first.fingerprint and hashed == [len(content)]
     next((cache / bench.data.manifest.FOLDER).iterdir()).write_text("{]")
     assert manifest_of(dataset, cache).fingerprint == first.fingerprint
 

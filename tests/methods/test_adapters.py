@@ -181,7 +181,7 @@ def test_conv_lora_is_a_layer_in_the_place_of_the_projection(sam, training):
     expected = stock(image)
     penalty = 0.01 * sum(block.attn.qkv.unbalanced for block in stock.blocks)
     assert training == bool(penalty.min() > 0)
-    for path in ("fast", "plain"):
+    for path in ("fast", "reference"):
         torch.manual_seed(11)
         with use(path):
             out, _, own_penalty = model.encoder.with_penalty(image)
@@ -203,7 +203,7 @@ class Step(nn.Module):
 def test_conv_lora_has_a_graph_of_fixed_shapes(sam):
     """As an exporter wants it: which experts are asked must not follow from the image that it is shown."""
     step, x = Step(moved("conv_lora(rank=2,experts=3)", sam)).eval(), torch.randn(1, 8, 8, sam.config.width)
-    with use("plain"), torch.no_grad():
+    with use("reference"), torch.no_grad():
         graph = torch.export.export(step, (torch.zeros_like(x),)).module()
         torch.testing.assert_close(graph(x), step(x), atol=1e-4, rtol=1e-4)
 

@@ -22,7 +22,7 @@ from bench.grid.spec import released_choice
 from bench.grid.store import ResultStore, read_record, spec_from_json, spec_to_json
 from bench.model.backbones import PRETRAINED
 from bench.model.released import released_tensors
-from bench.reporting.comparable import Ask
+from bench.reporting.comparable import CellQuery
 from bench.reporting.table import markdown
 from bench.run import main as run
 from bench.running.adapted import load_run
@@ -92,8 +92,8 @@ def test_a_stored_one_is_a_row_of_its_own(place, tmp_path, capsys):
     store = ResultStore(tmp_path)
     store.save(own, ResultStore(place).images(place / "cell"), pd.DataFrame(), None)
     for like in ("plain", "paper", "all"):
-        assert "| CAT-SAM-T (released) " in "".join(map(markdown, tables(store, Ask(), like)))
-    paper = next(row for row in tables(store, Ask(), "paper")[0].rows if row.heading == "CAT-SAM-T (released)")
+        assert "| CAT-SAM-T (released) " in "".join(map(markdown, tables(store, CellQuery(), like)))
+    paper = next(row for row in tables(store, CellQuery(), "paper")[0].rows if row.heading == "CAT-SAM-T (released)")
     assert 83.4 in [cell.value for cell in paper.cells]  # the published number stands beside the paper's own weights
 
 
@@ -103,7 +103,7 @@ def test_two_released_files_are_never_averaged_with_each_other_or_with_trained_c
     for sha256, level in (("a" * 64, 60.0), ("b" * 64, 70.0)):
         put(store, level, method=replace(CAT, shown="released"), released_sha256=sha256)
     put(store, 80.0, method=replace(CAT, shown="released"), released_sha256="c" * 64, dataset="sbu")
-    (table,) = tables(store, Ask())
+    (table,) = tables(store, CellQuery())
     ours, released = ({column.name: cell for column, cell in zip(table.columns, row.cells, strict=True)} for row in table.rows)
     assert ours["whu"].value == pytest.approx(50, abs=3) and ours["sbu"].reason == "not run"
     assert released["whu"].value > 55 and released["whu"].n == 1 and released["sbu"].value > 75

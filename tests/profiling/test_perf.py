@@ -38,7 +38,7 @@ def test_a_row_is_of_the_turns_own_ratios_and_the_best_product_rate():
     measured = [(found(10.0, 9.0, 1024), found(20.0, 12.0, 4096)), (found(11.0, 9.0, 1024), found(33.0, 12.0, 4096))]
     row = summary(PAIR, [*measured, ({"failed": "no memory"}, found(1.0, 1.0, 1))], {"fp32": 0.2})
     assert (row["turns"], row["ratio"], row["range"], row["user only"]) == (2, 2.5, "2.00–3.00", 1.33)
-    assert (row["plain s"], row["plain MFU %"], row["fast MFU %"]) == (26.5, 38, 95)
+    assert (row["reference s"], row["reference MFU %"], row["fast MFU %"]) == (26.5, 38, 95)
     assert summary(PAIR, [({"failed": "no memory"}, {"failed": "no memory"})], {})["verdict"] == "failed: no memory"
 
 
@@ -66,8 +66,8 @@ def test_measurements_become_a_table_and_a_file(tmp_path, monkeypatch, capsys):
     assert compare("cpu", ["hq_sam"], 1, 5.0, 2, tmp_path) == 0
     written = json.loads(next(tmp_path.glob("*.json")).read_text())
     (row,) = written["rows"]
-    assert row["verdict"] == "1 turn, too few to tell" and row["plain GiB"] > 0 and row["fast s"] > 0
-    assert written["measurements"][0]["plain"]["tflop"] > 0.001
+    assert row["verdict"] == "1 turn, too few to tell" and row["reference GiB"] > 0 and row["fast s"] > 0
+    assert written["measurements"][0]["reference"]["tflop"] > 0.001
     assert written["about"]["allocator"]["MALLOC_MMAP_MAX_"] == "0"
     assert "MALLOC_MMAP_MAX_=0" in capsys.readouterr().out and next(tmp_path.glob("*.md")).read_text().count("\n") == 5
 

@@ -7,7 +7,7 @@ from test_renderings import CAT, SAM, put
 
 from bench.figures import main, pareto, pictures
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import Ask
+from bench.reporting.comparable import CellQuery
 from bench.reporting.style import METADATA, rendered
 
 
@@ -31,7 +31,7 @@ def test_every_figure_is_written_in_three_formats_and_twice_the_same(store: Resu
     kinds = {name.partition("_")[0] for name in first}
     assert kinds == {"bars", "parameters", "memory", "time", "curves", "images", "ranks", "shots"}
     assert {name.rpartition(".")[2] for name in first} == set(METADATA)
-    for picture in pictures(store, Ask()):
+    for picture in pictures(store, CellQuery()):
         if picture.name.startswith(("bars_vit_l_abababab_1shot", "images")):
             with picture.draw() as figure:
                 assert {form: first[f"{picture.name}.{form}"] for form in METADATA} == {form: rendered(figure, form) for form in METADATA}
@@ -39,7 +39,13 @@ def test_every_figure_is_written_in_three_formats_and_twice_the_same(store: Resu
 
 def test_what_has_no_cells_is_not_drawn(store: ResultStore) -> None:
     put(store, 70.0)
-    assert {picture.name.partition("_")[0] for picture in pictures(store, Ask())} == {"bars", "parameters", "memory", "time", "curves"}
+    assert {picture.name.partition("_")[0] for picture in pictures(store, CellQuery())} == {
+        "bars",
+        "parameters",
+        "memory",
+        "time",
+        "curves",
+    }
 
 
 def test_an_empty_store_is_one_sentence(store: ResultStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,11 +15,11 @@ from test_store import HISTORY
 from bench.errors import RequestError
 from bench.grid.spec import MethodChoice, RunSpec
 from bench.grid.store import Record, ResultStore
-from bench.reporting.comparable import Ask, boards
+from bench.reporting.comparable import CellQuery, comparable_cells
 from bench.reporting.formats import FORMATS, html, latex
 from bench.reporting.pivot import Pivot
 from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
-from bench.reporting.table_statistics import evidence, read_rows
+from bench.reporting.table_statistics import read_rows, table_statistics
 from bench.tables import main, pivoted, tables
 
 CAT = MethodChoice("cat_sam_t", (), 1, "")
@@ -137,7 +137,7 @@ def fill(store: ResultStore, gap: float) -> None:
 
 
 def marks(store: ResultStore) -> dict[str, str]:
-    (table,) = tables(store, Ask())
+    (table,) = tables(store, CellQuery())
     return {row.heading: row.cells[2].mark for row in table.rows}
 
 
@@ -156,14 +156,14 @@ def test_the_papers_table_says_whether_the_published_number_is_inside(store: Res
     for seed in range(3):
         put(store, 86.1, seed=seed)  # published: 86.1
         put(store, 70.0, seed=seed, method=CAT)  # published: 86.8
-    (table,) = tables(store, Ask(), "paper")
+    (table,) = tables(store, CellQuery(), "paper")
     said = {row.heading: (row.cells[0].n, row.cells[0].images, row.cells[3].reason) for row in table.rows}
     assert said == {"LoRA (decoder: sam)": (3, 40, "inside"), "CAT-SAM-T": (3, 40, "above ours")}
 
 
 def test_comparisons_are_symmetric_and_counted(store: ResultStore) -> None:
     fill(store, 6.0)
-    (table,) = tables(store, Ask(), "comparisons")
+    (table,) = tables(store, CellQuery(), "comparisons")
     found = {row.heading: row.cells for row in table.rows}
     delta, p, d = found["CAT-SAM-T - LoRA (decoder: sam)"]
     assert delta.value == pytest.approx(-6.0, abs=0.5)
@@ -188,17 +188,17 @@ def test_rules_count_images_as_the_metric_does(store: ResultStore) -> None:
 def test_cells_without_rows_by_image_have_no_interval(store: ResultStore) -> None:
     fill(store, 6.0)
     (store.folder(replace(SPEC, seed=1)) / "images.csv").write_text("selection,name\n")
-    (board,) = boards(store, Ask())
-    known = evidence(board, ["whu"], averaged=False)
+    (comparable,) = comparable_cells(store, CellQuery())
+    known = table_statistics(comparable, ["whu"], averaged=False)
     assert sorted(label for label, _ in known.counts) == ["cat_sam_t", "sam"]
     assert known.interval(LORA.label, "whu") is None
-    (table,) = tables(store, Ask())
+    (table,) = tables(store, CellQuery())
     assert any(note.startswith("No interval: lora(decoder=sam) on whu: the rows by image of whu/lora,") for note in table.notes)
 
 
 def test_efficiency_is_of_all_cells(store: ResultStore) -> None:
     fill(store, 6.0)
-    (table,) = tables(store, Ask(), "efficiency")
+    (table,) = tables(store, CellQuery(), "efficiency")
     values = dict(zip([column.name for column in table.columns], [cell.value for cell in table.rows[0].cells], strict=True))
     assert values == {
         "trainable": 1000,
@@ -215,7 +215,7 @@ def test_pivots_join_shots_and_part_what_they_do_not_show(store: ResultStore) ->
     put(store, 80.0)
     put(store, 90.0, shots=16)
     put(store, 50.0, protocol="clean")
-    made = tables(store, Ask(), "shots")
+    made = tables(store, CellQuery(), "shots")
     assert [dict(table.context)["protocol"] for table in made] == ["clean", "paper"]
     assert [(column.group, column.name) for column in made[1].columns] == [("whu", "1"), ("whu", "16")]
     assert [round(cell.value or 0) for cell in made[1].rows[0].cells] == [80, 90]
@@ -223,18 +223,18 @@ def test_pivots_join_shots_and_part_what_they_do_not_show(store: ResultStore) ->
 
 def test_pivots_of_miou_have_the_intervals_of_the_tables(store: ResultStore) -> None:
     fill(store, 6.0)
-    (plain,), (shots,) = tables(store, Ask()), tables(store, Ask(), "shots")
+    (plain,), (shots,) = tables(store, CellQuery()), tables(store, CellQuery(), "shots")
     assert [row.cells[2].low for row in plain.rows] == [row.cells[0].low for row in shots.rows]
     assert shots.rows[0].cells[0].low is not None and shots.rows[0].cells[0].images == 40
     assert any(note.startswith("In brackets") for note in shots.notes)
-    (steps,) = pivoted(store, Ask(), Pivot.of("method", "dataset", "cost.steps"))
+    (steps,) = pivoted(store, CellQuery(), Pivot.of("method", "dataset", "cost.steps"))
     assert steps.rows[0].cells[0].low is None and not any(note.startswith("In brackets") for note in steps.notes)
 
 
 def test_pivots_may_show_seeds_apart(store: ResultStore) -> None:
     for seed in (10, 9):
         put(store, 50.0 + seed, seed=seed)
-    (table,) = pivoted(store, Ask(), Pivot.of("seed", "dataset", "miou"))
+    (table,) = pivoted(store, CellQuery(), Pivot.of("seed", "dataset", "miou"))
     assert [(row.heading, round(row.cells[0].value or 0), row.cells[0].n) for row in table.rows] == [("9", 59, 1), ("10", 60, 1)]
 
 
@@ -242,14 +242,14 @@ def test_pivots_keep_gaps_and_nan(store: ResultStore) -> None:
     missing = replace(SPEC, method=CAT)
     store.write_grid([put(store, 80.0, seed=1), missing])
     store.fail(missing, "It broke.")
-    (table,) = tables(store, Ask(), "selections")
+    (table,) = tables(store, CellQuery(), "selections")
     cells = {row.heading: row.cells for row in table.rows}
     assert cells["CAT-SAM-T"][-1].reason in ("failed", "not run")
-    (table,) = tables(store, Ask(), "shots")
+    (table,) = tables(store, CellQuery(), "shots")
     assert [row.heading for row in table.rows] == ["LoRA (decoder: sam)", "CAT-SAM-T"]  # as published
     assert table.rows[1].cells[0].reason == "failed"
     store.save(Record(replace(SPEC, seed=2), {"best": {"miou_all": math.nan}}, COST, {}), pd.DataFrame(), HISTORY, None)
-    (table,) = tables(store, Ask(), "shots")
+    (table,) = tables(store, CellQuery(), "shots")
     assert table.rows[0].cells[0].reason == "undefined"
 
 
@@ -266,7 +266,7 @@ def test_pivots_keep_gaps_and_nan(store: ResultStore) -> None:
 def test_a_wrong_pivot_is_one_sentence(store: ResultStore, rows: str, columns: str, metric: str, said: str) -> None:
     put(store, 80.0)
     with pytest.raises(RequestError, match=said):
-        pivoted(store, Ask(), Pivot.of(rows, columns, metric))
+        pivoted(store, CellQuery(), Pivot.of(rows, columns, metric))
 
 
 def test_the_command_pivots_into_all_formats_the_same_bytes_twice(store: ResultStore) -> None:

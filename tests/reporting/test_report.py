@@ -14,7 +14,7 @@ from test_spec import SPEC
 
 from bench.grid.store import ResultStore
 from bench.report import _inlined, main
-from bench.reporting.comparable import Ask, boards
+from bench.reporting.comparable import CellQuery, comparable_cells
 from bench.tables import tables
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -65,11 +65,11 @@ def test_cells_of_other_code_or_hardware_in_one_table_are_warned_of(tmp_path: Pa
         content = json.loads((folder / "record.json").read_text())
         content["provenance"] = {"device_name": device, "git": {"commit": "c" * 40, "dirty": False}}
         (folder / "record.json").write_text(json.dumps(content))
-    (board,) = boards(store, Ask())
-    (warning,) = board.mixed
+    (comparable,) = comparable_cells(store, CellQuery())
+    (warning,) = comparable.mixed
     assert warning.endswith("differ in device: another GPU, one GPU.")
     for kind in ("plain", "paper", "efficiency", "shots"):
-        assert all(warning in table.notes for table in tables(store, Ask(), kind))
+        assert all(warning in table.notes for table in tables(store, CellQuery(), kind))
 
 
 def test_pictures_beyond_the_limit_are_named() -> None:

@@ -15,7 +15,7 @@ from bench.errors import RequestError
 from bench.grid.published import read_published
 from bench.grid.spec import MethodChoice, RunSpec
 from bench.grid.store import Record, ResultStore
-from bench.reporting.comparable import Ask
+from bench.reporting.comparable import CellQuery
 from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
 from bench.tables import main, tables
 
@@ -37,9 +37,9 @@ def put(store: ResultStore, miou: float, **changes: object) -> RunSpec:
     return spec
 
 
-def lines(store: ResultStore, like: str = "plain", ask: Ask | None = None) -> list[dict[str, str]]:
+def lines(store: ResultStore, like: str = "plain", query: CellQuery | None = None) -> list[dict[str, str]]:
     """The CSV lines of all tables."""
-    return [line for table in tables(store, ask or Ask(), like) for line in csv_format.DictReader(io.StringIO(csv(table)))]
+    return [line for table in tables(store, query or CellQuery(), like) for line in csv_format.DictReader(io.StringIO(csv(table)))]
 
 
 def value(store: ResultStore, row: str, group: str, column: str = "ours", like: str = "paper") -> dict[str, str]:
@@ -102,12 +102,12 @@ Mean ± standard deviation over the n draws and seeds (one where no n is given);
 
 def test_golden_paper_table(store: ResultStore) -> None:
     fill(store)
-    assert [markdown(table) for table in tables(store, Ask(), "paper")] == [PAPER]
+    assert [markdown(table) for table in tables(store, CellQuery(), "paper")] == [PAPER]
 
 
 def test_golden_plain_table(store: ResultStore) -> None:
     fill(store)
-    assert [markdown(table) for table in tables(store, Ask(selection="last"))] == [PLAIN]
+    assert [markdown(table) for table in tables(store, CellQuery(selection="last"))] == [PLAIN]
 
 
 def test_csv_is_in_full_precision_a_line_a_cell() -> None:
@@ -120,8 +120,8 @@ def test_csv_is_in_full_precision_a_line_a_cell() -> None:
 
 def test_the_same_cells_give_the_same_bytes(store: ResultStore, tmp_path: Path) -> None:
     fill(store)
-    first = [(markdown(table), csv(table)) for table in tables(store, Ask(), "paper")]
-    assert first == [(markdown(table), csv(table)) for table in tables(ResultStore(store.root), Ask(), "paper")]
+    first = [(markdown(table), csv(table)) for table in tables(store, CellQuery(), "paper")]
+    assert first == [(markdown(table), csv(table)) for table in tables(ResultStore(store.root), CellQuery(), "paper")]
 
 
 def test_mean_and_spread_are_over_seeds_and_draws(store: ResultStore) -> None:
@@ -165,7 +165,7 @@ def test_nan_never_averages_away(store: ResultStore) -> None:
 def test_what_differs_never_shares_a_table(store: ResultStore, changes: dict) -> None:
     put(store, 80.0)
     put(store, 40.0, **changes)
-    made = tables(store, Ask(), "paper")
+    made = tables(store, CellQuery(), "paper")
     assert len({table.name for table in made}) == 2
     assert {table.rows[0].cells[0].value for table in made} == {80.0, 40.0}
 
@@ -173,29 +173,29 @@ def test_what_differs_never_shares_a_table(store: ResultStore, changes: dict) ->
 def test_flags_choose_among_the_tables(store: ResultStore) -> None:
     put(store, 80.0)
     put(store, 40.0, shots=16, protocol="clean", backbone="vit_b")
-    for ask in (Ask(shots="16"), Ask(protocol="clean"), Ask(backbone="vit_b")):
-        assert {line["shots"] for line in lines(store, ask=ask)} == {"16"}
+    for query in (CellQuery(shots="16"), CellQuery(protocol="clean"), CellQuery(backbone="vit_b")):
+        assert {line["shots"] for line in lines(store, query=query)} == {"16"}
     with pytest.raises(RequestError, match="there are: vit_b, clean, 16 shots; vit_l, paper, 1 shots"):
-        tables(store, Ask(shots="full"))
+        tables(store, CellQuery(shots="full"))
 
 
 def test_selection_and_rule_choose_the_score(store: ResultStore) -> None:
     scores = {"best": {"miou_all": 1.0, "miou_with_objects": 2.0}, "last": {"miou_all": 3.0}}
     store.save(Record(SPEC, scores, {}, {}), IMAGES, HISTORY, None)
 
-    def first(ask: Ask) -> Cell:
-        return tables(store, ask, "paper")[0].rows[0].cells[0]
+    def first(query: CellQuery) -> Cell:
+        return tables(store, query, "paper")[0].rows[0].cells[0]
 
-    assert first(Ask()).value == 1.0
-    assert first(Ask(rule="with_objects")).value == 2.0
-    assert first(Ask(selection="last")).value == 3.0
-    assert first(Ask(selection="val")).reason == "undefined"
+    assert first(CellQuery()).value == 1.0
+    assert first(CellQuery(rule="with_objects")).value == 2.0
+    assert first(CellQuery(selection="last")).value == 3.0
+    assert first(CellQuery(selection="val")).reason == "undefined"
 
 
 def test_cells_of_an_older_revision_or_setting_are_left_out_and_said(store: ResultStore) -> None:
     put(store, 10.0, seed=0)
     put(store, 80.0, seed=1, method=replace(SPEC.method, revision=2))
-    (table,) = tables(store, Ask(), "paper")
+    (table,) = tables(store, CellQuery(), "paper")
     assert (table.rows[0].cells[0].value, table.rows[0].cells[0].n) == (80.0, 1)
     assert "Left out: cells of an older revision or of other settings under the same names (1)." in table.notes
 
@@ -212,11 +212,11 @@ def test_published_numbers_are_of_the_papers_method_shots_and_backbone(store: Re
     assert value(store, "LoRA (decoder: sam, rank: 8)", "whu", "published")["value"] == ""
     assert value(store, "LoRA (decoder: hq)", "whu", "published")["value"] == "86.1"
     put(store, 80.0, shots=16, backbone="vit_b")
-    (many,) = tables(store, Ask(shots="16"), "paper")
+    (many,) = tables(store, CellQuery(shots="16"), "paper")
     assert many.rows[0].cells[1].value is None
     assert "No numbers were published for 16 shots." in many.notes
     put(store, 80.0, backbone="vit_b")
-    (other,) = tables(store, Ask(backbone="vit_b", shots="1"), "paper")
+    (other,) = tables(store, CellQuery(backbone="vit_b", shots="1"), "paper")
     assert "Δ compares different backbones: ours is vit_b." in other.notes
 
 
@@ -224,7 +224,7 @@ def test_rows_stand_in_the_papers_order(store: ResultStore) -> None:
     names = [MethodChoice(name, (), 1, "") for name in ("cat_sam_a", "adaptformer", "zzz", "sam", "vpt_deep")]
     for method in (*names, LORA_8, LORA_HQ, SPEC.method):
         put(store, 50.0, method=method)
-    (table,) = tables(store, Ask(), "paper")
+    (table,) = tables(store, CellQuery(), "paper")
     said = [
         "SAM",
         "VPT-deep",
@@ -243,7 +243,7 @@ def test_damaged_records_stand_below_the_table(store: ResultStore) -> None:
     broken = store.folder(put(store, 70.0, seed=1)) / "record.json"
     broken.write_text("")
     store.write_grid([SPEC, replace(SPEC, seed=1)])
-    (table,) = tables(store, Ask(), "paper")
+    (table,) = tables(store, CellQuery(), "paper")
     assert any(
         note.startswith("Left out: runs/whu/") and "record.json: its content is not that of a record" in note for note in table.notes
     )
@@ -256,7 +256,7 @@ def test_trainable_parameters_that_differ_are_said(store: ResultStore) -> None:
         spec = replace(SPEC, dataset=dataset)
         kept = replace(record(spec), cost={"trainable_parameters": count, "total_parameters": 1000})
         save(store, kept)
-    (table,) = tables(store, Ask())
+    (table,) = tables(store, CellQuery())
     assert [cell.value for cell in table.rows[0].cells[:2]] == [20, 2.0]
     assert table.rows[0].cells[0].notes == ("the largest of its cells, which differ",)
 
@@ -297,5 +297,5 @@ def test_a_wrong_request_is_one_sentence(store: ResultStore, capsys: pytest.Capt
 def test_generated_domains_have_no_paper_table(store: ResultStore) -> None:
     put(store, 80.0, dataset="synth_polyps")
     with pytest.raises(RequestError, match="No cell is of the data sets whu, kvasir, sbu, which --like paper is about: leave it out"):
-        tables(store, Ask(), "paper")
-    assert [column.group for column in tables(store, Ask())[0].columns] == ["", "", ""]
+        tables(store, CellQuery(), "paper")
+    assert [column.group for column in tables(store, CellQuery())[0].columns] == ["", "", ""]

@@ -22,7 +22,7 @@ from bench.types import Memory
 def one_by_one(model, how):
     """(intersection, union, truth, predicted) of each test image, plainly."""
     found, dataset = [], Rectangles()
-    with torch.inference_mode(), use("plain"):
+    with torch.inference_mode(), use("reference"):
         for name in dataset.names("test"):
             sample = dataset.load("test", name)
             logits = model.decode(model.encode([torch.tensor(sample.image).permute(2, 0, 1)]), [evaluation_prompts(sample, dataset, how)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import ROOT
-from bench.training.launch import spread
+from bench.training.launch import launch_processes
 
 GRADIENTS = """
 import sys
@@ -44,7 +44,7 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path):
 
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS.format(root=str(ROOT), tests=str(ROOT / "tests"), out=str(tmp_path / "found.pt")))
-    assert spread([str(script)], 2) == 0
+    assert launch_processes([str(script)], 2) == 0
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     for method in TRAINED:
         model = started(method)
@@ -80,7 +80,7 @@ def test_a_process_that_is_killed_ends_all_with_one_sentence(tmp_path, capfd):
     script = tmp_path / "dies.py"
     script.write_text("import os, time\nif os.environ['RANK'] == '1':\n    os.kill(os.getpid(), 9)\ntime.sleep(60)\n")
     began = time.monotonic()
-    assert spread([str(script)], 2) == 1
+    assert launch_processes([str(script)], 2) == 1
     assert time.monotonic() - began < 30
     assert capfd.readouterr().err == "error: Process 2 of 2 was ended by signal 9; the others stop too.\n"
 
