@@ -13,7 +13,7 @@ from bench import ROOT, tables
 from bench.errors import one_sentence
 from bench.grid.plan import Request, protocol_of
 from bench.grid.store import ResultStore, Scan
-from bench.run import Options, run_grid
+from bench.running.grid import Options, run_grid
 
 SUITE = ROOT / "configs" / "suites" / "demo.toml"
 NEXT = """

@@ -24,7 +24,7 @@ from tabulate import tabulate
 from bench.data.manifest import data_facts
 from bench.errors import CheckpointError, RequestError, one_sentence
 from bench.grid.files import file_sha256, write_together
-from bench.grid.plan import Request, find_own, names_of, open_dataset, protocol_of, specs_of
+from bench.grid.plan import Request, names_of, open_dataset, protocol_of, specs_of
 from bench.grid.plugins import add_option
 from bench.grid.progress import Progress
 from bench.grid.provenance import provenance
@@ -36,11 +36,11 @@ from bench.model.checkpoints import load_sam
 from bench.model.released import load_released
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
-from bench.run import STOPPED
 from bench.running.cell import Cell, Result
-from bench.running.workers import ProgressCallback, device_of, failure
+from bench.running.grid import STOPPED
+from bench.running.workers import device_of, failure
 from bench.training.metrics import RULES
-from bench.types import Dataset
+from bench.types import Dataset, ProgressCallback
 
 SOURCE = "released checkpoint"
 
@@ -60,7 +60,7 @@ def evaluate_released(given: argparse.Namespace) -> int:
     """Evaluates, shows and keeps what the command line asks for; everything is checked before the first image."""
     if given.store and not given.shots:
         raise RequestError("--store needs --shots, the labelled images that the checkpoint was trained with: its file does not say it.")
-    find_own(given.data)
+    DATASETS.find_in(given.data)
     datasets = {name: open_dataset(name, given.data) for name in names_of(given.datasets, DATASETS)}
     seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
     store.check_writable()
@@ -90,16 +90,16 @@ def _each(
             progress.cell(number, len(specs), spec.dataset)
             try:
                 if given.store and store.status(spec).phase == "stored":
-                    record, context, done = store.read(spec), store.folder(spec), "was stored before"
+                    record, folder, done = store.read(spec), store.folder(spec), "was stored before"
                 else:
                     result = evaluated(spec, progress.update)
-                    record, context, done = result.record, _kept(result, store, given), "evaluated"
+                    record, folder, done = result.record, _kept(result, store, given), "evaluated"
             except Exception as error:
                 progress.done(f"FAILED: {failure(error)}")
                 continue
             progress.done(done)
             rows.append(_scores(record))
-            places.append(f"{spec.dataset}: {context}")
+            places.append(f"{spec.dataset}: {folder}")
     if rows:
         heads = ("data set", "images", *(f"mIoU {rule}" for rule in RULES), *(f"Dice {rule}" for rule in RULES))
         print(tabulate(rows, heads, "pipe", floatfmt=".1f", missingval="-"))

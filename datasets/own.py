@@ -195,12 +195,12 @@ class BrokenDataset(Dataset):
         raise cls.error
 
 
-def register_own(*folders: Path) -> None:
+def register_own(folder: Path) -> None:
     """Enters the definitions of folders; one that is entered already is replaced if its file changed.
 
     RequestError for a name that another data set has, or that a cell's folder cannot have.
     """
-    for path in sorted(path for folder in folders for path in folder.glob("*.toml") if not path.name.startswith("_")):
+    for path in sorted(path for path in folder.glob("*.toml") if not path.name.startswith("_")):
         if not NAME.fullmatch(path.stem):
             raise RequestError(f"{path}: {path.stem!r} cannot be a data set's name: letters, digits and _ are allowed, a letter first.")
         held: Any = DATASETS.get(path.stem) if path.stem in DATASETS.names() else None
@@ -233,3 +233,4 @@ def own_class(path: Path) -> type[Dataset]:
 
 
 register_own(CONFIGS)
+DATASETS.finders.append(register_own)

@@ -81,7 +81,7 @@ def specs_of(
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
     number that is not allowed. choose: how methods are found; `bench.grid.catalogue` does it without torch."""
     protocol = protocol_of(request.protocol)
-    find_own(data)
+    DATASETS.find_in(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
     datasets = {name: DATASETS.get(name) for name in names_of(request.datasets, DATASETS)}
     grid = Grid(
@@ -134,16 +134,9 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
     return opened
 
 
-def find_own(data: Path) -> None:
-    """Makes the data sets known that TOML files in the data folder describe."""
-    from datasets.own import register_own
-
-    register_own(data)
-
-
 def open_dataset(name: str, data: Path) -> Dataset:
     """The data set of a name that lies below `data`, or is described there; RequestError for an unknown name, DataError as of `open`."""
-    find_own(data)
+    DATASETS.find_in(data)
     opened: Dataset = DATASETS.get(name).open(data)  # type: ignore[attr-defined]
     return opened
 

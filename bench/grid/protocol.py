@@ -38,7 +38,7 @@ class Settings:
 
     epochs: int
     batch: int  # images a step
-    evaluate_every: int  # epochs between two looks at the images that a selection is made on
+    evaluate_every: int  # epochs between two evaluations of the images that a selection is made on
     lr: float
     lr_min: float  # where the cosine ends
     weight_decay: float

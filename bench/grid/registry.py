@@ -10,6 +10,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TypeVar
 
 from bench.errors import RequestError, unknown
@@ -21,12 +22,14 @@ T = TypeVar("T", bound=type)
 class Registry:
     """name -> class. `package` ("methods") is loaded whole on first use, and the entry points of `group` with it.
 
-    problems: what is to be known of entry points that could not be loaded, a sentence each.
+    problems: what is to be known of entry points that could not be loaded, a sentence each. finders: of the package, each registers
+    what a folder of the user's describes.
     """
 
     def __init__(self, kind: str, package: str, group: str) -> None:
         self.kind, self.package, self.group = kind, package, group
         self.problems: list[str] = []
+        self.finders: list[Callable[[Path], None]] = []
         self._classes: dict[str, type] = {}
         self._installed: dict[str, str] = {}  # top module of an entry point -> distribution and version
         self._loaded = False
@@ -56,6 +59,12 @@ class Registry:
             error = unknown(self.kind, name, self._classes)
             raise RequestError(" ".join([str(error), *self.problems]))
         return self._classes[name]
+
+    def find_in(self, folder: Path) -> None:
+        """Registers what files in a folder of the user's describe, as TOML files in the data folder describe data sets."""
+        self._load()
+        for find in self.finders:
+            find(folder)
 
     def origin(self, name: str) -> str | None:
         """Where a class from outside this project comes from, as a record says it; None for the project's own, and for no class."""

@@ -8,7 +8,7 @@ import queue
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.queues import Queue
 from types import FrameType
 from typing import Any
@@ -25,13 +25,10 @@ from bench.model.sam import Sam
 from bench.running.cell import Cell, Stopped
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup, is_lost
-from bench.types import Dataset, Memory
+from bench.types import Dataset, Memory, ProgressCallback
 
 HEARTBEAT_SECONDS = 10.0
 TELL_SECONDS = 0.5
-
-
-ProgressCallback = Callable[[float, str], None]  # the share of the cell that is done, and what is being done
 
 
 class StopSignal:
@@ -94,7 +91,7 @@ class CellRunner:
             return self._failed(spec, error)
 
     def _failed(self, spec: RunSpec, error: Exception) -> str:
-        """Notes why a cell failed. In a team it ends all, TeamError, but for a loss that all processes saw alike."""
+        """Notes why a cell failed. In a process group it ends all, ProcessGroupError, but for a loss that is the same in all processes."""
         alike = self.process_group.size == 1 or isinstance(error, DivergedError)
         if not alike and is_lost(error):
             raise ProcessGroupError from None

@@ -1,4 +1,4 @@
-"""What evaluating a data set needs of each image at every look, prepared once by threads that run ahead, and kept within bounds."""
+"""What evaluating a data set needs of each image each time, prepared once by threads that run ahead, and kept within bounds."""
 
 import threading
 import zlib
@@ -39,7 +39,7 @@ class Item:
 class Prepared:
     """The items of a data set, and the embeddings that a frozen encoder gave them.
 
-    Both are kept in the process's memory while their sum is below `limit_bytes`; what comes later is made again at each look.
+    Both are kept in the process's memory while their sum is below `limit_bytes`; what comes later is made again each time.
     """
 
     def __init__(self, dataset: Dataset, limit_bytes: int = KEPT_BYTES) -> None:
@@ -80,7 +80,7 @@ class Prepared:
 
     def features(self, model: PromptableSegmenter, split: Split, items: Sequence[Item], settings: Settings) -> Features:
         """The model's features of the items. Those of an encoder that nothing is added to depend on the image alone: they are made once
-        for every prompt, selection, look, seed and method of that kind."""
+        for every prompt, selection, evaluation, seed and method of that kind."""
         images = [item.image for item in items]
         if not model.encoder.is_frozen:
             return model.encode(images)

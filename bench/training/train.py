@@ -1,4 +1,4 @@
-"""The training loop: `fit` yields one log a step, and can start at any step of the same course.
+"""The training loop: `fit` yields one log a step, and can start at any step.
 
 Everything random in step s follows from (seed, s) alone, so that a resumed training goes on exactly as if never interrupted.
 """
@@ -70,7 +70,7 @@ def fit(
     """Trains on the `support` images and yields the log of each step; the caller may evaluate between two of them.
 
     first_step: how many steps were made before, with the model and optimizer as they were then.
-    team: the processes that share each batch; every one makes the same step.
+    process_group: the processes that share each batch; every one makes the same step.
     DivergedError, with the step and the last finite loss, where the loss is NaN or infinite.
     """
     epoch_steps = math.ceil(len(support) / settings.batch)

@@ -193,7 +193,8 @@ def test_two_launchers_take_turns(tmp_path):
 
 
 def test_a_launcher_that_died_holds_nobody_up(tmp_path):
-    code = f"from pathlib import Path; from bench.cluster.launch_lock import LaunchLock; LaunchLock(Path({str(tmp_path)!r})).__enter__(); import os; os._exit(1)"
+    enter = f"LaunchLock(Path({str(tmp_path)!r})).__enter__()"
+    code = f"import os; from pathlib import Path; from bench.cluster.launch_lock import LaunchLock; {enter}; os._exit(1)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     assert (tmp_path / "submitting").exists()
     began = time.monotonic()

@@ -150,6 +150,6 @@ def test_wrong_parameters_are_named_with_what_is_allowed() -> None:
 
 
 def test_planning_and_tables_do_not_wait_for_torch() -> None:
-    modules = "bench.grid.spec, bench.grid.protocol, bench.grid.registry, bench.grid.store, bench.tables, bench.grid.provenance, bench.grid.progress"
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    modules = [f"bench.grid.{name}" for name in ("spec", "protocol", "registry", "store", "provenance", "progress")]
+    code = f"import sys, bench.tables, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
