@@ -37,9 +37,8 @@ WORKS = ("evaluate", "train")
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement. work: of WORKS; path: of `bench.model.implementation`; matmul: torch's float32 matmul precision; compile: torch.compile's
-    mode for
-    the encoder, "" for none."""
+    """One measurement. work: of WORKS; path: of `bench.model.implementation`; matmul: torch's float32 matmul precision; compile:
+    torch.compile's mode for the encoder, "" for none."""
 
     backbone: str
     method: str
