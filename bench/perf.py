@@ -23,7 +23,7 @@ from bench.grid.plan import choose_methods
 from bench.grid.store import ResultStore
 from bench.profiling.many_cells import time_store, time_submit
 from bench.reporting.comparable import CellQuery
-from bench.tables import tables
+from bench.reporting.tables import tables
 
 
 @one_sentence

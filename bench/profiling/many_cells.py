@@ -30,7 +30,7 @@ COMMANDS = {  # of a cluster that answers at once: what is timed is the launcher
 }
 LAUNCH = "import sys; from bench.run import main; code = main(sys.argv[1:]); sys.exit(9 if 'torch' in sys.modules else code)"
 LOAD = """import resource, sys, time
-from bench.export import results
+from bench import results
 began = time.perf_counter()
 rows = len(results(sys.argv[1]))
 seconds = time.perf_counter() - began

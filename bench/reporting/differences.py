@@ -1,12 +1,6 @@
-"""Why is mine lower? python -m bench.compare A B [--out results]
+"""What differs between two results: cells are paired by what they are, and their settings, origins and scores are compared."""
 
-A and B are each a cell's folder, a results folder, or a commit whose cells lie below --out. Cells are paired by what they are;
-printed are the settings and origins in which the pairs differ, and by how much their results do, with the paired test.
-"""
-
-import argparse
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.errors import RequestError, one_sentence
+from bench.errors import RequestError
 from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, read_record, spec_to_json
 from bench.reporting.statistics import Counts, Difference, difference, holm, sampled
-from bench.reporting.table import Cell, Column, Row, Table, markdown
+from bench.reporting.table import Cell, Column, Row, Table
 from bench.reporting.table_statistics import SIGNIFICANT, read_rows
-from bench.training.metrics import RULES
 
 EXACT = ("dataset", "label", "shots", "draw", "seed", "backbone", "protocol")
 LOOSE = EXACT[:5]
@@ -172,26 +165,3 @@ def _counts(cells: Sequence[Stored], selection: str | None, rule: str) -> Counts
     images = tuple(tables[0] or ())
     pixels = np.array([[table[name] for name in images] for table in tables if table], dtype=float)
     return Counts(tuple(f"pair {i}" for i in range(len(cells))), images, pixels[:, :, 0], pixels[:, :, 1])
-
-
-@one_sentence
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.compare", description="What differs between two results, and by how much.")
-    parser.add_argument("a", help="a cell's folder, a results folder, or a commit")
-    parser.add_argument("b", help="the same")
-    parser.add_argument("--out", default="results", type=Path, help="where the cells of a commit lie")
-    parser.add_argument("--selection", help="default: the one that each protocol puts first")
-    parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
-    given = parser.parse_args(arguments)
-    a, b = side(given.a, given.out), side(given.b, given.out)
-    pairs = paired(a, b)
-    print(f"A: {a.name} ({len(a.cells)} cells)\nB: {b.name} ({len(b.cells)} cells)\n")
-    print(markdown(differing(pairs)))
-    print(markdown(results(pairs, given.selection, given.rule)))
-    print(*a.notes, *b.notes, sep="\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,8 @@
-"""Figures of stored cells, as PDF, SVG and PNG: python -m bench.figures [--out results]
+"""Figures of stored cells, by what can be compared (`ComparableCells`), and of shots across them.
 
-A board (backbone, weights, shots, protocol) gives bars with intervals, cost against mIoU, training curves, the best two methods
-image by image, and ranks over data sets; shots are drawn across boards. What a board has no cells for is not drawn.
+What has no cells is not drawn.
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,12 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.errors import one_sentence
 from bench.grid.published import PUBLISHED, Published, heading, ordered, read_published
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
 from bench.reporting.statistics import critical_difference, mean_ranks
-from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels, save
+from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels
 from bench.reporting.table import Cell
 from bench.reporting.table_statistics import TableStatistics, table_statistics
 from bench.types import FULL
@@ -308,20 +304,3 @@ def _across(views: Sequence[View]) -> list[Picture]:
             name = of[0].comparable.name("shots").replace(f"_{of[0].comparable.identity[2]}shot_", "_")
             found.append(Picture(name, f"mIoU by shots ({backbone}, {protocol})", lambda of=of: shot_curves(of)))  # type: ignore[misc]
     return found
-
-
-@one_sentence
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.figures", description="Figures of the stored cells.")
-    parser.add_argument("--out", default="results", type=Path, help="the results folder; figures go to its figures/")
-    parser.add_argument("--rule", default="all", help="what images without any object count")
-    given = parser.parse_args(arguments)
-    for picture in pictures(ResultStore(given.out), CellQuery(rule=given.rule)):
-        with picture.draw() as figure:
-            print(*save(figure, given.out / "figures", picture.name))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

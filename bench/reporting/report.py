@@ -1,12 +1,9 @@
-"""One page of everything: python -m bench.report [--out results]
+"""The report: one page of a store, that needs no server and no network.
 
-Writes `<out>/report/index.html`: a summary with warnings, the tables, every cell (sortable, filterable), figures, sheets, failures,
-provenance and the commands that make it again. One file without a server or network; from the stored cells alone, no torch, no GPU.
+Its summary warns first; then there are the tables, every cell, figures, sheets, failures, provenance and the commands that make it again.
 """
 
-import argparse
 import base64
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,14 +11,12 @@ from pathlib import Path
 import pandas as pd
 
 from bench import ROOT
-from bench.errors import one_sentence
-from bench.figures import pictures
-from bench.grid.files import write_together
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
+from bench.reporting.figures import pictures
 from bench.reporting.formats import data_attributes, html
 from bench.reporting.style import rendered
-from bench.tables import tables
+from bench.reporting.tables import tables
 
 ASSETS = ROOT / "bench" / "reporting"
 LIMIT_BYTES = 10_000_000  # of the page
@@ -242,21 +237,3 @@ def _listing(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 def _width(text: str) -> str:
     return "long" if len(text) > 40 else "text"
-
-
-@one_sentence
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description="One page with all results.")
-    parser.add_argument("--out", default="results", type=Path, help="the results folder; the page goes to its report/index.html")
-    given = parser.parse_args(arguments)
-    page = report(ResultStore(given.out)).encode()
-    folder = given.out / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_together(folder, {"index.html": page})
-    print(f"{folder / 'index.html'} ({len(page) / 1e6:.1f} MB)")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,19 +1,14 @@
-"""Tables of stored cells: python -m bench.tables [--like paper] [--format md,csv,latex,html] [--out results]
+"""The kinds of tables that are made of a store, and their files.
 
 One model of a table is filled from the store and rendered by each format. Cells of different protocols, backbones, weights or
-shots never share a table, unless a pivot (`--rows method --columns dataset,shots`)
-names them in its rows or columns. It reads files only, takes a second, and needs neither a GPU nor torch. It exits with 0, or with 2
-where there is nothing to show.
+shots never share a table, unless a pivot names them in its rows or columns.
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.errors import RequestError, one_sentence, unknown
-from bench.grid.protocol import SELECTIONS
+from bench.errors import RequestError
 from bench.grid.published import PUBLISHED, Published, heading, ordered, read_published
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells
@@ -23,7 +18,6 @@ from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
 from bench.reporting.table import Cell, Column, Row, Table, markdown
 from bench.reporting.table_statistics import AVERAGE, IN_BRACKETS, TableStatistics, dataset_of, table_statistics
-from bench.training.metrics import RULES
 
 
 def paper_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
@@ -183,50 +177,10 @@ def pivoted(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Table]:
     return [replace(table, notes=(READING, *table.notes)) for table in made]
 
 
-def write(table: Table, formats: Iterable[str], folder: Path) -> None:
-    """Writes `<folder>/<name>.<format>` for each format."""
+def print_and_write(made: Iterable[Table], formats: Sequence[str], folder: Path) -> None:
+    """Prints tables as markdown and writes `<folder>/<name>.<format>` for each format."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in formats:
-        (folder / f"{table.name}.{SUFFIX.get(name, name)}").write_text(FORMATS[name](table), encoding="utf-8")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
-    parser.add_argument("--like", default="plain", choices=(*LIKE, *PIVOTS, "all"), help="`paper` has the published numbers beside ours")
-    parser.add_argument("--rows", help="a table of your own: fields for its rows (backbone, protocol, shots, dataset, method, …)")
-    parser.add_argument("--columns", help="and for its columns")
-    parser.add_argument("--metric", default="miou", help="what it shows: miou, dice, mean_image_iou, or a column such as cost.steps")
-    parser.add_argument("--format", default="md,csv", help=f"files to write: {','.join(FORMATS)}")
-    parser.add_argument("--out", default="results", type=Path, help="the results folder; tables go to its tables/")
-    parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
-    parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
-    parser.add_argument("--shots", help="only cells of this number of shots, or 'full'")
-    parser.add_argument("--protocol", help="only cells of this protocol")
-    parser.add_argument("--backbone", help="only cells of this backbone")
-    return parser
-
-
-def _asked(given: argparse.Namespace) -> list[Table]:
-    """The tables of a command line."""
-    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone)
-    if given.rows or given.columns:
-        return pivoted(ResultStore(given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric))
-    return tables(ResultStore(given.out), query, given.like)
-
-
-@one_sentence
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    given = _parser().parse_args(arguments)
-    formats = [name.strip() for name in given.format.split(",")]
-    for name in formats:
-        if name not in FORMATS:
-            raise unknown("table format", name, FORMATS)
-    for table in _asked(given):
-        write(table, formats, given.out / "tables")
+    for table in made:
+        for name in formats:
+            (folder / f"{table.name}.{SUFFIX.get(name, name)}").write_text(FORMATS[name](table), encoding="utf-8")
         print(markdown(table))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Why is mine lower? python -m bench.compare A B [--out results]
+
+A and B are each a cell's folder, a results folder, or a commit whose cells lie below --out. Cells are paired by what they are;
+printed are the settings and origins in which the pairs differ, and by how much their results do, with the paired test.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import one_sentence
+from bench.reporting.differences import differing, paired, results, side
+from bench.reporting.table import markdown
+from bench.training.metrics import RULES
+
+
+@one_sentence
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description="What differs between two results, and by how much.")
+    parser.add_argument("a", help="a cell's folder, a results folder, or a commit")
+    parser.add_argument("b", help="the same")
+    parser.add_argument("--out", default="results", type=Path, help="where the cells of a commit lie")
+    parser.add_argument("--selection", help="default: the one that each protocol puts first")
+    parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
+    given = parser.parse_args(arguments)
+    a, b = side(given.a, given.out), side(given.b, given.out)
+    pairs = paired(a, b)
+    print(f"A: {a.name} ({len(a.cells)} cells)\nB: {b.name} ({len(b.cells)} cells)\n")
+    print(markdown(differing(pairs)))
+    print(markdown(results(pairs, given.selection, given.rule)))
+    print(*a.notes, *b.notes, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

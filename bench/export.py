@@ -1,0 +1,52 @@
+"""The stored cells as tidy tables, or one cell's model as a file for other tools.
+
+    python -m bench.export [--out results] [--parquet]                  # `bench.results()` and `bench.image_rows()` in Python
+    python -m bench.export CELL --format cat-sam|sam|onnx [--out FILE]
+
+The first writes `<out>/tables/results.csv`, one row a cell, and `<out>/tables/images.csv`, one row a selection, test image and cell.
+The second takes a cell's folder or key: `cat-sam` is the format of the released CAT-SAM checkpoints, `sam` plain SAM weights that any SAM
+tool loads (of methods that can be merged into them), `onnx` a folder of encoder.onnx and decoder.onnx (see `bench.exporting.onnx_files`).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import RequestError, one_sentence
+from bench.exporting.cell_tables import export
+from bench.grid.plugins import add_option
+from bench.model.backbones import PRETRAINED
+
+MODEL_FORMATS = ("cat-sam", "sam", "onnx")
+
+
+@one_sentence
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.export", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cell", nargs="?", help="a cell's folder or key, whose model is written; without it, tables are")
+    parser.add_argument("--format", help=f"of the model: {', '.join(MODEL_FORMATS)}")
+    parser.add_argument("--out", type=Path, help="with CELL the new file (onnx: folder); else the results folder, for its tables/")
+    parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
+    parser.add_argument("--parquet", action="store_true", help="tables in parquet instead of CSV; needs pyarrow")
+    add_option(parser)
+    given = parser.parse_args(arguments)
+    print(*_written(given), sep="\n")
+    return 0
+
+
+def _written(given: argparse.Namespace) -> list[Path]:
+    """What the command line asks for is written; the paths."""
+    if (given.cell is None) != (given.format is None) or (given.cell and given.parquet):
+        allowed = f"name a cell's folder together with --format {'|'.join(MODEL_FORMATS)}, or neither of them for tables (--parquet)"
+        raise RequestError(f"The request is not clear: {allowed}.")
+    if given.cell is None:
+        return export(given.out or Path("results"), given.parquet)
+    from bench.exporting.model_files import export_cell  # tables must not wait for torch
+
+    return export_cell(given.cell, given.format, given.out, given.pretrained)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""One page of everything: python -m bench.report [--out results]
+
+Writes `<out>/report/index.html`: a summary with warnings, the tables, every cell (sortable, filterable), figures, sheets, failures,
+provenance and the commands that make it again. One file without a server or network; from the stored cells alone, no torch, no GPU.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import one_sentence
+from bench.grid.files import write_together
+from bench.grid.store import ResultStore
+from bench.reporting.report import report
+
+
+@one_sentence
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description="One page with all results.")
+    parser.add_argument("--out", default="results", type=Path, help="the results folder; the page goes to its report/index.html")
+    given = parser.parse_args(arguments)
+    page = report(ResultStore(given.out)).encode()
+    folder = given.out / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_together(folder, {"index.html": page})
+    print(f"{folder / 'index.html'} ({len(page) / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

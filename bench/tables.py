@@ -1,0 +1,62 @@
+"""Tables of stored cells: python -m bench.tables [--like paper] [--format md,csv,latex,html] [--out results]
+
+One model of a table is filled from the store and rendered by each format. Cells of different protocols, backbones, weights or
+shots never share a table, unless a pivot (`--rows method --columns dataset,shots`)
+names them in its rows or columns. It reads files only, takes a second, and needs neither a GPU nor torch. It exits with 0, or with 2
+where there is nothing to show.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import one_sentence, unknown
+from bench.grid.protocol import SELECTIONS
+from bench.grid.store import ResultStore
+from bench.reporting.comparable import CellQuery
+from bench.reporting.formats import FORMATS
+from bench.reporting.pivot import PIVOTS, Pivot
+from bench.reporting.table import Table
+from bench.reporting.tables import LIKE, pivoted, print_and_write, tables
+from bench.training.metrics import RULES
+
+
+@one_sentence
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    formats = [name.strip() for name in given.format.split(",")]
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("table format", name, FORMATS)
+    print_and_write(_asked(given), formats, given.out / "tables")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
+    parser.add_argument("--like", default="plain", choices=(*LIKE, *PIVOTS, "all"), help="`paper` has the published numbers beside ours")
+    parser.add_argument("--rows", help="a table of your own: fields for its rows (backbone, protocol, shots, dataset, method, …)")
+    parser.add_argument("--columns", help="and for its columns")
+    parser.add_argument("--metric", default="miou", help="what it shows: miou, dice, mean_image_iou, or a column such as cost.steps")
+    parser.add_argument("--format", default="md,csv", help=f"files to write: {','.join(FORMATS)}")
+    parser.add_argument("--out", default="results", type=Path, help="the results folder; tables go to its tables/")
+    parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
+    parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
+    parser.add_argument("--shots", help="only cells of this number of shots, or 'full'")
+    parser.add_argument("--protocol", help="only cells of this protocol")
+    parser.add_argument("--backbone", help="only cells of this backbone")
+    return parser
+
+
+def _asked(given: argparse.Namespace) -> list[Table]:
+    """The tables of a command line."""
+    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone)
+    if given.rows or given.columns:
+        return pivoted(ResultStore(given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric))
+    return tables(ResultStore(given.out), query, given.like)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
