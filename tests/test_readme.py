@@ -23,8 +23,8 @@ NEW_METHOD = re.search(r"```python\n(.*?)```", READMES["methods"], re.DOTALL)[1]
 COMMAND = re.compile(r"^ {4,}(?:for .*?; do )?((?:python -m|make|cp|slurm/|eval|sinfo|\. ) ?[^\n]*)$", re.MULTILINE)
 SHORT = [  # what makes a shown command short; everything else of it is run as it stands
     (r"; done$", ""),
-    (r"\$name", "kvasir"),
-    (r"(datasets\.synth .*)", r"\1 --train 2 --test 2"),
+    (r"\$name", "sbu"),
+    (r"(datasets\.synth .*)", r"\1 --train 24 --test 2"),
     (r"--methods paper", "--methods sam,lora"),
     (r"--profile mine", "--profile a100"),
     (r"(bench\.run (?!.*--backbone)(?!.*--config).*)", r"\1 --backbone tiny"),
