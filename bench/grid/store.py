@@ -411,6 +411,8 @@ def _identities(spec: RunSpec) -> dict[str, str]:
     recipe: tuple[Any, ...] = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
     if spec.released_sha256:
         method, recipe = (*method, RELEASED), (*recipe, spec.released_sha256)
+    if spec.settings.stream_revision > 1:
+        recipe = (*recipe, spec.settings.stream_revision)
     return {"method_id": _short(method), "recipe": _short(recipe)}
 
 

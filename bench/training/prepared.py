@@ -15,6 +15,7 @@ from bench.data.objects import sample_objects
 from bench.grid.protocol import Settings
 from bench.model.implementation import implementation
 from bench.model.segmenter import PromptableSegmenter
+from bench.streams import FreshStream
 from bench.training.prompts import box_prompts, point_prompts
 from bench.types import KEPT_BYTES, Dataset, Features, Prompts, Sample, Split
 
@@ -110,7 +111,7 @@ def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings) -> 
     objects = sample_objects(sample, dataset.rule)
     if settings.evaluation_prompt == "box":
         return box_prompts(objects)
-    return point_prompts(objects, np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode())))
+    return point_prompts(objects, FreshStream(np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode()))))
 
 
 def _together(features: Sequence[Features], device: torch.device) -> Features:
