@@ -102,7 +102,7 @@ def _summary(found: Sequence[ComparableCells], table: pd.DataFrame) -> str:
     phases = {phase: sum(gap[1] == phase for gap in gaps) for phase in ("failed", "unfinished", "pending")}
     said = ", ".join(f"{count} {phase}" for phase, count in phases.items() if count)
     lines = [f"<p>{len(table)} cells are stored{f'; of those asked for last: {said}' if said else ''}.</p>"]
-    warned = [note for comparable in found for note in (*comparable.stand_ins, *comparable.notes, *comparable.mixed)]
+    warned = [note for comparable in found for note in (*comparable.warnings, *comparable.notes)]
     lines += [f'<p class="warning" role="note">{escape(note)}</p>' for note in dict.fromkeys(warned)]
     for comparable in found:
         context = " · ".join(f"{name} {value}" for name, value in comparable.context)

@@ -1,29 +1,43 @@
-"""Sheets of predictions: python -m bench.sheets [--out results] [--images 0104,0110] [--data data] [--pretrained pretrained]
+"""Sheets of predictions, or of training samples: python -m bench.sheets [--out results] [--images 0104,0110] [--data data]
+
+python -m bench.sheets --training [--methods lora --datasets whu --shots 1 --protocol paper]
 
 For every data set of every board (backbone, weights, shots, protocol) one picture: image with prompts, ground truth, and the mask
 of every method with its IoU, each of the first draw and seed that all methods have. The images are the best, the median, the worst
 and the one of largest disagreement, unless they are named. It predicts, so it needs the data and the checkpoint.
+
+--training draws what training saw instead, its first samples in order: of the stored cells, or of a grid named as for `bench.run`, before
+anything is trained. It needs the data alone.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
+from textwrap import wrap
 
 from bench.errors import RequestError, one_sentence
-from bench.grid.plan import open_dataset
+from bench.grid.plan import Request, open_dataset, open_datasets, specs_of
 from bench.grid.plugins import add_option
+from bench.grid.protocol import STREAM_REVISIONS
 from bench.grid.published import PUBLISHED, heading, ordered, read_published
+from bench.grid.spec import RunSpec
 from bench.grid.store import ResultStore
 from bench.model.backbones import PRETRAINED, checkpoint_path
 from bench.model.checkpoints import load_sam
 from bench.model.sam import Sam
-from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
+from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells, trained
 from bench.reporting.image_selection import selected_images
-from bench.reporting.pictures import prediction_sheet
+from bench.reporting.pictures import PER_LINE, prediction_sheet, training_sheet
+from bench.training.train import repeats_one_sample
+from bench.training_view import samples_of_cell
 from bench.types import Dataset
+
+SAMPLING = ("batch", "flips", "random_crop", "crop_area_min", "prompt_types", "augmentation_stream", "loader_workers", "uses_val")
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,49 @@ def draw(sheet: Sheet, dataset: Dataset, sam: Sam, folder: Path, images: Sequenc
     return path
 
 
+def training_sheets(store: ResultStore, specs: Sequence[RunSpec], data: Path) -> Iterator[Path]:
+    """Writes a sheet for all cells that see the same samples, and yields its path."""
+    alike: dict[tuple[object, ...], list[RunSpec]] = {}
+    for spec in specs:
+        how = [getattr(spec.settings, name) for name in SAMPLING]
+        alike.setdefault((spec.dataset, spec.backbone, spec.shots, spec.draw, spec.seed, spec.protocol, *how), []).append(spec)
+    for spec, *others in alike.values():
+        dataset = open_datasets([spec], data)[spec.dataset]
+        support = dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
+        epochs = min(spec.settings.epochs, -(-PER_LINE // len(support)))
+        samples = list(islice(samples_of_cell(spec, dataset, epochs), 3 * PER_LINE))
+        labels = sorted({one.method.label for one in (spec, *others)})
+        run = f"{spec.backbone}_{spec.shots}shot_draw{spec.draw}_seed{spec.seed}_{spec.protocol}"
+        same = f", one sample in all {spec.settings.epochs} epochs" if repeats_one_sample(support, spec.settings) else ""
+        run_in_words = f"{spec.dataset}, {spec.backbone}, {spec.shots}-shot, draw {spec.draw}, seed {spec.seed}, {spec.protocol}"
+        words = f"{run_in_words}: the first training samples of {', '.join(labels)}{same}"
+        name = re.sub(r"[^\w.=+-]+", "-", f"training_{spec.dataset}_{run}_{labels[0]}").strip("-")
+        path = store.root / "figures" / f"{name}.png"
+        training_sheet(samples, "\n".join(wrap(words, 130)), path)
+        yield path
+
+
+def stored_specs(store: ResultStore) -> Iterator[RunSpec]:
+    """The stored cells that were trained, but those whose samples an earlier version drew, which are named."""
+    table = store.records()
+    for path in table.loc[trained(table), "path"] if len(table) else ():
+        spec = store.read(Path(path)).spec
+        if spec.settings.stream_revision == STREAM_REVISIONS[spec.settings.augmentation_stream]:
+            yield spec
+        else:
+            print(f"{path}: an earlier version drew its training samples, which this one cannot draw again.", file=sys.stderr)
+
+
+def _draw_training(request: Request | None, given: argparse.Namespace) -> int:
+    store = ResultStore(given.out)
+    specs = specs_of(request, "", given.data) if request else list(stored_specs(store))
+    wanted = [spec for spec in specs if spec.method.trains and given.dataset in (None, spec.dataset)]
+    if not wanted:
+        raise RequestError(f"No cell that is trained is named, or stored in {store.runs}: name some by --methods, --datasets, --shots, …")
+    print(*training_sheets(store, wanted, given.data), sep="\n")
+    return 0
+
+
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
@@ -76,8 +133,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="only this data set")
     parser.add_argument("--data", default="data", type=Path, help="folder of the data sets")
     parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
+    parser.add_argument("--training", action="store_true", help="training samples instead: of the stored cells, or of those named by")
+    for field in fields(Request):
+        parser.add_argument(f"--{field.name}", help="with --training, as for bench.run")
     add_option(parser)
     given = parser.parse_args(arguments)
+    named = {field.name: value for field in fields(Request) if (value := getattr(given, field.name)) is not None}
+    if named and not given.training:
+        raise RequestError(f"--{next(iter(named))}: only with --training; sheets of predictions are of what is stored.")
+    if given.training:
+        return _draw_training(replace(Request(), **named) if named else None, given)
     images = [name.strip() for name in given.images.split(",") if name.strip()]
     load = cache(lambda backbone: load_sam(backbone, checkpoint_path(backbone, given.pretrained)))  # once, for all its sheets
     wanted = [sheet for sheet in sheets(ResultStore(given.out), CellQuery()) if given.dataset in (None, sheet.dataset)]

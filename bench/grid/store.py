@@ -399,6 +399,9 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
         "dataset_revision": spec.dataset_revision,
         "generated": spec.generated,
         "method_revision": method.revision,
+        "augmentation_stream": settings.augmentation_stream,
+        "stream_revision": settings.stream_revision,
+        "eval_mode_after_first_look": settings.eval_mode_after_first_look,
     }
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
     nested = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}

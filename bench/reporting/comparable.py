@@ -20,6 +20,7 @@ SAME = {  # what cells of one table should have in common
     "device": "provenance.device_name",
     "torch": "provenance.packages.torch",
 }
+ONLY_SAMPLE = "provenance.only_training_sample"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,28 @@ class ComparableCells:
         return (f"GENERATED STAND-INS, not the real images: {names}. These numbers say nothing about the real data sets.",)
 
     @property
+    def training(self) -> tuple[str, ...]:
+        """What a reader would not expect of the cells' training: one picture for all epochs; dropout that stops."""
+        if not len(self.frame):
+            return ()
+        learnt, notes = self.frame[trained(self.frame)], []
+        repeated = learnt[learnt["augmentation_stream"] != "fresh"]
+        if self.identity[2] == "1" and len(repeated):
+            samples = repeated.get(ONLY_SAMPLE, pd.Series(None, index=repeated.index, dtype=object))
+            counts = samples.fillna("not the reference's, but one that an earlier version drew").value_counts()
+            shown = "; ".join(f"{sample} ({count} of {len(repeated)} cells)" for sample, count in counts.items())
+            notes.append(f"ONE PICTURE: one-shot training repeats a single augmented sample in every epoch: {shown}.")
+        stopped = sorted(set(learnt.loc[learnt["eval_mode_after_first_look"], "label"]))
+        if stopped:
+            notes.append(f"Trained in evaluation mode, without dropout, after the first evaluation: {', '.join(stopped)}.")
+        return tuple(notes)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be known before its numbers are read."""
+        return (*self.stand_ins, *self.training, *self.mixed)
+
+    @property
     def mixed(self) -> tuple[str, ...]:
         """A warning for each thing in which the cells of one table should not differ, and do."""
         warnings = []
@@ -186,7 +209,7 @@ def _damage_notes(store: ResultStore, damaged: Iterable[Damaged]) -> tuple[str, 
 def _comparable(
     store: ResultStore, query: CellQuery, key: tuple[str, str, str, str], frame: pd.DataFrame, asked: list[GridCell], notes: tuple[str, ...]
 ) -> ComparableCells:
-    one_method = _current(frame, ["label"], "method_id", {(cell.method,): cell.method_id for cell in asked})
+    one_method = _current(_of_newest_samples(frame), ["label"], "method_id", {(cell.method,): cell.method_id for cell in asked})
     current = _current(one_method, ["label", "dataset"], "recipe", {(cell.method, cell.dataset): cell.recipe for cell in asked})
     left_out = len(frame) - len(current)
     if left_out:
@@ -194,6 +217,20 @@ def _comparable(
     selection = query.selection or _first_selection(current)
     scores = _scores(current, f"{selection}.miou_{query.rule}")
     return ComparableCells(key, selection, query.rule, current, _gaps(store, asked, set(frame.get("key", ()))), notes, scores)
+
+
+def trained(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Which of the stored cells were trained, and not only evaluated."""
+    return frame.get("cost.steps", pd.Series(math.nan, index=frame.index)) != 0
+
+
+def _of_newest_samples(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without cells that were trained on samples of an earlier version, where there are others; what is not trained stays."""
+    if frame.empty:
+        return frame
+    learnt = frame[trained(frame)]
+    newest = learnt.groupby("augmentation_stream")["stream_revision"].transform("max")
+    return frame.drop(learnt.index[learnt["stream_revision"] < newest])
 
 
 def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mapping[tuple[str, ...], str]) -> pd.DataFrame:

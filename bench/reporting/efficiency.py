@@ -38,7 +38,7 @@ def efficiency_table(comparable: ComparableCells, published: Published, paper_sh
     for label in ordered(comparable.labels_of(comparable.datasets), published):
         mine = frame[frame["label"] == label] if len(frame) else frame
         rows.append(Row(heading(label, published), tuple(_cost_cell(mine, name) for name in COSTS), (("method", label),)))
-    notes = (*comparable.stand_ins, *comparable.mixed, *_hardware_notes(comparable), *comparable.notes)
+    notes = (*comparable.warnings, *_hardware_notes(comparable), *comparable.notes)
     return Table(comparable.name("efficiency"), "What the methods cost", comparable.context, "method", columns, tuple(rows), notes)
 
 

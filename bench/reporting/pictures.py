@@ -1,4 +1,5 @@
-"""Pictures of predictions: a sheet a data set, with the ground truth and every method's mask on the same test images."""
+"""Pictures of predictions, a sheet a data set, with the ground truth and every method's mask on the same test images; and of training
+samples."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import cv2
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 
 from bench.grid.store import ResultStore, read_record
 from bench.model.sam import Sam
@@ -18,6 +20,7 @@ from bench.running.adapted import load_run
 from bench.training.evaluation import predict_masks
 from bench.training.metrics import count, image_iou
 from bench.training.prepared import evaluation_prompts
+from bench.training.train import TrainingSample
 from bench.types import Dataset, Prompts
 
 TRUTH, PREDICTED, BOX = (0.0, 0.62, 0.45), (0.90, 0.35, 0.0), (0.94, 0.89, 0.26)  # colour-blind safe (Okabe and Ito)
@@ -50,6 +53,25 @@ def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path
             _show(row[column], overlay(sample.image, mask, PREDICTED, sample.mask), _captioned(title, iou))
     for ax, title in zip(places[:, 0], names or (), strict=False):
         ax.set_ylabel(title, fontsize=7)
+    figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    plt.close(figure)
+
+
+def training_sheet(samples: Sequence[TrainingSample], title: str, path: Path) -> None:
+    """Writes a picture as wide as a page of training samples in order: image, objects and prompts, and what was drawn for them."""
+    columns = min(PER_LINE, len(samples))
+    lines = -(-len(samples) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(1.2 * PER_LINE, 1.8 * lines + 0.3), squeeze=False)
+    for spare in axes.ravel()[len(samples) :]:
+        spare.set_axis_off()
+    for ax, sample in zip(axes.ravel(), samples, strict=False):
+        flips, _, crop = str(sample.augmentation).partition(", ")
+        shown = overlay(sample.image, np.any(sample.masks, 0), TRUTH)
+        _show(ax, shown, f"{sample.name}\n{flips}\n{crop}\nprompt: {sample.kind}")
+        _draw_prompts(ax, sample.prompts)
+    figure.suptitle(title, fontsize=7)
     figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
@@ -93,7 +115,10 @@ def _captioned(title: str, iou: float) -> str:
 
 
 def _draw_prompts(ax: Axes, prompts: Prompts) -> None:
-    """Boxes as frames; points as dots, those of the background crossed out."""
+    """Boxes as frames; points as dots, those of the background crossed out; masks tinted over the image that `ax` shows."""
+    if prompts.masks is not None:
+        tint = np.ma.masked_equal(prompts.masks.amax((0, 1)).numpy(), 0)
+        ax.imshow(tint, ListedColormap([BOX]), alpha=0.6, extent=ax.images[0].get_extent(), interpolation="nearest")
     boxes = torch.zeros(0, 4) if prompts.boxes is None else prompts.boxes
     for x0, y0, x1, y1 in boxes.tolist():
         ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=BOX, linewidth=0.9))

@@ -96,10 +96,10 @@ def fit(
     process_group: the processes that share each batch; every one makes the same step.
     DivergedError, with the step and the last finite loss, where the loss is NaN or infinite.
     """
-    epoch_steps = math.ceil(len(support) / settings.batch)
-    steps, last_loss = epoch_steps * settings.epochs, float("nan")
+    each = epoch_steps(support, settings)
+    steps, last_loss = each * settings.epochs, float("nan")
     for step in range(first_step, steps):
-        epoch, batch = divmod(step, epoch_steps)
+        epoch, batch = divmod(step, each)
         lr = cosine_lr(epoch, settings)
         images = min(settings.batch, len(support) - batch * settings.batch)
         first, stop = process_group.share(images)
@@ -117,7 +117,7 @@ def fit(
             group["lr"] = lr
         optimizer.step()
         last_loss = loss.total.item()
-        yield Log(step + 1, steps, epoch + 1, batch + 1 == epoch_steps, last_loss, loss.bce.item(), loss.dice.item(), lr)
+        yield Log(step + 1, steps, epoch + 1, batch + 1 == each, last_loss, loss.bce.item(), loss.dice.item(), lr)
 
 
 def backward(
@@ -154,6 +154,16 @@ def backward(
 def cosine_lr(epoch: int, settings: Settings) -> float:
     """The learning rate of an epoch (counted from 0): a cosine over all epochs, without warm-up, from lr towards lr_min."""
     return settings.lr_min + (settings.lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+
+
+def epoch_steps(support: Sequence[str], settings: Settings) -> int:
+    """The steps of an epoch; the last one may have fewer images."""
+    return math.ceil(len(support) / settings.batch)
+
+
+def repeats_one_sample(support: Sequence[str], settings: Settings) -> bool:
+    """Whether every epoch shows the same augmented sample, and no other."""
+    return settings.augmentation_stream == "reseeded_workers" and len(support) == 1
 
 
 def batch_of(
