@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bench.model.segmenter import PromptableSegmenter
     from bench.running.adapted import load_run
     from bench.training.losses import segmentation_loss
-    from bench.training_view import training_samples
+    from bench.training.samples import training_samples
     from bench.types import Prompts
 
 _HOMES = {  # looked up on first use: planning and tables must not wait for torch
@@ -33,7 +33,7 @@ _HOMES = {  # looked up on first use: planning and tables must not wait for torc
     "SamConfig": "bench.model.backbones",
     "results": "bench.export",
     "segmentation_loss": "bench.training.losses",
-    "training_samples": "bench.training_view",
+    "training_samples": "bench.training.samples",
 }
 __all__ = [
     "PromptableSegmenter",

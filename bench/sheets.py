@@ -33,8 +33,8 @@ from bench.model.sam import Sam
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells, trained
 from bench.reporting.image_selection import selected_images
 from bench.reporting.pictures import PER_LINE, prediction_sheet, training_sheet
+from bench.training.samples import samples_of_cell
 from bench.training.train import repeats_one_sample
-from bench.training_view import samples_of_cell
 from bench.types import Dataset
 
 SAMPLING = ("batch", "flips", "random_crop", "crop_area_min", "prompt_types", "augmentation_stream", "loader_workers", "uses_val")

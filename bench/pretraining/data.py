@@ -16,8 +16,8 @@ from torch import Tensor
 from bench import ROOT
 from bench.data.objects import Masks
 from bench.errors import DataError
-from bench.streams import FreshStream
 from bench.training.prompts import box_prompts, point_prompts, training_prompts
+from bench.training.streams import FreshStream
 from bench.types import Prompts, TrainingPrompts
 from datasets.scenes import home, rng_for
 

@@ -15,8 +15,8 @@ from bench.data.objects import sample_objects
 from bench.grid.protocol import Settings
 from bench.model.implementation import implementation
 from bench.model.segmenter import PromptableSegmenter
-from bench.streams import FreshStream
 from bench.training.prompts import box_prompts, point_prompts
+from bench.training.streams import FreshStream
 from bench.types import KEPT_BYTES, Dataset, Features, Prompts, Sample, Split
 
 BATCHES_AHEAD = 2

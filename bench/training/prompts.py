@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.data.objects import tight_boxes
-from bench.streams import Stream
+from bench.training.streams import Stream
 from bench.types import Prompts, TrainingPrompts
 
 

@@ -18,10 +18,10 @@ from bench.grid.protocol import SEEDS, Settings
 from bench.model.dropout import part_of_batch
 from bench.model.precision import computing
 from bench.model.segmenter import PromptableSegmenter
-from bench.streams import FreshStream, ReferenceStream, Stream
 from bench.training.losses import Loss, upsampled_loss
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
 from bench.training.prompts import training_prompts
+from bench.training.streams import FreshStream, ReferenceStream, Stream
 from bench.training.transforms import Augmentation, augmented
 from bench.types import WHOLE, Dataset, Memory, Prompts
 

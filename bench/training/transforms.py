@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.grid.protocol import Settings
-from bench.streams import Stream
+from bench.training.streams import Stream
 from bench.types import Sample
 
 

@@ -17,8 +17,8 @@ from pycocotools.coco import COCO
 from bench.data.objects import object_count, sample_objects, tight_boxes
 from bench.errors import DataError
 from bench.grid.plan import open_dataset
-from bench.streams import FreshStream
 from bench.training.prepared import evaluation_prompts
+from bench.training.streams import FreshStream
 from bench.training.train import training_sample
 from bench.training.transforms import Augmentation, augmented
 from bench.types import ObjectRule, Sample

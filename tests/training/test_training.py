@@ -14,8 +14,8 @@ import bench
 from bench.data.objects import object_masks
 from bench.errors import DivergedError
 from bench.grid.protocol import load_protocol
-from bench.streams import FreshStream
 from bench.training.prompts import box_prompts, mask_prompts, point_prompts
+from bench.training.streams import FreshStream
 from bench.training.train import batch_of, cosine_lr, fit, optimizer_of, samples_of, training_sample, worker_stream
 from bench.training.transforms import Augmentation
 from bench.types import TrainingPrompts

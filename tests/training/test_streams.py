@@ -14,12 +14,12 @@ from conftest import Rectangles
 
 from bench.data.objects import object_masks, tight_boxes
 from bench.grid.protocol import load_protocol
-from bench.streams import FreshStream, ReferenceStream
+from bench.training.streams import FreshStream, ReferenceStream
 from bench.training.train import batch_of, samples_of
 from bench.training.transforms import Augmentation
 from bench.types import TrainingPrompts
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "recipe.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "recipe.json").read_text())
 PAPER = load_protocol("paper")
 KINDS = ("point", "box", "mask")
 
