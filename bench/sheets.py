@@ -11,33 +11,25 @@ anything is trained. It needs the data alone.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
-from textwrap import wrap
 
 from bench.errors import RequestError, one_sentence
-from bench.grid.plan import Request, open_dataset, open_datasets, specs_of
+from bench.grid.plan import Request, open_dataset, specs_of
 from bench.grid.plugins import add_option
-from bench.grid.protocol import STREAM_REVISIONS
 from bench.grid.published import PUBLISHED, heading, ordered, read_published
-from bench.grid.spec import RunSpec
 from bench.grid.store import ResultStore
 from bench.model.backbones import PRETRAINED, checkpoint_path
 from bench.model.checkpoints import load_sam
 from bench.model.sam import Sam
-from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells, trained
+from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
 from bench.reporting.image_selection import selected_images
-from bench.reporting.pictures import PER_LINE, prediction_sheet, training_sheet
-from bench.training.samples import samples_of_cell
-from bench.training.train import repeats_one_sample
+from bench.reporting.pictures import prediction_sheet
+from bench.reporting.training_sheets import stored_specs, training_sheets
 from bench.types import Dataset
-
-SAMPLING = ("batch", "flips", "random_crop", "crop_area_min", "prompt_types", "augmentation_stream", "loader_workers", "uses_val")
 
 
 @dataclass(frozen=True)
@@ -79,39 +71,6 @@ def draw(sheet: Sheet, dataset: Dataset, sam: Sam, folder: Path, images: Sequenc
     path = folder / sheet.name
     prediction_sheet(sheet.cells, dataset, sam, path, shown)
     return path
-
-
-def training_sheets(store: ResultStore, specs: Sequence[RunSpec], data: Path) -> Iterator[Path]:
-    """Writes a sheet for all cells that see the same samples, and yields its path."""
-    alike: dict[tuple[object, ...], list[RunSpec]] = {}
-    for spec in specs:
-        how = [getattr(spec.settings, name) for name in SAMPLING]
-        alike.setdefault((spec.dataset, spec.backbone, spec.shots, spec.draw, spec.seed, spec.protocol, *how), []).append(spec)
-    for spec, *others in alike.values():
-        dataset = open_datasets([spec], data)[spec.dataset]
-        support = dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
-        epochs = min(spec.settings.epochs, -(-PER_LINE // len(support)))
-        samples = list(islice(samples_of_cell(spec, dataset, epochs), 3 * PER_LINE))
-        labels = sorted({one.method.label for one in (spec, *others)})
-        run = f"{spec.backbone}_{spec.shots}shot_draw{spec.draw}_seed{spec.seed}_{spec.protocol}"
-        same = f", one sample in all {spec.settings.epochs} epochs" if repeats_one_sample(support, spec.settings) else ""
-        run_in_words = f"{spec.dataset}, {spec.backbone}, {spec.shots}-shot, draw {spec.draw}, seed {spec.seed}, {spec.protocol}"
-        words = f"{run_in_words}: the first training samples of {', '.join(labels)}{same}"
-        name = re.sub(r"[^\w.=+-]+", "-", f"training_{spec.dataset}_{run}_{labels[0]}").strip("-")
-        path = store.root / "figures" / f"{name}.png"
-        training_sheet(samples, "\n".join(wrap(words, 130)), path)
-        yield path
-
-
-def stored_specs(store: ResultStore) -> Iterator[RunSpec]:
-    """The stored cells that were trained, but those whose samples an earlier version drew, which are named."""
-    table = store.records()
-    for path in table.loc[trained(table), "path"] if len(table) else ():
-        spec = store.read(Path(path)).spec
-        if spec.settings.stream_revision == STREAM_REVISIONS[spec.settings.augmentation_stream]:
-            yield spec
-        else:
-            print(f"{path}: an earlier version drew its training samples, which this one cannot draw again.", file=sys.stderr)
 
 
 def _draw_training(request: Request | None, given: argparse.Namespace) -> int:

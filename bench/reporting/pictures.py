@@ -1,5 +1,4 @@
-"""Pictures of predictions, a sheet a data set, with the ground truth and every method's mask on the same test images; and of training
-samples."""
+"""Pictures of predictions: a sheet a data set, with the ground truth and every method's mask on the same test images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from bench.running.adapted import load_run
 from bench.training.evaluation import predict_masks
 from bench.training.metrics import count, image_iou
 from bench.training.prepared import evaluation_prompts
-from bench.training.train import TrainingSample
 from bench.types import Dataset, Prompts
 
 TRUTH, PREDICTED, BOX = (0.0, 0.62, 0.45), (0.90, 0.35, 0.0), (0.94, 0.89, 0.26)  # colour-blind safe (Okabe and Ito)
@@ -43,35 +41,16 @@ def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path
     for spare in places[:, 2 + len(cells) :].ravel():
         spare.set_axis_off()
     for row, sample, given in zip(places, samples, prompts, strict=True):
-        _show(row[0], sample.image, "image, prompts")
-        _draw_prompts(row[0], given)
-        _show(row[1], overlay(sample.image, sample.mask, TRUTH), "ground truth")
+        show(row[0], sample.image, "image, prompts")
+        draw_prompts(row[0], given)
+        show(row[1], overlay(sample.image, sample.mask, TRUTH), "ground truth")
     for column, (title, folder) in enumerate(cells.items(), 2):
         masks = predict_masks(load_run(folder, sam), samples, prompts)
         for row, sample, given, mask in zip(places, samples, prompts, masks, strict=True):
             iou = image_iou(count(sample.name, given.count, mask, sample.mask))
-            _show(row[column], overlay(sample.image, mask, PREDICTED, sample.mask), _captioned(title, iou))
+            show(row[column], overlay(sample.image, mask, PREDICTED, sample.mask), _captioned(title, iou))
     for ax, title in zip(places[:, 0], names or (), strict=False):
         ax.set_ylabel(title, fontsize=7)
-    figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
-    plt.close(figure)
-
-
-def training_sheet(samples: Sequence[TrainingSample], title: str, path: Path) -> None:
-    """Writes a picture as wide as a page of training samples in order: image, objects and prompts, and what was drawn for them."""
-    columns = min(PER_LINE, len(samples))
-    lines = -(-len(samples) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(1.2 * PER_LINE, 1.8 * lines + 0.3), squeeze=False)
-    for spare in axes.ravel()[len(samples) :]:
-        spare.set_axis_off()
-    for ax, sample in zip(axes.ravel(), samples, strict=False):
-        flips, _, crop = str(sample.augmentation).partition(", ")
-        shown = overlay(sample.image, np.any(sample.masks, 0), TRUTH)
-        _show(ax, shown, f"{sample.name}\n{flips}\n{crop}\nprompt: {sample.kind}")
-        _draw_prompts(ax, sample.prompts)
-    figure.suptitle(title, fontsize=7)
     figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
@@ -99,7 +78,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: Sequence[float], truth:
     return shown
 
 
-def _show(ax: Axes, image: np.ndarray, below: str) -> None:
+def show(ax: Axes, image: np.ndarray, below: str) -> None:
     ax.imshow(image, interpolation="nearest")
     ax.set_xlabel(below, fontsize=6.5, labelpad=2)
     ax.set_xticks([])
@@ -114,7 +93,7 @@ def _captioned(title: str, iou: float) -> str:
     return "\n".join([f"{name}: IoU {iou:.0f}", *rest])
 
 
-def _draw_prompts(ax: Axes, prompts: Prompts) -> None:
+def draw_prompts(ax: Axes, prompts: Prompts) -> None:
     """Boxes as frames; points as dots, those of the background crossed out; masks tinted over the image that `ax` shows."""
     if prompts.masks is not None:
         tint = np.ma.masked_equal(prompts.masks.amax((0, 1)).numpy(), 0)

@@ -18,7 +18,7 @@ from bench.grid.protocol import load_protocol
 from bench.grid.registry import METHODS
 from bench.grid.spec import MethodChoice, choose_method
 from bench.grid.store import Record, ResultStore, grid_cell
-from bench.reporting.comparable import CellQuery, boards
+from bench.reporting.comparable import CellQuery, comparable_cells
 from bench.running.cell import Cell
 from bench.sheets import main
 from bench.tables import tables
@@ -103,12 +103,12 @@ def test_cells_on_earlier_samples_are_shown_alone_and_never_beside_newer_ones(tm
     cat, sam = MethodChoice("cat_sam_t", (), 1, ""), MethodChoice("sam", (), 1, "")
     for method in (LORA, cat):
         put(store, 60.0, method=method)
-    (old,) = boards(store, CellQuery())
+    (old,) = comparable_cells(store, CellQuery())
     assert old.labels_of(["whu"]) == ["cat_sam_t", "lora(decoder=sam)"]
     assert any("an earlier version drew (2 of 2 cells)" in note for note in old.warnings)
     store.save(Record(replace(SPEC, method=sam), {"best": {"miou_all": 1.0}}, {"steps": 0}, {}), HISTORY, HISTORY, None)
     put(store, 70.0, settings=NEW)
-    (board,) = boards(store, CellQuery())
+    (board,) = comparable_cells(store, CellQuery())
     assert board.labels_of(["whu"]) == ["lora(decoder=sam)", "sam"] and round(board.scores["lora(decoder=sam)", "whu"][0, 3407]) == 70
     assert any("older revision or of other settings under the same names (2)" in note for note in board.notes)
     assert {SPEC.key, replace(SPEC, settings=NEW).key} <= set(store.records()["key"])
