@@ -32,6 +32,7 @@ from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS
 from bench.grid.spec import RunSpec
 from bench.grid.store import RECORD, Record, ResultStore, record_bytes
+from bench.model.backbones import CONFIGS
 from bench.reporting.comparable import CellQuery
 from bench.tables import tables
 from bench.training.metrics import RULES
@@ -185,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     submit.add_argument("--cells", type=int, default=1_000)
     submit.set_defaults(run=lambda given: time_submit(given.cells))
     _add_model(commands)
+    _add_cost(commands)
     given = parser.parse_args(arguments)
     for name in ("cells", "rounds", "at_once", "images"):
         value = getattr(given, name, None)
@@ -211,6 +213,24 @@ def _add_model(commands: Any) -> None:
     kernels.add_argument("--images", type=int, default=1)
     kernels.add_argument("--rounds", type=int, default=3)
     kernels.set_defaults(run=_kernels)
+
+
+def _add_cost(commands: Any) -> None:
+    cost = commands.add_parser("cost", help="a step, an image and memory of each method on this machine, for `tables --like efficiency`")
+    cost.add_argument("--methods", default="paper", help="with commas, as bench.run takes them")
+    cost.add_argument("--backbone", choices=list(CONFIGS), default="vit_l")
+    cost.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    cost.add_argument("--out", type=Path, default=Path("results"), help="the results folder; costs go to its costs/")
+    cost.set_defaults(run=_cost)
+
+
+def _cost(given: argparse.Namespace) -> int:
+    from bench.profiling.cost import measure_costs
+    from bench.running.workers import device_of
+
+    store = ResultStore(given.out)
+    store.check_writable()
+    return measure_costs(choose_methods(given.methods), given.backbone, device_of(given.device), store)
 
 
 def _compare(given: argparse.Namespace) -> int:

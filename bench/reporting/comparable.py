@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError
-from bench.grid.store import Damaged, GridCell, ResultStore
+from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore
 from bench.reporting.table import Cell
 
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
+MACHINE = "provenance.device_name"
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
-    "device": "provenance.device_name",
+    "device": MACHINE,
     "torch": "provenance.packages.torch",
 }
 ONLY_SAMPLE = "provenance.only_training_sample"
@@ -178,7 +179,8 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     if scan.table.empty and not grid:
         lost = f" ({len(scan.damaged)} damaged records were left out)" if scan.damaged else ""
         raise RequestError(f"No cell is stored or asked for below {store.runs}{lost}: start one with `python -m bench.run`.")
-    stored = {_identity(key): frame for key, frame in _grouped(scan.table, ["backbone", "protocol", "shots", "checkpoint_sha256"])}
+    table = _with_costs(scan.table, store.costs())
+    stored = {_identity(key): frame for key, frame in _grouped(table, ["backbone", "protocol", "shots", "checkpoint_sha256"])}
     asked: dict[tuple[str, str, str, str], list[GridCell]] = {}
     for cell in grid:
         asked.setdefault(_identity((cell.backbone, cell.protocol, cell.shots, cell.checkpoint_sha256)), []).append(cell)
@@ -188,7 +190,16 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
         there = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in found)
         raise RequestError(f"No cell is of the shots, protocol and backbone asked for; there are: {there}.")
     notes = _damage_notes(store, scan.damaged)
-    return [_comparable(store, query, key, stored.get(key, scan.table.head(0)), asked.get(key, []), notes) for key in taken]
+    return [_comparable(store, query, key, stored.get(key, table.head(0)), asked.get(key, []), notes) for key in taken]
+
+
+def _with_costs(frame: pd.DataFrame, costs: Mapping[tuple[str, str, str], Mapping[str, float]]) -> pd.DataFrame:
+    """The cells with `measured.*`, what was measured of their method, backbone and machine apart from them; NaN where nothing was."""
+    if frame.empty or not costs:
+        return frame
+    which = list(zip(*(frame.get(name, [""] * len(frame)) for name in ("backbone", "method_id", MACHINE)), strict=True))
+    columns = {f"measured.{name}": [costs.get(key, {}).get(name, math.nan) for key in which] for name in COST_FIELDS}
+    return frame.assign(**columns)
 
 
 def _identity(key: Iterable[object]) -> tuple[str, str, str, str]:

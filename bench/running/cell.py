@@ -257,7 +257,7 @@ class Cell:
             "tuned_bytes": len(tuned),
             "training_seconds": round(self.state.seconds["training"], 3),
             "evaluation_seconds": round(self.state.seconds["evaluation"], 3),
-            "peak_memory_mb": round(peak_memory_mb(self.model.device), 1),
+            **({"peak_memory_mb": round(peak_memory_mb(self.model.device), 1)} if self.model.device.type == "cuda" else {}),
             "execution": self.model.execution,
             "devices": self.process_group.size,
             "micro_batch": self.memory.micro_batch,

@@ -204,9 +204,9 @@ def test_efficiency_is_of_all_cells(store: ResultStore) -> None:
         "trainable": 1000,
         "share %": 10.0,
         "adapter MB": 0.004,
-        "s/step": 0.5,
-        "peak memory MB": 512.0,
-        "test images/s": 20.0,
+        "s/step": None,  # measured apart from the cells: tests/profiling/test_cost.py
+        "peak memory MB": None,
+        "test images/s": None,
         "device hours, all cells": pytest.approx(3 * 54 / 3600),
     }
 
