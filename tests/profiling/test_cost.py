@@ -13,7 +13,7 @@ from bench.grid.provenance import device_name
 from bench.grid.store import ResultStore
 from bench.perf import main
 from bench.reporting.comparable import CellQuery
-from bench.tables import tables
+from bench.reporting.tables import tables
 
 NAMES = ("s/step", "peak memory MB", "test images/s")
 

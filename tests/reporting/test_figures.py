@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from test_renderings import CAT, SAM, put
 
-from bench.figures import main, pareto, pictures
+from bench.figures import main
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery
+from bench.reporting.figures import pareto, pictures
 from bench.reporting.style import METADATA, rendered
 
 

@@ -20,7 +20,8 @@ from bench.reporting.formats import FORMATS, html, latex
 from bench.reporting.pivot import Pivot
 from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
 from bench.reporting.table_statistics import read_rows, table_statistics
-from bench.tables import main, pivoted, tables
+from bench.reporting.tables import pivoted, tables
+from bench.tables import main
 
 CAT = MethodChoice("cat_sam_t", (), 1, "")
 SAM = MethodChoice("sam", (), 1, "")

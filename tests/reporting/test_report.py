@@ -13,9 +13,10 @@ from test_renderings import CAT, SAM, put
 from test_spec import SPEC
 
 from bench.grid.store import ResultStore
-from bench.report import _inlined, main
+from bench.report import main
 from bench.reporting.comparable import CellQuery, comparable_cells
-from bench.tables import tables
+from bench.reporting.report import _inlined
+from bench.reporting.tables import tables
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")

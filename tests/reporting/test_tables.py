@@ -17,7 +17,8 @@ from bench.grid.spec import MethodChoice, RunSpec
 from bench.grid.store import Record, ResultStore
 from bench.reporting.comparable import CellQuery
 from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
-from bench.tables import main, tables
+from bench.reporting.tables import tables
+from bench.tables import main
 
 CAT_T = MethodChoice("cat_sam_t", (), 1, "")
 LORA_8 = MethodChoice("lora", (("decoder", "sam"), ("rank", 8)), 1, "decoder=sam,rank=8")

@@ -19,9 +19,9 @@ from bench.grid.registry import METHODS
 from bench.grid.spec import MethodChoice, choose_method
 from bench.grid.store import Record, ResultStore, grid_cell
 from bench.reporting.comparable import CellQuery, comparable_cells
+from bench.reporting.tables import tables
 from bench.running.cell import Cell
 from bench.sheets import main
-from bench.tables import tables
 from bench.training.train import batch_of
 
 NEW = replace(SETTINGS, stream_revision=2)
