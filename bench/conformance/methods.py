@@ -111,7 +111,7 @@ def describes_itself(method: MethodSubject) -> str:
     cls, parameters = method.cls, dict(method.choice.parameters)
     for what in ("title", "source"):
         need(isinstance(getattr(cls, what, None), str) and getattr(cls, what), f"It has no {what}: a text is needed.")
-    revision = getattr(cls, "revision", None)
+    revision = method.choice.revision
     need(type(revision) is int and revision >= 1, f"Its revision is {revision!r}: a whole number from 1 is needed.")
     need(cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}("), "It has no docstring of its own, which says what it computes.")
     need(is_dataclass(cls) and cls.__dataclass_params__.frozen, "It is no frozen dataclass.")  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import RequestError, unknown
-from bench.grid.protocol import Protocol, load_protocol, read_toml
+from bench.grid.protocol import SEEDS, Protocol, Settings, load_protocol, read_toml
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
 from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
@@ -105,10 +105,17 @@ def specs_of(
             draw,
             seed,
             protocol.name,
-            protocol.resolve(methods[method].name, dataset, shots),
+            _settings_of(protocol, methods[method], dataset, shots, seed),
         )
         for dataset, method, shots, draw, seed in grid.cells()
     ]
+
+
+def _settings_of(protocol: Protocol, method: MethodChoice, dataset: str, shots: Shots, seed: int) -> Settings:
+    settings = protocol.resolve(method.name, dataset, shots, method.trains)
+    if settings.augmentation_stream != "fresh" and seed >= SEEDS:
+        raise RequestError(f"Seed {seed} is too large: the generators of protocol {protocol.name} take 0 to {SEEDS - 1}.")
+    return settings
 
 
 def title(spec: RunSpec) -> str:

@@ -6,7 +6,7 @@ or shots). The settings of one cell are what remains when its rows are laid over
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -18,6 +18,10 @@ from bench.types import FULL, Shots
 PROTOCOLS = ROOT / "configs" / "protocols"
 SELECTIONS = ("last", "best", "val")
 LEAST = {"epochs": 1, "batch": 1, "evaluate_every": 1, "loader_workers": 1, "lr": 0.0, "lr_min": 0.0, "weight_decay": 0.0}
+LEAST |= {"crop_area_min": 0.0}
+MOST = {"crop_area_min": 1.0}
+SEEDS = 2**32  # that the generators of "reseeded_workers" take
+STREAM_REVISIONS = {"fresh": 1, "reseeded_workers": 2}  # raised when a stream's samples become others, so that their cells' keys do too
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "prompt_types": ("point", "box", "mask"),
     "evaluation_prompt": ("box", "point"),
@@ -49,12 +53,14 @@ class Settings:
     evaluation_prompt: str
     evaluation_split: str  # "val" for studies that choose a protocol: they must not look at test images
     selections: tuple[str, ...]  # the first one's weights are kept
-    augmentation_stream: str  # "reseeded_workers": the reference's loader repeats its random recipes every epoch
+    augmentation_stream: str  # "reseeded_workers": the reference's own numbers, which its loader repeats every epoch
     loader_workers: int  # of the reference, which shape that stream
     normalise_native_size: bool  # False: images of exactly the model's size are taken raw (reference behaviour)
     eval_mode_after_first_look: bool  # True: dropout stops after the first evaluation (reference behaviour)
     matmul_precision: str  # of float32 matrix products on a GPU, in torch's words
     precision: str = "fp32"  # "tf32": products in TF32 whatever matmul_precision says; "bf16": autocast, float32 weights and losses
+    # Of STREAM_REVISIONS; no setting that a protocol has. 1 where nothing is trained, and in records from before there was another.
+    stream_revision: int = field(default=1, repr=False)
 
     def keyed(self) -> dict[str, Any]:
         """What a cell's key is made of."""
@@ -77,13 +83,13 @@ class Protocol:
     schedule: tuple[Mapping[str, Any], ...]
     overrides: tuple[Mapping[str, Any], ...]
 
-    def resolve(self, method: str, dataset: str, shots: Shots) -> Settings:
-        """The settings of one cell."""
+    def resolve(self, method: str, dataset: str, shots: Shots, trains: bool = True) -> Settings:
+        """The settings of one cell. trains: False where training samples change nothing, so that they are no part of its key."""
         merged = {**self.settings, **_without(self._row(shots), "max_shots")}
         for row in self.overrides:
             if _applies(row, method, dataset, shots):
                 merged |= _without(row, "methods", "datasets", "shots")
-        return _settings(self.name, merged)
+        return _settings(self.name, merged, trains)
 
     def _row(self, shots: Shots) -> Mapping[str, Any]:
         for row in self.schedule:
@@ -143,20 +149,23 @@ def _check_keys(where: str, given: Mapping[str, Any], allowed: Any) -> None:
             raise unknown(f"key in {where}", key, allowed)
 
 
-def _settings(name: str, merged: Mapping[str, Any]) -> Settings:
+def _settings(name: str, merged: Mapping[str, Any], trains: bool) -> Settings:
     merged = {**LATER, **merged}
     missing = [key for key in SETTING_TYPES if key not in merged]
     if missing:
         raise RequestError(f"Protocol {name} lacks the settings {', '.join(missing)}.")
     settings = Settings(**{key: _typed(f"protocol {name}: {key}", merged[key], kind) for key, kind in SETTING_TYPES.items()})
     _check_values(name, settings)
-    return settings
+    return replace(settings, stream_revision=STREAM_REVISIONS[settings.augmentation_stream]) if trains else settings
 
 
 def _check_values(name: str, settings: Settings) -> None:
     for key, least in LEAST.items():
         if getattr(settings, key) < least:
             raise RequestError(f"Protocol {name}: {key} = {getattr(settings, key)} is too small: at least {least} is needed.")
+    for key, most in MOST.items():
+        if getattr(settings, key) > most:
+            raise RequestError(f"Protocol {name}: {key} = {getattr(settings, key)} is too large: at most {most} is allowed.")
     for key, allowed in CHOICES.items():
         given = getattr(settings, key)
         values = given if isinstance(given, tuple) else (given,)
@@ -192,5 +201,5 @@ def _plain(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-SETTING_TYPES: Mapping[str, Any] = {f.name: get_type_hints(Settings)[f.name] for f in fields(Settings)}
+SETTING_TYPES: Mapping[str, Any] = {f.name: get_type_hints(Settings)[f.name] for f in fields(Settings) if f.repr}
 LATER: Mapping[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}

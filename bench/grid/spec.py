@@ -22,13 +22,16 @@ ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their defaul
 class MethodChoice:
     """A method with all its hyper-parameters, defaults included.
 
-    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8".
+    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8". A parameter that came later
+    (`bench.model.method.LATER`) is among them only where it differs, so that older cells stay what they are.
+    trains: whether there is anything to train.
     """
 
     name: str
     parameters: tuple[tuple[str, Any], ...]
     revision: int
     shown: str
+    trains: bool = True
 
     @property
     def label(self) -> str:
@@ -136,14 +139,15 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
             raise unknown(f"parameter of {name}", key, known)
         values[key] = _same_type(f"{name}({key}=…)", value, known[key])
     method = cls(**values)
-    parameters = tuple((f.name, getattr(method, f.name)) for f in fields(cls))
+    given_all = ((f, getattr(method, f.name)) for f in fields(cls))
+    parameters = tuple((f.name, value) for f, value in given_all if value != f.default or not f.metadata.get("later"))
     shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
-    return MethodChoice(name, parameters, cls.revision, shown)  # type: ignore[attr-defined]
+    return MethodChoice(name, parameters, method.revision, shown, getattr(cls, "trains", True))
 
 
 def released_choice(cls: type) -> MethodChoice:
     """The choice of a method's class with its defaults whose weights are released ones: a row of its own, "cat_sam_a(released)"."""
-    return replace(choose_method(cls, {}), shown=RELEASED)
+    return replace(choose_method(cls, {}), shown=RELEASED, trains=False)
 
 
 def _same_type(where: str, value: Any, default: Any) -> Any:

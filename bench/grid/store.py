@@ -34,6 +34,8 @@ ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a
 KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
 NAMES_AS_TEXT: dict[str, Callable[[str], str]] = dict.fromkeys(("name", "image", "stem"), str)  # an image called 007 stays "007"
 
+COST_FIELDS = ("step_seconds", "images_per_second", "peak_memory_mb")  # of a method on a backbone and machine, measured apart from cells
+
 Phase = Literal["stored", "failed", "unfinished", "pending"]
 
 
@@ -233,6 +235,27 @@ class ResultStore:
         except (OSError, ValueError, TypeError) as error:
             raise RequestError(f"Cannot read {path}: {error}; remove it, or run again.") from None
 
+    def cost_file(self, method: MethodChoice, backbone: str, machine: str) -> Path:
+        """Where the costs of a method are kept that were measured on a machine, apart from all cells."""
+        return self.root / "costs" / f"{backbone}_{method.name}_{_short((backbone, method_id(method), machine))}.json"
+
+    def keep_cost(self, method: MethodChoice, backbone: str, machine: str, found: Mapping[str, Any]) -> None:
+        """Keeps COST_FIELDS as they were measured, and what else is said of the measurement."""
+        path = self.cost_file(method, backbone, machine)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        which = {"backbone": backbone, "label": method.label, "method_id": method_id(method), "machine": machine, "time": _now()}
+        write_together(path.parent, {path.name: _json({**which, **found})})
+
+    def costs(self) -> dict[tuple[str, str, str], Mapping[str, float]]:
+        """(backbone, method_id, machine) -> COST_FIELDS, of all that was measured; a file that cannot be read is passed over."""
+        found: dict[tuple[str, str, str], Mapping[str, float]] = {}
+        for path in sorted((self.root / "costs").glob("*.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                cost = json.loads(path.read_bytes())
+                which = str(cost["backbone"]), str(cost["method_id"]), str(cost["machine"])
+                found[which] = {name: float(cost[name]) for name in COST_FIELDS if name in cost}
+        return found
+
     def _folder_of(self, cell: RunSpec | Path) -> Path:
         return self.folder(cell) if isinstance(cell, RunSpec) else Path(cell)
 
@@ -399,10 +422,18 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
         "dataset_revision": spec.dataset_revision,
         "generated": spec.generated,
         "method_revision": method.revision,
+        "augmentation_stream": settings.augmentation_stream,
+        "stream_revision": settings.stream_revision,
+        "eval_mode_after_first_look": settings.eval_mode_after_first_look,
     }
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
     nested = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}
     return {**names, **run, **fixed, **kept, **_identities(spec), "key": spec.key, **scores, **nested, "path": str(folder)}
+
+
+def method_id(method: MethodChoice) -> str:
+    """Equal for choices that are the same method."""
+    return _short((method.name, method.parameters, method.revision))
 
 
 def _identities(spec: RunSpec) -> dict[str, str]:
@@ -411,6 +442,8 @@ def _identities(spec: RunSpec) -> dict[str, str]:
     recipe: tuple[Any, ...] = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
     if spec.released_sha256:
         method, recipe = (*method, RELEASED), (*recipe, spec.released_sha256)
+    if spec.settings.stream_revision > 1:
+        recipe = (*recipe, spec.settings.stream_revision)
     return {"method_id": _short(method), "recipe": _short(recipe)}
 
 

@@ -45,7 +45,8 @@ class Decoder(nn.Module):
         logits = [masks[rows] for rows in batch.rows]
         if fixed is not None:
             logits = [
-                low + mask_maps.masks_of_one(weights[rows], fixed[i]) for i, (low, rows) in enumerate(zip(logits, batch.rows, strict=True))
+                low + mask_maps.masks_of_one(weights[rows, : fixed.shape[-1]], fixed[i])
+                for i, (low, rows) in enumerate(zip(logits, batch.rows, strict=True))
             ]
         return Decoded(logits, [scores[rows] for rows in batch.rows])
 

@@ -15,6 +15,7 @@ from bench.model.retuned import RetunedDecoder
 from bench.model.sam import Sam, Tuner
 from bench.model.segmenter import PromptableSegmenter
 
+LATER = {"later": True}  # metadata of a parameter that came after cells were stored: its default means what they have
 DECODERS: Mapping[str, Callable[[Sam], Decoder]] = {"sam": lambda sam: Decoder(), "hq": HQDecoder, "tuned": RetunedDecoder}
 
 
@@ -23,7 +24,8 @@ class Method:
     """A tuning method: a frozen dataclass of its hyper-parameters, registered with `@METHODS.register(name)`.
 
     title: as tables print it. source: the paper. revision: raised when the meaning of the method changes, so that cells of
-    the old one are not mistaken for it. trains: False where there is nothing to train, so that its cells are short.
+    the old one are not mistaken for it. also_loads: earlier revisions that differ in training alone. trains: False where there is
+    nothing to train, so that its cells are short.
     retunes_backbone: True where the model has a copy of the backbone's weights for itself, so that it is as large as SAM.
     """
 
@@ -31,6 +33,7 @@ class Method:
     title: ClassVar[str]
     source: ClassVar[str]
     revision: ClassVar[int] = 1
+    also_loads: ClassVar[tuple[int, ...]] = ()
     trains: ClassVar[bool] = True
     retunes_backbone: ClassVar[bool] = False
 

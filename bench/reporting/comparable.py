@@ -10,16 +10,18 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError
-from bench.grid.store import Damaged, GridCell, ResultStore
+from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore
 from bench.reporting.table import Cell
 
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
+MACHINE = "provenance.device_name"
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
-    "device": "provenance.device_name",
+    "device": MACHINE,
     "torch": "provenance.packages.torch",
 }
+ONLY_SAMPLE = "provenance.only_training_sample"
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,28 @@ class ComparableCells:
         return (f"GENERATED STAND-INS, not the real images: {names}. These numbers say nothing about the real data sets.",)
 
     @property
+    def training(self) -> tuple[str, ...]:
+        """What a reader would not expect of the cells' training: one picture for all epochs; dropout that stops."""
+        if not len(self.frame):
+            return ()
+        learnt, notes = self.frame[trained(self.frame)], []
+        repeated = learnt[learnt["augmentation_stream"] != "fresh"]
+        if self.identity[2] == "1" and len(repeated):
+            samples = repeated.get(ONLY_SAMPLE, pd.Series(None, index=repeated.index, dtype=object))
+            counts = samples.fillna("not the reference's, but one that an earlier version drew").value_counts()
+            shown = "; ".join(f"{sample} ({count} of {len(repeated)} cells)" for sample, count in counts.items())
+            notes.append(f"ONE PICTURE: one-shot training repeats a single augmented sample in every epoch: {shown}.")
+        stopped = sorted(set(learnt.loc[learnt["eval_mode_after_first_look"], "label"]))
+        if stopped:
+            notes.append(f"Trained in evaluation mode, without dropout, after the first evaluation: {', '.join(stopped)}.")
+        return tuple(notes)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be known before its numbers are read."""
+        return (*self.stand_ins, *self.training, *self.mixed)
+
+    @property
     def mixed(self) -> tuple[str, ...]:
         """A warning for each thing in which the cells of one table should not differ, and do."""
         warnings = []
@@ -155,7 +179,8 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     if scan.table.empty and not grid:
         lost = f" ({len(scan.damaged)} damaged records were left out)" if scan.damaged else ""
         raise RequestError(f"No cell is stored or asked for below {store.runs}{lost}: start one with `python -m bench.run`.")
-    stored = {_identity(key): frame for key, frame in _grouped(scan.table, ["backbone", "protocol", "shots", "checkpoint_sha256"])}
+    table = _with_costs(scan.table, store.costs())
+    stored = {_identity(key): frame for key, frame in _grouped(table, ["backbone", "protocol", "shots", "checkpoint_sha256"])}
     asked: dict[tuple[str, str, str, str], list[GridCell]] = {}
     for cell in grid:
         asked.setdefault(_identity((cell.backbone, cell.protocol, cell.shots, cell.checkpoint_sha256)), []).append(cell)
@@ -165,7 +190,16 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
         there = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in found)
         raise RequestError(f"No cell is of the shots, protocol and backbone asked for; there are: {there}.")
     notes = _damage_notes(store, scan.damaged)
-    return [_comparable(store, query, key, stored.get(key, scan.table.head(0)), asked.get(key, []), notes) for key in taken]
+    return [_comparable(store, query, key, stored.get(key, table.head(0)), asked.get(key, []), notes) for key in taken]
+
+
+def _with_costs(frame: pd.DataFrame, costs: Mapping[tuple[str, str, str], Mapping[str, float]]) -> pd.DataFrame:
+    """The cells with `measured.*`, what was measured of their method, backbone and machine apart from them; NaN where nothing was."""
+    if frame.empty or not costs:
+        return frame
+    which = list(zip(*(frame.get(name, [""] * len(frame)) for name in ("backbone", "method_id", MACHINE)), strict=True))
+    columns = {f"measured.{name}": [costs.get(key, {}).get(name, math.nan) for key in which] for name in COST_FIELDS}
+    return frame.assign(**columns)
 
 
 def _identity(key: Iterable[object]) -> tuple[str, str, str, str]:
@@ -186,7 +220,7 @@ def _damage_notes(store: ResultStore, damaged: Iterable[Damaged]) -> tuple[str, 
 def _comparable(
     store: ResultStore, query: CellQuery, key: tuple[str, str, str, str], frame: pd.DataFrame, asked: list[GridCell], notes: tuple[str, ...]
 ) -> ComparableCells:
-    one_method = _current(frame, ["label"], "method_id", {(cell.method,): cell.method_id for cell in asked})
+    one_method = _current(_of_newest_samples(frame), ["label"], "method_id", {(cell.method,): cell.method_id for cell in asked})
     current = _current(one_method, ["label", "dataset"], "recipe", {(cell.method, cell.dataset): cell.recipe for cell in asked})
     left_out = len(frame) - len(current)
     if left_out:
@@ -194,6 +228,20 @@ def _comparable(
     selection = query.selection or _first_selection(current)
     scores = _scores(current, f"{selection}.miou_{query.rule}")
     return ComparableCells(key, selection, query.rule, current, _gaps(store, asked, set(frame.get("key", ()))), notes, scores)
+
+
+def trained(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Which of the stored cells were trained, and not only evaluated."""
+    return frame.get("cost.steps", pd.Series(math.nan, index=frame.index)) != 0
+
+
+def _of_newest_samples(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without cells that were trained on samples of an earlier version, where there are others; what is not trained stays."""
+    if frame.empty:
+        return frame
+    learnt = frame[trained(frame)]
+    newest = learnt.groupby("augmentation_stream")["stream_revision"].transform("max")
+    return frame.drop(learnt.index[learnt["stream_revision"] < newest])
 
 
 def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mapping[tuple[str, ...], str]) -> pd.DataFrame:

@@ -21,8 +21,7 @@ def comparisons_table(comparable: ComparableCells, published: Published, paper_s
         cells = [cell for group in groups for cell in _compared(found.get((a, b, group)))]
         rows.append(Row(f"{heading(a, published)} - {heading(b, published)}", tuple(cells), (("method", a), ("method", b))))
     notes = (
-        *comparable.stand_ins,
-        *comparable.mixed,
+        *comparable.warnings,
         f"Δ: difference in points with its 95 % interval; p: two-sided, after Holm's correction for {len(found)} comparisons; "
         "d: Cohen's d of the images' IoUs; n: runs that both have.",
         *comparable.notes,

@@ -64,7 +64,7 @@ def report(store: ResultStore) -> str:
         "report.html",
         stored=len(table),
         phases=_phases(found),
-        warnings=list(dict.fromkeys(note for of in found for note in (*of.stand_ins, *of.notes, *of.mixed))),
+        warnings=list(dict.fromkeys(note for of in found for note in (*of.warnings, *of.notes))),
         highest=[(of.context, [f"{dataset}: {_best(of, dataset)}" for dataset in of.datasets]) for of in found],
         filters={name: _options(str(row[name]) for row in cells) for name in FILTERS},
         titles=TITLES,

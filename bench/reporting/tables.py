@@ -44,8 +44,7 @@ def paper_table(comparable: ComparableCells, published: Published, paper_shots: 
         columns,
         tuple(rows),
         (
-            *comparable.stand_ins,
-            *comparable.mixed,
+            *comparable.warnings,
             *_published_notes(comparable, published, paper_shots),
             *_evidence_notes(known),
             *comparable.notes,
@@ -124,7 +123,7 @@ def plain_table(comparable: ComparableCells, published: Published, paper_shots: 
         )
         for label in ordered(comparable.labels_of(datasets), published)
     ]
-    notes = (*comparable.stand_ins, *comparable.mixed, *_evidence_notes(known), *comparable.notes)
+    notes = (*comparable.warnings, *_evidence_notes(known), *comparable.notes)
     return Table(comparable.name("plain"), "Foreground mIoU (%)", comparable.context, "method", columns, tuple(rows), notes)
 
 

@@ -33,7 +33,7 @@ from bench.training.evaluation import evaluate
 from bench.training.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
-from bench.training.train import Log, fit, optimizer_of
+from bench.training.train import Log, fit, optimizer_of, repeats_one_sample, samples_of
 from bench.types import WHOLE, Dataset, Memory, ProgressCallback, Split
 
 Tensors = dict[str, Tensor]
@@ -125,7 +125,15 @@ class Cell:
                 raise
             self._save_state()  # the selections that follow change the model's weights
         outside = third_party(self.spec.method.name, self.spec.dataset)
-        return self._result(self._selected_rows(), {**provenance, **({"third_party": outside} if outside else {})})
+        said = {**provenance, **self._only_sample(), **({"third_party": outside} if outside else {})}
+        return self._result(self._selected_rows(), said)
+
+    def _only_sample(self) -> dict[str, str]:
+        """What the one sample is, in a few words, that all of the training shows; nothing where there is more than one."""
+        if self.optimizer is None or not repeats_one_sample(self.support, self.settings):
+            return {}
+        (sample,) = samples_of(self.dataset, self.support, self.settings, self.spec.seed, 0, 0, self.model.sam.config.grid)
+        return {"only_training_sample": f"{sample.augmentation}, prompt: {sample.kind}"}
 
     def _built(self, sam: Sam) -> PromptableSegmenter:
         model = build_model(self.spec, sam)
@@ -249,7 +257,7 @@ class Cell:
             "tuned_bytes": len(tuned),
             "training_seconds": round(self.state.seconds["training"], 3),
             "evaluation_seconds": round(self.state.seconds["evaluation"], 3),
-            "peak_memory_mb": round(peak_memory_mb(self.model.device), 1),
+            **({"peak_memory_mb": round(peak_memory_mb(self.model.device), 1)} if self.model.device.type == "cuda" else {}),
             "execution": self.model.execution,
             "devices": self.process_group.size,
             "micro_batch": self.memory.micro_batch,

@@ -18,8 +18,9 @@ from bench.data.objects import object_count, sample_objects, tight_boxes
 from bench.errors import DataError
 from bench.grid.plan import open_dataset
 from bench.training.prepared import evaluation_prompts
-from bench.training.train import example
-from bench.training.transforms import augment_sample
+from bench.training.streams import FreshStream
+from bench.training.train import training_sample
+from bench.training.transforms import Augmentation, augmented
 from bench.types import ObjectRule, Sample
 from datasets import prepare
 from datasets.coco import read_coco, run_lengths
@@ -137,20 +138,20 @@ def test_objects_go_the_way_of_their_image(smoke, seed, crop):
     grey = (objects * np.array([1, 2, 4])[:, None, None]).sum(axis=0).astype(np.uint8)
     sample = Sample("x", np.dstack([grey] * 3), objects.any(axis=0).astype(np.uint8), objects)
     how = replace(smoke, flips=True, random_crop=crop)
-    found = augment_sample(sample, np.random.default_rng(seed), how)
+    drawn = Augmentation.drawn(HEIGHT, WIDTH, FreshStream(np.random.default_rng(seed)), how)
+    found = augmented(sample, drawn)
     assert all((found.objects[i] == ((found.image[..., 0] >> i) & 1)).all() for i in range(3))
     assert (found.mask == (found.image[..., 0] > 0)).all()
-    plain = augment_sample(replace(sample, objects=None), np.random.default_rng(seed), how)
+    plain = augmented(replace(sample, objects=None), drawn)
     assert (plain.image == found.image).all() and (plain.mask == found.mask).all() and plain.objects is None
 
 
 def test_a_training_example_has_a_prompt_and_a_target_for_each_annotation(data, smoke):
     dataset = opened(data, "coco_train")
     how = replace(smoke, flips=False, random_crop=False, prompt_types=("box",))
-    one = example(dataset, "sub/a", how, np.random.default_rng(0), 8)
+    one, empty = (training_sample(dataset, name, how, FreshStream(np.random.default_rng(0)), 8).example for name in ("sub/a", "c"))
     objects = dataset.load("train", "sub/a").objects
     assert (one.target.numpy() == objects).all() and (one.prompts.boxes.numpy() == tight_boxes(objects)).all()
-    empty = example(dataset, "c", how, np.random.default_rng(0), 8)
     assert empty.prompts.count == 0 and empty.target.shape == (1, HEIGHT, WIDTH) and not empty.target.any()
 
 

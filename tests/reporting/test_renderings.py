@@ -213,7 +213,7 @@ def test_comparisons_are_symmetric_and_counted(store: ResultStore) -> None:
     assert delta.low is not None and delta.high is not None and delta.low < delta.value < delta.high < 0
     assert p.value is not None and p.value < 0.01 and d.value is not None and d.value < -1
     assert (delta.n, delta.images) == (3, 40)
-    assert "Holm's correction for 3 comparisons" in table.notes[0]
+    assert any("Holm's correction for 3 comparisons" in note for note in table.notes)
 
 
 def test_rules_count_images_as_the_metric_does(store: ResultStore) -> None:
@@ -247,9 +247,9 @@ def test_efficiency_is_of_all_cells(store: ResultStore) -> None:
         "trainable": 1000,
         "share %": 10.0,
         "adapter MB": 0.004,
-        "s/step": 0.5,
-        "peak memory MB": 512.0,
-        "test images/s": 20.0,
+        "s/step": None,  # measured apart from the cells: tests/profiling/test_cost.py
+        "peak memory MB": None,
+        "test images/s": None,
         "device hours, all cells": pytest.approx(3 * 54 / 3600),
     }
 

@@ -75,6 +75,10 @@ backbone vit_l · weights abababab · shots 1 · protocol paper · prompts box �
 
 Mean ± standard deviation over the n draws and seeds (one where no n is given); mIoU is pooled over all test pixels.
 
+ONE PICTURE: one-shot training repeats a single augmented sample in every epoch: not the reference's, but one that an earlier version drew (8 of 8 cells).
+
+Trained in evaluation mode, without dropout, after the first evaluation: lora(decoder=sam), lora(decoder=sam,rank=8), mine.
+
 Published: CAT-SAM (arXiv 2402.03631), one-shot table; ViT-L, box prompts.
 
 [^1]: seed 1: pending
@@ -95,10 +99,14 @@ backbone vit_l · weights abababab · shots 1 · protocol paper · prompts box �
 
 Mean ± standard deviation over the n draws and seeds (one where no n is given); mIoU is pooled over all test pixels.
 
+ONE PICTURE: one-shot training repeats a single augmented sample in every epoch: not the reference's, but one that an earlier version drew (8 of 8 cells).
+
+Trained in evaluation mode, without dropout, after the first evaluation: lora(decoder=sam), lora(decoder=sam,rank=8), mine.
+
 [^1]: seed 1: pending
 
 [^2]: seed 0: failed: The loss became nan at step 3 \| last 0.4.
-"""
+"""  # noqa: E501
 
 
 def test_golden_paper_table(store: ResultStore) -> None:
