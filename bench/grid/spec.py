@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import RequestError, unknown
+from bench.grid.plugins import place_in, reason
 from bench.grid.protocol import Settings
 from bench.types import Shots
 
@@ -135,7 +136,12 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
         if key not in known:
             raise unknown(f"parameter of {name}", key, known)
         values[key] = _same_type(f"{name}({key}=…)", value, known[key])
-    method = cls(**values)
+    try:
+        method = cls(**values)
+    except RequestError:
+        raise
+    except Exception as error:
+        raise RequestError(f"The method {name} cannot be made: {reason(error, place_in(error, cls))}") from error
     parameters = tuple((f.name, getattr(method, f.name)) for f in fields(cls))
     shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
     return MethodChoice(name, parameters, cls.revision, shown)  # type: ignore[attr-defined]
