@@ -270,24 +270,24 @@ def _same_gradients(method: MethodSubject, what: str, memory: Memory) -> str:
     return f"they differ by {worst:.0e} of the largest value, {CLOSE:.0e} is allowed"
 
 
-def the_fast_path_has_the_plain_gradients(method: MethodSubject) -> str:
+def the_fast_path_has_the_references_gradients(method: MethodSubject) -> str:
     _needs_training(method)
     model, _ = method.trained
     found = {}
     for path in ("fast", "reference"):
-        with use(path), _without_dropout(model):  # of which the paths draw other masks
+        with use(path), _without_dropout(model):  # of which the two draw other masks
             found[path] = _gradients(method, model, Memory())
-    fast, plain = found["fast"], found["reference"]
+    fast, reference = found["fast"], found["reference"]
     for path, gradients in found.items():
         lacking = [name for name, gradient in gradients.items() if gradient is None]
         need(not lacking, f"In the {path} path {len(lacking)} of {len(gradients)} tensors have no gradient: {', '.join(lacking[:3])}.")
     of_element, of_largest = GRADIENT_CLOSE
-    least = 1e-3 * max(gradient.abs().max() for gradient in plain.values())
-    for name, a in plain.items():
+    least = 1e-3 * max(gradient.abs().max() for gradient in reference.values())
+    for name, a in reference.items():
         wrong = ~((fast[name] - a).abs() <= of_element * a.abs() + of_largest * a.abs().max().clamp(min=least))
         told = f"{int(wrong.sum())} of {a.numel()} elements of the gradient of {name} differ"
         need(not wrong.any(), f"{told}; the first is {_first(fast[name], wrong):.3g}, and {_first(a, wrong):.3g} in the reference path.")
-    return f"every element of {len(plain)} tensors, to {of_element:.0e} of itself and {of_largest:.0e} of its tensor's largest"
+    return f"every element of {len(reference)} tensors, to {of_element:.0e} of itself and {of_largest:.0e} of its tensor's largest"
 
 
 def _first(values: Tensor, where: Tensor) -> float:
@@ -426,7 +426,7 @@ METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
     micro_batches_give_the_same_gradients,
     checkpointing_gives_the_same_gradients,
     the_fast_path_is_the_reference,
-    the_fast_path_has_the_plain_gradients,
+    the_fast_path_has_the_references_gradients,
     models_on_one_backbone_do_not_see_each_other,
     a_frozen_encoder_stays_frozen,
     works_on_another_backbone,

@@ -345,10 +345,10 @@ BROKEN = [
     ("checkpointing_gives_the_same_gradients", CountsItsCalls, "With activation checkpointing, the gradient of tuner.s"),
     ("the_fast_path_is_the_reference", KnowsThePath, "of the largest value; 1e-04 is allowed."),
     ("the_fast_path_is_the_reference", PutsKeysByPlace, "of the largest value; 1e-04 is allowed."),
-    ("the_fast_path_has_the_plain_gradients", LearnsInOnePath, "In the fast path 1 of 2 tensors have no gradient: tuner.shift."),
-    ("the_fast_path_has_the_plain_gradients", LearnsInTheOtherPath, "In the reference path 1 of 2 tensors have no gradient: tuner.shift."),
+    ("the_fast_path_has_the_references_gradients", LearnsInOnePath, "In the fast path 1 of 2 tensors have no gradient: tuner.shift."),
+    ("the_fast_path_has_the_references_gradients", LearnsInTheOtherPath, "In the reference path 1 of 2 tensors have no gradient: tuner.shift."),
     (
-        "the_fast_path_has_the_plain_gradients",
+        "the_fast_path_has_the_references_gradients",
         LearnsHalfInOnePath,
         "32 of 64 elements of the gradient of tuner.shift differ",
     ),
@@ -413,7 +413,7 @@ def test_however_a_method_makes_its_weights_they_learn_in_both_paths(tuner, deco
     """Decided by the tensors that a block computes with, not by the parameters that its modules have."""
     registered(METHODS, method_of(tuner, decoder))
     subject = MethodSubject("on_purpose")
-    checks = ("every_parameter_learns", "the_fast_path_is_the_reference", "the_fast_path_has_the_plain_gradients")
+    checks = ("every_parameter_learns", "the_fast_path_is_the_reference", "the_fast_path_has_the_references_gradients")
     for check in (*checks, "leaves_the_backbone_as_it_is", "checkpointing_gives_the_same_gradients"):
         assert found(METHOD_CHECKS, check, subject).verdict == "pass", found(METHOD_CHECKS, check, subject)
     model, _ = subject.trained
