@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.errors import RequestError, unknown
 from bench.grid.plugins import place_in, reason
-from bench.grid.protocol import Settings
+from bench.grid.protocol import ONE_GROUP, Settings
 from bench.types import Shots
 
 RELEASED = "released"  # shown with a method whose weights somebody else trained
@@ -23,13 +23,15 @@ ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their defaul
 class MethodChoice:
     """A method with all its hyper-parameters, defaults included.
 
-    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8".
+    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8". groups: of its trained
+    parameters, for which a protocol may have a learning rate each.
     """
 
     name: str
     parameters: tuple[tuple[str, Any], ...]
     revision: int
     shown: str
+    groups: tuple[str, ...] = ONE_GROUP
 
     @property
     def label(self) -> str:
@@ -144,7 +146,8 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
         raise RequestError(f"The method {name} cannot be made: {reason(error, place_in(error, cls))}") from error
     parameters = tuple((f.name, getattr(method, f.name)) for f in fields(cls))
     shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
-    return MethodChoice(name, parameters, cls.revision, shown)  # type: ignore[attr-defined]
+    groups = tuple(dict.fromkeys(method.groups().values())) if hasattr(method, "groups") else ONE_GROUP
+    return MethodChoice(name, parameters, cls.revision, shown, groups)  # type: ignore[attr-defined]
 
 
 def released_choice(cls: type) -> MethodChoice:

@@ -346,7 +346,11 @@ BROKEN = [
     ("the_fast_path_is_the_reference", KnowsThePath, "of the largest value; 1e-04 is allowed."),
     ("the_fast_path_is_the_reference", PutsKeysByPlace, "of the largest value; 1e-04 is allowed."),
     ("the_fast_path_has_the_references_gradients", LearnsInOnePath, "In the fast path 1 of 2 tensors have no gradient: tuner.shift."),
-    ("the_fast_path_has_the_references_gradients", LearnsInTheOtherPath, "In the reference path 1 of 2 tensors have no gradient: tuner.shift."),
+    (
+        "the_fast_path_has_the_references_gradients",
+        LearnsInTheOtherPath,
+        "In the reference path 1 of 2 tensors have no gradient: tuner.shift.",
+    ),
     (
         "the_fast_path_has_the_references_gradients",
         LearnsHalfInOnePath,
