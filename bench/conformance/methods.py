@@ -146,6 +146,15 @@ def trains_what_it_says(method: MethodSubject) -> str:
     return f"{len(tuned)} trainable tensors" if tuned else "nothing to train"
 
 
+def its_tensors_are_of_the_groups_that_it_names(method: MethodSubject) -> str:
+    _needs_training(method)
+    model, named = method.fresh(), set(method.choice.groups)
+    found = {model.group_of(name) for name in model.tuned()}
+    told = f"It names the groups {', '.join(sorted(named))}, and its trained tensors are of {', '.join(sorted(found))}"
+    need(found == named, f"{told}: a protocol's learning rate for one of them would match nothing.")
+    return f"groups for learning rates: {', '.join(method.choice.groups)}"
+
+
 def leaves_the_backbone_as_it_is(method: MethodSubject) -> str:
     model, _ = method.trained
     logits_of(model)
@@ -414,6 +423,7 @@ def _difference(found: Tensor, expected: Tensor, allowed: float | None = CLOSE) 
 METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
     describes_itself,
     trains_what_it_says,
+    its_tensors_are_of_the_groups_that_it_names,
     leaves_the_backbone_as_it_is,
     every_parameter_learns,
     same_seed_same_numbers,

@@ -191,9 +191,23 @@ def _comparable(
     left_out = len(frame) - len(current)
     if left_out:
         notes = (*notes, f"Left out: cells of an older revision or of other settings under the same names ({left_out}).")
+    notes = (*_rates(current), *notes)
     selection = query.selection or _first_selection(current)
     scores = _scores(current, f"{selection}.miou_{query.rule}")
     return ComparableCells(key, selection, query.rule, current, _gaps(store, asked, set(frame.get("key", ()))), notes, scores)
+
+
+def _rates(frame: pd.DataFrame) -> tuple[str, ...]:
+    """A note with the learning rates of the methods that train, where they are not all the same."""
+    trained = frame[frame["cost.trainable_parameters"] != 0] if "cost.trainable_parameters" in frame else frame
+    if trained.empty or trained["lr"].nunique() < 2:
+        return ()
+    by_rate: dict[str, list[str]] = {}
+    for label, cells in trained.groupby("label"):
+        for rate, of in cells.groupby("lr"):
+            where = "" if len(of) == len(cells) else f" on {', '.join(sorted(set(of['dataset'])))}"
+            by_rate.setdefault(str(rate), []).append(f"{label}{where}")
+    return ("Learning rates: " + "; ".join(f"{rate}: {', '.join(labels)}" for rate, labels in sorted(by_rate.items())) + ".",)
 
 
 def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mapping[tuple[str, ...], str]) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from bench.types import WHOLE, Dataset, Memory, Prompts
 
 @dataclass(frozen=True)
 class Log:
-    """One step, counted from 1, of `steps`; `epoch` is counted from 1 too. The losses are before the step."""
+    """One step, counted from 1, of `steps`; `epoch` is counted from 1 too. The losses are before the step; `lr` is the first group's."""
 
     step: int
     steps: int

@@ -457,6 +457,22 @@ def test_a_decoder_that_is_broken_on_purpose_is_told_so(registered):
     assert finding == Finding("takes every kind of prompt", "broken", "It has logits that are not finite.")
 
 
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        (
+            {"tuner": "encoder", "tuner.scal": "scales"},
+            "names the groups encoder, scales, and its trained tensors are of encoder: ",
+        ),
+        ({"tuner.scale": "scales"}, "The trained tensor tuner.shift is in no group: the method has groups for tuner.scale alone."),
+    ],
+)
+def test_groups_that_are_not_those_of_its_tensors_are_told(groups, says, registered):
+    registered(METHODS, type("Grouped", (method_of(Sound),), {"__doc__": "Grouped.", "groups": lambda self: groups}))
+    finding = found(METHOD_CHECKS, "its_tensors_are_of_the_groups_that_it_names", MethodSubject("on_purpose"))
+    assert finding.verdict == "broken" and says in finding.said
+
+
 class MissesAName(Sound):
     def changed(self, x):
         return x + no_such_name  # noqa: F821
@@ -608,7 +624,8 @@ def test_a_sound_data_set_breaks_nothing(name, registered):
 
 
 def test_every_check_has_been_seen_to_fail():
-    methods = {check for check, *_ in BROKEN} | {"describes_itself", "takes_every_kind_of_prompt"}
+    methods = {check for check, *_ in BROKEN}
+    methods |= {"describes_itself", "takes_every_kind_of_prompt", "its_tensors_are_of_the_groups_that_it_names"}
     nobody_must = {"starts_as_the_frozen_model", "another_seed_another_start"}
     assert {check.__name__ for check in METHOD_CHECKS} - methods == nobody_must
     assert {check.__name__ for check in DATASET_CHECKS} == {check for check, *_ in BROKEN_DATA}
@@ -620,7 +637,7 @@ def test_every_check_has_been_seen_to_fail():
 def test_the_command_says_what_is_kept_and_what_is_broken(registered, capsys, tmp_path):
     assert main(["sam"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "sam" and lines[-1].startswith("15 of 21 checks pass, 6 not promised")
+    assert lines[0] == "sam" and lines[-1].startswith("15 of 22 checks pass, 7 not promised")
     assert "not promised  every parameter learns" in "\n".join(lines)
     registered(DATASETS, changed(title=""), "nameless")
     assert main(["nameless"]) == 1
