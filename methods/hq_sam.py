@@ -1,5 +1,6 @@
 """HQ-SAM as a tuning method: the HQ decoder alone on the frozen encoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -45,6 +46,9 @@ class HQSam(Method):
     add_sam_logits: bool = field(default=False, metadata=LATER)
     title: ClassVar[str] = "HQ-SAM"
     source: ClassVar[str] = "Ke et al., Segment Anything in High Quality, NeurIPS 2023"
+
+    def groups(self) -> Mapping[str, str]:
+        return {"decoder": "hq"}
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         return Tuner(), SummedDecoder(sam) if self.add_sam_logits else HQDecoder(sam)

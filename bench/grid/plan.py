@@ -75,14 +75,33 @@ def paper_methods() -> list[str]:
 GROUPS: Mapping[str, Callable[[], list[str]]] = {"all": METHODS.names, "paper": paper_methods}
 
 
+def groups_by_method() -> dict[str, tuple[str, ...]]:
+    """Every registered method with the groups of parameters that it has as it is, without parameters given; loads torch."""
+    return {name: _groups(METHODS.get(name)) for name in METHODS.names()}
+
+
+def _groups(cls: type) -> tuple[str, ...]:
+    try:
+        return choose_method(cls, {}).groups
+    except RequestError:  # it needs parameters
+        return ()
+
+
 def specs_of(
-    request: Request, checkpoint_sha256: str, data: Path = Path("data"), choose: Callable[[str], list[MethodChoice]] = choose_methods
+    request: Request,
+    checkpoint_sha256: str,
+    data: Path = Path("data"),
+    choose: Callable[[str], list[MethodChoice]] = choose_methods,
+    registered: Callable[[], Mapping[str, Iterable[str]]] = groups_by_method,
 ) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
-    number that is not allowed. choose: how methods are found; `bench.grid.catalogue` does it without torch."""
+    number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch."""
     protocol = protocol_of(request.protocol)
     DATASETS.find_in(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
+    known = registered()
+    groups = {group for groups in (*known.values(), *(choice.groups for choice in methods.values())) for group in groups}
+    protocol.check_rows(known, DATASETS.names(), groups)
     datasets = {name: DATASETS.get(name) for name in names_of(request.datasets, DATASETS)}
     grid = Grid(
         tuple(methods),
@@ -112,7 +131,7 @@ def specs_of(
 
 
 def _settings_of(protocol: Protocol, method: MethodChoice, dataset: str, shots: Shots, seed: int) -> Settings:
-    settings = protocol.resolve(method.name, dataset, shots, method.trains)
+    settings = protocol.resolve(method.name, dataset, shots, method.groups, method.trains)
     if settings.augmentation_stream != "fresh" and seed >= SEEDS:
         raise RequestError(f"Seed {seed} is too large: the generators of protocol {protocol.name} take 0 to {SEEDS - 1}.")
     return settings

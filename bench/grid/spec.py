@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import RequestError, unknown
-from bench.grid.protocol import Settings
+from bench.grid.plugins import place_in, reason
+from bench.grid.protocol import ONE_GROUP, Settings
 from bench.types import Shots
 
 RELEASED = "released"  # shown with a method whose weights somebody else trained
@@ -23,14 +24,15 @@ class MethodChoice:
     """A method with all its hyper-parameters, defaults included.
 
     `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8". A parameter that came later
-    (`bench.model.method.LATER`) is among them only where it differs, so that older cells stay what they are.
-    trains: whether there is anything to train.
+    (`bench.model.method.LATER`) is among them only where it differs, so that older cells stay what they are. groups: of its trained
+    parameters, for which a protocol may have a learning rate each. trains: whether there is anything to train.
     """
 
     name: str
     parameters: tuple[tuple[str, Any], ...]
     revision: int
     shown: str
+    groups: tuple[str, ...] = ONE_GROUP
     trains: bool = True
 
     @property
@@ -138,11 +140,17 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
         if key not in known:
             raise unknown(f"parameter of {name}", key, known)
         values[key] = _same_type(f"{name}({key}=…)", value, known[key])
-    method = cls(**values)
+    try:
+        method = cls(**values)
+    except RequestError:
+        raise
+    except Exception as error:
+        raise RequestError(f"The method {name} cannot be made: {reason(error, place_in(error, cls))}") from error
     given_all = ((f, getattr(method, f.name)) for f in fields(cls))
     parameters = tuple((f.name, value) for f, value in given_all if value != f.default or not f.metadata.get("later"))
     shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
-    return MethodChoice(name, parameters, method.revision, shown, getattr(cls, "trains", True))
+    groups = tuple(dict.fromkeys(method.groups().values())) if hasattr(method, "groups") else ONE_GROUP
+    return MethodChoice(name, parameters, method.revision, shown, groups, getattr(cls, "trains", True))
 
 
 def released_choice(cls: type) -> MethodChoice:

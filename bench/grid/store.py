@@ -408,15 +408,15 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
     """A record as one flat row.
 
     Columns: what the cell is (`label` is the method with its shown parameters), `selection` (the one whose weights are kept),
-    `key`, `method_id` and `recipe` (equal for cells that differ in no more than the data set, or the draw and seed),
-    `<selection>.<score>`, `cost.*`, `provenance.*` and `path`.
+    `lr` (in words: by group of parameters, where those differ), `key`, `method_id` and `recipe` (equal for cells that differ in no more
+    than the data set, or the draw and seed), `<selection>.<score>`, `cost.*`, `provenance.*` and `path`.
     """
     spec, settings, method = record.spec, record.spec.settings, record.spec.method
     parameters = dict(method.parameters)
     names = {"dataset": spec.dataset, "method": method.name, "label": method.label, "decoder": parameters.get("decoder")}
     run = {"shots": spec.shots, "draw": spec.draw, "seed": spec.seed, "backbone": spec.backbone, "protocol": spec.protocol}
     fixed = {"checkpoint_sha256": spec.checkpoint_sha256, "evaluation_prompt": settings.evaluation_prompt}
-    fixed["released_sha256"] = spec.released_sha256
+    fixed |= {"released_sha256": spec.released_sha256, "lr": settings.rates_in_words}
     kept = {
         "selection": settings.selections[0],
         "dataset_revision": spec.dataset_revision,
@@ -440,6 +440,8 @@ def _identities(spec: RunSpec) -> dict[str, str]:
     """A released checkpoint is a method apart, which every data set may have another file of."""
     method: tuple[Any, ...] = (spec.method.name, spec.method.parameters, spec.method.revision)
     recipe: tuple[Any, ...] = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
+    if spec.settings.lr_by_group:
+        recipe = (*recipe, spec.settings.lr_by_group)
     if spec.released_sha256:
         method, recipe = (*method, RELEASED), (*recipe, spec.released_sha256)
     if spec.settings.stream_revision > 1:

@@ -225,6 +225,7 @@ def _comparable(
     left_out = len(frame) - len(current)
     if left_out:
         notes = (*notes, f"Left out: cells of an older revision or of other settings under the same names ({left_out}).")
+    notes = (*_rates(current), *notes)
     selection = query.selection or _first_selection(current)
     scores = _scores(current, f"{selection}.miou_{query.rule}")
     return ComparableCells(key, selection, query.rule, current, _gaps(store, asked, set(frame.get("key", ()))), notes, scores)
@@ -242,6 +243,19 @@ def _of_newest_samples(frame: pd.DataFrame) -> pd.DataFrame:
     learnt = frame[trained(frame)]
     newest = learnt.groupby("augmentation_stream")["stream_revision"].transform("max")
     return frame.drop(learnt.index[learnt["stream_revision"] < newest])
+
+
+def _rates(frame: pd.DataFrame) -> tuple[str, ...]:
+    """A note with the learning rates of the methods that train, where they are not all the same."""
+    learnt = frame if frame.empty else frame[trained(frame)]
+    if learnt.empty or learnt["lr"].nunique() < 2:
+        return ()
+    by_rate: dict[str, list[str]] = {}
+    for label, cells in learnt.groupby("label"):
+        for rate, of in cells.groupby("lr"):
+            where = "" if len(of) == len(cells) else f" on {', '.join(sorted(set(of['dataset'])))}"
+            by_rate.setdefault(str(rate), []).append(f"{label}{where}")
+    return ("Learning rates: " + "; ".join(f"{rate}: {', '.join(labels)}" for rate, labels in sorted(by_rate.items())) + ".",)
 
 
 def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mapping[tuple[str, ...], str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from bench.data.manifest import remember_data
 from bench.errors import RequestError
 from bench.grid.catalogue import Catalogue, catalogue
 from bench.grid.files import file_sha256
-from bench.grid.plan import Request, RunContext, choose_methods, open_datasets, specs_of, title
+from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, open_datasets, specs_of, title
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
 from bench.grid.store import CellStatus, ResultStore
@@ -54,8 +54,8 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     store = ResultStore(options.out)
     checkpoint = checkpoint_path(request.backbone, options.pretrained)
     known = catalogue(request.methods, options.out / "cache") if launcher or options.dry_run else None
-    choose = known.choose if known else choose_methods
-    specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data, choose)
+    found = (known.choose, known.registered) if known else (choose_methods, groups_by_method)
+    specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data, *found)
     states = {spec: store.status(spec) for spec in specs}
     missing = [spec for spec in specs if to_run(states[spec], options.overwrite)]
     datasets = open_datasets(missing, options.data)

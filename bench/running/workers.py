@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import cache
 from multiprocessing.queues import Queue
 from types import FrameType
 from typing import Any
@@ -16,8 +18,10 @@ from typing import Any
 from bench.data.manifest import data_facts
 from bench.errors import DataError, DivergedError, ProcessGroupError, RequestError
 from bench.grid.plan import RunContext, open_datasets, title
+from bench.grid.plugins import place_in, reason
 from bench.grid.progress import Progress
 from bench.grid.provenance import provenance
+from bench.grid.registry import METHODS
 from bench.grid.spec import RunSpec
 from bench.grid.store import ResultStore
 from bench.model.checkpoints import load_sam
@@ -95,7 +99,7 @@ class CellRunner:
         alike = self.process_group.size == 1 or isinstance(error, DivergedError)
         if not alike and is_lost(error):
             raise ProcessGroupError from None
-        reason = failure(error)
+        reason = failure(error, spec.method.name)
         if not alike or self.process_group.rank == 0:
             with contextlib.suppress(OSError):
                 self.store.fail(spec, reason)
@@ -161,14 +165,20 @@ def device_of(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def failure(error: Exception) -> str:
-    """One sentence for a cell's failure; what nobody foresaw is printed in full to stderr as well."""
+def failure(error: Exception, method: str) -> str:
+    """One sentence for the failure of a method's cell; what nobody foresaw is printed in full to stderr as well, once a process."""
     if isinstance(error, DivergedError | DataError | RequestError):
         return str(error)
     if is_out_of_memory(error):
         return "Out of memory, also with smaller steps and activation checkpointing: take a smaller backbone, or a device with more memory."
-    traceback.print_exc()
-    return f"{type(error).__name__}: {error}"
+    said = reason(error, place_in(error, METHODS.get(method)))
+    _print_once("".join(traceback.format_exception(error)))
+    return said
+
+
+@cache
+def _print_once(text: str) -> None:
+    print(text, file=sys.stderr, end="")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -28,7 +28,7 @@ from bench.types import WHOLE, Dataset, Memory, Prompts
 
 @dataclass(frozen=True)
 class Log:
-    """One step, counted from 1, of `steps`; `epoch` is counted from 1 too. The losses are before the step."""
+    """One step, counted from 1, of `steps`; `epoch` is counted from 1 too. The losses are before the step; `lr` is the first group's."""
 
     step: int
     steps: int
@@ -75,8 +75,10 @@ ALL = slice(None)
 
 
 def optimizer_of(model: PromptableSegmenter, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters only."""
-    return torch.optim.AdamW(model.tuned().values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    """AdamW over the trainable parameters only, those of one learning rate together, in the order of `Settings.rates`."""
+    tuned = model.tuned()
+    groups = [{"params": [p for name, p in tuned.items() if model.group_of(name) == group]} for group, _ in settings.lr_by_group]
+    return torch.optim.AdamW(groups or tuned.values(), lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def fit(
@@ -100,7 +102,6 @@ def fit(
     steps, last_loss = each * settings.epochs, float("nan")
     for step in range(first_step, steps):
         epoch, batch = divmod(step, each)
-        lr = cosine_lr(epoch, settings)
         images = min(settings.batch, len(support) - batch * settings.batch)
         first, stop = process_group.share(images)
         examples = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid, slice(first, stop))
@@ -113,10 +114,11 @@ def fit(
         if not torch.isfinite(loss.total):
             now = loss.total.item()
             raise DivergedError(f"The loss became {now} at step {step + 1} of {steps}; the last finite one was {last_loss:.4g}.")
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(optimizer.param_groups, settings.rates, strict=True):
+            group["lr"] = cosine_lr(epoch, settings, rate)
         optimizer.step()
         last_loss = loss.total.item()
+        lr = cosine_lr(epoch, settings, settings.lr)
         yield Log(step + 1, steps, epoch + 1, batch + 1 == each, last_loss, loss.bce.item(), loss.dice.item(), lr)
 
 
@@ -151,9 +153,9 @@ def backward(
     return losses
 
 
-def cosine_lr(epoch: int, settings: Settings) -> float:
+def cosine_lr(epoch: int, settings: Settings, lr: float) -> float:
     """The learning rate of an epoch (counted from 0): a cosine over all epochs, without warm-up, from lr towards lr_min."""
-    return settings.lr_min + (settings.lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+    return settings.lr_min + (lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
 
 
 def epoch_steps(support: Sequence[str], settings: Settings) -> int:

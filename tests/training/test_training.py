@@ -42,7 +42,7 @@ def test_learning_rate_equals_torchs_cosine(smoke):
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=how.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=30, eta_min=how.lr_min)
     for epoch in range(30):
-        assert cosine_lr(epoch, how) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        assert cosine_lr(epoch, how, how.lr) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
         optimizer.step()
         schedule.step()
 
