@@ -102,6 +102,7 @@ def fit(
     steps, last_loss = each * settings.epochs, float("nan")
     for step in range(first_step, steps):
         epoch, batch = divmod(step, each)
+        lrs = [cosine_lr(epoch, settings, rate) for rate in settings.rates]
         images = min(settings.batch, len(support) - batch * settings.batch)
         first, stop = process_group.share(images)
         examples = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid, slice(first, stop))
@@ -114,12 +115,11 @@ def fit(
         if not torch.isfinite(loss.total):
             now = loss.total.item()
             raise DivergedError(f"The loss became {now} at step {step + 1} of {steps}; the last finite one was {last_loss:.4g}.")
-        for group, rate in zip(optimizer.param_groups, settings.rates, strict=True):
-            group["lr"] = cosine_lr(epoch, settings, rate)
+        for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr
         optimizer.step()
         last_loss = loss.total.item()
-        lr = cosine_lr(epoch, settings, settings.lr)
-        yield Log(step + 1, steps, epoch + 1, batch + 1 == each, last_loss, loss.bce.item(), loss.dice.item(), lr)
+        yield Log(step + 1, steps, epoch + 1, batch + 1 == each, last_loss, loss.bce.item(), loss.dice.item(), lrs[0])
 
 
 def backward(
