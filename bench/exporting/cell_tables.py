@@ -21,6 +21,7 @@ COLUMNS = {
     "protocol": "the protocol's name with its changed settings",
     "checkpoint_sha256": "of the backbone's weights",
     "released_sha256": "of the released checkpoint whose weights were evaluated; empty for weights that were trained here",
+    "lr": "the learning rate in words, by group of parameters where they differ: `encoder 0.01, decoder 0.0001`",
     "evaluation_prompt": "box or point",
     "selection": "the selection rule whose weights are kept",
     "dataset_revision": "counts changes of the data set's meaning",
