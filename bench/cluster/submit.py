@@ -20,7 +20,7 @@ from bench.errors import RequestError
 from bench.grid.catalogue import Catalogue
 from bench.grid.plan import RunContext
 from bench.grid.spec import RunSpec
-from bench.grid.store import ResultStore
+from bench.grid.store import ResultStore, clears
 from bench.running.grid import Options, run_context
 
 ENDING_SECONDS = 40.0  # a job that was cancelled lives on for SLURM's KillWait
@@ -94,7 +94,7 @@ def _live(out: Path, wanted: set[str]) -> dict[str, Task]:
 
 def _is_open(store: ResultStore, spec: RunSpec, overwrite: str) -> bool:
     """Whether the cell is still to be computed; while this launcher waited for its turn, another one's job may have done it."""
-    return overwrite == "always" or store.status(spec).phase != "stored"
+    return overwrite in ("always", "changed") or store.status(spec).phase != "stored"
 
 
 def _within_limits(plans: list[ArrayPlan], profile: Profile) -> tuple[list[ArrayPlan], int]:
@@ -142,9 +142,9 @@ def _checks(sent: Submission, plans: Sequence[ArrayPlan], jobs: list[str]) -> di
 
 
 def _discard(store: ResultStore, cells: Iterable[RunSpec], overwrite: str) -> None:
-    """Removes what is to be computed anew: failed cells, and all of them under `always`."""
+    """Removes what is to be computed anew."""
     for spec in cells:
-        if overwrite == "always" or store.status(spec).phase == "failed":
+        if clears(store.status(spec), overwrite):
             store.discard(spec)
 
 

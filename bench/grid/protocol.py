@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from bench import ROOT
 from bench.errors import RequestError, unknown
+from bench.grid.files import read_text
 from bench.types import FULL, Shots
 
 PROTOCOLS = ROOT / "configs" / "protocols"
@@ -116,7 +117,7 @@ def protocol_names(folder: Path = PROTOCOLS) -> list[str]:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; RequestError, with the file and the parser's word, where it cannot be read."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(read_text(path))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"Cannot read {path}: {error}.") from None
 

@@ -49,6 +49,11 @@ class CellStatus:
     reason: str = ""
 
 
+def clears(status: CellStatus, overwrite: str) -> bool:
+    """Whether what a cell that is to be run left is removed first; of `changed` a stored one is to be run for its data alone."""
+    return overwrite == "always" or status.phase == "failed" or (overwrite == "changed" and status.phase == "stored")
+
+
 @dataclass(frozen=True)
 class Record:
     """One cell's result.
@@ -61,6 +66,12 @@ class Record:
     scores: Mapping[str, Mapping[str, float]]
     cost: Mapping[str, Any]
     provenance: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the data set's files; None where images were drawn, "" where it is not known."""
+        data = self.provenance.get("data")
+        return data.get("fingerprint", "") if isinstance(data, Mapping) else ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,11 @@ class GridCell:
     method_id: str
     recipe: str
     folder: str
+
+    @property
+    def named(self) -> tuple[object, ...]:
+        """What a user calls it, which leaves the weights open."""
+        return self.dataset, self.method, self.shots, self.draw, self.seed, self.backbone, self.protocol
 
 
 class ResultStore:

@@ -15,6 +15,7 @@ from bench.reporting.table import Cell
 
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
+FILES = "provenance.data.fingerprint"
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
     "device": "provenance.device_name",
@@ -43,7 +44,8 @@ class ComparableCells:
     """The cells that share a table.
 
     identity: (backbone, protocol, shots, checkpoint); frame: the stored cells, one row each, as `bench.grid.store.row`;
-    gaps: for every cell that was asked for and is not stored, its run, phase and reason.
+    gaps: for every cell that was asked for and is not stored, its run, phase and reason. other_files: a sentence for each run on other
+    data files than its data set's newest cell has.
     """
 
     identity: tuple[str, str, str, str]
@@ -53,6 +55,7 @@ class ComparableCells:
     gaps: Mapping[Position, tuple[tuple[Run, str, str], ...]]
     notes: tuple[str, ...]
     scores: Mapping[Position, Mapping[Run, float]] = field(default_factory=dict)
+    other_files: Mapping[Position, tuple[str, ...]] = field(default_factory=dict)
 
     def labels_of(self, datasets: Iterable[str]) -> list[str]:
         """The methods, with their shown parameters, that were run or asked for on any of the data sets."""
@@ -68,6 +71,7 @@ class ComparableCells:
         """Mean ± standard deviation over draws and seeds, or why there is none; a missing run is never averaged away."""
         scores, gaps = self.scores.get((label, dataset), {}), self.gaps.get((label, dataset), ())
         of, notes = len(scores) + len(gaps), tuple(_gap_note(gap) for gap in gaps if gap[1] != "pending" or scores)
+        notes += self.other_files.get((label, dataset), ())
         if not of:
             return Cell(reason="not run")
         if not scores:
@@ -193,7 +197,27 @@ def _comparable(
         notes = (*notes, f"Left out: cells of an older revision or of other settings under the same names ({left_out}).")
     selection = query.selection or _first_selection(current)
     scores = _scores(current, f"{selection}.miou_{query.rule}")
-    return ComparableCells(key, selection, query.rule, current, _gaps(store, asked, set(frame.get("key", ()))), notes, scores)
+    others = _other_files(current)
+    if others:
+        notes = (*notes, f"Cells of other data files are compared with none of the newer ones ({sum(map(len, others.values()))}).")
+    return ComparableCells(key, selection, query.rule, current, _gaps(store, asked, set(frame.get("key", ()))), notes, scores, others)
+
+
+def _other_files(frame: pd.DataFrame) -> dict[Position, tuple[str, ...]]:
+    """See Board; what is not known to differ does not."""
+    found: dict[Position, tuple[str, ...]] = {}
+    if FILES not in frame:
+        return found
+    known = frame[frame[FILES].notna()].sort_values("provenance.time", kind="stable")
+    newest = dict(zip(known["dataset"], known[FILES], strict=True))
+    for label, dataset, draw, seed, files in zip(*(known[name] for name in ("label", "dataset", "draw", "seed", FILES)), strict=True):
+        if files != newest[dataset]:
+            run = f"seed {seed}" if draw == 0 else f"draw {draw} seed {seed}"
+            note = (
+                f"{run}: of other data files ({files[:8]}) than the newest cell of {dataset} ({newest[dataset][:8]}), not compared with it"
+            )
+            found[label, dataset] = (*found.get((label, dataset), ()), note)
+    return found
 
 
 def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mapping[tuple[str, ...], str]) -> pd.DataFrame:

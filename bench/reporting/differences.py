@@ -139,7 +139,7 @@ def _mean(scores: Sequence[float]) -> Cell:
 def _verdict(means: Sequence[Cell], found: Difference | None, p: float | None) -> tuple[Cell, Cell, Cell, Cell]:
     if found is None or p is None:
         gap = None if means[0].value is None or means[1].value is None else means[0].value - means[1].value
-        return Cell(gap), Cell(), Cell(), Cell(reason="not tested: other images, or none")
+        return Cell(gap), Cell(), Cell(), Cell(reason="not tested: other images or data files, or none")
     higher = "A is higher" if found.value > 0 else "A is lower"
     effect = Cell(found.effect) if np.isfinite(found.effect) else Cell(reason="no spread")
     ends = found.interval
@@ -153,6 +153,9 @@ def _score(cell: Stored, selection: str | None, rule: str) -> float:
 
 
 def _difference(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule: str) -> Difference | None:
+    """The paired test; None where the images are not known to be the same."""
+    if any(len({cell.record.fingerprint for cell in pair} - {""}) > 1 for pair in pairs):
+        return None
     a, b = (_counts([pair[i] for pair in pairs], selection, rule) for i in (0, 1))
     return None if a is None or b is None else difference([(a, b)], [(sampled(a), sampled(b))])
 

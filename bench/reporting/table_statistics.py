@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.grid.store import IMAGES
-from bench.reporting.comparable import ComparableCells, Position
+from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.statistics import Counts, Difference, Interval, Sampled, averaged, difference, holm, sampled
 from bench.reporting.table import Cell, Facts, Mark
 
@@ -38,12 +38,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TableStatistics:
-    """A board's counts by (label, data set), or why they are lacking, and what follows from them."""
+    """A board's counts by (label, data set), or why they are lacking, and what follows from them. files: the fingerprints of what the
+    runs were tested on, where they are known; methods are compared on the same files alone."""
 
     counts: Mapping[Position, Counts]
     datasets: tuple[str, ...]
     averaged: bool
     lacking: Mapping[Position, str] = field(default_factory=dict)
+    files: Mapping[Position, str] = field(default_factory=dict)
     cache: dict[Position, Sampled] = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -93,10 +95,18 @@ class TableStatistics:
         labels = sorted({label for label, _ in self.counts})
         known = {label: counts for label in labels if (counts := self._counts(label, column)) is not None}
         for a, b in combinations(known, 2):
+            if not self._same_files(a, b, column):
+                continue
             draws = list(zip(self._draws(a, column), self._draws(b, column), strict=True))
             found = difference(list(zip(known[a], known[b], strict=True)), draws)
             if found is not None:
                 yield a, b, found
+
+    def _same_files(self, a: str, b: str, column: str) -> bool:
+        """Whether nothing says that two methods were tested on different files."""
+        names = self.datasets if column == AVERAGE else [column]
+        files = [{self.files[label, name] for label in (a, b) if (label, name) in self.files} for name in names]
+        return all(len(of_dataset) < 2 for of_dataset in files)
 
 
 def bracketed(cell: Cell, found: Interval | None, images: int) -> Cell:
@@ -114,18 +124,27 @@ def table_statistics(comparable: ComparableCells, datasets: Sequence[str], avera
     """The evidence of a board's stored cells on these data sets; a cell without readable rows by image has none."""
     counts: dict[Position, Counts] = {}
     lacking: dict[Position, str] = {}
+    files: dict[Position, str] = {}
     wanted = comparable.frame[comparable.frame["dataset"].isin(list(datasets))] if len(comparable.frame) else comparable.frame
     order = wanted.sort_values(["label", "dataset", "draw", "seed"]) if len(wanted) else wanted
     columns = ("label", "dataset", "draw", "seed", "path")
-    rows = list(zip(*(order[name] for name in columns), strict=True)) if len(order) else []
-    for place, runs in groupby(rows, key=lambda row: (str(row[0]), str(row[1]))):
-        folders = [(f"draw {draw} seed {seed}", Path(path)) for _, _, draw, seed, path in runs]
-        found = counts_of(place[1], folders, comparable.selection, comparable.rule)
+    fingerprints = order.get(FILES, [None] * len(order))
+    rows = list(zip(*(order[name] for name in columns), fingerprints, strict=True)) if len(order) else []
+    for place, of_place in groupby(rows, key=lambda row: (str(row[0]), str(row[1]))):
+        runs = list(of_place)
+        folders = [(f"draw {draw} seed {seed}", Path(path)) for _, _, draw, seed, path, _ in runs]
+        known = {str(run[5]) for run in runs if isinstance(run[5], str)}
+        found = (
+            counts_of(place[1], folders, comparable.selection, comparable.rule)
+            if len(known) < 2
+            else "its runs were tested on different data files"
+        )
+        files |= zip([place], known, strict=False)
         if isinstance(found, Counts):
             counts[place] = found
         else:
             lacking[place] = found
-    return TableStatistics(counts, tuple(datasets), averaged, lacking)
+    return TableStatistics(counts, tuple(datasets), averaged, lacking, files)
 
 
 def counts_of(dataset: str, runs: Sequence[tuple[str, Path]], selection: str, rule: str) -> Counts | str:

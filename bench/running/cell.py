@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from bench.errors import DivergedError
+from bench.errors import DataError, DivergedError
 from bench.grid.files import write_together
 from bench.grid.protocol import Settings
 from bench.grid.registry import METHODS, third_party
@@ -77,7 +77,7 @@ class Cell:
     resume files. memory: how a training step is cut to fit the device. prepared: what earlier cells on this data set left to use again.
     process_group: the processes that run this cell together; rank 0 alone writes, and its on_progress alone may stop them.
     released: the trained tensors of a released checkpoint, by `tuned`'s names: they are evaluated as they are, and nothing is trained.
-    compile: torch.compile's mode for the encoder, "" for none.
+    compile: torch.compile's mode for the encoder, "" for none. fingerprint: of the data set's files; a resume file of others is not used.
     """
 
     def __init__(
@@ -93,8 +93,9 @@ class Cell:
         process_group: ProcessGroup = SINGLE_PROCESS,
         released: Tensors | None = None,
         compile: str = "",
+        fingerprint: str | None = None,
     ) -> None:
-        self.process_group = process_group
+        self.process_group, self.fingerprint = process_group, fingerprint
         self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
         self.resume_file, self.on_progress, self.save_every = folder / RESUME, on_progress, save_every
         self.prepared = prepared or Prepared(dataset)
@@ -199,6 +200,8 @@ class Cell:
             self._report(doing)
         rows = self.process_group.gather(rows)
         self.state.seconds["evaluation"] += time.monotonic() - started
+        if not any(row.truth for row in rows):
+            raise DataError(f"None of the {len(rows)} images of the {split} split has any foreground, so that no score is defined.")
         return rows
 
     def _weights(self) -> Tensors:
@@ -215,6 +218,7 @@ class Cell:
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
         content = {
             "key": self.spec.key,
+            "fingerprint": self.fingerprint,
             "course": {IN_RESUME_FILE.get(k, k): v for k, v in vars(self.state).items()},
             "weights": self._weights(),
             "optimizer": optimizer,
@@ -232,6 +236,8 @@ class Cell:
             content = torch.load(self.resume_file, map_location="cpu", weights_only=True)
             if content["key"] != self.spec.key:
                 raise ValueError(f"it belongs to {content['key']}")
+            if content.get("fingerprint", self.fingerprint) != self.fingerprint:  # an older version did not note it
+                raise ValueError("the data set's files were others")
             self.model.load_tuned(content["weights"])
             self.optimizer.load_state_dict(content["optimizer"])
             return TrainingState(**{name: content["course"][IN_RESUME_FILE.get(name, name)] for name in vars(TrainingState())})

@@ -1,22 +1,24 @@
 """A grid on this machine: its cells that are missing, run one after the other or by several workers; what became of all of them."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.data.manifest import remember_data
+from bench.data.manifest import manifest_of, remember_data
 from bench.errors import RequestError
 from bench.grid.catalogue import Catalogue, catalogue
 from bench.grid.files import file_sha256
-from bench.grid.plan import Request, RunContext, choose_methods, open_datasets, specs_of, title
+from bench.grid.plan import Request, RunContext, choose_methods, open_dataset, open_datasets, specs_of, title
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
-from bench.grid.store import CellStatus, ResultStore
+from bench.grid.store import CellStatus, ResultStore, grid_cell
 from bench.model.backbones import checkpoint_path
 from bench.training.launch import is_main_process
 from bench.types import KEPT_BYTES, Dataset, Memory
 
+NAMED = 5  # cells that a sentence lists
 STOPPED = 130  # the exit code after Ctrl-C
 
 
@@ -57,7 +59,10 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     choose = known.choose if known else choose_methods
     specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data, choose)
     states = {spec: store.status(spec) for spec in specs}
-    missing = [spec for spec in specs if to_run(states[spec], options.overwrite)]
+    changed = changed_data([spec for spec in specs if states[spec].phase == "stored"], store, options)
+    missing = [spec for spec in specs if to_run(states[spec], options.overwrite) or (options.overwrite == "changed" and spec in changed)]
+    if is_main_process():
+        _say_apart(specs, [spec for spec in changed if spec not in missing], store)
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         _list_cells(specs, states, missing)
@@ -100,6 +105,29 @@ def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datase
     return stopped
 
 
+def changed_data(stored: Sequence[RunSpec], store: ResultStore, options: Options) -> list[RunSpec]:
+    """The stored cells whose data set has other files by now; one that is not here any more is passed over."""
+    now: dict[str, str | None] = {}
+    for name in dict.fromkeys(spec.dataset for spec in stored):
+        with contextlib.suppress(RequestError):
+            now[name] = manifest_of(open_dataset(name, options.data), options.out / "cache").fingerprint
+    return [spec for spec in stored if spec.dataset in now and store.read(spec).fingerprint not in ("", now[spec.dataset])]
+
+
+def _say_apart(specs: Sequence[RunSpec], changed: Sequence[RunSpec], store: ResultStore) -> None:
+    """Names the stored cells that look like those asked for, and which tables compare with none of them."""
+    if changed:
+        which = "; ".join(map(title, changed[:NAMED])) + ("; …" if len(changed) > NAMED else "")
+        print(f"Stored from other data files than those in the data folder now: {len(changed)} of these cells ({which}).")
+        print("  Tables say so and compare them with no newer cell; `--overwrite changed` runs them again.")
+    asked = {grid_cell(spec).named: spec.checkpoint_sha256 for spec in specs}
+    with contextlib.suppress(RequestError):  # a damaged file is written anew
+        before = [cell for cell in store.grid() if asked.get(cell.named, cell.checkpoint_sha256) != cell.checkpoint_sha256]
+        apart = [cell for cell in before if store.status_of(store.runs / cell.folder).phase == "stored"]
+        if apart:
+            print(f"Stored with other weights of {apart[0].backbone}: {len(apart)} of these cells, which stay in tables of their own.")
+
+
 def _say_outdated(kept: Sequence[RunSpec], store: ResultStore) -> None:
     """Names what third parties changed in their code since cells were stored, of which only a `revision` tells the key."""
     changed: Counter[str] = Counter()
@@ -134,7 +162,8 @@ def run_context(backbone: str, checkpoint: Path, device: str, options: Options) 
 
 
 def to_run(status: CellStatus, overwrite: str) -> bool:
-    """Whether a cell is to be run: `never` leaves stored and failed cells, `failed` retries failed ones, `always` redoes all."""
+    """Whether a cell is to be run: `never` leaves stored and failed cells, `failed` retries failed ones, `always` redoes all;
+    `changed` those too whose data set has other files by now."""
     return status.phase in ("pending", "unfinished") or overwrite == "always" or (overwrite == "failed" and status.phase == "failed")
 
 

@@ -19,7 +19,7 @@ from bench.grid.plan import RunContext, open_datasets, title
 from bench.grid.progress import Progress
 from bench.grid.provenance import provenance
 from bench.grid.spec import RunSpec
-from bench.grid.store import ResultStore
+from bench.grid.store import ResultStore, clears
 from bench.model.checkpoints import load_sam
 from bench.model.sam import Sam
 from bench.running.cell import Cell, Stopped
@@ -70,7 +70,7 @@ class CellRunner:
 
     def run(self, spec: RunSpec, on_progress: ProgressCallback) -> str:
         """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
-        if self.process_group.rank == 0 and (self.context.overwrite == "always" or self.store.status(spec).phase == "failed"):
+        if self.process_group.rank == 0 and clears(self.store.status(spec), self.context.overwrite):
             self.store.discard(spec)
         self.process_group.broadcast(None)  # the others look for a resume file only now
         try:
@@ -123,6 +123,7 @@ class CellRunner:
         dataset, context = self.datasets[spec.dataset], self.context
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
             self.prepared = Prepared(dataset, context.kept_bytes)
+        data = self.process_group.broadcast(self._facts_of(dataset))
         cell = Cell(
             spec,
             self.sam,
@@ -134,8 +135,9 @@ class CellRunner:
             self.prepared,
             self.process_group,
             compile=context.compile,
+            fingerprint=data.get("fingerprint"),
         )
-        result = cell.run({**self.facts, "data": self._facts_of(dataset)})
+        result = cell.run({**self.facts, "data": data})
         if self.process_group.rank == 0:
             self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]

@@ -209,7 +209,7 @@ def test_a_cell_whose_definition_changed_since_is_not_run(data):
         ('[splits.train]\nmask = "x"', "Unknown key in {path} [splits.train] 'mask'. Did you mean masks"),
         ("[training_prompts]\nmax_object = 1", "Did you mean max_objects?"),
         ('threshold = "high"', "threshold = 'high' has the wrong type: int is needed"),
-        ("threshold = 255", "threshold = 255 is not allowed: 0 to 254 is"),
+        ("threshold = -1", "threshold = -1 is not allowed: 0 to 65534 is"),
         ("connectivity = 6", "connectivity = 6 is not allowed: 4 and 8 are"),
         ("min_area = -1", "min_area = -1 is not allowed: 0 or more is"),
         ("extensions = []", "a list of words, at least one, is needed"),
