@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -239,4 +240,4 @@ def _bad_polygon(polygon: Any, height: int, width: int) -> str:
         return "has a polygon that is not a list of x, y, x, y … of at least three points"
     limit = FARTHEST * max(height, width)
     far = [x for x in polygon if not -limit <= x <= limit]  # not a number is neither
-    return f"has a polygon with the coordinate {far[0]:g}, far outside its image of {width}×{height} pixels" if far else ""
+    return f"has a polygon with the coordinate {Decimal(far[0]):.6g}, far outside its image of {width}×{height} pixels" if far else ""

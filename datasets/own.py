@@ -177,7 +177,7 @@ class OwnDataset(ListedDataset):
 def read_names(dataset: str, path: Path) -> tuple[str, ...]:
     """The names in a text file, one a line, with or without an image's extension; # begins a comment. DataError as usual."""
     try:
-        lines = [line.partition("#")[0].strip() for line in read_text(path).splitlines()]
+        lines = [line.partition("#")[0].strip().removeprefix("./") for line in read_text(path).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise DataError(f"Data set {dataset}: the list {path} cannot be read: {reason}.") from None

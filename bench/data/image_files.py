@@ -5,12 +5,14 @@ OpenCV decodes what is cut short or damaged without a word of its own, so a file
 """
 
 import contextlib
+import io
 import os
 import re
 import struct
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def read_image(path: Path, bits: int = 0) -> Bytes:
     """
     pixels = _decoded(path, cv2.IMREAD_COLOR)
     if pixels.dtype == np.uint16 and pixels.ndim == 3:
-        pixels = _eight_bits(path, pixels, bits)
+        pixels = eight_bits(f"image {path}", pixels, bits)
     if pixels.dtype != np.uint8 or pixels.ndim != 3:
         raise DataError(
             f"The image {path} has values of type {pixels.dtype}, whose black and white nobody knows: uint8 or uint16 is needed."
@@ -47,15 +49,16 @@ def read_image(path: Path, bits: int = 0) -> Bytes:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 
-def _eight_bits(path: Path, pixels: Values, bits: int) -> Bytes:
+def eight_bits(what: str, pixels: Values, bits: int = 0) -> Bytes:
+    """The upper 8 of the `bits` that are used of 16; DataError as in `read_image`, `what` being an image as a message calls it."""
     largest = int(pixels.max())
     if not bits and 0 < largest < UNCLEAR_BELOW:
         raise DataError(
-            f"The image {path} has 16 bits and no value above {largest}, which may be fewer bits and would be nearly black: `bits` in the "
+            f"The {what} has 16 bits and no value above {largest}, which may be fewer bits and would be nearly black: `bits` in the "
             f"data set's file (--bits of bench.predict) must say how many are used, {max(8, largest.bit_length())} to 16."
         )
     if bits and largest >> bits:
-        raise DataError(f"The image {path} has the value {largest}, which bits = {bits} does not allow: 0 to {2**bits - 1} is.")
+        raise DataError(f"The {what} has the value {largest}, which bits = {bits} does not allow: 0 to {2**bits - 1} is.")
     return (pixels >> ((bits or 16) - 8)).astype(np.uint8)
 
 
@@ -77,11 +80,12 @@ def read_mask(path: Path) -> Values:
 def read_labels(path: Path) -> Values:
     """A label map's whole numbers (H, W), 0 for the background: a palette's indices, grey at its own depth, RGB as R·2ⁿ·2ⁿ + G·2ⁿ + B
     of n bits; DataError as above, and for a JPEG, which keeps no value as it was."""
-    if _is_jpg(_content(path)):
+    content = _content(path)
+    if _is_jpg(content):
         raise DataError(f"The label map {path} is a JPEG, which changes values: PNG or TIFF is needed.")
-    indices = _palette_indices(path)
+    indices = _palette_indices(content)
     pixels = _decoded(path, cv2.IMREAD_COLOR) if indices is None else indices
-    if pixels.ndim == 3 and pixels.dtype.kind == "u" and (pixels == pixels[..., :1]).all():
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
     if pixels.ndim == 3 and pixels.dtype.kind == "u":
         blue, green, red = (pixels[..., i].astype(np.int64) for i in range(3))
@@ -120,12 +124,12 @@ def orientation(path: Path) -> int:
     return tag if tag in range(1, 9) else 1
 
 
-def _palette_indices(path: Path) -> Values | None:
+def _palette_indices(content: bytes) -> Values | None:
     """The indices (H, W) of a file with a palette, upright; None of another one."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:  # of a path it would map a turned tif's pixels wrongly
             return np.asarray(ImageOps.exif_transpose(image)) if image.mode == "P" else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
@@ -165,7 +169,7 @@ def _decoded(path: Path, mode: int) -> Values:
     pixels, complaint = _decode(content, mode | cv2.IMREAD_ANYDEPTH if mode >= 0 else mode)
     if pixels is None and not complaint:  # it has a depth that no grey or colour of OpenCV's has
         pixels, complaint = _decode(content, cv2.IMREAD_UNCHANGED)
-    if complaint:
+    if complaint := complaint or _bad_checksum(content, tags):
         raise DataError(f"The file {path} is damaged ({complaint}): copy it again from where it came, or save it anew if it looks right.")
     if pixels is None:
         raise DataError(f"The file {path} is not an image that can be read (tif, png or jpg of at most 2^30 pixels).")
@@ -183,6 +187,18 @@ def _decode(content: bytes, mode: int) -> tuple[Values | None, str]:
             pixels = None
     found = DAMAGE.search("".join(said))
     return pixels, found[0].strip().removeprefix("TIFF_Error ") if found else ""
+
+
+def _bad_checksum(content: bytes, tags: Mapping[int, tuple[int, ...]]) -> str:
+    """What is wrong with the checksum of a deflated tif's pixels, which libtiff does not look at; empty where nothing is."""
+    if tags.get(COMPRESSION, (0,))[0] in DEFLATE:
+        for offsets, counts in TIF_PIXELS:
+            for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False):
+                try:
+                    zlib.decompress(content[offset : offset + count])
+                except zlib.error as error:
+                    return str(error)
+    return ""
 
 
 @contextlib.contextmanager
@@ -248,8 +264,6 @@ def _pages(content: bytes) -> int:
 
 
 def _gif_frames(content: bytes) -> int:
-    import io
-
     from PIL import Image
 
     try:
@@ -261,7 +275,9 @@ def _gif_frames(content: bytes) -> int:
 TIF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
 TIF_FORMATS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 TIF_PIXELS = ((273, 279), (324, 325))  # tags: offsets and byte counts of strips, of tiles
-SUBFILE, PHOTOMETRIC, SAMPLES, EXTRA = 254, 262, 277, 338  # tags: what kind of page, what its values are, bands, what further bands are
+SUBFILE, COMPRESSION, PHOTOMETRIC = 254, 259, 262  # tags: what kind of page, how it is packed, what its values are
+SAMPLES, EXTRA = 277, 338  # tags: how many bands, what those beyond grey or RGB are
+DEFLATE = (8, 32946)
 NO_PAGE = 1 | 4  # bits of SUBFILE: a smaller copy, a mask
 MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2
 GREY = (MIN_IS_WHITE, MIN_IS_BLACK)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.data.image_files import check_name, read_image
+from bench.data.image_files import check_name, eight_bits, read_image
 from bench.errors import DataError, InputError
 from bench.types import Prompts
 
@@ -34,7 +34,7 @@ def read_picture(image: "Picture", bits: int = 0) -> Tensor:
     if isinstance(image, str | PathLike):
         image = read_image(Path(image), bits)
     elif hasattr(image, "convert"):
-        image = _rgb(image)
+        image = _rgb(image, bits)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(f"An array of shape {image.shape} is no image: (H, W, 3), RGB in 0–255, is needed.")
@@ -46,10 +46,10 @@ def read_picture(image: "Picture", bits: int = 0) -> Tensor:
     return _in_range(image)
 
 
-def _rgb(image: Any) -> np.ndarray:
+def _rgb(image: Any, bits: int) -> np.ndarray:
     """A PIL image (H, W, 3) uint8."""
     if image.mode.startswith("I;16"):
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
+        return np.repeat(eight_bits("PIL image", np.asarray(image), bits)[..., None], 3, 2)
     if image.mode in ("I", "F"):
         raise InputError(f"A PIL image of mode {image.mode} has no known range: an image of mode RGB, L or I;16 is needed.")
     return np.array(image.convert("RGB"))

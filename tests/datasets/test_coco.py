@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from bench.types import ObjectRule, Sample
 from datasets import prepare
 from datasets.coco import read_coco, run_lengths
 from datasets.definition import Definition
+from datasets.own import own_class
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' own, of numpy 2
 HEIGHT, WIDTH = 40, 60
@@ -197,6 +199,11 @@ def change(data: Path, edit) -> None:
         (lambda c: c["annotations"][0].update(segmentation=[]), "Annotation 44 in {path} has no segmentation"),
         (lambda c: c["annotations"][3]["segmentation"].update(counts=[1, 2]), "Annotation 20 in {path} has run lengths that do not fill"),
         (lambda c: c["annotations"][3]["segmentation"].update(size=[9, 9]), "Annotation 20 in {path} has run lengths of the size [9, 9]"),
+        (lambda c: c["annotations"][0].update(category_id=99), "Annotation 44 in {path} is of category 99, which the file does not list"),
+        (lambda c: c["annotations"][0].update(iscrowd="no"), "Annotation 44 in {path} has iscrowd = 'no': 0 and 1 are allowed"),
+        (lambda c: c["images"][0].update(height=0), "The image 70 in {path} has (0, 60) pixels (H, W): 1 to 2^30 are allowed"),
+        (lambda c: c["images"][0].update(height=10**6, width=10**6), "The image 70 in {path} has (1000000, 1000000) pixels"),
+        (lambda c: c["images"][0].update(file_name="b\udcff.jpg"), r"{path} lists the image 'b\udcff.jpg', whose name is not UTF-8"),
     ],
 )
 def test_what_is_wrong_with_the_annotations_is_one_sentence(edit, said, data):
@@ -205,6 +212,58 @@ def test_what_is_wrong_with_the_annotations_is_one_sentence(edit, said, data):
         opened(data, "coco_wrong")
     text = str(error.value)
     assert said.format(path=data / "train.json", folder=data / "train") in text and "\n" not in text and text.endswith(".")
+
+
+@pytest.mark.parametrize("coordinate", [1e9, -1e9, 10**400, 1e300, float("inf"), float("nan"), 601, -601])
+def test_a_coordinate_far_outside_is_a_fault_of_its_annotation(coordinate, data):
+    change(data, lambda c: c["annotations"][0].update(segmentation=[[0, 0, coordinate, 0, 20, 20]]))
+    with pytest.raises(
+        DataError, match=r"Annotation 44 in .*train\.json has a polygon with the coordinate .*, far outside its image of 60×40"
+    ):
+        opened(data, "coco_far")
+
+
+@pytest.mark.parametrize("coordinate", [600, -600])
+def test_a_polygon_that_leaves_its_image_is_cut_at_the_border(coordinate, data):
+    change(data, lambda c: c["annotations"][0].update(segmentation=[[10, 10, coordinate, 10, coordinate, 20, 10, 20]]))
+    found = opened(data, "coco_beyond").load("train", "sub/a").objects[2]
+    assert (
+        found[12, 12] == (coordinate > 0) and not found[30].any() and found.sum() == pytest.approx(500 if coordinate > 0 else 100, abs=40)
+    )
+
+
+def test_bad_annotations_can_be_left_out_counted_and_named(data, capsys):
+    def edit(c):
+        c["annotations"][0].update(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]])
+        c["annotations"][1].update(category_id=99)
+        c["annotations"][2].update(segmentation=[])
+
+    change(data, edit)
+    with pytest.raises(DataError, match="2 more"):
+        opened(data, "coco_bad")
+    dataset = opened(data, "coco_skipping", f"skip_bad_annotations = true\n{TEXT}")
+    assert [len(dataset.load("train", name).objects) for name in dataset.names("train")] == [2, 0, 0]
+    assert prepare.main(["verify", "coco_skipping", "--data", str(data), "--out", str(data / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of 6 annotations in" in printed and all(f"Left out: Annotation {number} in" in printed for number in (44, 9, 21))
+    assert prepare.main(["verify", "coco_bad", "--data", str(data), "--out", str(data / "out")]) == 1
+    assert "With `skip_bad_annotations = true` the others are left out." in capsys.readouterr().out
+    revisions = {own_class(data / f"coco_{name}.toml").revision_of(data) for name in ("bad", "skipping")}
+    assert len(revisions) == 1  # without the key there is no number: cells of an earlier version stay what they are
+
+
+def test_a_name_may_be_written_in_several_ways(data):
+    accent = "caf\u00e9"
+    (data / "train/sub/a.png").rename(data / f"train/sub/{unicodedata.normalize('NFD', accent)}.png")
+
+    def edit(c):
+        c["images"][0].update(file_name="./b.jpg")
+        c["images"][1].update(file_name=f"sub\\{accent}.png")
+        c["images"][2].update(file_name=".//c.jpg")
+
+    change(data, edit)
+    dataset = opened(data, "coco_names")
+    assert dataset.names("train") == ("b", "c", f"sub/{accent}") and len(dataset.load("train", f"sub/{accent}").objects) == 3
 
 
 def test_a_file_that_is_no_json_is_one_sentence(data):
@@ -232,7 +291,7 @@ def test_the_check_names_everything_and_counts_annotations(data, capsys):
 
 def test_compressed_run_lengths_that_are_nonsense_are_named(data):
     change(data, lambda c: c["annotations"][2]["segmentation"].update(counts="zzz"))
-    with pytest.raises(DataError, match="Annotation 21 in .*has run lengths that do not fill its image"):
+    with pytest.raises(DataError, match=r"Annotation 21 in .*has run lengths that do not fill its image"):
         opened(data, "coco_nonsense")
 
 
