@@ -64,7 +64,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--profile", default="", help="with --launcher slurm: the name of a file in slurm/, or the path of one")
     parser.add_argument("--collect", action="store_true", help="with --launcher slurm: a last job renders tables and report")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--overwrite", choices=["never", "failed", "changed", "always"], default="never", help="changed: cells of other data files")
+    parser.add_argument(
+        "--overwrite", choices=["never", "failed", "changed", "always"], default="never", help="changed: cells of other data files"
+    )
     parser.add_argument("--save-every", type=float, default=Options.save_every, metavar="SECONDS", help="between two resume files")
     parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs (or CPU processes) that run each cell together")

@@ -15,7 +15,7 @@ from bench.reporting.table import Cell
 
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
-FILES = "provenance.data.fingerprint"
+FILES, TIME = "provenance.data.fingerprint", "provenance.time"
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
     "device": "provenance.device_name",
@@ -204,11 +204,11 @@ def _comparable(
 
 
 def _other_files(frame: pd.DataFrame) -> dict[Position, tuple[str, ...]]:
-    """See Board; what is not known to differ does not."""
+    """See ComparableCells; what is not known to differ does not."""
     found: dict[Position, tuple[str, ...]] = {}
-    if FILES not in frame:
+    if not {FILES, TIME} <= set(frame):
         return found
-    known = frame[frame[FILES].notna()].sort_values("provenance.time", kind="stable")
+    known = frame[[isinstance(files, str) for files in frame[FILES]]].sort_values(TIME, kind="stable", key=lambda time: time.astype(str))
     newest = dict(zip(known["dataset"], known[FILES], strict=True))
     for label, dataset, draw, seed, files in zip(*(known[name] for name in ("label", "dataset", "draw", "seed", FILES)), strict=True):
         if files != newest[dataset]:
@@ -225,7 +225,7 @@ def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mappin
     the highest revision, else the one stored last."""
     if frame.empty:
         return frame
-    time = frame["provenance.time"].fillna("") if "provenance.time" in frame else ""
+    time = frame[TIME].fillna("") if TIME in frame else ""
     ranked = frame.assign(time=time).sort_values(["method_revision", "dataset_revision", "time", identity], kind="stable")
     newest = ranked.groupby(names)[identity].transform("last").reindex(frame.index)
     places = zip(*(frame[name] for name in names), strict=True)

@@ -134,12 +134,10 @@ def table_statistics(comparable: ComparableCells, datasets: Sequence[str], avera
         runs = list(of_place)
         folders = [(f"draw {draw} seed {seed}", Path(path)) for _, _, draw, seed, path, _ in runs]
         known = {str(run[5]) for run in runs if isinstance(run[5], str)}
-        found = (
-            counts_of(place[1], folders, comparable.selection, comparable.rule)
-            if len(known) < 2
-            else "its runs were tested on different data files"
-        )
-        files |= zip([place], known, strict=False)
+        found: Counts | str = "its runs were tested on different data files"
+        if len(known) < 2:
+            found = counts_of(place[1], folders, comparable.selection, comparable.rule)
+            files |= zip([place], known, strict=False)
         if isinstance(found, Counts):
             counts[place] = found
         else:

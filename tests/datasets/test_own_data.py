@@ -27,8 +27,8 @@ from bench.errors import DataError, RequestError
 from bench.grid.plan import Request, RunContext, open_dataset, open_datasets, specs_of
 from bench.grid.store import ResultStore
 from bench.model.inputs import read_picture
-from bench.reporting.comparable import CellQuery, boards
-from bench.reporting.table_statistics import evidence
+from bench.reporting.comparable import CellQuery, comparable_cells
+from bench.reporting.table_statistics import table_statistics
 from bench.running.cell import Cell, Stopped
 from bench.running.workers import Bench, StopSignal
 from bench.types import ObjectRule, TrainingPrompts, hash_order
@@ -484,9 +484,9 @@ def test_cells_of_other_data_files_are_said_and_never_compared(data, tmp_path, c
         return capsys.readouterr().out
 
     def compared() -> tuple[int, tuple[str, ...], str]:
-        (board,) = boards(ResultStore(Path(out)), CellQuery())
-        cell = board.cell("sam", "changing")
-        return len(evidence(board, board.datasets, False).comparisons), cell.notes, " ".join(board.notes)
+        (found,) = comparable_cells(ResultStore(Path(out)), CellQuery())
+        cell = found.cell("sam", "changing")
+        return len(table_statistics(found, found.datasets, False).comparisons), cell.notes, " ".join(found.notes)
 
     assert "data files" not in ran("--methods", "sam,bitfit")
     assert compared() == (1, (), "")
@@ -520,12 +520,12 @@ def test_a_resume_file_of_other_data_files_is_not_gone_on_with(data, tmp_path, c
         cell = Cell(spec, toy_backbone(), opened, tmp_path, watch, fingerprint=fingerprint)
         with contextlib.suppress(Stopped):
             cell.run({})
-        return cell.course.step
+        return cell.state.step
 
     steps("one")
     first = torch.load(tmp_path / "resume.pt", weights_only=True)["course"]["step"]
-    assert first and Cell(spec, toy_backbone(), opened, tmp_path, lambda *_: None, fingerprint="one").course.step == first
-    assert Cell(spec, toy_backbone(), opened, tmp_path, lambda *_: None, fingerprint="two").course.step == 0
+    assert first and Cell(spec, toy_backbone(), opened, tmp_path, lambda *_: None, fingerprint="one").state.step == first
+    assert Cell(spec, toy_backbone(), opened, tmp_path, lambda *_: None, fingerprint="two").state.step == 0
     assert "the data set's files were others" in capsys.readouterr().err
 
 

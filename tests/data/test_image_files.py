@@ -15,7 +15,7 @@ from bench.data.image_files import orientation, read_image, read_labels, read_ma
 from bench.errors import DataError
 from bench.model.inputs import image_files, read_picture
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (12, 16, 3), np.uint8)
 GREY = RGB[..., 0]
