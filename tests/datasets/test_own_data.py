@@ -30,13 +30,13 @@ from bench.model.inputs import read_picture
 from bench.reporting.comparable import CellQuery, comparable_cells
 from bench.reporting.table_statistics import table_statistics
 from bench.running.cell import Cell, Stopped
-from bench.running.workers import Bench, StopSignal
+from bench.running.workers import CellRunner, StopSignal
 from bench.types import ObjectRule, TrainingPrompts, hash_order
 from datasets import prepare
 from datasets.definition import Definition, read_definition
 from datasets.own import CONFIGS, own_class
 from datasets.preparation.findings import of_masks
-from datasets.preparation.inspection import Look
+from datasets.preparation.inspection import Inspection
 
 PLAIN = 'images = "pics"\nmasks = "truth"\ntest_share = 0.25\n'
 
@@ -419,7 +419,7 @@ def test_masks_without_objects_and_without_anything_else_are_found_by_the_check(
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.integers(0, 300), st.integers(1, 10**6), min_size=3), st.integers(0, 300))
 def test_no_share_is_above_100_percent(values, threshold):
-    looks = [Look("train", "a", pixels=(1, 1), objects=1, foreground=1, values=values)]
+    looks = [Inspection("train", "a", pixels=(1, 1), objects=1, foreground=1, values=values)]
     text = " ".join(finding.text for finding in of_masks("train", looks, threshold))
     assert all(float(share) <= 100 for share in re.findall(r"([0-9.]+) %", text)) and "are not binary" in text
 
@@ -437,9 +437,9 @@ def test_a_cell_of_ones_own_data_is_stored_with_its_fingerprint(data, tmp_path):
     sha = "0" * 64
     spec = replace(specs_of(Request("lora", "ours", protocol="smoke"), sha, data)[0], shots=2)
     opened = open_datasets([spec], data)
-    bench = Bench(context(data, tmp_path), toy_backbone(), opened, StopSignal())
+    bench = CellRunner(context(data, tmp_path), toy_backbone(), opened, StopSignal())
     assert bench.run(spec, lambda share, doing: None).startswith("mIoU")
-    record = bench.grid.store.read(spec)
+    record = bench.store.read(spec)
     manifest = manifest_of(opened["ours"], None)
     assert record.provenance["data"] == {
         "title": "Our squares",
@@ -447,7 +447,7 @@ def test_a_cell_of_ones_own_data_is_stored_with_its_fingerprint(data, tmp_path):
         "files": 24,
         "bytes": manifest.bytes,
     }
-    assert bench.grid.store.records()["provenance.data.fingerprint"][0] == manifest.fingerprint
+    assert bench.store.records()["provenance.data.fingerprint"][0] == manifest.fingerprint
     assert [path.name.startswith("ours_") for path in (tmp_path / "cache/manifests").iterdir()] == [True]
 
 
@@ -456,10 +456,10 @@ def test_a_score_that_is_not_defined_is_no_result(data, tmp_path):
         cv2.imwrite(str(path), np.zeros((40, 48), np.uint8))
     described(data, "nothing")
     spec = specs_of(Request("sam", "nothing", protocol="smoke"), "0" * 64, data)[0]
-    bench = Bench(context(data, tmp_path), toy_backbone(), open_datasets([spec], data), StopSignal())
+    bench = CellRunner(context(data, tmp_path), toy_backbone(), open_datasets([spec], data), StopSignal())
     said = bench.run(spec, lambda share, doing: None)
     assert said == "FAILED: None of the 3 images of the test split has any foreground, so that no score is defined."
-    assert bench.grid.store.status(spec).phase == "failed"
+    assert bench.store.status(spec).phase == "failed"
 
 
 def test_cells_of_other_data_files_are_said_and_never_compared(data, tmp_path, capsys):
