@@ -67,6 +67,9 @@ def of_masks(split: str, seen: Sequence[Inspection], threshold: int) -> Iterator
     if full:
         which = f"such as {full[0].name}" if len(full) < len(seen) else "so that there is nothing to tell apart"
         yield Finding(f"{split}: {len(full):,} of {len(seen):,} masks are 100 % foreground, {which}.", len(full) == len(seen))
+    if blank := [one for one in seen if one.blank]:
+        count = sum(one.blank for one in blank)
+        yield note(f"{split}: annotations without any pixel in their image, which are no objects: {count:,}, such as of {blank[0].name}.")
     turned = [look for look in seen if look.turned]
     if turned:
         upright = f"turned upright by an orientation tag, such as {turned[0].name}; their masks must be drawn upright"

@@ -22,7 +22,7 @@ AHEAD = 64  # images in memory at once, at most
 class Inspection:
     """One image. fault: why it cannot be read, else empty; pixels (H, W) of the mask; fits: whether the image has its mask's size;
     turned: whether an orientation tag turned it upright; values: how many of the mask's pixels have each value, where there is a mask
-    whose values say foreground alone; stated: whether the data set itself says which objects there are."""
+    whose values say foreground alone; stated: whether the data set itself says which objects there are, of which `blank` have no pixel."""
 
     split: Split
     name: str
@@ -34,6 +34,7 @@ class Inspection:
     foreground: int = 0
     values: Mapping[int, int] | None = None
     stated: bool = False
+    blank: int = 0
 
 
 def inspections(entries: Mapping[Split, Mapping[str, Entry]], rule: ObjectRule, on_step: Callable[[int], None]) -> Iterator[Inspection]:
@@ -62,7 +63,8 @@ def inspect_entry(split: Split, name: str, entry: Entry, rule: ObjectRule) -> In
     pixels = (sample.mask.shape[0], sample.mask.shape[1])
     counts = object_count(sample, rule), int(np.count_nonzero(sample.mask))
     turned = "image" in entry.files() and orientation(entry.files()["image"]) > 1
-    return Inspection(split, name, "", pixels, fits, turned, *counts, values, sample.objects is not None)
+    blank = 0 if sample.objects is None else int(np.count_nonzero(~sample.objects.any(axis=(1, 2))))
+    return Inspection(split, name, "", pixels, fits, turned, *counts, values, sample.objects is not None, blank)
 
 
 def value_counts(values: Values) -> dict[int, int]:

@@ -232,6 +232,14 @@ def test_a_polygon_that_leaves_its_image_is_cut_at_the_border(coordinate, data):
     )
 
 
+@pytest.mark.parametrize("polygon", [[-50, -50, -20, -50, -20, -20], [5, 5, 5, 5, 5, 5]])
+def test_an_annotation_without_any_pixel_is_noted(polygon, data, capsys):
+    change(data, lambda c: c["annotations"][0].update(segmentation=[polygon]))
+    opened(data, "coco_blank")
+    assert prepare.main(["verify", "coco_blank", "--data", str(data), "--out", str(data / "out")]) == 0
+    assert "train: annotations without any pixel in their image, which are no objects: 1, such as of sub/a." in capsys.readouterr().out
+
+
 def test_bad_annotations_can_be_left_out_counted_and_named(data, capsys):
     def edit(c):
         c["annotations"][0].update(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]])
