@@ -26,7 +26,7 @@ from bench.grid.plan import Request, RunContext, choose_methods, groups_by_metho
 from bench.grid.provenance import git_state, provenance
 from bench.grid.store import ResultStore, attempts
 from bench.model.segmenter import PromptableSegmenter
-from bench.running.workers import Bench, StopSignal
+from bench.running.workers import CellRunner, StopSignal
 from bench.types import Memory
 
 METHODS = "sam,lora(rank=8),lora,vpt_deep(decoder=hq,tokens=3),cat_sam_a(hidden=16)"
@@ -292,7 +292,7 @@ def bench_on(folder, rectangles, smoke, **changes):
     folder.mkdir(exist_ok=True)
     (folder / "c").write_bytes(b"weights")
     spec = replace(grid()[-1], dataset="rectangles", shots=2, settings=replace(smoke, batch=2))
-    return Bench(place_in(folder, **changes), toy_backbone(), {"rectangles": rectangles}, StopSignal()), spec
+    return CellRunner(place_in(folder, **changes), toy_backbone(), {"rectangles": rectangles}, StopSignal()), spec
 
 
 @pytest.mark.parametrize("times", [1, 2])
