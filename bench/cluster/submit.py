@@ -80,8 +80,8 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
         plans, left = _within_limits(array_plans(free, grid.profile, grid.untrained, limits().array_size), grid.profile)
         collect = grid.collect and grid.profile.collect_partition != NONE
         for flags in {repr(plan.flags): plan.flags for plan in plans}.values():
-            test_only({**flags, "output": "/dev/null"})
             refuse_what_never_starts(flags)
+            test_only({**flags, "output": "/dev/null"})
         if collect:
             _test_collector(collector_flags(plans[0].flags, grid.profile))
         sent = _submission(free, plans, grid)
