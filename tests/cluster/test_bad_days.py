@@ -327,7 +327,7 @@ def test_14_another_python_runs_the_jobs(cluster, tmp_path):
     grid.wait_idle()
     logs = "".join(path.read_text() for path in grid.out.glob("slurm/logs/*/*.out"))
     assert "in the container: exec image.sif -u -m submitit" in logs and "in the container: exec image.sif -m bench.tables" in logs
-    broken = Grid(cluster, tmp_path / "broken", **SAM, profile=profile.replace("image.sif", "image.sif -c 'import absent' #"))
+    broken = Grid(cluster, tmp_path / "broken", **SAM, profile=f"{LONELY}python = 'no_such_python'\n")
     assert "the Python of the jobs" in broken.launch(rc=2) and not cluster.jobs()
 
 
