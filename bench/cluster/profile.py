@@ -133,7 +133,8 @@ def load_profile(name_or_path: str, folder: Path = PROFILES) -> Profile:
     values = _checked(str(path), content, keys)
     own = [key for key in keys if key not in WHOLE_GRID]
     profile = Profile(path.stem, **values, overrides=tuple(_row(f"{path} [[override]]", row, own) for row in rows))
-    profile.check_warning()
+    for row in ({}, *profile.overrides):
+        replace(profile, **{key: value for key, value in row.items() if key not in SELECTORS}).check_warning()
     return profile.with_environment(os.environ)
 
 

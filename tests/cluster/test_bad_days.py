@@ -16,6 +16,7 @@ MISSING = absent("slurmctld", "slurmd", "sbatch", "munged", "slurmdbd", "mariadb
 if MISSING and os.environ.get("REQUIRE_SLURM"):
     raise RuntimeError(f"REQUIRE_SLURM is set, but {', '.join(MISSING)} is not installed.")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.xdist_group("slurm_bad_days"),
     pytest.mark.skipif(bool(MISSING), reason=f"no SLURM on this machine ({', '.join(MISSING)} not found); make test-slurm installs it"),
 ]
@@ -93,14 +94,13 @@ def test_02_setup_lines_that_fail_end_the_job_and_count_as_starts(cluster, tmp_p
 def slow_python(folder, seconds, ranks):
     """An environment whose Python, in a job, takes so long before its first line while the file `importing` is there."""
     folder.mkdir(exist_ok=True)
-    importing = folder / "importing"
+    importing, begun = folder / "importing", folder / "begun"
     importing.touch()
     where = "'RANK' in os.environ" if ranks else "'SUBMITIT_EXECUTOR' in os.environ"
-    (folder / "sitecustomize.py").write_text(
-        f"import os, time\nif {where}:\n    open({str(folder / 'begun')!r}, 'w').close()\n"
-        f"    until = time.time() + {seconds}\n    while os.path.exists({str(importing)!r}) and time.time() < until:\n        time.sleep(0.05)\n"
-    )
-    return importing, folder / "begun"
+    wait = f"while os.path.exists({str(importing)!r}) and time.time() < until:\n        time.sleep(0.05)"
+    code = f"open({str(begun)!r}, 'w').close()\n    until = time.time() + {seconds}\n    {wait}"
+    (folder / "sitecustomize.py").write_text(f"import os, time\nif {where}:\n    {code}\n")
+    return importing, begun
 
 
 @pytest.mark.parametrize("devices", ["1", "2"])
@@ -212,9 +212,9 @@ def test_08_two_users_share_a_folder(cluster, tmp_path):
 
 def test_09_an_array_that_slurm_took_though_sbatch_gave_up_is_found_by_its_name(cluster, tmp_path):
     grid = Grid(cluster, tmp_path / "out", **SAM, profile=f"{LONELY}{HELD}")
-    late = 'real "$@" >/dev/null\ncase "$*" in *submission_file*) echo \'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\' >&2; exit 1;; esac'
-    path = standing_in(tmp_path / "bin", "sbatch", f'case "$*" in *submission_file*) :;; *) real "$@"; exit;; esac\n{late}')
-    grid.environment["PATH"] = path
+    late = "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
+    script = f'real "$@" >{tmp_path}/said; case "$*" in *submission_file*) {late};; *) cat {tmp_path}/said;; esac'
+    grid.environment["PATH"] = standing_in(tmp_path / "bin", "sbatch", script)
     assert "Socket timed out" in grid.launch(rc=2) and not cluster.jobs()
 
 

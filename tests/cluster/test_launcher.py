@@ -121,6 +121,9 @@ def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch, capsys):
         ("[[override]]\nshot = [1]", "Did you mean shots"),
         ("[[override]]\nshots = [1]\nattempts = 3", "Unknown key"),
         ("gpus = ", "Cannot read"),
+        ("gpu_flag = 'gpu'", "gres, gpus, gpus-per-node, gpus-per-task are allowed"),
+        ("time_min = 5\nsignal_s = 300", "less than 300 s are allowed"),
+        ("signal_s = 200\n[[override]]\nshots = [1]\ntime_min = 3", "less than 180 s are allowed"),
     ],
 )
 def test_a_wrong_profile_is_one_sentence(tmp_path, text, says):
@@ -249,7 +252,7 @@ def test_every_phase_of_a_cell_is_told_apart(tmp_path, monkeypatch):
     store.heartbeat(specs[0], "running", {"share": 0.25, "doing": "epoch 1/4"})
     store.heartbeat(specs[1], "running", {"share": 0.5})
     state = store.folder(specs[1]) / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "time": "2020-01-01T00:00:00Z"}))
+    os.utime(state, (time.time() - 3600,) * 2)
     store.fail(specs[2], "It diverged.")
     store.stop(specs[3], "stopped by a signal")
     tasks = [Task("12_0", "RUNNING", "None", "n1", sent.id, 0, 0), Task("12_4", "PENDING", "Resources", "", sent.id, 0, 4)]
