@@ -1,6 +1,5 @@
 """What the SLURM launcher does before and beside SLURM; tests on a real cluster are apart from these."""
 
-import json
 import os
 import subprocess
 import sys

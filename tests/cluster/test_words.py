@@ -214,8 +214,8 @@ def test_17_the_status_of_many_cells_and_launches_is_there_at_once(tmp_path, mon
     store.write_grid(specs)
     packs = tuple((spec.key,) for spec in specs)
     first = submitted(tmp_path, specs, packs)
-    for number in range(49):
-        replace(first, id=f"{first.id}{number:02}", path=first.path.with_name(f"{first.id}{number:02}.json")).write()
+    for copy in range(49):
+        replace(first, id=f"{first.id}{copy:02}", path=first.path.with_name(f"{first.id}{copy:02}.json")).write()
     for spec in specs[:600]:
         store.stop(spec, "stopped by a signal")
     tasks = [Task(f"12_{index}", "PENDING", "Priority", "", first.id, 0, index) for index in range(600, 1200)]
