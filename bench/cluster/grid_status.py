@@ -95,7 +95,7 @@ def live_statuses(out: Path, tasks: Sequence[Task] | None) -> list[LiveStatus]:
     for task, submission, keys in held_packs(out, sorted(tasks or (), key=lambda task: task.state == "RUNNING")):
         live |= dict.fromkeys(keys, task)
         cells |= {key: grid_cell(submission.cells[key]) for key in keys if key not in cells}
-        anew |= set(keys) if submission.context.overwrite == "always" else set()
+        anew |= set(keys) if submission.context.overwrite in ("always", "changed") else set()
     jobs: dict[str, list[str]] = {}
     for submission in submissions(out):
         for key, names in submission.jobs().items():

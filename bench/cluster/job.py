@@ -18,7 +18,7 @@ from bench.grid.heartbeat import holder
 from bench.grid.job_environment import job_facts, task_id
 from bench.grid.plan import RunContext
 from bench.grid.spec import RunSpec
-from bench.grid.store import ResultStore, attempts, read_state, starts_without_progress
+from bench.grid.store import ResultStore, attempts, clears, read_state, starts_without_progress
 from bench.training.launch import is_distributed, is_main_process, launch_processes
 
 if TYPE_CHECKING:  # the launcher imports this module, and must not wait for torch
@@ -74,7 +74,7 @@ def may_run(store: ResultStore, spec: RunSpec, context: RunContext) -> bool:
     phase = store.status(spec).phase
     if phase in ("pending", "unfinished"):
         return True
-    if context.overwrite == "always" or (context.overwrite == "failed" and phase == "failed"):
+    if context.overwrite == "always" or (context.overwrite, phase) in (("failed", "failed"), ("changed", "stored")):
         state = read_state(store.folder(spec)) or {}
         return state.get("phase") not in ("stored", "failed") or not _is_own(state.get("slurm") or {})
     return False
@@ -138,7 +138,7 @@ def _is_given_up(store: ResultStore, spec: RunSpec, sent: Submission) -> bool:
 
 def _forgets(store: ResultStore, spec: RunSpec, context: RunContext) -> bool:
     """Whether the job begins with what the launch is to overwrite, and not with what an earlier start of this array left."""
-    if context.overwrite != "always" and store.status(spec).phase != "failed":
+    if not clears(store.status(spec), context.overwrite):
         return False
     return not any(_is_own(json.loads(path.read_bytes())) for path in attempts(store.folder(spec)))
 

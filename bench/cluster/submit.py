@@ -24,7 +24,7 @@ from bench.grid.heartbeat import disk_now, holder
 from bench.grid.job_environment import task_id
 from bench.grid.plan import RunContext
 from bench.grid.spec import RunSpec
-from bench.grid.store import ResultStore, read_state, starts_without_progress
+from bench.grid.store import ResultStore, clears, read_state, starts_without_progress
 from bench.running.grid import Options, run_context
 
 ENDING_SECONDS = 40.0  # a job that was cancelled lives on for SLURM's KillWait
@@ -124,10 +124,9 @@ def _without_given_up(out: Path, store: ResultStore, specs: Sequence[RunSpec], g
         path = submission_path(out, submission)
         for key, jobs in (read_submission(path).jobs() if path.is_file() else {}).items():
             early.setdefault(key, []).extend(path for path in paths if path.name.split(".")[0] in jobs)
-    if grid.context.overwrite != "never":
-        for spec in specs:
-            for mark in early.get(spec.key, []) if grid.context.overwrite == "always" or store.status(spec).phase == "failed" else []:
-                mark.unlink(missing_ok=True)
+    for spec in specs:
+        for mark in early.get(spec.key, []) if clears(store.status(spec), grid.context.overwrite) else []:
+            mark.unlink(missing_ok=True)
     kept = []
     for spec in specs:
         starts = sum(path.exists() for path in early.get(spec.key, []))
