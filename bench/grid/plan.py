@@ -40,7 +40,7 @@ class RunContext:
     """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
     memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory.
     devices: processes that run each cell together, which a SLURM job starts by itself. compile: torch.compile's mode for the encoder,
-    "" for none."""
+    "" for none. steal: cells that another process computes are computed here too."""
 
     backbone: str
     checkpoint: Path
@@ -53,6 +53,7 @@ class RunContext:
     kept_bytes: int = KEPT_BYTES
     devices: int = 1
     compile: str = ""
+    steal: bool = False
 
 
 def choose_methods(text: str) -> list[MethodChoice]:

@@ -122,13 +122,26 @@ class ResultStore:
         self.root = Path(root)
         self.runs = self.root / "runs"
 
-    def check_writable(self) -> None:
-        """RequestError, naming the folder, unless a file can be written below it."""
+    def check_writable(self, specs: Iterable[RunSpec] = ()) -> None:
+        """RequestError, naming the folder, unless a file can be written below it, and into each of the cells' own folders."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             staged_file(self.runs / "probe", b"x").unlink()
         except OSError as error:
             raise RequestError(f"Cannot write to the output folder {self.root}: {error.strerror}.") from None
+        closed = [folder for spec in specs if (folder := self._closed(spec))]
+        if closed:
+            raise RequestError(
+                f"Cannot write to {closed[0]}, which user {closed[0].stat().st_uid} owns{_more(len(closed))}: results that several "
+                "people write need --group-writable from the beginning, or another --out."
+            )
+
+    def _closed(self, spec: RunSpec) -> Path | None:
+        """The cell's folder, or the nearest one above it that there is, where this user cannot write into it."""
+        folder = self.folder(spec)
+        while not folder.exists():
+            folder = folder.parent
+        return None if os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids) else folder
 
     def folder(self, spec: RunSpec) -> Path:
         """Where the cell lies, whether or not it exists."""
@@ -159,9 +172,13 @@ class ResultStore:
         """Says that the cell failed, and why, in one sentence. OSError where the disk does not take it."""
         self._write_state(spec, "failed", {}, error)
 
-    def stop(self, spec: RunSpec, why: str) -> None:
-        """Says that nobody works on the cell any more, though it is not finished, and why. OSError as above."""
+    def stop(self, spec: RunSpec | Path, why: str) -> None:
+        """Says that nobody works on the cell (or that of a folder) any more, though it is not finished, and why. OSError as above."""
         self._write_state(spec, "stopped", {}, why)
+
+    def give_up(self, spec: RunSpec, why: str) -> None:
+        """Says that the cell failed because it was started too often, which says nothing against its resume file. OSError as above."""
+        self._write_state(spec, "failed", {"given_up": True}, why)
 
     def begin_attempt(self, spec: RunSpec) -> None:
         """Notes that the SLURM job of this process starts the cell.
@@ -170,18 +187,18 @@ class ResultStore:
         """
         folder, facts = self.folder(spec), job_facts()
         folder.mkdir(parents=True, exist_ok=True)
-        facts["time"] = _now()
-        write_together(folder, {f"attempt_{facts['job']}_{facts['restart']}.json": _json(facts)}, durable=False)
+        content = {**facts, "time": _now(), "resume": resume_stamp(folder)}
+        write_together(folder, {f"attempt_{facts['job']}_{facts['restart']}.json": _json(content)}, durable=False)
 
-    def save(self, record: Record, images: pd.DataFrame, history: pd.DataFrame, tuned: bytes | None) -> Path:
+    def save(self, record: Record, images: pd.DataFrame, history: pd.DataFrame, tuned: bytes | None, replaces: bytes = b"") -> Path:
         """Stores the cell's result and returns its folder.
 
         Everything is on the disk under temporary names before the first file appears, and the record appears last. A disk
         that is full raises OSError and leaves no file of this result. Where another copy of the cell was faster, its result
-        stays and this one is dropped.
+        stays and this one is dropped. replaces: the `stamp` of a result that lay there when this one was begun, and goes now.
         """
         folder = self.folder(record.spec)
-        if self.status_of(folder).phase == "stored":
+        if self.status_of(folder).phase == "stored" and self.stamp(record.spec) != replaces:
             self._tidy(record.spec)
             return folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,6 +206,12 @@ class ResultStore:
         write_together(folder, {name: content for name, content in files.items() if content is not None})
         self._tidy(record.spec)
         return folder
+
+    def stamp(self, spec: RunSpec) -> bytes:
+        """What tells the result that is there from another one of the same cell; empty where there is none."""
+        with contextlib.suppress(OSError):
+            return (self.folder(spec) / RECORD).read_bytes()
+        return b""
 
     def read(self, cell: RunSpec | Path) -> Record:
         """A cell's record, by spec or by folder (which may have been moved); DamagedRecord where it is not as it must be."""
@@ -223,6 +246,14 @@ class ResultStore:
             paths[found["key"]] = found["path"]
             columns.append(found)
         return Scan(columns.table("path"), tuple(sorted(damaged, key=lambda item: str(item.path))))
+
+    def reset(self, spec: RunSpec) -> None:
+        """Forgets how the cell ended before it is computed anew: its state, its starts, and, unless it was only given up, its resume
+        file. A result stays until there is another one."""
+        folder = self.folder(spec)
+        given_up = (read_state(folder) or {}).get("progress", {}).get("given_up")
+        for path in (folder / STATE, *attempts(folder), *([] if given_up else [folder / RESUME])):
+            path.unlink(missing_ok=True)
 
     def discard(self, spec: RunSpec) -> None:
         """Removes what the cell wrote, the result first, and nothing else."""
@@ -285,8 +316,8 @@ class ResultStore:
             (self.folder(spec) / RESUME).unlink(missing_ok=True)
             self._write_state(spec, "stored", {}, error=None)
 
-    def _write_state(self, spec: RunSpec, phase: str, progress: Mapping[str, Any], error: str | None) -> None:
-        folder = self.folder(spec)
+    def _write_state(self, spec: RunSpec | Path, phase: str, progress: Mapping[str, Any], error: str | None) -> None:
+        folder = self._folder_of(spec)
         folder.mkdir(parents=True, exist_ok=True)
         state = {"phase": phase, "progress": dict(progress), "error": error, "pid": os.getpid(), "host": socket.gethostname()}
         state |= {"time": _now(), **({"slurm": facts} if (facts := job_facts()) else {})}
@@ -297,6 +328,24 @@ def attempts(folder: Path) -> list[Path]:
     """The files that the starts of a cell by SLURM jobs left in its folder, oldest job first."""
     found = [path for path in folder.glob("attempt_*.json") if ATTEMPT.fullmatch(path.name)]
     return sorted(found, key=lambda path: tuple(map(int, path.stem.split("_")[1:])))
+
+
+def resume_stamp(folder: Path) -> int:
+    """What changes when a cell makes progress that outlives it; 0 before that."""
+    with contextlib.suppress(OSError):
+        return (folder / RESUME).stat().st_mtime_ns
+    return 0
+
+
+def starts_without_progress(folder: Path) -> int:
+    """How many of the latest starts by SLURM jobs found the cell as it is now."""
+    now, count = resume_stamp(folder), 0
+    for path in sorted(attempts(folder), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_bytes()).get("resume", now) != now:
+                break
+        count += 1
+    return count
 
 
 def read_record(folder: Path) -> Record:
@@ -475,3 +524,7 @@ def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
         name = f"{prefix}.{key}"
         flat |= _flat(name, value) if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+def _more(count: int) -> str:
+    return f" ({count - 1} more like it)" if count > 1 else ""

@@ -110,6 +110,7 @@ class Cell:
         images = {split: len(dataset.names(split)) for split in ("test", "val")}
         self.work = Work.of(self.settings, len(self.support), images, self.optimizer is not None)
         self._saved_at = time.monotonic()
+        self._saved = self._position()  # a resume file changes only where something was trained or looked at since
         self._latest: tuple[Tensors, list[ImageRow]] | None = None
 
     def run(self, provenance: Mapping[str, Any]) -> Result:
@@ -220,7 +221,7 @@ class Cell:
 
     def _save_state(self) -> None:
         """Writes the resume file by rename. The weights and the optimizer are those after `state.step` steps."""
-        if self.process_group.rank:
+        if self.process_group.rank or (self._saved == self._position() and self.resume_file.is_file()):
             return
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
@@ -234,7 +235,10 @@ class Cell:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_together(self.resume_file.parent, {RESUME: buffer.getvalue()}, durable=False)  # two copies of a cell may write at once
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved = time.monotonic(), self._position()
+
+    def _position(self) -> tuple[int, int]:
+        return self.state.step, self.state.evaluated_epoch
 
     def _resumed(self) -> TrainingState:
         """The state in the resume file, its weights and optimizer taken over; a new one without a usable file."""

@@ -41,17 +41,21 @@ class Options:
     checkpointing: bool = False
     devices: int = 1  # that train and evaluate each cell together, a process each
     compile: str = ""  # torch.compile's mode for the encoder
+    steal: bool = False  # cells that another process computes are computed here too
+    group_writable: bool = False  # results can be written by other people of the folder's group
     keep_gb: float = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
 
 # (all cells, those to run, their methods, the checkpoint, the backbone, the options) -> the exit code
+Free = Callable[[Sequence[RunSpec], Path], list[RunSpec]]
 Launcher = Callable[[Sequence[RunSpec], Sequence[RunSpec], Catalogue, Path, str, "Options"], int]
 
 
-def run_grid(request: Request, options: Options, launcher: Launcher | None = None) -> int:
+def run_grid(request: Request, options: Options, launcher: Launcher | None = None, free: Free | None = None) -> int:
     """Runs the cells of a request that are to be run; the exit code.
 
-    launcher: sends them elsewhere instead; then the methods are known without torch.
+    launcher: sends them elsewhere instead; then the methods are known without torch. free: of some cells, those that are left to this
+    machine.
     """
     store = ResultStore(options.out)
     checkpoint = checkpoint_path(request.backbone, options.pretrained)
@@ -67,7 +71,7 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     if options.dry_run:
         _list_cells(specs, states, missing)
     elif is_main_process():
-        store.check_writable()
+        store.check_writable(missing)
         remember_data(datasets.values(), options.out / "cache")
     if known and launcher:
         return launcher(specs, missing, known, checkpoint, request.backbone, options)
@@ -75,7 +79,8 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
         return 0
     if is_main_process():
         store.write_grid(specs)
-    if missing and _run_cells(request.backbone, checkpoint, missing, datasets, options):
+    own = free(missing, options.out) if free and is_main_process() and not options.steal else missing
+    if missing and _run_cells(request.backbone, checkpoint, own, datasets, options):
         print("Stopped; the same command goes on from here.")
         return STOPPED
     if not is_main_process():
@@ -94,6 +99,9 @@ def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datase
     context = run_context(backbone, checkpoint, device_of(options.device), options)
     process_group, device = join_process_group(context.device)
     specs = process_group.broadcast(specs)
+    if not specs:
+        leave_process_group(process_group)
+        return False
     workers = min(options.workers, len(specs))
     context = replace(context, device=device, kept_bytes=context.kept_bytes // workers)
     sam = load_sam(backbone, checkpoint, device)
@@ -158,6 +166,7 @@ def run_context(backbone: str, checkpoint: Path, device: str, options: Options) 
         int(options.keep_gb * 2**30),
         options.devices,
         options.compile,
+        options.steal,
     )
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from multiprocessing.queues import Queue
 from types import FrameType
@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.data.manifest import data_facts
 from bench.errors import DataError, DivergedError, ProcessGroupError, RequestError
+from bench.grid.heartbeat import holder
 from bench.grid.plan import RunContext, open_datasets, title
 from bench.grid.plugins import place_in, reason
 from bench.grid.progress import Progress
@@ -35,13 +36,17 @@ HEARTBEAT_SECONDS = 10.0
 TELL_SECONDS = 0.5
 
 
+Begin = Callable[[ResultStore, RunSpec, RunContext], str]
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
 class StopSignal:
     """Turns Ctrl-C and SIGTERM into a request to stop at the next step; a second one interrupts at once.
 
     signals: other ones than these two; patient: a second signal, as SLURM sends them in a row, interrupts nothing.
     """
 
-    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM), patient: bool = False) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = STOPS, patient: bool = False) -> None:
         self.asked = False
         self.signals, self.patient = signals, patient
 
@@ -59,13 +64,31 @@ class StopSignal:
         self.asked = True
 
 
+def begin_here(store: ResultStore, spec: RunSpec, context: RunContext) -> str:
+    """Makes a cell ready to be run by a process of this machine; why it is left to another process, or ""."""
+    if not context.steal and (other := holder(store.folder(spec))):
+        return f"is computed by {other}; --steal computes it here too"
+    if clears(store.status(spec), context.overwrite):
+        store.reset(spec)
+    return ""
+
+
 class CellRunner:
-    """The loaded backbone and the open data sets of a process, on which cells run one after the other."""
+    """The loaded backbone and the open data sets of a process, on which cells run one after the other.
+
+    begin: makes a cell ready, or says why it is not run.
+    """
 
     def __init__(
-        self, context: RunContext, sam: Sam, datasets: Mapping[str, Dataset], stop: StopSignal, process_group: ProcessGroup = SINGLE_PROCESS
+        self,
+        context: RunContext,
+        sam: Sam,
+        datasets: Mapping[str, Dataset],
+        stop: StopSignal,
+        process_group: ProcessGroup = SINGLE_PROCESS,
+        begin: Begin = begin_here,
     ) -> None:
-        self.process_group = process_group
+        self.process_group, self.begin = process_group, begin
         self.context, self.sam, self.datasets, self.stop = context, sam, datasets, stop
         self.store = ResultStore(context.out)
         self.prepared: Prepared | None = None
@@ -74,10 +97,9 @@ class CellRunner:
 
     def run(self, spec: RunSpec, on_progress: ProgressCallback) -> str:
         """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
-        if self.process_group.rank == 0 and clears(self.store.status(spec), self.context.overwrite):
-            self.store.discard(spec)
-        self.process_group.broadcast(None)  # the others look for a resume file only now
         try:
+            if why := self.process_group.broadcast(self._begun(spec)):  # the others look for a resume file only now
+                return why
             return self._run_or_retry(spec, on_progress)
         except (Stopped, KeyboardInterrupt):  # the second is a second Ctrl-C: the resume file is the last one that was written
             self.stop.asked = True
@@ -93,6 +115,16 @@ class CellRunner:
             return f"NOT STORED: {error.strerror or error} ({self.store.folder(spec)})"
         except Exception as error:
             return self._failed(spec, error)
+
+    def _begun(self, spec: RunSpec) -> str:
+        """Why the cell is not run, by the process that writes; also where it could not be stored."""
+        if self.process_group.rank:
+            return ""
+        try:
+            self.store.check_writable([spec])
+            return self.begin(self.store, spec, self.context)
+        except (OSError, RequestError) as error:
+            return f"NOT RUN: {error}"
 
     def _failed(self, spec: RunSpec, error: Exception) -> str:
         """Notes why a cell failed. In a process group it ends all, ProcessGroupError, but for a loss that is the same in all processes."""
@@ -123,6 +155,7 @@ class CellRunner:
 
     def _run(self, spec: RunSpec, on_progress: ProgressCallback, memory: Memory) -> str:
         on_progress = ProgressWriter(spec, self.store, on_progress, self.stop) if self.process_group.rank == 0 else _silent
+        replaces = self.store.stamp(spec)
         on_progress(0.0, "starting")
         dataset, context = self.datasets[spec.dataset], self.context
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
@@ -143,7 +176,7 @@ class CellRunner:
         )
         result = cell.run({**self.facts, "data": data})
         if self.process_group.rank == 0:
-            self.store.save(result.record, result.images, result.history, result.tuned)
+            self.store.save(result.record, result.images, result.history, result.tuned, replaces)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
 
@@ -248,17 +281,27 @@ def run_here(
     return False
 
 
-def run_in_workers(specs: Sequence[RunSpec], context: RunContext, workers: int) -> bool:
-    """Runs the cells in worker processes of one thread each; whether it was asked to stop.
+def run_in_workers(
+    specs: Sequence[RunSpec],
+    context: RunContext,
+    workers: int,
+    begin: Begin = begin_here,
+    signals: Sequence[signal.Signals] = STOPS,
+    threads: int = 1,
+) -> bool:
+    """Runs the cells in worker processes of so many threads each; whether it was asked to stop.
 
-    A worker that dies leaves its cell unfinished, and its message; the others go on.
+    A worker that dies leaves its cell unfinished, and its message; the others go on. begin: as of Bench, and a function that can be
+    pickled; signals: what asks to stop.
     """
     spawn = multiprocessing.get_context("spawn")
     tasks, events = spawn.Queue(), spawn.Queue()
     for task in [*enumerate(specs), *[None] * workers]:
         tasks.put(task)
-    processes = [spawn.Process(target=_work, args=(context, list(specs), tasks, events, i), daemon=True) for i in range(workers)]
-    with Progress() as progress, StopSignal() as stop:
+    processes = [
+        spawn.Process(target=_work, args=(context, list(specs), tasks, events, i, begin, threads), daemon=True) for i in range(workers)
+    ]
+    with Progress() as progress, StopSignal(signals, patient=signals is not STOPS) as stop:
         for process in processes:
             process.start()
         asked = False
@@ -282,11 +325,13 @@ def _show(progress: Progress, specs: Sequence[RunSpec], kind: str, index: int, s
         progress.note(text)
 
 
-def _work(context: RunContext, specs: Sequence[RunSpec], tasks: "Queue[Any]", events: "Queue[Any]", worker: int) -> None:
+def _work(
+    context: RunContext, specs: Sequence[RunSpec], tasks: "Queue[Any]", events: "Queue[Any]", worker: int, begin: Begin, threads: int
+) -> None:
     """The life of a worker: cells from `tasks` until none is left; (kind, cell's index, share, text) to `events`."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     gpus = torch.cuda.device_count()
     device = f"cuda:{worker % gpus}" if context.device == "cuda" and gpus else context.device
     parent = multiprocessing.parent_process()
@@ -295,7 +340,9 @@ def _work(context: RunContext, specs: Sequence[RunSpec], tasks: "Queue[Any]", ev
         def stop_without_parent(share: float, doing: str) -> None:
             stop.asked |= parent is not None and not parent.is_alive()  # it was killed: nobody would hear of what follows
 
-        runner = CellRunner(context, load_sam(context.backbone, context.checkpoint, device), open_datasets(specs, context.data), stop)
+        runner = CellRunner(
+            context, load_sam(context.backbone, context.checkpoint, device), open_datasets(specs, context.data), stop, begin=begin
+        )
         while not stop.asked and (task := tasks.get()) is not None:
             index, spec = task
             events.put(("starts", index, 0.0, ""))

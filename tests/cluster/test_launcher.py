@@ -1,6 +1,5 @@
 """What the SLURM launcher does before and beside SLURM; tests on a real cluster are apart from these."""
 
-import json
 import os
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from bench.grid.plan import Request, RunContext, choose_methods, groups_by_metho
 from bench.grid.provenance import git_state, provenance
 from bench.grid.store import ResultStore, attempts
 from bench.model.segmenter import PromptableSegmenter
-from bench.running.workers import Bench, StopSignal
+from bench.running.workers import CellRunner, StopSignal
 from bench.types import Memory
 
 METHODS = "sam,lora(rank=8),lora,vpt_deep(decoder=hq,tokens=3),cat_sam_a(hidden=16)"
@@ -121,6 +120,9 @@ def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch, capsys):
         ("[[override]]\nshot = [1]", "Did you mean shots"),
         ("[[override]]\nshots = [1]\nattempts = 3", "Unknown key"),
         ("gpus = ", "Cannot read"),
+        ("gpu_flag = 'gpu'", "gres, gpus, gpus-per-node, gpus-per-task are allowed"),
+        ("time_min = 5\nsignal_s = 300", "less than 300 s are allowed"),
+        ("signal_s = 200\n[[override]]\nshots = [1]\ntime_min = 3", "less than 180 s are allowed"),
     ],
 )
 def test_a_wrong_profile_is_one_sentence(tmp_path, text, says):
@@ -249,7 +251,7 @@ def test_every_phase_of_a_cell_is_told_apart(tmp_path, monkeypatch):
     store.heartbeat(specs[0], "running", {"share": 0.25, "doing": "epoch 1/4"})
     store.heartbeat(specs[1], "running", {"share": 0.5})
     state = store.folder(specs[1]) / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "time": "2020-01-01T00:00:00Z"}))
+    os.utime(state, (time.time() - 3600,) * 2)
     store.fail(specs[2], "It diverged.")
     store.stop(specs[3], "stopped by a signal")
     tasks = [Task("12_0", "RUNNING", "None", "n1", sent.id, 0, 0), Task("12_4", "PENDING", "Resources", "", sent.id, 0, 4)]
@@ -292,7 +294,7 @@ def bench_on(folder, rectangles, smoke, **changes):
     folder.mkdir(exist_ok=True)
     (folder / "c").write_bytes(b"weights")
     spec = replace(grid()[-1], dataset="rectangles", shots=2, settings=replace(smoke, batch=2))
-    return Bench(place_in(folder, **changes), toy_backbone(), {"rectangles": rectangles}, StopSignal()), spec
+    return CellRunner(place_in(folder, **changes), toy_backbone(), {"rectangles": rectangles}, StopSignal()), spec
 
 
 @pytest.mark.parametrize("times", [1, 2])
