@@ -28,10 +28,14 @@ CACHE = "methods"
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The chosen methods in the order they were named, and the names of those that train nothing."""
+    """The chosen methods in the order they were named."""
 
     choices: tuple[MethodChoice, ...]
-    untrained: frozenset[str]
+
+    @property
+    def untrained(self) -> frozenset[str]:
+        """The names of those that train nothing."""
+        return frozenset(choice.name for choice in self.choices if not choice.trains)
 
     def choose(self, text: str) -> list[MethodChoice]:
         """The choices; what `specs_of` asks for."""
@@ -73,8 +77,7 @@ def _ask(text: str) -> tuple[str, list[str]]:
 
 def _read(said: str) -> Catalogue:
     content = json.loads(said)
-    choices = tuple(MethodChoice(**{**choice, "parameters": _tuples(choice["parameters"])}) for choice in content["choices"])
-    return Catalogue(choices, frozenset(content["untrained"]))
+    return Catalogue(tuple(MethodChoice(**{**choice, "parameters": _tuples(choice["parameters"])}) for choice in content["choices"]))
 
 
 def _tuples(value: Any) -> Any:
@@ -114,9 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RequestError as error:
         print(error, file=sys.stderr)
         return 2
-    untrained = sorted({choice.name for choice in choices if not getattr(METHODS.get(choice.name), "trains", True)})
     content = [{name: getattr(choice, name) for name in MethodChoice.__dataclass_fields__} for choice in choices]
-    print(json.dumps({"choices": content, "untrained": untrained}))
+    print(json.dumps({"choices": content}))
     return 0
 
 

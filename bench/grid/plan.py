@@ -79,7 +79,10 @@ def specs_of(
     request: Request, checkpoint_sha256: str, data: Path = Path("data"), choose: Callable[[str], list[MethodChoice]] = choose_methods
 ) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
-    number that is not allowed. choose: how methods are found; `bench.grid.catalogue` does it without torch."""
+    number that is not allowed. choose: how methods are found; `bench.grid.catalogue` does it without torch.
+
+    What trains nothing has one cell a data set, whatever shots, draws and seeds are asked for.
+    """
     protocol = protocol_of(request.protocol)
     find_own(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
@@ -93,6 +96,8 @@ def specs_of(
     )
     generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
+    once: tuple[Shots, int, int] = (1, 0, protocol.seeds[0])  # always the same, so that no later request runs it again
+    cells = dict.fromkeys((cell if methods[cell[1]].trains else (*cell[:2], *once)) for cell in grid.cells())
     return [
         RunSpec(
             request.backbone,
@@ -107,12 +112,14 @@ def specs_of(
             protocol.name,
             protocol.resolve(methods[method].name, dataset, shots),
         )
-        for dataset, method, shots, draw, seed in grid.cells()
+        for dataset, method, shots, draw, seed in cells
     ]
 
 
 def title(spec: RunSpec) -> str:
     """A cell in a few words."""
+    if not spec.method.trains:
+        return f"{spec.dataset} {spec.method.label} zero-shot"
     draw = f" draw {spec.draw}" if spec.draw else ""
     return f"{spec.dataset} {spec.method.label} {spec.shots}-shot{draw} seed {spec.seed}"
 

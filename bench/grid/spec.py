@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their defaul
 class MethodChoice:
     """A method with all its hyper-parameters, defaults included.
 
-    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8".
+    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8". trains: False for what
+    trains nothing; it follows from the name and is no part of a record.
     """
 
     name: str
     parameters: tuple[tuple[str, Any], ...]
     revision: int
     shown: str
+    trains: bool = field(default=True, compare=False)
 
     @property
     def label(self) -> str:
@@ -138,12 +140,12 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     method = cls(**values)
     parameters = tuple((f.name, getattr(method, f.name)) for f in fields(cls))
     shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
-    return MethodChoice(name, parameters, cls.revision, shown)  # type: ignore[attr-defined]
+    return MethodChoice(name, parameters, cls.revision, shown, getattr(cls, "trains", True))  # type: ignore[attr-defined]
 
 
 def released_choice(cls: type) -> MethodChoice:
     """The choice of a method's class with its defaults whose weights are released ones: a row of its own, "cat_sam_a(released)"."""
-    return replace(choose_method(cls, {}), shown=RELEASED)
+    return replace(choose_method(cls, {}), shown=RELEASED, trains=True)
 
 
 def _same_type(where: str, value: Any, default: Any) -> Any:

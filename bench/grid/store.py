@@ -95,6 +95,7 @@ class GridCell:
     method_id: str
     recipe: str
     folder: str
+    trains: bool = True
 
 
 class ResultStore:
@@ -314,7 +315,7 @@ def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
 
 def _fields(item: RunSpec | MethodChoice | Settings) -> dict[str, Any]:
     """A dataclass's own fields, by name."""
-    return {name: getattr(item, name) for name in item.__dataclass_fields__}
+    return {name: getattr(item, name) for name, field in item.__dataclass_fields__.items() if field.compare}
 
 
 def _tuples(value: Any) -> Any:
@@ -378,7 +379,7 @@ def grid_cell(spec: RunSpec) -> GridCell:
     who = (spec.dataset, spec.method.label, spec.shots, spec.draw, spec.seed)
     which = (spec.backbone, spec.protocol, spec.checkpoint_sha256, spec.key)
     same = _identities(spec)
-    return GridCell(*who, *which, same["method_id"], same["recipe"], spec.folder.as_posix())
+    return GridCell(*who, *which, same["method_id"], same["recipe"], spec.folder.as_posix(), spec.method.trains)
 
 
 def row(record: Record, folder: Path) -> dict[str, Any]:
@@ -399,10 +400,16 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
         "dataset_revision": spec.dataset_revision,
         "generated": spec.generated,
         "method_revision": method.revision,
+        "trains": trains(record.cost),
     }
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
     nested = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}
     return {**names, **run, **fixed, **kept, **_identities(spec), "key": spec.key, **scores, **nested, "path": str(folder)}
+
+
+def trains(cost: Mapping[str, Any]) -> bool:
+    """Whether a record's costs are of something that was trained; what was not has one number for all shots, draws and seeds."""
+    return cost.get("trainable_parameters") != 0
 
 
 def _identities(spec: RunSpec) -> dict[str, str]:
