@@ -2,7 +2,7 @@
 
 import math
 
-from bench.grid.published import Published, heading
+from bench.grid.published import Published, heading, ordered
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.table import Cell, Column, Facts, Row, Table
 from bench.reporting.table_statistics import BEST, PAIRS, Comparison, dataset_of, interval_notes, table_statistics
@@ -21,11 +21,11 @@ def comparisons_table(comparable: ComparableCells, published: Published, paper_s
     parts = (("Δ", 1, True), ("p", 4, False), ("d", 2, True))
     columns = tuple(Column(group, name, digits, signed, dataset_of(group)) for group in known.columns for name, digits, signed in parts)
     by_pair = against == PAIRS
-    found = {((c.a, c.b) if by_pair else (c.a,), c.column): c for c in comparisons}
+    found: dict[tuple[tuple[str, ...], str], Comparison] = {((c.a, c.b) if by_pair else (c.a,), c.column): c for c in comparisons}
     best = {((c.b,), c.column) for c in comparisons if not by_pair}
     pairs: list[tuple[str, ...]] = list(dict.fromkeys((c.a, c.b) for c in comparisons))
     methods = ordered({label for pair in pairs for label in pair} - {against}, published)
-    keys = pairs if by_pair else [(label,) for label in methods]
+    keys: list[tuple[str, ...]] = pairs if by_pair else [(label,) for label in methods]
     rows = []
     for key in keys:
         cells = [cell for group in known.columns for cell in _compared(found.get((key, group)), (key, group) in best)]
@@ -34,12 +34,13 @@ def comparisons_table(comparable: ComparableCells, published: Published, paper_s
     what = {BEST: "Methods compared with the best of each column", PAIRS: "Methods compared in pairs"}
     title = what.get(against, f"Methods compared with {heading(against, published)}")
     notes = (*comparable.stand_ins, *comparable.mixed, MEANING, *interval_notes(known.counts), *comparable.notes)
-    return Table(comparable.name("comparisons"), title, comparable.context, "pair" if by_pair else "method", columns, tuple(rows), notes)
+    name = comparable.name("comparisons" if against == BEST else f"comparisons-{against}")
+    return Table(name, title, comparable.context, "pair" if by_pair else "method", columns, tuple(rows), notes)
 
 
 def _compared(found: Comparison | None, best: bool) -> tuple[Cell, Cell, Cell]:
     if found is None:
-        return Cell(reason="best" if best else "no common runs"), Cell(), Cell()
+        return Cell(reason="best" if best else "not compared"), Cell(), Cell()
     d = found.difference
     size = Cell(d.effect) if math.isfinite(d.effect) else Cell(reason="no spread")
     p = Cell(reason="one run") if d.p is None else Cell(d.p)
