@@ -11,7 +11,7 @@ if _found is None or _found.origin is None or Path(_found.origin).resolve().pare
     raise ImportError(f"Run from {ROOT}, or with it first in PYTHONPATH: another package named `datasets` is found before its own.")
 
 if TYPE_CHECKING:
-    from bench.export import image_rows, results
+    from bench.exporting.cell_tables import image_rows, results
     from bench.model.backbones import SamConfig
     from bench.model.checkpoints import load_sam
     from bench.model.method import build
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
     from bench.model.segmenter import PromptableSegmenter
     from bench.running.adapted import load_run
     from bench.training.losses import segmentation_loss
+    from bench.training.samples import training_samples
     from bench.types import Prompts
 
 _HOMES = {  # looked up on first use: planning and tables must not wait for torch
     "build": "bench.model.method",
-    "image_rows": "bench.export",
+    "image_rows": "bench.exporting.cell_tables",
     "load_run": "bench.running.adapted",
     "load_cat_sam": "bench.model.released",
     "load_sam": "bench.model.checkpoints",
     "PromptableSegmenter": "bench.model.segmenter",
     "Prompts": "bench.types",
     "SamConfig": "bench.model.backbones",
-    "results": "bench.export",
+    "results": "bench.exporting.cell_tables",
     "segmentation_loss": "bench.training.losses",
+    "training_samples": "bench.training.samples",
 }
 __all__ = [
     "PromptableSegmenter",
@@ -46,6 +48,7 @@ __all__ = [
     "methods",
     "results",
     "segmentation_loss",
+    "training_samples",
 ]
 
 

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def simulated() -> int:
     """Prints how often simulated intervals hold and equal methods differ; 1 where that is not as it should be."""
-    from bench.coverage import tables
+    from bench.reporting.coverage import tables
     from bench.reporting.table import markdown
 
     made = tables()

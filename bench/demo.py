@@ -9,11 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import ROOT, tables
-from bench.errors import one_sentence
+from bench import ROOT
+from bench.errors import RequestError, one_sentence
 from bench.grid.plan import Request, protocol_of
 from bench.grid.store import ResultStore, Scan
-from bench.run import Options, run_grid
+from bench.reporting.comparable import CellQuery
+from bench.reporting.tables import print_and_write, tables
+from bench.running.grid import Options, run_grid
 
 SUITE = ROOT / "configs" / "suites" / "demo.toml"
 NEXT = """
@@ -43,7 +45,11 @@ def run_demo(request: Request, out: Path, workers: int) -> int:
     if code not in (0, 1):
         return code
     print()
-    tables.main(["--out", str(out), "--backbone", request.backbone, "--protocol", protocol_of(request.protocol).name])
+    try:
+        query = CellQuery(backbone=request.backbone, protocol=protocol_of(request.protocol).name)
+        print_and_write(tables(ResultStore(out), query), ("md", "csv"), out / "tables")
+    except RequestError as error:  # every cell failed: the exit code says so
+        print(f"error: {error}", file=sys.stderr)
     pictures = draw_pictures(ResultStore(out), request)
     print("Pictures of the predictions: " + ", ".join(map(str, pictures)))
     print(NEXT)

@@ -13,36 +13,15 @@ checkpoint's trained part on a backbone, so the SAM inside the file must then be
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-import torch
-from tabulate import tabulate
-
-from bench.data.manifest import data_facts
-from bench.errors import CheckpointError, RequestError, one_sentence
-from bench.grid.files import file_sha256, write_together
-from bench.grid.plan import Request, find_own, names_of, open_dataset, protocol_of, specs_of
+from bench.errors import one_sentence
 from bench.grid.plugins import add_option
-from bench.grid.progress import Progress
-from bench.grid.provenance import provenance
-from bench.grid.registry import DATASETS, METHODS, third_party
-from bench.grid.spec import RunSpec, released_choice
-from bench.grid.store import Record, ResultStore
-from bench.model.backbones import CONFIGS, checkpoint_path
-from bench.model.checkpoints import load_sam
-from bench.model.released import load_released
-from bench.model.sam import Sam
-from bench.model.segmenter import PromptableSegmenter
-from bench.run import STOPPED
-from bench.running.cell import Cell, Result
-from bench.running.workers import ProgressCallback, device_of, failure
-from bench.training.metrics import RULES
-from bench.types import Dataset
-
-SOURCE = "released checkpoint"
+from bench.model.backbones import CONFIGS
+from bench.running.grid import STOPPED
+from bench.running.released_cells import Evaluation, evaluate_released
 
 
 @one_sentence
@@ -50,108 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all evaluated, 1 some failed, 2 wrong request, 130 stopped)."""
     given = _parser().parse_args(arguments)
     try:
-        return evaluate_released(given)
+        return evaluate_released(Evaluation(**{field.name: getattr(given, field.name) for field in fields(Evaluation)}))
     except KeyboardInterrupt:
         print("Stopped; the data sets that were done are kept.", file=sys.stderr)
         return STOPPED
-
-
-def evaluate_released(given: argparse.Namespace) -> int:
-    """Evaluates, shows and keeps what the command line asks for; everything is checked before the first image."""
-    if given.store and not given.shots:
-        raise RequestError("--store needs --shots, the labelled images that the checkpoint was trained with: its file does not say it.")
-    find_own(given.data)
-    datasets = {name: open_dataset(name, given.data) for name in names_of(given.datasets, DATASETS)}
-    seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
-    store.check_writable()
-    method, model = load_released(given.checkpoint, given.backbone, given.protocol)
-    backbone = next(name for name, config in CONFIGS.items() if config == model.sam.config)
-    sam = (_same_backbone(model.sam, backbone, given) if given.store else model.sam).to(device)
-    request = Request(method, given.datasets, given.shots or "1", str(seed), "0", backbone, given.protocol)
-    choices, sha256 = [released_choice(METHODS.get(method))], file_sha256(given.checkpoint, given.out / "cache")
-    specs = [replace(spec, released_sha256=sha256) for spec in specs_of(request, sam.sha256, given.data, lambda _: choices)]
-    if len(specs) > len(datasets):
-        raise RequestError(f"--shots {given.shots}: a checkpoint was trained with one number of labelled images.")
-    facts = provenance(device, checkpoint_path(backbone, given.pretrained) if given.store else None, given.out / "cache")
-    facts |= {"source": SOURCE, "released": {"name": given.checkpoint.name, "sha256": sha256}}
-    print(f"{given.checkpoint}: {METHODS.get(method).title} on {backbone}, protocol {specs[0].protocol}.")  # type: ignore[attr-defined]
-    return _each(
-        specs, lambda spec, on_progress: _result(spec, sam, model, datasets[spec.dataset], on_progress, facts, store), store, given
-    )
-
-
-def _each(
-    specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, ProgressCallback], Result], store: ResultStore, given: argparse.Namespace
-) -> int:
-    """Evaluates and keeps data set by data set, none of which stops the others; prints the scores; 1 where one failed."""
-    rows, places = [], []
-    with Progress() as progress:
-        for number, spec in enumerate(specs, 1):
-            progress.cell(number, len(specs), spec.dataset)
-            try:
-                if given.store and store.status(spec).phase == "stored":
-                    record, context, done = store.read(spec), store.folder(spec), "was stored before"
-                else:
-                    result = evaluated(spec, progress.update)
-                    record, context, done = result.record, _kept(result, store, given), "evaluated"
-            except Exception as error:
-                progress.done(f"FAILED: {failure(error)}")
-                continue
-            progress.done(done)
-            rows.append(_scores(record))
-            places.append(f"{spec.dataset}: {context}")
-    if rows:
-        heads = ("data set", "images", *(f"mIoU {rule}" for rule in RULES), *(f"Dice {rule}" for rule in RULES))
-        print(tabulate(rows, heads, "pipe", floatfmt=".1f", missingval="-"))
-        print(*places, sep="\n")
-    return 0 if len(rows) == len(specs) else 1
-
-
-def _result(
-    spec: RunSpec,
-    sam: Sam,
-    model: PromptableSegmenter,
-    dataset: Dataset,
-    on_progress: ProgressCallback,
-    facts: Mapping[str, Any],
-    store: ResultStore,
-) -> Result:
-    """What a cell of the released weights on a data set comes to."""
-    tuned = {name: parameter.detach() for name, parameter in model.tuned().items()}
-    outside = third_party(spec.method.name, spec.dataset)
-    of_data = {"data": data_facts(dataset, store.root / "cache"), **({"third_party": outside} if outside else {})}
-    return Cell(spec, sam, dataset, store.folder(spec), on_progress, released=tuned).run({**facts, **of_data})
-
-
-def _kept(result: Result, store: ResultStore, given: argparse.Namespace) -> Path:
-    """Stores the cell, or writes its rows by image alone; returns where they are."""
-    spec = result.record.spec
-    if given.store:
-        return store.save(result.record, result.images, result.history, result.tuned)
-    folder = store.root / "evaluated" / f"{given.checkpoint.stem}_{spec.released_sha256[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    images = result.images[result.images["selection"] == spec.settings.selections[0]].drop(columns="selection")
-    write_together(folder, {f"{spec.dataset}.csv": images.to_csv(index=False, lineterminator="\n").encode()})
-    return folder / f"{spec.dataset}.csv"
-
-
-def _scores(record: Record) -> tuple[Any, ...]:
-    scores = record.scores[record.spec.settings.selections[0]]
-    of_rules = (scores[f"{name}_{rule}"] for name in ("miou", "dice") for rule in RULES)
-    return (record.spec.dataset, record.cost["test_images"], *of_rules)
-
-
-def _same_backbone(inside: Sam, name: str, given: argparse.Namespace) -> Sam:
-    """The SAM of that name in --pretrained; CheckpointError unless it is, bit for bit, the one inside the released file."""
-    path = checkpoint_path(name, given.pretrained)
-    sam, own = load_sam(name, path), inside.state_dict()
-    changed = [key for key, tensor in sam.state_dict().items() if not torch.equal(tensor, own[key])]
-    if changed:
-        raise CheckpointError(
-            f"{given.checkpoint} cannot be stored as a cell: the SAM inside it is not {path} ({len(changed)} tensors differ, "
-            f"such as {changed[0]}); without --store it is evaluated."
-        )
-    return sam
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ from bench.grid.plan import Request, text_of
 from bench.grid.plugins import add_option
 from bench.grid.protocol import load_protocol, read_toml
 from bench.grid.store import ResultStore
-from bench.run import STOPPED, Options, run_grid
+from bench.running.grid import STOPPED, Options, run_grid
 
 
 @dataclass(frozen=True)

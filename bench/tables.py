@@ -8,189 +8,31 @@ where there is nothing to show.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import RequestError, one_sentence, unknown
+from bench.errors import one_sentence, unknown
 from bench.grid.protocol import SELECTIONS
-from bench.grid.published import PUBLISHED, Published, heading, ordered, read_published
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells
-from bench.reporting.comparisons import comparisons_table
-from bench.reporting.efficiency import efficiency_table, size_cells, sizes
-from bench.reporting.formats import FORMATS, SUFFIX
-from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
-from bench.reporting.table import Cell, Column, Row, Table, markdown
-from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, table_statistics
+from bench.reporting.comparable import CellQuery
+from bench.reporting.formats import FORMATS
+from bench.reporting.pivot import PIVOTS, Pivot
+from bench.reporting.table import Table
+from bench.reporting.table_statistics import BEST
+from bench.reporting.tables import LIKE, pivoted, print_and_write, tables
 from bench.training.metrics import RULES
 
 
-def paper_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
-    """Methods as rows in the paper's order; for its data sets and their average: ours, the published number and Δ.
-
-    `paper_shots`: whether the published numbers are of this board's number of shots; where they are not, none is shown.
-    """
-    groups = (*published.datasets, AVERAGE)
-    known = table_statistics(comparable, published.datasets, averaged=True)
-    parts = ("ours", "published", "Δ", "in 95 %") if known.counts else ("ours", "published", "Δ")
-    columns = tuple(Column(group, name, signed=name == "Δ", about=dataset_of(group)) for group in groups for name in parts)
-    ours = _scored(comparable, known, published.datasets, groups)
-    rows = []
-    for label in ordered(comparable.labels_of(published.datasets), published):
-        theirs = [published.of(label, group) if paper_shots else None for group in groups]
-        pairs = zip((ours[label, group] for group in groups), theirs, strict=True)
-        cells = tuple(cell for pair in pairs for cell in _beside(*pair)[: len(parts)])
-        rows.append(Row(heading(label, published), cells, (("method", label),)))
-    return Table(
-        comparable.name("paper"),
-        "Foreground mIoU (%): ours, published, and Δ = ours - published",
-        comparable.context,
-        "method",
-        columns,
-        tuple(rows),
-        (
-            *comparable.stand_ins,
-            *comparable.mixed,
-            *_published_notes(comparable, published, paper_shots),
-            *_evidence_notes(known),
-            *comparable.notes,
-        ),
-    )
-
-
-def _beside(ours: Cell, theirs: float | None) -> tuple[Cell, Cell, Cell, Cell]:
-    if ours.value is None or theirs is None:
-        return ours, Cell(theirs), Cell(), Cell()
-    return ours, Cell(theirs), Cell(ours.value - theirs), Cell(reason=_inside(ours, theirs))
-
-
-def _inside(ours: Cell, theirs: float) -> str:
-    if ours.low is None or ours.high is None:
-        return "-"
-    return "inside" if ours.low <= theirs <= ours.high else "above ours" if theirs > ours.high else "below ours"
-
-
-def _scored(comparable: ComparableCells, known: TableStatistics, datasets: Sequence[str], groups: Sequence[str]) -> dict[Position, Cell]:
-    """(label, group) -> ours with its interval, and with its mark among the group's."""
-    scored = {}
-    for group in groups:
-        of = {
-            label: known.with_interval(
-                comparable.average(label, datasets) if group == AVERAGE else comparable.cell(label, group), label, group
-            )
-            for label in comparable.labels_of(datasets)
-        }
-        marks = known.marks({label: cell.value for label, cell in of.items() if cell.value is not None}, group)
-        scored.update({(label, group): replace(cell, mark=marks.get(label, "")) for label, cell in of.items()})
-    return scored
-
-
-def _evidence_notes(known: TableStatistics) -> tuple[str, ...]:
-    if not known.counts:
-        return ()
-    images = ", ".join(f"{name} {len(of.images)}" for name, of in sorted({name: of for (_, name), of in known.counts.items()}.items()))
-    return (
-        *interval_notes(known.counts),
-        "Bold: ahead of every other method of the column; underlined: of all but the bold one. Both by paired differences on the same "
-        "images, draws and seeds (p < 0.05 after Holm's correction for those behind), which brackets that overlap do not show.",
-        f"Test images: {images}.",
-        *(f"No interval: {label} on {dataset}: {why}." for (label, dataset), why in known.lacks().items()),
-    )
-
-
-def _published_notes(comparable: ComparableCells, published: Published, paper_shots: bool) -> tuple[str, ...]:
-    if not paper_shots:
-        return (f"No numbers were published for {comparable.identity[2]} shots.",)
-    notes = [f"Published: {published.source}."]
-    if comparable.identity[0].replace("_", "-").lower() not in published.source.lower():
-        notes.append(f"Δ compares different backbones: ours is {comparable.identity[0]}.")
-    if comparable.rule != "all":
-        notes.append("Δ compares different rules for images without objects: the published numbers count them all.")
-    return tuple(notes)
-
-
-def plain_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
-    """Methods as rows; trainable parameters and their share, every data set, and the average where there are several."""
-    datasets = comparable.datasets
-    groups = (*datasets, AVERAGE) if len(datasets) > 1 else tuple(datasets)
-    columns = (
-        Column("", "trainable", digits=0),
-        Column("", "share %", digits=2),
-        *(Column("", name, about=dataset_of(name)) for name in groups),
-    )
-    known = table_statistics(comparable, datasets, averaged=len(datasets) > 1)
-    parameters, ours = sizes(comparable.frame), _scored(comparable, known, datasets, groups)
-    rows = [
-        Row(
-            heading(label, published),
-            (*size_cells(parameters.get(label, set())), *(ours[label, group] for group in groups)),
-            (("method", label),),
-        )
-        for label in ordered(comparable.labels_of(datasets), published)
-    ]
-    notes = (*comparable.stand_ins, *comparable.mixed, *_evidence_notes(known), *comparable.notes)
-    return Table(comparable.name("plain"), "Foreground mIoU (%)", comparable.context, "method", columns, tuple(rows), notes)
-
-
-LIKE: Mapping[str, Callable[[ComparableCells, Published, bool], Table]] = {
-    "paper": paper_table,
-    "plain": plain_table,
-    "comparisons": comparisons_table,
-    "efficiency": efficiency_table,
-}
-
-
-READING = "Mean ± standard deviation over the n draws and seeds (one where no n is given); mIoU is pooled over all test pixels."
-
-
-def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Table]:
-    """The tables that a kind (`LIKE`, `PIVOTS` or "all") makes of the store; RequestError where there is nothing to show."""
-    if like == "all":
-        return _all_kinds(store, query)
-    if like in PIVOTS:
-        return pivoted(store, query, PIVOTS[like])
-    made = []
-    reference = read_published(PUBLISHED["1"])
-    found = comparable_cells(store, query)
-    labels = {label for comparable in found for label in comparable.labels_of(comparable.datasets)}
-    if query.against not in (BEST, PAIRS, *labels):
-        raise unknown("method to compare with", query.against, (BEST, PAIRS, *sorted(labels)))
-    for comparable in found:
-        path = PUBLISHED.get(comparable.identity[2])
-        made.append(LIKE[like](comparable, read_published(path) if path else reference, path is not None))
-    reading = (READING,) if like in ("paper", "plain") else ()
-    shown = [replace(table, notes=(*reading, *table.notes)) for table in made if table.rows]
-    if not shown and like == "paper":
-        raise RequestError(f"No cell is of the data sets {', '.join(reference.datasets)}, which --like {like} is about: leave it out.")
-    if not shown:
-        raise RequestError(f"Nothing to show: --like {like} needs at least two methods with rows by image on a data set.")
-    return shown
-
-
-def _all_kinds(store: ResultStore, query: CellQuery) -> list[Table]:
-    """The tables of every kind that has something to show."""
-    made: list[Table] = []
-    for kind in (*LIKE, *PIVOTS):
-        try:
-            made += tables(store, query, kind)
-        except RequestError:
-            if kind == next(iter(PIVOTS)) and not made:  # a pivot always shows something, if anything is there
-                raise
-    return made
-
-
-def pivoted(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Table]:
-    """A pivot's tables, its methods named as published."""
-    made = pivot_tables(store, query, pivot, read_published(PUBLISHED["1"]))
-    return [replace(table, notes=(READING, *table.notes)) for table in made]
-
-
-def write(table: Table, formats: Iterable[str], folder: Path) -> None:
-    """Writes `<folder>/<name>.<format>` for each format."""
-    folder.mkdir(parents=True, exist_ok=True)
+@one_sentence
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    formats = [name.strip() for name in given.format.split(",")]
     for name in formats:
-        (folder / f"{table.name}.{SUFFIX.get(name, name)}").write_text(FORMATS[name](table), encoding="utf-8")
+        if name not in FORMATS:
+            raise unknown("table format", name, FORMATS)
+    print_and_write(_asked(given), formats, given.out / "tables")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -216,20 +58,6 @@ def _asked(given: argparse.Namespace) -> list[Table]:
     if given.rows or given.columns:
         return pivoted(ResultStore(given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric))
     return tables(ResultStore(given.out), query, given.like)
-
-
-@one_sentence
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    given = _parser().parse_args(arguments)
-    formats = [name.strip() for name in given.format.split(",")]
-    for name in formats:
-        if name not in FORMATS:
-            raise unknown("table format", name, FORMATS)
-    for table in _asked(given):
-        write(table, formats, given.out / "tables")
-        print(markdown(table))
-    return 0
 
 
 if __name__ == "__main__":

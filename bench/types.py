@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the planning of a grid must not wait for torch
 
 Split = Literal["train", "val", "test"]
 Shots = int | Literal["full"]
+ProgressCallback = Callable[[float, str], None]  # told the share of the work that is done, and what is being done; may raise to stop
 FULL: Final = "full"  # all labelled images; also the name of a method, which no code may branch on
 
 

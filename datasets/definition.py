@@ -13,8 +13,11 @@ from bench.types import TrainingPrompts
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 SPLITS = ("train", "val", "test")
+MASK_VALUES = ("foreground", "ids", "classes")
+UNKEYED = ("title", "skip_bad_annotations")
 ALLOWED: Mapping[str, tuple[float, float]] = {  # both ends are allowed
-    "threshold": (0, 254),
+    "threshold": (0, 65534),
+    "bits": (8, 16),
     "min_area": (0, np.inf),
     "relative_area": (0, 1),
     "val_images": (0, np.inf),
@@ -41,6 +44,8 @@ class Definition:
 
     images with masks: a mask's name is its image's and `mask_suffix` ("_mask"); brighter than `threshold` is foreground.
     images with annotations: COCO's instances, of the `categories` that are named, or all.
+    mask_values: "foreground"; or "ids", each an object, or "classes", whose connected parts are.
+    bits: how many of an image's 16 are used; 0: all. skip_bad_annotations: leave them out, which `verify` counts and names.
     test_share: the share of images, chosen by a hash of their names, that are the test split where no split is named.
     """
 
@@ -51,6 +56,8 @@ class Definition:
     extensions: tuple[str, ...] = EXTENSIONS
     mask_extensions: tuple[str, ...] = EXTENSIONS
     mask_suffix: str = ""
+    mask_values: str = "foreground"
+    bits: int = 0
     threshold: int = 0
     connectivity: int = 8
     min_area: int = 10
@@ -59,6 +66,7 @@ class Definition:
     test_share: float = 0.0
     categories: tuple[str, ...] = ()
     empty_images: bool = True
+    skip_bad_annotations: bool = False
     revision: int = 1
     splits: Mapping[str, SplitFiles] = field(default_factory=dict)
     few_shot: Mapping[int, str | tuple[str, ...]] = field(default_factory=dict)
@@ -80,9 +88,12 @@ class Definition:
         return tuple(filter(None, [*(files.list for files in self.splits.values()), *of_shots]))
 
     def keyed(self) -> dict[str, Any]:
-        """What can change a number, without defaults, so that a key which comes later leaves older cells what they are."""
+        """What can change a number, without defaults, so that a key which comes later leaves older cells what they are.
+
+        Where bad annotations are not left out there is no number.
+        """
         defaults = vars(Definition())
-        own = {name: value for name, value in vars(self).items() if name != "title" and value != defaults[name]}
+        own = {name: value for name, value in vars(self).items() if name not in UNKEYED and value != defaults[name]}
         if "splits" in own:
             own["splits"] = {name: {k: v for k, v in asdict(files).items() if v} for name, files in self.splits.items()}
         if "training_prompts" in own:
@@ -163,6 +174,8 @@ def _check(path: Path, definition: Definition) -> None:
     """What the keys must be together."""
     if definition.connectivity not in (4, 8):
         raise RequestError(f"{path}: connectivity = {definition.connectivity} is not allowed: 4 and 8 are.")
+    if definition.mask_values not in MASK_VALUES:
+        raise unknown(f"mask_values in {path}", definition.mask_values, MASK_VALUES)
     for extension in (*definition.extensions, *definition.mask_extensions):
         if extension.lower() not in EXTENSIONS:
             raise RequestError(f"{path}: the extension {extension!r} cannot be read: {', '.join(EXTENSIONS)} can.")
@@ -177,6 +190,8 @@ def _check(path: Path, definition: Definition) -> None:
         raise RequestError(f"{path}: `masks` of one split and `annotations` of another are not allowed together.")
     if definition.categories and not definition.is_coco:
         raise RequestError(f"{path}: `categories` belong to `annotations`; masks have none.")
+    if definition.mask_values != "foreground" and definition.is_coco:
+        raise RequestError(f"{path}: `mask_values` belongs to `masks`; annotations have categories.")
 
 
 def _check_splits(path: Path, definition: Definition) -> None:

@@ -8,71 +8,22 @@ import pytest
 
 from bench import ROOT
 
-# Each room may import from itself and from the rooms after it. Commands stand first; nothing imports them.
-ROOMS = [
-    ["bench.demo", "bench.perf", "bench.pretrain", "bench.study", "bench.status", "bench.logs", "bench.cancel"],
-    ["bench.evaluate", "bench.predict", "bench.check"],
-    ["bench.predicting.tasks"],
-    ["bench.profiling.turns", "bench.profiling.kernels"],
-    ["bench.profiling.model"],
-    ["bench.report", "bench.sheets"],
-    ["bench.tables", "bench.figures", "bench.compare", "bench.export"],
-    ["bench.reporting.comparisons", "bench.reporting.efficiency", "bench.reporting.pivot"],
-    ["bench.reporting.image_selection"],
-    ["bench.reporting.table_statistics"],
-    ["bench.run", "bench.reporting.pictures", "bench.pretraining.trainer", "bench.pretraining.card"],
-    ["bench.cluster.submit", "bench.cluster.grid_status"],
-    ["bench.cluster.send"],
-    ["bench.cluster.probe", "bench.cluster.array_plan", "bench.cluster.job"],
-    ["bench.cluster.submission", "bench.grid.catalogue"],
-    ["bench.exporting.model_files"],
-    ["bench.exporting.onnx_files"],
-    [
-        "bench.running.workers",
-        "bench.reporting.comparable",
-        "bench.pretraining.config",
-        "bench.pretraining.data",
-        "bench.pretraining.curve",
-        "bench.pretraining.muon",
-    ],
-    ["bench.conformance.methods", "bench.conformance.datasets", "bench.reporting.overlays", "bench.predicting.prompt_table"],
-    ["bench.running.adapted", "bench.running.cell", "bench.grid.plan", "bench.grid.progress", "bench.cluster.snapshot"],
-    ["bench.training.train", "bench.training.evaluation", "bench.grid.provenance", "bench.grid.store"],
-    ["bench.training.prepared", "bench.model.precision", "bench.training.process_group"],
-    ["methods", "datasets", "bench.model.released"],
-    ["bench.conformance.toys"],
-    ["bench.model.method", "bench.exporting.onnx_graphs"],
-    ["bench.model.segmenter", "bench.training.losses", "bench.training.metrics", "bench.training.prompts", "bench.training.transforms"],
-    ["bench.model.inputs"],
-    ["bench.model.retuned"],
-    ["bench.model.checkpoints", "bench.model.decoder", "bench.data.objects", "bench.training.streamed_loss"],
-    ["bench.model.prompt_batch"],
-    ["bench.model.sam", "bench.model.dropout"],
-    ["bench.model.attention"],
-    ["bench.model.kernels", "bench.model.mask_maps", "bench.model.two_way", "bench.model.upsampling"],
-    ["bench.model.products"],
-    [
-        "bench.data.manifest",
-        "bench.model.sam_modules",
-        "bench.model.implementation",
-        "bench.model.backbones",
-        "bench.grid.spec",
-        "bench.grid.published",
-        "bench.grid.registry",
-        "bench.reporting.formats",
-        "bench.reporting.statistics",
-        "bench.reporting.style",
-        "bench.cluster.profile",
-    ],
-    ["bench.conformance.checks"],
-    ["bench.reporting.table"],
-    ["bench.grid.protocol", "bench.grid.columns", "bench.grid.files", "bench.training.launch"],
-    ["bench.data.image_files", "bench.grid.plugins"],
-    ["bench.cluster.queue", "bench.cluster.launch_lock"],
-    ["bench.types"],
-    ["bench.errors", "bench.grid.processor", "bench.grid.job_environment"],
+# A package may import from itself and from the packages of the lines below it. What stands beside it on its line, it may not.
+ORDER = [
+    ["commands"],
+    ["pretraining", "profiling", "conformance", "exporting", "reporting", "cluster", "predicting"],
+    ["running"],
+    ["training"],
+    ["methods"],
+    ["model"],
+    ["datasets"],
+    ["data"],
+    ["grid"],
+    ["types", "errors"],
 ]
-LEVEL = {module: i for i, room in enumerate(ROOMS) for module in room}
+LEVEL = {package: level for level, line in enumerate(ORDER) for package in line}
+ONLY = {"methods": {"model", "grid", "types", "errors"}, "datasets": {"data", "grid", "types", "errors"}}
+USERS = {"methods": set(), "datasets": {"pretraining"}, "pretraining": {"commands"}}  # who may import it; registries load by name
 
 
 def modules():
@@ -81,30 +32,75 @@ def modules():
             yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
 
 
-def room_of(module):
-    return module.split(".")[0] if module.split(".")[0] in ("methods", "datasets") else module
+def package_of(module):
+    """The package that a module belongs to; a module directly in `bench` is a command, or one of the two that all share."""
+    first, *rest = module.split(".")
+    if first != "bench" or not rest:
+        return first
+    return rest[0] if rest[0] in LEVEL else "commands"
 
 
-def imports(path):
-    """The project's modules that a file imports, those for type checking only left out."""
-    tree = ast.parse(path.read_text())
+def imports(tree):
+    """The project's modules that a syntax tree imports, those for type checking only left out."""
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("bench", "methods", "datasets"):
-            yield from [f"bench.{name.name}" for name in node.names] if node.module == "bench" else [node.module]
+            names = [f"bench.{name.name}" for name in node.names if name.name != "ROOT"]
+            yield from names if node.module == "bench" else [node.module]
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] in ("bench", "methods", "datasets"))
+
+
+def broken(module, imported):
+    """The sentence that says why `module` may not import `imported`; "" where it may."""
+    mine, theirs = package_of(module), package_of(imported)
+    if mine == theirs == "commands":
+        return f"{module} imports {imported}: a command imports no other command; what both need belongs into a package."
+    if mine == theirs:
+        return ""
+    if mine in ONLY and theirs not in ONLY[mine]:
+        return f"{module} imports {imported}: {mine}/ knows only {', '.join(sorted(ONLY[mine]))}."
+    if theirs in USERS and mine not in USERS[theirs]:
+        return f"{module} imports {imported}: only {' and '.join(USERS[theirs]) or 'its registry'} may."
+    if LEVEL[mine] >= LEVEL[theirs] and {mine, theirs} != {"types", "errors"}:
+        return f"{module} imports {imported}: {theirs} is not below {mine}."
+    return ""
 
 
 @pytest.mark.parametrize(("module", "path"), [pytest.param(m, p, id=m) for m, p in modules() if m != "bench"])
-def test_imports_go_one_way(module, path):
-    for imported in imports(path):
-        mine, theirs = room_of(module), room_of(imported)
-        assert mine in LEVEL, f"{mine} has no room: enter it into ROOMS"
-        if mine == theirs == "methods" or mine == theirs == "datasets":
-            continue
-        assert {mine, theirs} != {"methods", "datasets"}
-        assert LEVEL[mine] <= LEVEL[theirs], f"{module} imports {imported}"
+def test_imports_go_down(module, path):
+    found = [sentence for imported in imports(ast.parse(path.read_text())) if (sentence := broken(module, imported))]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "why"),
+    [
+        ("bench.report", "from bench.tables import tables", "a command imports no other command"),
+        ("bench.report", "from bench import tables", "a command imports no other command"),
+        ("bench.model.sam", "from bench.training.train import fit", "training is not below model"),
+        ("bench.model.sam", "def f():\n    from methods.lora import LoRA", "only its registry may"),
+        ("bench.cluster.send", "import bench.reporting.table", "reporting is not below cluster"),
+        ("methods.lora", "from datasets.whu import Whu", "methods/ knows only"),
+        ("datasets.own", "from bench.model.sam import Sam", "datasets/ knows only"),
+        ("bench.grid.plan", "from datasets.own import register_own", "only pretraining may"),
+        ("bench.running.cell", "from bench.pretraining.card import write", "only commands may"),
+    ],
+)
+def test_an_import_that_goes_up_is_named(module, line, why):
+    (imported,) = imports(ast.parse(line))
+    assert broken(module, imported).startswith(f"{module} imports {imported}: ") and why in broken(module, imported)
+
+
+def test_what_a_user_types_and_nothing_else_lies_at_the_door():
+    """Directly in `bench`: commands of at most some 150 lines, and what all rooms share."""
+    at_the_door = sorted((ROOT / "bench").glob("*.*"))
+    assert all(path.suffix == ".py" for path in at_the_door)
+    commands = [path for path in at_the_door if path.stem not in ("__init__", "types", "errors")]
+    assert all("def main(" in path.read_text() for path in commands)
+    assert {path.name: n for path in commands if (n := len(path.read_text().splitlines())) > 150} == {}
 
 
 @pytest.mark.parametrize(("module", "path"), [pytest.param(m, p, id=m) for m, p in modules() if m.startswith("bench")])
@@ -119,7 +115,8 @@ def test_no_branch_on_the_name_of_a_method_or_data_set(module, path):
 
 
 def test_planning_and_tables_import_no_torch():
-    code = "import sys, bench, bench.grid.spec, bench.grid.protocol, bench.grid.store, bench.tables, bench.grid.provenance; print('torch' in sys.modules)"
+    modules = "bench.grid.spec, bench.grid.protocol, bench.grid.plan, bench.grid.store, bench.tables, bench.grid.provenance"
+    code = f"import sys, bench, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "False"
 
 
@@ -139,5 +136,5 @@ def test_functions_and_files_are_short():
         lengths += [n.end_lineno - n.lineno + 1 for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
     lengths.sort()
     files.sort()
-    assert lengths[len(lengths) // 2] <= 12 and lengths[int(len(lengths) * 0.9)] <= 35
+    assert lengths[len(lengths) // 2] <= 8 and lengths[int(len(lengths) * 0.9)] <= 20
     assert files[len(files) // 2] <= 150 and files[int(len(files) * 0.9)] <= 330

@@ -1,5 +1,6 @@
 """The SLURM launcher: sends the cells of a grid that have neither a result nor a job, and returns."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,28 +11,42 @@ from typing import Any
 from bench.cluster.array_plan import ArrayPlan, array_plans, shown
 from bench.cluster.launch_lock import LaunchLock
 from bench.cluster.probe import check_nodes, checked_partition
-from bench.cluster.profile import Profile
+from bench.cluster.profile import Profile, load_profile
 from bench.cluster.queue import Task, jobs_in_queue, limits, need_slurm, tasks, test_only
 from bench.cluster.send import all_or_nothing, collector_flags, send, send_collector
 from bench.cluster.snapshot import take_snapshot
 from bench.cluster.submission import FOLDER, Array, Submission, live_cells, new_id, submission_path
 from bench.errors import RequestError
+from bench.grid.catalogue import Catalogue
 from bench.grid.plan import RunContext
 from bench.grid.spec import RunSpec
-from bench.grid.store import ResultStore
+from bench.grid.store import ResultStore, clears
+from bench.running.grid import Options, run_context
 
 ENDING_SECONDS = 40.0  # a job that was cancelled lives on for SLURM's KillWait
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A grid to be sent: where it runs, what it asks for, and which of its methods train nothing. place: absolute paths."""
+    """A grid to be sent: where it runs, what it asks for, and which of its methods train nothing. context: absolute paths."""
 
     context: RunContext
     profile: Profile
     untrained: frozenset[str]
     dry_run: bool
     collect: bool
+
+
+def launch_grid(
+    specs: Sequence[RunSpec], missing: Sequence[RunSpec], known: Catalogue, checkpoint: Path, backbone: str, options: Options
+) -> int:
+    """Sends the cells to SLURM, whose nodes need whole paths."""
+    profile = load_profile(options.profile)
+    checkpoint, data, out = (Path(os.path.abspath(path)) for path in (checkpoint, options.data, options.out))
+    device = profile.device_of(options.device)
+    profile.check_devices(options.devices, device)
+    context = replace(run_context(backbone, checkpoint, device, options), data=data, out=out)
+    return launch(specs, missing, Launch(context, profile, known.untrained, options.dry_run, options.collect))
 
 
 def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) -> int:
@@ -79,7 +94,7 @@ def _live(out: Path, wanted: set[str]) -> dict[str, Task]:
 
 def _is_open(store: ResultStore, spec: RunSpec, overwrite: str) -> bool:
     """Whether the cell is still to be computed; while this launcher waited for its turn, another one's job may have done it."""
-    return overwrite == "always" or store.status(spec).phase != "stored"
+    return overwrite in ("always", "changed") or store.status(spec).phase != "stored"
 
 
 def _within_limits(plans: list[ArrayPlan], profile: Profile) -> tuple[list[ArrayPlan], int]:
@@ -127,9 +142,9 @@ def _checks(sent: Submission, plans: Sequence[ArrayPlan], jobs: list[str]) -> di
 
 
 def _discard(store: ResultStore, cells: Iterable[RunSpec], overwrite: str) -> None:
-    """Removes what is to be computed anew: failed cells, and all of them under `always`."""
+    """Removes what is to be computed anew."""
     for spec in cells:
-        if overwrite == "always" or store.status(spec).phase == "failed":
+        if clears(store.status(spec), overwrite):
             store.discard(spec)
 
 

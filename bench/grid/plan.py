@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import RequestError, unknown
-from bench.grid.protocol import Protocol, load_protocol, read_toml
+from bench.grid.protocol import SEEDS, Protocol, Settings, load_protocol, read_toml
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
 from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
@@ -75,17 +75,36 @@ def paper_methods() -> list[str]:
 GROUPS: Mapping[str, Callable[[], list[str]]] = {"all": METHODS.names, "paper": paper_methods}
 
 
+def groups_by_method() -> dict[str, tuple[str, ...]]:
+    """Every registered method with the groups of parameters that it has as it is, without parameters given; loads torch."""
+    return {name: _groups(METHODS.get(name)) for name in METHODS.names()}
+
+
+def _groups(cls: type) -> tuple[str, ...]:
+    try:
+        return choose_method(cls, {}).groups
+    except RequestError:  # it needs parameters
+        return ()
+
+
 def specs_of(
-    request: Request, checkpoint_sha256: str, data: Path = Path("data"), choose: Callable[[str], list[MethodChoice]] = choose_methods
+    request: Request,
+    checkpoint_sha256: str,
+    data: Path = Path("data"),
+    choose: Callable[[str], list[MethodChoice]] = choose_methods,
+    registered: Callable[[], Mapping[str, Iterable[str]]] = groups_by_method,
 ) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
-    number that is not allowed. choose: how methods are found; `bench.grid.catalogue` does it without torch.
+    number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch.
 
     What trains nothing has one cell a data set, whatever shots, draws and seeds are asked for.
     """
     protocol = protocol_of(request.protocol)
-    find_own(data)
+    DATASETS.find_in(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
+    known = registered()
+    groups = {group for groups in (*known.values(), *(choice.groups for choice in methods.values())) for group in groups}
+    protocol.check_rows(known, DATASETS.names(), groups)
     datasets = {name: DATASETS.get(name) for name in names_of(request.datasets, DATASETS)}
     grid = Grid(
         tuple(methods),
@@ -97,7 +116,7 @@ def specs_of(
     generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     once: tuple[Shots, int, int] = (1, 0, protocol.seeds[0])  # always the same, so that no later request runs it again
-    cells = dict.fromkeys((cell if methods[cell[1]].trains else (*cell[:2], *once)) for cell in grid.cells())
+    cells = dict.fromkeys(((*cell[:2], *once) if methods[cell[1]].is_zero_shot else cell) for cell in grid.cells())
     return [
         RunSpec(
             request.backbone,
@@ -110,15 +129,22 @@ def specs_of(
             draw,
             seed,
             protocol.name,
-            protocol.resolve(methods[method].name, dataset, shots),
+            _settings_of(protocol, methods[method], dataset, shots, seed),
         )
         for dataset, method, shots, draw, seed in cells
     ]
 
 
+def _settings_of(protocol: Protocol, method: MethodChoice, dataset: str, shots: Shots, seed: int) -> Settings:
+    settings = protocol.resolve(method.name, dataset, shots, method.groups, method.trains)
+    if settings.augmentation_stream != "fresh" and seed >= SEEDS:
+        raise RequestError(f"Seed {seed} is too large: the generators of protocol {protocol.name} take 0 to {SEEDS - 1}.")
+    return settings
+
+
 def title(spec: RunSpec) -> str:
     """A cell in a few words."""
-    if not spec.method.trains:
+    if spec.method.is_zero_shot:
         return f"{spec.dataset} {spec.method.label} zero-shot"
     draw = f" draw {spec.draw}" if spec.draw else ""
     return f"{spec.dataset} {spec.method.label} {spec.shots}-shot{draw} seed {spec.seed}"
@@ -141,16 +167,9 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
     return opened
 
 
-def find_own(data: Path) -> None:
-    """Makes the data sets known that TOML files in the data folder describe."""
-    from datasets.own import register_own
-
-    register_own(data)
-
-
 def open_dataset(name: str, data: Path) -> Dataset:
     """The data set of a name that lies below `data`, or is described there; RequestError for an unknown name, DataError as of `open`."""
-    find_own(data)
+    DATASETS.find_in(data)
     opened: Dataset = DATASETS.get(name).open(data)  # type: ignore[attr-defined]
     return opened
 

@@ -1,23 +1,30 @@
 """Protocols: how a cell is trained, evaluated and selected, read from `configs/protocols/*.toml`.
 
 A protocol's file has the settings of every cell, a schedule (rows by number of shots) and overrides (rows by method, data set
-or shots). The settings of one cell are what remains when its rows are laid over the common ones, later rows last.
+or shots). The settings of one cell are what remains when its rows are laid over the common ones, later rows last. The learning
+rate is a number, for all that a method trains, or a table with one for each group of parameters: `lr = { decoder = 1e-4 }`.
 """
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bench import ROOT
 from bench.errors import RequestError, unknown
+from bench.grid.files import read_text
 from bench.types import FULL, Shots
 
 PROTOCOLS = ROOT / "configs" / "protocols"
 SELECTIONS = ("last", "best", "val")
-LEAST = {"epochs": 1, "batch": 1, "evaluate_every": 1, "loader_workers": 1, "lr": 0.0, "lr_min": 0.0, "weight_decay": 0.0}
+MATCHED = {"methods": "names", "datasets": "names", "shots": f"whole numbers from 1, or '{FULL}',"}  # what an override names cells by
+ONE_GROUP = ("encoder",)  # of a method that does not part its parameters
+LEAST = {"epochs": 1, "batch": 1, "evaluate_every": 1, "loader_workers": 1, "lr_min": 0.0, "weight_decay": 0.0, "crop_area_min": 0.0}
+MOST = {"crop_area_min": 1.0}
+SEEDS = 2**32  # that the generators of "reseeded_workers" take
+STREAM_REVISIONS = {"fresh": 1, "reseeded_workers": 2}  # raised when a stream's samples become others, so that their cells' keys do too
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "prompt_types": ("point", "box", "mask"),
     "evaluation_prompt": ("box", "point"),
@@ -38,8 +45,8 @@ class Settings:
 
     epochs: int
     batch: int  # images a step
-    evaluate_every: int  # epochs between two looks at the images that a selection is made on
-    lr: float
+    evaluate_every: int  # epochs between two evaluations of the images that a selection is made on
+    lr: float  # of the method's first group of parameters
     lr_min: float  # where the cosine ends
     weight_decay: float
     flips: bool  # vertical and horizontal, each with probability 0.5
@@ -49,12 +56,25 @@ class Settings:
     evaluation_prompt: str
     evaluation_split: str  # "val" for studies that choose a protocol: they must not look at test images
     selections: tuple[str, ...]  # the first one's weights are kept
-    augmentation_stream: str  # "reseeded_workers": the reference's loader repeats its random recipes every epoch
+    augmentation_stream: str  # "reseeded_workers": the reference's own numbers, which its loader repeats every epoch
     loader_workers: int  # of the reference, which shape that stream
     normalise_native_size: bool  # False: images of exactly the model's size are taken raw (reference behaviour)
     eval_mode_after_first_look: bool  # True: dropout stops after the first evaluation (reference behaviour)
     matmul_precision: str  # of float32 matrix products on a GPU, in torch's words
     precision: str = "fp32"  # "tf32": products in TF32 whatever matmul_precision says; "bf16": autocast, float32 weights and losses
+    # Of STREAM_REVISIONS; no setting that a protocol has. 1 where nothing is trained, and in records from before there was another.
+    stream_revision: int = field(default=1, repr=False)
+    lr_by_group: tuple[tuple[str, float], ...] = field(default=(), repr=False)  # of every group, where they are not all the same
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates of the optimizer's groups of parameters, in their order."""
+        return tuple(rate for _, rate in self.lr_by_group) or (self.lr,)
+
+    @property
+    def rates_in_words(self) -> str:
+        """The learning rates as tables say them: "0.001", or "encoder 0.01, decoder 0.0001"."""
+        return ", ".join(f"{group} {rate:g}" for group, rate in self.lr_by_group) or f"{self.lr:g}"
 
     def keyed(self) -> dict[str, Any]:
         """What a cell's key is made of."""
@@ -77,13 +97,23 @@ class Protocol:
     schedule: tuple[Mapping[str, Any], ...]
     overrides: tuple[Mapping[str, Any], ...]
 
-    def resolve(self, method: str, dataset: str, shots: Shots) -> Settings:
-        """The settings of one cell."""
-        merged = {**self.settings, **_without(self._row(shots), "max_shots")}
-        for row in self.overrides:
+    def resolve(self, method: str, dataset: str, shots: Shots, groups: Sequence[str] = ONE_GROUP, trains: bool = True) -> Settings:
+        """The settings of one cell, whose method has these groups of parameters. trains: False where training samples change nothing, so
+        that they are no part of its key."""
+        merged = _laid({}, self.settings)
+        for row in (self._row(shots), *self.overrides):
             if _applies(row, method, dataset, shots):
-                merged |= _without(row, "methods", "datasets", "shots")
-        return _settings(self.name, merged)
+                merged = _laid(merged, _without(row, "max_shots", *MATCHED))
+        return _settings(self.name, merged, groups, trains)
+
+    def check_rows(self, methods: Collection[str], datasets: Collection[str], groups: Collection[str]) -> None:
+        """RequestError for a row that matches nothing: one of a method, data set or group of parameters that there is not."""
+        for row in (self.settings, *self.schedule, *self.overrides):
+            named = {"method": row.get("methods", ()), "data set": row.get("datasets", ()), "group of parameters": _by_group(row.get("lr"))}
+            for (kind, names), known in zip(named.items(), (methods, datasets, groups), strict=True):
+                for name in names:
+                    if name and name not in known:
+                        raise unknown(f"{kind} in a row of protocol {self.name}, which therefore matches nothing:", name, known)
 
     def _row(self, shots: Shots) -> Mapping[str, Any]:
         for row in self.schedule:
@@ -116,7 +146,7 @@ def protocol_names(folder: Path = PROTOCOLS) -> list[str]:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; RequestError, with the file and the parser's word, where it cannot be read."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(read_text(path))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"Cannot read {path}: {error}.") from None
 
@@ -132,7 +162,8 @@ def _parse(path: Path) -> Protocol:
         if "max_shots" not in row:
             raise RequestError(f"{path}: every [[schedule]] needs max_shots, a number or 'full'.")
     for row in overrides:
-        _check_keys(f"{path} [[override]]", row, ("methods", "datasets", "shots", *SETTING_TYPES))
+        _check_keys(f"{path} [[override]]", row, (*MATCHED, *SETTING_TYPES))
+        _check_matched(path, row)
     seeds = tuple(content.get("seeds", [0]))
     return Protocol(path.stem, content.get("summary", ""), seeds, content.get("settings", {}), tuple(schedule), tuple(overrides))
 
@@ -143,20 +174,61 @@ def _check_keys(where: str, given: Mapping[str, Any], allowed: Any) -> None:
             raise unknown(f"key in {where}", key, allowed)
 
 
-def _settings(name: str, merged: Mapping[str, Any]) -> Settings:
+def _check_matched(path: Path, row: Mapping[str, Any]) -> None:
+    """RequestError for what an override matches cells by, where no cell could have it."""
+    for key, what in MATCHED.items():
+        given = row.get(key, [FULL])
+        if not isinstance(given, list) or not given or not all(_may_match(key, value) for value in given):
+            raise RequestError(f"{path} [[override]]: {key} = {given!r} matches nothing: a list of {what} is needed.")
+
+
+def _may_match(key: str, value: Any) -> bool:
+    return value == FULL or (type(value) is int and value >= 1) if key == "shots" else isinstance(value, str)
+
+
+def _laid(merged: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with a row's laid over them. A table of learning rates changes those of its groups, a number all of them."""
+    if not isinstance(row.get("lr"), Mapping):
+        return {**merged, **row}
+    return {**merged, **row, "lr": {**_by_group(merged.get("lr")), **row["lr"]}}
+
+
+def _by_group(lr: Any) -> dict[str, Any]:
+    """Learning rates by group; that of the groups which have none of their own is under ""."""
+    return dict(lr) if isinstance(lr, Mapping) else {} if lr is None else {"": lr}
+
+
+def _settings(name: str, merged: Mapping[str, Any], groups: Sequence[str], trains: bool) -> Settings:
     merged = {**LATER, **merged}
     missing = [key for key in SETTING_TYPES if key not in merged]
     if missing:
         raise RequestError(f"Protocol {name} lacks the settings {', '.join(missing)}.")
-    settings = Settings(**{key: _typed(f"protocol {name}: {key}", merged[key], kind) for key, kind in SETTING_TYPES.items()})
+    rates = {group: _rate(name, _by_group(merged["lr"]), group) for group in groups}
+    merged["lr"] = rates[groups[0]]
+    given = {key: _typed(f"protocol {name}: {key}", merged[key], kind) for key, kind in SETTING_TYPES.items()}
+    settings = Settings(**given, lr_by_group=tuple(rates.items()) if len(set(rates.values())) > 1 else ())
     _check_values(name, settings)
-    return settings
+    return replace(settings, stream_revision=STREAM_REVISIONS[settings.augmentation_stream]) if trains else settings
+
+
+def _rate(protocol: str, rates: Mapping[str, Any], group: str) -> float:
+    """A group's learning rate; RequestError where there is none, or it is no number from 0."""
+    if group not in rates and "" not in rates:
+        raise RequestError(f"Protocol {protocol} has no learning rate for the group {group}: give one, or a number for all groups.")
+    where = f"protocol {protocol}: lr" + (f" of {group}" if group in rates else "")
+    rate: float = _typed(where, rates.get(group, rates.get("")), float)
+    if rate < 0:
+        raise RequestError(f"{where[0].upper()}{where[1:]} = {rate} is too small: at least 0.0 is needed.")
+    return rate
 
 
 def _check_values(name: str, settings: Settings) -> None:
     for key, least in LEAST.items():
         if getattr(settings, key) < least:
             raise RequestError(f"Protocol {name}: {key} = {getattr(settings, key)} is too small: at least {least} is needed.")
+    for key, most in MOST.items():
+        if getattr(settings, key) > most:
+            raise RequestError(f"Protocol {name}: {key} = {getattr(settings, key)} is too large: at most {most} is allowed.")
     for key, allowed in CHOICES.items():
         given = getattr(settings, key)
         values = given if isinstance(given, tuple) else (given,)
@@ -189,8 +261,10 @@ def _without(row: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "+".join(f"{key}:{item}" for key, item in sorted(value.items()))
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-SETTING_TYPES: Mapping[str, Any] = {f.name: get_type_hints(Settings)[f.name] for f in fields(Settings)}
+SETTING_TYPES: Mapping[str, Any] = {f.name: get_type_hints(Settings)[f.name] for f in fields(Settings) if f.repr}
 LATER: Mapping[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}

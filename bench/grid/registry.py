@@ -10,10 +10,11 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TypeVar
 
 from bench.errors import RequestError, unknown
-from bench.grid.plugins import load_plugins, plugin_of, reason
+from bench.grid.plugins import line_of, load_plugins, plugin_of, reason
 
 T = TypeVar("T", bound=type)
 
@@ -21,12 +22,14 @@ T = TypeVar("T", bound=type)
 class Registry:
     """name -> class. `package` ("methods") is loaded whole on first use, and the entry points of `group` with it.
 
-    problems: what is to be known of entry points that could not be loaded, a sentence each.
+    problems: what is to be known of entry points that could not be loaded, a sentence each. finders: of the package, each registers
+    what a folder of the user's describes.
     """
 
     def __init__(self, kind: str, package: str, group: str) -> None:
         self.kind, self.package, self.group = kind, package, group
         self.problems: list[str] = []
+        self.finders: list[Callable[[Path], None]] = []
         self._classes: dict[str, type] = {}
         self._installed: dict[str, str] = {}  # top module of an entry point -> distribution and version
         self._loaded = False
@@ -57,6 +60,12 @@ class Registry:
             raise RequestError(" ".join([str(error), *self.problems]))
         return self._classes[name]
 
+    def find_in(self, folder: Path) -> None:
+        """Registers what files in a folder of the user's describe, as TOML files in the data folder describe data sets."""
+        self._load()
+        for find in self.finders:
+            find(folder)
+
     def origin(self, name: str) -> str | None:
         """Where a class from outside this project comes from, as a record says it; None for the project's own, and for no class."""
         self._load()
@@ -70,16 +79,28 @@ class Registry:
         if not self._loaded:
             self._loaded = True
             outside = self._take_outside()
-            package = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(package.__path__):
-                if not module.ispkg:
-                    importlib.import_module(f"{self.package}.{module.name}")
+            try:
+                self._import_own()
+            except RequestError:
+                self._loaded, self._classes = False, {**self._classes, **outside}
+                raise
             self._classes = dict(sorted(self._classes.items(), key=lambda item: item[1].__module__))  # whichever was imported first
             for name, cls in outside.items():
                 self.register(name)(cls)
             for point in entry_points(group=self.group):
                 self._load_point(point)
         load_plugins()
+
+    def _import_own(self) -> None:
+        """Imports every module of the package; RequestError, in one sentence, for one that cannot be imported."""
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            try:
+                if not module.ispkg:
+                    importlib.import_module(f"{self.package}.{module.name}")
+            except Exception as error:
+                path = Path(package.__path__[0]) / f"{module.name}.py"
+                raise RequestError(f"{path} cannot be loaded: {reason(error, line_of(error, path))}") from error
 
     def _take_outside(self) -> dict[str, type]:
         """Removes, and returns, what was entered from outside before the project's own, which has the older right to its names."""

@@ -5,13 +5,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bench.errors import RequestError, unknown
-from bench.grid.protocol import Settings
+from bench.grid.plugins import place_in, reason
+from bench.grid.protocol import ONE_GROUP, Settings
 from bench.types import Shots
 
 RELEASED = "released"  # shown with a method whose weights somebody else trained
@@ -22,15 +23,22 @@ ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their defaul
 class MethodChoice:
     """A method with all its hyper-parameters, defaults included.
 
-    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8". trains: False for what
-    trains nothing; it follows from the name and is no part of a record.
+    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8". A parameter that came later
+    (`bench.model.method.LATER`) is among them only where it differs, so that older cells stay what they are. groups: of its trained
+    parameters, for which a protocol may have a learning rate each. trains: whether there is anything to train.
     """
 
     name: str
     parameters: tuple[tuple[str, Any], ...]
     revision: int
     shown: str
-    trains: bool = field(default=True, compare=False)
+    groups: tuple[str, ...] = ONE_GROUP
+    trains: bool = True
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether its number is one for all shots, draws and seeds, because nobody trained anything."""
+        return not self.trains and self.shown != RELEASED
 
     @property
     def label(self) -> str:
@@ -137,15 +145,22 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
         if key not in known:
             raise unknown(f"parameter of {name}", key, known)
         values[key] = _same_type(f"{name}({key}=…)", value, known[key])
-    method = cls(**values)
-    parameters = tuple((f.name, getattr(method, f.name)) for f in fields(cls))
+    try:
+        method = cls(**values)
+    except RequestError:
+        raise
+    except Exception as error:
+        raise RequestError(f"The method {name} cannot be made: {reason(error, place_in(error, cls))}") from error
+    given_all = ((f, getattr(method, f.name)) for f in fields(cls))
+    parameters = tuple((f.name, value) for f, value in given_all if value != f.default or not f.metadata.get("later"))
     shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
-    return MethodChoice(name, parameters, cls.revision, shown, getattr(cls, "trains", True))  # type: ignore[attr-defined]
+    groups = tuple(dict.fromkeys(method.groups().values())) if hasattr(method, "groups") else ONE_GROUP
+    return MethodChoice(name, parameters, method.revision, shown, groups, getattr(cls, "trains", True))
 
 
 def released_choice(cls: type) -> MethodChoice:
     """The choice of a method's class with its defaults whose weights are released ones: a row of its own, "cat_sam_a(released)"."""
-    return replace(choose_method(cls, {}), shown=RELEASED, trains=True)
+    return replace(choose_method(cls, {}), shown=RELEASED, trains=False)
 
 
 def _same_type(where: str, value: Any, default: Any) -> Any:

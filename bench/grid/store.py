@@ -34,6 +34,8 @@ ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a
 KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
 NAMES_AS_TEXT: dict[str, Callable[[str], str]] = dict.fromkeys(("name", "image", "stem"), str)  # an image called 007 stays "007"
 
+COST_FIELDS = ("step_seconds", "images_per_second", "peak_memory_mb")  # of a method on a backbone and machine, measured apart from cells
+
 Phase = Literal["stored", "failed", "unfinished", "pending"]
 
 
@@ -49,6 +51,11 @@ class CellStatus:
     reason: str = ""
 
 
+def clears(status: CellStatus, overwrite: str) -> bool:
+    """Whether what a cell that is to be run left is removed first; of `changed` a stored one is to be run for its data alone."""
+    return overwrite == "always" or status.phase == "failed" or (overwrite == "changed" and status.phase == "stored")
+
+
 @dataclass(frozen=True)
 class Record:
     """One cell's result.
@@ -61,6 +68,12 @@ class Record:
     scores: Mapping[str, Mapping[str, float]]
     cost: Mapping[str, Any]
     provenance: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the data set's files; None where images were drawn, "" where it is not known."""
+        data = self.provenance.get("data")
+        return data.get("fingerprint", "") if isinstance(data, Mapping) else ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,11 @@ class GridCell:
     recipe: str
     folder: str
     trains: bool = True
+
+    @property
+    def named(self) -> tuple[object, ...]:
+        """What a user calls it, which leaves the weights open."""
+        return self.dataset, self.method, self.shots, self.draw, self.seed, self.backbone, self.protocol
 
 
 class ResultStore:
@@ -234,6 +252,27 @@ class ResultStore:
         except (OSError, ValueError, TypeError) as error:
             raise RequestError(f"Cannot read {path}: {error}; remove it, or run again.") from None
 
+    def cost_file(self, method: MethodChoice, backbone: str, machine: str) -> Path:
+        """Where the costs of a method are kept that were measured on a machine, apart from all cells."""
+        return self.root / "costs" / f"{backbone}_{method.name}_{_short((backbone, method_id(method), machine))}.json"
+
+    def keep_cost(self, method: MethodChoice, backbone: str, machine: str, found: Mapping[str, Any]) -> None:
+        """Keeps COST_FIELDS as they were measured, and what else is said of the measurement."""
+        path = self.cost_file(method, backbone, machine)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        which = {"backbone": backbone, "label": method.label, "method_id": method_id(method), "machine": machine, "time": _now()}
+        write_together(path.parent, {path.name: _json({**which, **found})})
+
+    def costs(self) -> dict[tuple[str, str, str], Mapping[str, float]]:
+        """(backbone, method_id, machine) -> COST_FIELDS, of all that was measured; a file that cannot be read is passed over."""
+        found: dict[tuple[str, str, str], Mapping[str, float]] = {}
+        for path in sorted((self.root / "costs").glob("*.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                cost = json.loads(path.read_bytes())
+                which = str(cost["backbone"]), str(cost["method_id"]), str(cost["machine"])
+                found[which] = {name: float(cost[name]) for name in COST_FIELDS if name in cost}
+        return found
+
     def _folder_of(self, cell: RunSpec | Path) -> Path:
         return self.folder(cell) if isinstance(cell, RunSpec) else Path(cell)
 
@@ -315,7 +354,7 @@ def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
 
 def _fields(item: RunSpec | MethodChoice | Settings) -> dict[str, Any]:
     """A dataclass's own fields, by name."""
-    return {name: getattr(item, name) for name, field in item.__dataclass_fields__.items() if field.compare}
+    return {name: getattr(item, name) for name in item.__dataclass_fields__}
 
 
 def _tuples(value: Any) -> Any:
@@ -379,28 +418,31 @@ def grid_cell(spec: RunSpec) -> GridCell:
     who = (spec.dataset, spec.method.label, spec.shots, spec.draw, spec.seed)
     which = (spec.backbone, spec.protocol, spec.checkpoint_sha256, spec.key)
     same = _identities(spec)
-    return GridCell(*who, *which, same["method_id"], same["recipe"], spec.folder.as_posix(), spec.method.trains)
+    return GridCell(*who, *which, same["method_id"], same["recipe"], spec.folder.as_posix(), not spec.method.is_zero_shot)
 
 
 def row(record: Record, folder: Path) -> dict[str, Any]:
     """A record as one flat row.
 
     Columns: what the cell is (`label` is the method with its shown parameters), `selection` (the one whose weights are kept),
-    `key`, `method_id` and `recipe` (equal for cells that differ in no more than the data set, or the draw and seed),
-    `<selection>.<score>`, `cost.*`, `provenance.*` and `path`.
+    `lr` (in words: by group of parameters, where those differ), `key`, `method_id` and `recipe` (equal for cells that differ in no more
+    than the data set, or the draw and seed), `<selection>.<score>`, `cost.*`, `provenance.*` and `path`.
     """
     spec, settings, method = record.spec, record.spec.settings, record.spec.method
     parameters = dict(method.parameters)
     names = {"dataset": spec.dataset, "method": method.name, "label": method.label, "decoder": parameters.get("decoder")}
     run = {"shots": spec.shots, "draw": spec.draw, "seed": spec.seed, "backbone": spec.backbone, "protocol": spec.protocol}
     fixed = {"checkpoint_sha256": spec.checkpoint_sha256, "evaluation_prompt": settings.evaluation_prompt}
-    fixed["released_sha256"] = spec.released_sha256
+    fixed |= {"released_sha256": spec.released_sha256, "lr": settings.rates_in_words}
     kept = {
         "selection": settings.selections[0],
         "dataset_revision": spec.dataset_revision,
         "generated": spec.generated,
         "method_revision": method.revision,
         "trains": trains(record.cost),
+        "augmentation_stream": settings.augmentation_stream,
+        "stream_revision": settings.stream_revision,
+        "eval_mode_after_first_look": settings.eval_mode_after_first_look,
     }
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
     nested = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}
@@ -412,12 +454,21 @@ def trains(cost: Mapping[str, Any]) -> bool:
     return cost.get("trainable_parameters") != 0
 
 
+def method_id(method: MethodChoice) -> str:
+    """Equal for choices that are the same method."""
+    return _short((method.name, method.parameters, method.revision))
+
+
 def _identities(spec: RunSpec) -> dict[str, str]:
     """A released checkpoint is a method apart, which every data set may have another file of."""
     method: tuple[Any, ...] = (spec.method.name, spec.method.parameters, spec.method.revision)
     recipe: tuple[Any, ...] = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
+    if spec.settings.lr_by_group:
+        recipe = (*recipe, spec.settings.lr_by_group)
     if spec.released_sha256:
         method, recipe = (*method, RELEASED), (*recipe, spec.released_sha256)
+    if spec.settings.stream_revision > 1:
+        recipe = (*recipe, spec.settings.stream_revision)
     return {"method_id": _short(method), "recipe": _short(recipe)}
 
 

@@ -10,18 +10,21 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError
-from bench.grid.store import Damaged, GridCell, ResultStore
+from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore
 from bench.reporting.table import Cell
 
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
 Identity = tuple[str, str, str, str]  # backbone, protocol, shots, checkpoint: of a board
 IDENTITY = ("backbone", "protocol", "shots", "checkpoint_sha256")
+MACHINE = "provenance.device_name"
+FILES, TIME = "provenance.data.fingerprint", "provenance.time"
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
-    "device": "provenance.device_name",
+    "device": MACHINE,
     "torch": "provenance.packages.torch",
 }
+ONLY_SAMPLE = "provenance.only_training_sample"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class ComparableCells:
     """The cells that share a table.
 
     identity: (backbone, protocol, shots, checkpoint); frame: the stored cells, one row each, as `bench.grid.store.row`;
-    gaps: for every cell that was asked for and is not stored, its run, phase and reason.
+    gaps: for every cell that was asked for and is not stored, its run, phase and reason. other_files: a sentence for each run on other
+    data files than its data set's newest cell has.
     """
 
     identity: Identity
@@ -58,6 +62,7 @@ class ComparableCells:
     notes: tuple[str, ...]
     scores: Mapping[Position, Mapping[Run, float]] = field(default_factory=dict)
     against: str = "best"
+    other_files: Mapping[Position, tuple[str, ...]] = field(default_factory=dict)
 
     def labels_of(self, datasets: Iterable[str]) -> list[str]:
         """The methods, with their shown parameters, that were run or asked for on any of the data sets."""
@@ -73,6 +78,7 @@ class ComparableCells:
         """Mean ± standard deviation over draws and seeds, or why there is none; a missing run is never averaged away."""
         scores, gaps = self.scores.get((label, dataset), {}), self.gaps.get((label, dataset), ())
         of, notes = len(scores) + len(gaps), tuple(_gap_note(gap) for gap in gaps if gap[1] != "pending" or scores)
+        notes += self.other_files.get((label, dataset), ())
         if not of:
             return Cell(reason="not run")
         if not scores:
@@ -116,6 +122,28 @@ class ComparableCells:
             return ()
         names = ", ".join(sorted(set(self.frame.loc[self.frame["generated"], "dataset"])))
         return (f"GENERATED STAND-INS, not the real images: {names}. These numbers say nothing about the real data sets.",)
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """What a reader would not expect of the cells' training: one picture for all epochs; dropout that stops."""
+        if not len(self.frame):
+            return ()
+        learnt, notes = self.frame[trained(self.frame)], []
+        repeated = learnt[learnt["augmentation_stream"] != "fresh"]
+        if self.identity[2] == "1" and len(repeated):
+            samples = repeated.get(ONLY_SAMPLE, pd.Series(None, index=repeated.index, dtype=object))
+            counts = samples.fillna("not the reference's, but one that an earlier version drew").value_counts()
+            shown = "; ".join(f"{sample} ({count} of {len(repeated)} cells)" for sample, count in counts.items())
+            notes.append(f"ONE PICTURE: one-shot training repeats a single augmented sample in every epoch: {shown}.")
+        stopped = sorted(set(learnt.loc[learnt["eval_mode_after_first_look"], "label"]))
+        if stopped:
+            notes.append(f"Trained in evaluation mode, without dropout, after the first evaluation: {', '.join(stopped)}.")
+        return tuple(notes)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be known before its numbers are read."""
+        return (*self.stand_ins, *self.training, *self.mixed)
 
     @property
     def mixed(self) -> tuple[str, ...]:
@@ -170,13 +198,22 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     if scan.table.empty and not grid:
         lost = f" ({len(scan.damaged)} damaged records were left out)" if scan.damaged else ""
         raise RequestError(f"No cell is stored or asked for below {store.runs}{lost}: start one with `python -m bench.run`.")
-    parts = _parts(scan.table, grid)
+    parts = _parts(_with_costs(scan.table, store.costs()), grid)
     taken = [key for key in parts if query.takes(key[2], key[1], key[0])]
     if not taken:
         there = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in parts)
         raise RequestError(f"No cell is of the shots, protocol and backbone asked for; there are: {there}.")
     notes = _damage_notes(store, scan.damaged)
     return [_comparable(store, query, key, parts[key], notes) for key in taken]
+
+
+def _with_costs(frame: pd.DataFrame, costs: Mapping[tuple[str, str, str], Mapping[str, float]]) -> pd.DataFrame:
+    """The cells with `measured.*`, what was measured of their method, backbone and machine apart from them; NaN where nothing was."""
+    if frame.empty or not costs:
+        return frame
+    which = list(zip(*(frame.get(name, [""] * len(frame)) for name in ("backbone", "method_id", MACHINE)), strict=True))
+    columns = {f"measured.{name}": [costs.get(key, {}).get(name, math.nan) for key in which] for name in COST_FIELDS}
+    return frame.assign(**columns)
 
 
 def _parts(table: pd.DataFrame, grid: Sequence[GridCell]) -> dict[Identity, Part]:
@@ -234,7 +271,7 @@ def _damage_notes(store: ResultStore, damaged: Iterable[Damaged]) -> tuple[str, 
 
 def _comparable(store: ResultStore, query: CellQuery, key: Identity, part: Part, notes: tuple[str, ...]) -> ComparableCells:
     frame, asked = part.frame, part.asked
-    one_method = _current(frame, ["label"], "method_id", {(cell.method,): cell.method_id for cell in asked})
+    one_method = _current(_of_newest_samples(frame), ["label"], "method_id", {(cell.method,): cell.method_id for cell in asked})
     current = _current(one_method, ["label", "dataset"], "recipe", {(cell.method, cell.dataset): cell.recipe for cell in asked})
     left_out = len(frame) - len(current)
     if left_out:
@@ -242,9 +279,57 @@ def _comparable(store: ResultStore, query: CellQuery, key: Identity, part: Part,
     known = set(zip(*(part.untrained.get(name, []) for name in ("label", "dataset")), strict=True))
     gaps = _gaps(store, [cell for cell in asked if (cell.method, cell.dataset) not in known], set(frame.get("key", ())))
     current = pd.concat([current, part.untrained]) if len(current) and len(part.untrained) else max(current, part.untrained, key=len)
+    notes = (*_rates(current), *notes)
     selection = query.selection or _first_selection(current)
     scores = _scores(current, f"{selection}.miou_{query.rule}")
-    return ComparableCells(key, selection, query.rule, current, gaps, notes, scores, query.against)
+    others = _other_files(current)
+    if others:
+        notes = (*notes, f"Cells of other data files are compared with none of the newer ones ({sum(map(len, others.values()))}).")
+    return ComparableCells(key, selection, query.rule, current, gaps, notes, scores, query.against, others)
+
+
+def _other_files(frame: pd.DataFrame) -> dict[Position, tuple[str, ...]]:
+    """See ComparableCells; what is not known to differ does not."""
+    found: dict[Position, tuple[str, ...]] = {}
+    if not {FILES, TIME} <= set(frame):
+        return found
+    known = frame[[isinstance(files, str) for files in frame[FILES]]].sort_values(TIME, kind="stable", key=lambda time: time.astype(str))
+    newest = dict(zip(known["dataset"], known[FILES], strict=True))
+    for label, dataset, draw, seed, files in zip(*(known[name] for name in ("label", "dataset", "draw", "seed", FILES)), strict=True):
+        if files != newest[dataset]:
+            run = f"seed {seed}" if draw == 0 else f"draw {draw} seed {seed}"
+            note = (
+                f"{run}: of other data files ({files[:8]}) than the newest cell of {dataset} ({newest[dataset][:8]}), not compared with it"
+            )
+            found[label, dataset] = (*found.get((label, dataset), ()), note)
+    return found
+
+
+def trained(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Which of the stored cells were trained, and not only evaluated."""
+    return frame.get("cost.steps", pd.Series(math.nan, index=frame.index)) != 0
+
+
+def _of_newest_samples(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without cells that were trained on samples of an earlier version, where there are others; what is not trained stays."""
+    if frame.empty:
+        return frame
+    learnt = frame[trained(frame)]
+    newest = learnt.groupby("augmentation_stream")["stream_revision"].transform("max")
+    return frame.drop(learnt.index[learnt["stream_revision"] < newest])
+
+
+def _rates(frame: pd.DataFrame) -> tuple[str, ...]:
+    """A note with the learning rates of the methods that train, where they are not all the same."""
+    learnt = frame if frame.empty else frame[trained(frame)]
+    if learnt.empty or learnt["lr"].nunique() < 2:
+        return ()
+    by_rate: dict[str, list[str]] = {}
+    for label, cells in learnt.groupby("label"):
+        for rate, of in cells.groupby("lr"):
+            where = "" if len(of) == len(cells) else f" on {', '.join(sorted(set(of['dataset'])))}"
+            by_rate.setdefault(str(rate), []).append(f"{label}{where}")
+    return ("Learning rates: " + "; ".join(f"{rate}: {', '.join(labels)}" for rate, labels in sorted(by_rate.items())) + ".",)
 
 
 def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mapping[tuple[str, ...], str]) -> pd.DataFrame:
@@ -262,7 +347,7 @@ def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
     """The newest last."""
     if frame.empty:
         return frame
-    time = frame["provenance.time"].fillna("") if "provenance.time" in frame else ""
+    time = frame[TIME].fillna("") if TIME in frame else ""
     return (
         frame.assign(time=time)
         .sort_values(["method_revision", "dataset_revision", "time", "method_id", "recipe"], kind="stable")

@@ -33,7 +33,7 @@ def comparisons_table(comparable: ComparableCells, published: Published, paper_s
         rows.append(Row(" - ".join(heading(label, published) for label in key), tuple(cells), about))
     what = {BEST: "Methods compared with the best of each column", PAIRS: "Methods compared in pairs"}
     title = what.get(against, f"Methods compared with {heading(against, published)}")
-    notes = (*comparable.stand_ins, *comparable.mixed, MEANING, *interval_notes(known.counts), *comparable.notes)
+    notes = (*comparable.warnings, MEANING, *interval_notes(known.counts), *comparable.notes)
     name = comparable.name("comparisons" if against == BEST else f"comparisons-{against}")
     return Table(name, title, comparable.context, "pair" if by_pair else "method", columns, tuple(rows), notes)
 

@@ -83,9 +83,7 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
 
     parts = [(key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)]
     notes = tuple(
-        dict.fromkeys(
-            note for comparable in comparable_cells(store, query) for note in (*comparable.stand_ins, *comparable.mixed, *comparable.notes)
-        )
+        dict.fromkeys(note for comparable in comparable_cells(store, query) for note in (*comparable.warnings, *comparable.notes))
     )
     known = _known(found, pivot)
     tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), published, known) for key, of in parts]

@@ -1,4 +1,4 @@
-"""What a board's per-image rows say: every value's interval, and methods compared on the same images and units, by `bench.reporting.statistics`."""
+"""What per-image rows say: every value's interval, and methods compared on the same images and units (`bench.reporting.statistics`)."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.grid.store import IMAGES
-from bench.reporting.comparable import ComparableCells, Position
+from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
 from bench.reporting.table import Cell, Facts, Mark
 
@@ -32,12 +32,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TableStatistics:
-    """A board's counts by (label, data set), or why they are lacking, and what follows from them."""
+    """A board's counts by (label, data set), or why they are lacking, and what follows from them. files: the fingerprints of what the
+    runs were tested on, where they are known; methods are compared on the same files alone."""
 
     counts: Mapping[Position, Counts]
     datasets: tuple[str, ...]
     averaged: bool
     lacking: Mapping[Position, str] = field(default_factory=dict)
+    files: Mapping[Position, str] = field(default_factory=dict)
     cache: dict[str, Column] = field(default_factory=dict, compare=False)
 
     def with_interval(self, cell: Cell, label: str, column: str) -> Cell:
@@ -107,7 +109,7 @@ class TableStatistics:
     def _pair(self, a: str, b: str, column: str) -> Pair | None:
         """Two methods by the column's model where they have the same units, else by themselves on the runs that both have."""
         one, other = self._counts(a, column), self._counts(b, column)
-        if not one or not other or any(x.images != y.images for x, y in zip(one, other, strict=True)):
+        if not one or not other or not self._same_files(a, b, column) or any(x.images != y.images for x, y in zip(one, other, strict=True)):
             return None
         trained = [part for part in (*one, *other) if part.trains]
         common = [run for run in trained[0].runs if all(run in part.runs for part in trained)] if trained else []
@@ -120,6 +122,12 @@ class TableStatistics:
             whole = Column({name: pooled for name, pooled in sides.items() if pooled})
         effect = float(np.mean([effect_size(x, y) for x, y in zip(one, other, strict=True)]))
         return Pair(whole.difference(a, b), whole.tells(a, b), effect, max(1, len(common)), sum(len(part.images) for part in one))
+
+    def _same_files(self, a: str, b: str, column: str) -> bool:
+        """Whether nothing says that two methods were tested on different files."""
+        names = self.datasets if column == AVERAGE else [column]
+        files = [{self.files[label, name] for label in (a, b) if (label, name) in self.files} for name in names]
+        return all(len(of_dataset) < 2 for of_dataset in files)
 
 
 def bracketed(cell: Cell, found: Interval | None, images: int) -> Cell:
@@ -171,18 +179,25 @@ def table_statistics(comparable: ComparableCells, datasets: Sequence[str], avera
     """The evidence of a board's stored cells on these data sets; a cell without readable rows by image has none."""
     counts: dict[Position, Counts] = {}
     lacking: dict[Position, str] = {}
+    files: dict[Position, str] = {}
     wanted = comparable.frame[comparable.frame["dataset"].isin(list(datasets))] if len(comparable.frame) else comparable.frame
     order = wanted.sort_values(["label", "dataset", "draw", "seed"]) if len(wanted) else wanted
     columns = ("label", "dataset", "draw", "seed", "path", "trains")
-    rows = list(zip(*(order[name] for name in columns), strict=True)) if len(order) else []
-    for place, runs in groupby(rows, key=lambda row: (str(row[0]), str(row[1]))):
-        folders = [((int(draw), int(seed)), Path(path), bool(trains)) for _, _, draw, seed, path, trains in runs]
-        found = counts_of(place[1], [of[:2] for of in folders], comparable.selection, comparable.rule, any(of[2] for of in folders))
+    fingerprints = order.get(FILES, [None] * len(order))
+    rows = list(zip(*(order[name] for name in columns), fingerprints, strict=True)) if len(order) else []
+    for place, of_place in groupby(rows, key=lambda row: (str(row[0]), str(row[1]))):
+        runs = list(of_place)
+        folders = [((int(draw), int(seed)), Path(path)) for _, _, draw, seed, path, *_ in runs]
+        known = {str(run[6]) for run in runs if isinstance(run[6], str)}
+        found: Counts | str = "its runs were tested on different data files"
+        if len(known) < 2:
+            found = counts_of(place[1], folders, comparable.selection, comparable.rule, any(run[5] for run in runs))
+            files |= zip([place], known, strict=False)
         if isinstance(found, Counts):
             counts[place] = found
         else:
             lacking[place] = found
-    return TableStatistics(counts, tuple(datasets), averaged, lacking)
+    return TableStatistics(counts, tuple(datasets), averaged, lacking, files)
 
 
 def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, rule: str, trains: bool) -> Counts | str:

@@ -1,7 +1,7 @@
-"""One cell, from its spec to its record: train, look at the images that a selection is made on, evaluate, keep what was best.
+"""One cell, from its spec to its record: train, evaluate what selections are made on, keep what was best.
 
-A look is an evaluation during training. `best` looks at the test split (that is the paper's number, and optimistic), `val` at
-held-out training images, `last` not at all.
+During training `best` evaluates the test split (that is the paper's number, and optimistic) and `val` held-out training images;
+`last` evaluates at the end alone.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from bench.errors import DivergedError
+from bench.errors import DataError, DivergedError
 from bench.grid.files import write_together
 from bench.grid.protocol import Settings
 from bench.grid.registry import METHODS, third_party
@@ -33,11 +33,11 @@ from bench.training.evaluation import evaluate
 from bench.training.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
-from bench.training.train import Log, fit, optimizer_of
-from bench.types import WHOLE, Dataset, Memory, Split
+from bench.training.train import Log, fit, optimizer_of, repeats_one_sample, samples_of
+from bench.types import WHOLE, Dataset, Memory, ProgressCallback, Split
 
-ProgressCallback = Callable[[float, str], None]  # told the share of the work that is done, and what is being done; may raise to stop
 Tensors = dict[str, Tensor]
+IN_RESUME_FILE = {"evaluated_epoch": "looked", "evaluations": "looks"}  # the resume file's names where they differ
 
 
 class Stopped(Exception):
@@ -48,7 +48,7 @@ class Stopped(Exception):
 class TrainingState:
     """How far a cell's training is, in values that `torch.load(weights_only=True)` reads back.
 
-    looked: the last epoch that was looked at. kept: selection -> (score, weights, rows of the images that were looked at).
+    evaluated_epoch: the last one. kept: selection -> (score, weights, rows of the evaluated images). evaluations: how many.
     """
 
     step: int = 0
@@ -73,11 +73,11 @@ class Result:
 class Cell:
     """Runs one cell on a loaded backbone and an open data set, going on where `folder/resume.pt` stands.
 
-    watch: is told the progress, and may raise Stopped; then the resume file is written first. save_every: seconds between two
+    on_progress: is told the progress, and may raise Stopped; then the resume file is written first. save_every: seconds between two
     resume files. memory: how a training step is cut to fit the device. prepared: what earlier cells on this data set left to use again.
-    team: the processes that run this cell together; number 0 alone writes, and its watch alone may stop them.
+    process_group: the processes that run this cell together; rank 0 alone writes, and its on_progress alone may stop them.
     released: the trained tensors of a released checkpoint, by `tuned`'s names: they are evaluated as they are, and nothing is trained.
-    compile: torch.compile's mode for the encoder, "" for none.
+    compile: torch.compile's mode for the encoder, "" for none. fingerprint: of the data set's files; a resume file of others is not used.
     """
 
     def __init__(
@@ -93,8 +93,9 @@ class Cell:
         process_group: ProcessGroup = SINGLE_PROCESS,
         released: Tensors | None = None,
         compile: str = "",
+        fingerprint: str | None = None,
     ) -> None:
-        self.process_group = process_group
+        self.process_group, self.fingerprint = process_group, fingerprint
         self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
         self.resume_file, self.on_progress, self.save_every = folder / RESUME, on_progress, save_every
         self.prepared = prepared or Prepared(dataset)
@@ -121,11 +122,19 @@ class Cell:
             try:
                 self._train(self.optimizer)
             except Stopped:
-                self._save_course()
+                self._save_state()
                 raise
-            self._save_course()  # the selections that follow change the model's weights
+            self._save_state()  # the selections that follow change the model's weights
         outside = third_party(self.spec.method.name, self.spec.dataset)
-        return self._result(self._selected_rows(), {**provenance, **({"third_party": outside} if outside else {})})
+        said = {**provenance, **self._only_sample(), **({"third_party": outside} if outside else {})}
+        return self._result(self._selected_rows(), said)
+
+    def _only_sample(self) -> dict[str, str]:
+        """What the one sample is, in a few words, that all of the training shows; nothing where there is more than one."""
+        if self.optimizer is None or not repeats_one_sample(self.support, self.settings):
+            return {}
+        (sample,) = samples_of(self.dataset, self.support, self.settings, self.spec.seed, 0, 0, self.model.sam.config.grid)
+        return {"only_training_sample": f"{sample.augmentation}, prompt: {sample.kind}"}
 
     def _built(self, sam: Sam) -> PromptableSegmenter:
         model = build_model(self.spec, sam)
@@ -143,22 +152,22 @@ class Cell:
             state.step = log.step
             state.history.append(asdict(log))
             state.seconds["training"] += time.monotonic() - started
-            self._tell(f"epoch {log.epoch}/{self.settings.epochs}, loss {log.loss:.3f}")
+            self._report(f"epoch {log.epoch}/{self.settings.epochs}, loss {log.loss:.3f}")
             self._evaluate_if_due()
             if time.monotonic() - self._saved_at > self.save_every:
-                self._save_course()
+                self._save_state()
             started = time.monotonic()
         if not all(torch.isfinite(tensor).all() for tensor in self._weights().values()):
             raise DivergedError(f"The weights became NaN or infinite at the last step, {state.step}.")
 
     def _evaluate_if_due(self) -> None:
-        """Looks at the images that `best` and `val` are chosen on, if this is the end of an epoch that asks for it."""
+        """Evaluates the images that `best` and `val` are chosen on, if this is the end of an epoch that asks for it."""
         log = self.state.history[-1] if self.state.history else None
         if log is None or not is_evaluation_due(log, self.settings) or self.state.evaluated_epoch == log["epoch"]:
             return
         found = {}
         for selection in [s for s in ("best", "val") if s in self.settings.selections]:
-            doing = f"look for {selection} after epoch {log['epoch']}"
+            doing = f"evaluation for {selection} after epoch {log['epoch']}"
             found[selection] = self._test_rows(doing) if selection == "best" else self._evaluate("val", doing)
         for selection, rows in found.items():
             log[f"{selection}_miou"] = score = pooled_iou(rows)
@@ -196,40 +205,50 @@ class Cell:
         for row in evaluate(self.model, self.dataset, split, self.settings, self.prepared, self.process_group.shard(names)):
             rows.append(row)
             self.state.images = before + min(len(names), len(rows) * self.process_group.size)
-            self._tell(doing)
+            self._report(doing)
         rows = self.process_group.gather(rows)
         self.state.seconds["evaluation"] += time.monotonic() - started
+        if not any(row.truth for row in rows):
+            raise DataError(f"None of the {len(rows)} images of the {split} split has any foreground, so that no score is defined.")
         return rows
 
     def _weights(self) -> Tensors:
         return {name: p.detach().cpu().clone() for name, p in self.model.tuned().items()}
 
-    def _tell(self, doing: str) -> None:
+    def _report(self, doing: str) -> None:
         self.on_progress(self.work.share(self.state), doing)
 
-    def _save_course(self) -> None:
-        """Writes the resume file by rename. The weights and the optimizer are those after `course.step` steps."""
+    def _save_state(self) -> None:
+        """Writes the resume file by rename. The weights and the optimizer are those after `state.step` steps."""
         if self.process_group.rank:
             return
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
-        content = {"key": self.spec.key, "course": vars(self.state), "weights": self._weights(), "optimizer": optimizer}
+        content = {
+            "key": self.spec.key,
+            "fingerprint": self.fingerprint,
+            "course": {IN_RESUME_FILE.get(k, k): v for k, v in vars(self.state).items()},
+            "weights": self._weights(),
+            "optimizer": optimizer,
+        }
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_together(self.resume_file.parent, {RESUME: buffer.getvalue()}, durable=False)  # two copies of a cell may write at once
         self._saved_at = time.monotonic()
 
     def _resumed(self) -> TrainingState:
-        """The course of the resume file, its weights and optimizer taken over; a new one without a usable file."""
+        """The state in the resume file, its weights and optimizer taken over; a new one without a usable file."""
         if self.optimizer is None or not self.resume_file.is_file():
             return TrainingState()
         try:
             content = torch.load(self.resume_file, map_location="cpu", weights_only=True)
             if content["key"] != self.spec.key:
                 raise ValueError(f"it belongs to {content['key']}")
+            if content.get("fingerprint", self.fingerprint) != self.fingerprint:  # an older version did not note it
+                raise ValueError("the data set's files were others")
             self.model.load_tuned(content["weights"])
             self.optimizer.load_state_dict(content["optimizer"])
-            return TrainingState(**content["course"])
+            return TrainingState(**{name: content["course"][IN_RESUME_FILE.get(name, name)] for name in vars(TrainingState())})
         except Exception as error:  # a damaged file costs the work it held, nothing else
             print(f"{self.resume_file} cannot be used ({error}): the cell starts from the beginning.", file=sys.stderr)
             self.model = self._built(self.model.sam)
@@ -244,7 +263,7 @@ class Cell:
             "tuned_bytes": len(tuned),
             "training_seconds": round(self.state.seconds["training"], 3),
             "evaluation_seconds": round(self.state.seconds["evaluation"], 3),
-            "peak_memory_mb": round(peak_memory_mb(self.model.device), 1),
+            **({"peak_memory_mb": round(peak_memory_mb(self.model.device), 1)} if self.model.device.type == "cuda" else {}),
             "execution": self.model.execution,
             "devices": self.process_group.size,
             "micro_batch": self.memory.micro_batch,
@@ -287,7 +306,7 @@ def build_model(spec: RunSpec, sam: Sam) -> PromptableSegmenter:
 
 
 def is_evaluation_due(log: Log | Mapping[str, Any], settings: Settings) -> bool:
-    """Whether the step of this log ends an epoch after which selections look."""
+    """Whether the step of this log ends an epoch after which selections are evaluated."""
     step = log if isinstance(log, Mapping) else asdict(log)
     return bool(step["ends_epoch"]) and (step["epoch"] % settings.evaluate_every == 0 or step["epoch"] == settings.epochs)
 

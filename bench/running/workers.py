@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from multiprocessing.queues import Queue
 from types import FrameType
 from typing import Any
@@ -16,22 +18,21 @@ from typing import Any
 from bench.data.manifest import data_facts
 from bench.errors import DataError, DivergedError, ProcessGroupError, RequestError
 from bench.grid.plan import RunContext, open_datasets, title
+from bench.grid.plugins import place_in, reason
 from bench.grid.progress import Progress
 from bench.grid.provenance import provenance
+from bench.grid.registry import METHODS
 from bench.grid.spec import RunSpec
-from bench.grid.store import ResultStore
+from bench.grid.store import ResultStore, clears
 from bench.model.checkpoints import load_sam
 from bench.model.sam import Sam
 from bench.running.cell import Cell, Stopped
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup, is_lost
-from bench.types import Dataset, Memory
+from bench.types import Dataset, Memory, ProgressCallback
 
 HEARTBEAT_SECONDS = 10.0
 TELL_SECONDS = 0.5
-
-
-ProgressCallback = Callable[[float, str], None]  # the share of the cell that is done, and what is being done
 
 
 class StopSignal:
@@ -73,7 +74,7 @@ class CellRunner:
 
     def run(self, spec: RunSpec, on_progress: ProgressCallback) -> str:
         """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
-        if self.process_group.rank == 0 and (self.context.overwrite == "always" or self.store.status(spec).phase == "failed"):
+        if self.process_group.rank == 0 and clears(self.store.status(spec), self.context.overwrite):
             self.store.discard(spec)
         self.process_group.broadcast(None)  # the others look for a resume file only now
         try:
@@ -94,11 +95,11 @@ class CellRunner:
             return self._failed(spec, error)
 
     def _failed(self, spec: RunSpec, error: Exception) -> str:
-        """Notes why a cell failed. In a team it ends all, TeamError, but for a loss that all processes saw alike."""
+        """Notes why a cell failed. In a process group it ends all, ProcessGroupError, but for a loss that is the same in all processes."""
         alike = self.process_group.size == 1 or isinstance(error, DivergedError)
         if not alike and is_lost(error):
             raise ProcessGroupError from None
-        reason = failure(error)
+        reason = failure(error, spec.method.name)
         if not alike or self.process_group.rank == 0:
             with contextlib.suppress(OSError):
                 self.store.fail(spec, reason)
@@ -126,6 +127,7 @@ class CellRunner:
         dataset, context = self.datasets[spec.dataset], self.context
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
             self.prepared = Prepared(dataset, context.kept_bytes)
+        data = self.process_group.broadcast(self._facts_of(dataset))
         cell = Cell(
             spec,
             self.sam,
@@ -137,8 +139,9 @@ class CellRunner:
             self.prepared,
             self.process_group,
             compile=context.compile,
+            fingerprint=data.get("fingerprint"),
         )
-        result = cell.run({**self.facts, "data": self._facts_of(dataset)})
+        result = cell.run({**self.facts, "data": data})
         if self.process_group.rank == 0:
             self.store.save(result.record, result.images, result.history, result.tuned)
         first = spec.settings.selections[0]
@@ -164,14 +167,20 @@ def device_of(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def failure(error: Exception) -> str:
-    """One sentence for a cell's failure; what nobody foresaw is printed in full to stderr as well."""
+def failure(error: Exception, method: str) -> str:
+    """One sentence for the failure of a method's cell; what nobody foresaw is printed in full to stderr as well, once a process."""
     if isinstance(error, DivergedError | DataError | RequestError):
         return str(error)
     if is_out_of_memory(error):
         return "Out of memory, also with smaller steps and activation checkpointing: take a smaller backbone, or a device with more memory."
-    traceback.print_exc()
-    return f"{type(error).__name__}: {error}"
+    said = reason(error, place_in(error, METHODS.get(method)))
+    _print_once("".join(traceback.format_exception(error)))
+    return said
+
+
+@cache
+def _print_once(text: str) -> None:
+    print(text, file=sys.stderr, end="")
 
 
 def is_out_of_memory(error: Exception) -> bool:

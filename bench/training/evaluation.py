@@ -28,7 +28,7 @@ def evaluate(
 ) -> Iterator[ImageRow]:
     """Yields the row of each image of the split, in the order of its names. The model is left in evaluation mode.
 
-    An image without objects is predicted without any prompt. prepared: what earlier looks at this data set left to use again.
+    An image without objects is predicted without any prompt. prepared: what earlier evaluations of this data set left to use again.
     names: only these images. The counts of a batch are fetched from the device after the next batch was started.
     """
     model.eval()

@@ -1,4 +1,4 @@
-"""Starts one Python command as several processes of a team on this machine, as torchrun does, and ends all when one ends badly."""
+"""Starts one Python command as several processes on this machine, as torchrun does, and ends all when one ends badly."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 
 
 def launch_processes(arguments: Sequence[str], processes: int, signals: Sequence[signal.Signals] = PASSED_ON) -> int:
-    """Runs `python ARGUMENTS` that many times, with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set; `bench.training.process_group.join` reads
-    them. Returns process 0's exit code; 1 where another one ended badly.
+    """Runs `python ARGUMENTS` that many times, with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, which
+    `bench.training.process_group.join_process_group` reads. Returns process 0's exit code; 1 where another one ended badly.
 
     The signals go to process 0 alone, which writes what is unfinished and ends; the others follow.
     """
@@ -40,7 +40,7 @@ def is_distributed() -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this process is alone, or number 0 of its team: the one that writes."""
+    """Whether this process is alone, or rank 0 of its process group: the one that writes."""
     return not is_distributed() or os.environ["RANK"] == "0"
 
 

@@ -1,4 +1,4 @@
-"""What evaluating a data set needs of each image at every look, prepared once by threads that run ahead, and kept within bounds."""
+"""What evaluating a data set needs of each image each time, prepared once by threads that run ahead, and kept within bounds."""
 
 import threading
 import zlib
@@ -16,6 +16,7 @@ from bench.grid.protocol import Settings
 from bench.model.implementation import implementation
 from bench.model.segmenter import PromptableSegmenter
 from bench.training.prompts import box_prompts, point_prompts
+from bench.training.streams import FreshStream
 from bench.types import KEPT_BYTES, Dataset, Features, Prompts, Sample, Split
 
 BATCHES_AHEAD = 2
@@ -39,7 +40,7 @@ class Item:
 class Prepared:
     """The items of a data set, and the embeddings that a frozen encoder gave them.
 
-    Both are kept in the process's memory while their sum is below `limit_bytes`; what comes later is made again at each look.
+    Both are kept in the process's memory while their sum is below `limit_bytes`; what comes later is made again each time.
     """
 
     def __init__(self, dataset: Dataset, limit_bytes: int = KEPT_BYTES) -> None:
@@ -80,7 +81,7 @@ class Prepared:
 
     def features(self, model: PromptableSegmenter, split: Split, items: Sequence[Item], settings: Settings) -> Features:
         """The model's features of the items. Those of an encoder that nothing is added to depend on the image alone: they are made once
-        for every prompt, selection, look, seed and method of that kind."""
+        for every prompt, selection, evaluation, seed and method of that kind."""
         images = [item.image for item in items]
         if not model.encoder.is_frozen:
             return model.encode(images)
@@ -110,7 +111,7 @@ def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings) -> 
     objects = sample_objects(sample, dataset.rule)
     if settings.evaluation_prompt == "box":
         return box_prompts(objects)
-    return point_prompts(objects, np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode())))
+    return point_prompts(objects, FreshStream(np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode()))))
 
 
 def _together(features: Sequence[Features], device: torch.device) -> Features:

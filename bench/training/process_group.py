@@ -29,7 +29,7 @@ class ProcessGroup:
         return self.rank * count // self.size, (self.rank + 1) * count // self.size
 
     def summed(self, parameters: Sequence[nn.Parameter], losses: Tensor) -> Tensor:
-        """Makes each parameter's gradient the sum over the team, and returns the sum of `losses` (n,).
+        """Makes each parameter's gradient the sum over the group, and returns the sum of `losses` (n,).
 
         A parameter that has a gradient nowhere keeps none: an optimizer passes it over, and would decay it if it were zero.
         """
@@ -69,7 +69,8 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def join_process_group(device: str) -> tuple[ProcessGroup, str]:
-    """The team that torchrun's environment variables (or `bench.training.launch`'s) name, and this process's own device of the kind; alone, SOLO."""
+    """The process group that torchrun's environment variables (or `bench.training.launch`'s) name, and this process's own device of the
+    kind; alone, SINGLE_PROCESS."""
     if not is_distributed():
         return SINGLE_PROCESS, device
     if device == "cuda":
@@ -81,12 +82,12 @@ def join_process_group(device: str) -> tuple[ProcessGroup, str]:
 
 
 def leave_process_group(process_group: ProcessGroup) -> None:
-    """Waits for all processes of the team and ends it."""
+    """Waits for all processes of the group and ends it."""
     if process_group.size > 1:
         process_group.broadcast(None)
         torch.distributed.destroy_process_group()
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether an error says that another process of the team is gone."""
+    """Whether an error says that another process of the group is gone."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("onnection", "NCCL", "peer"))

@@ -14,7 +14,8 @@ from bench.model.upsampling import parts, resized
 
 
 def streamed_terms(low: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The binary cross-entropy and dice loss, scalars as in `bench.training.losses`, of the maps low (n, h, w) at the size of target (n, H, W)."""
+    """The binary cross-entropy and dice loss, scalars as in `bench.training.losses`, of the maps low (n, h, w) at the size of
+    target (n, H, W)."""
     bce, dice = _Streamed.apply(low, target)
     return bce, dice
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from bench.errors import RequestError
 from bench.grid.registry import DATASETS
 from datasets.folder import FolderDataset
-from datasets.own import register_own
 from datasets.preparation.locations import Top, folder_in, in_units, link, missing, tops
 from datasets.preparation.progress import progress_bar
 from datasets.preparation.summary import summary
@@ -51,7 +50,7 @@ def prepare(name: str, data: Path, sources: Sequence[Path]) -> int:
 
 def verified(name: str, data: Path, cache_dir: Path, show: int) -> int:
     """Prints what is wrong with a data set and what a run would see of it; 0, or 1 where something is wrong."""
-    register_own(data)
+    DATASETS.find_in(data)
     cls = DATASETS.get(name)
     if issubclass(cls, FolderDataset) and not data.is_dir():
         raise RequestError(f"--data {data} is no folder; `python -m datasets.prepare where {name}` says what belongs there.")

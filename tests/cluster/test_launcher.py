@@ -22,7 +22,7 @@ from bench.cluster.snapshot import code_files, take_snapshot
 from bench.cluster.submission import Array, Submission, live_cells, new_id, read_submission, submission_path
 from bench.errors import RequestError
 from bench.grid.catalogue import catalogue
-from bench.grid.plan import Request, RunContext, choose_methods, specs_of
+from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, specs_of
 from bench.grid.provenance import git_state, provenance
 from bench.grid.store import ResultStore, attempts
 from bench.model.segmenter import PromptableSegmenter
@@ -60,6 +60,7 @@ def test_methods_are_known_without_torch_as_with_it(tmp_path):
     assert list(catalogue(METHODS, tmp_path).choices) == choose_methods(METHODS)
     assert list(catalogue("all", tmp_path).choices) == choose_methods("all")
     assert catalogue(METHODS, tmp_path).untrained == {"sam"}  # from the cache now
+    assert catalogue(METHODS, tmp_path).registered() == groups_by_method()
     assert len(list((tmp_path / "methods").iterdir())) == 2
     for wrong in ("lorra", "lora(rnk=3)", "lora(decoder=best)", "lora(", ""):
         with pytest.raises(RequestError) as direct:
@@ -193,7 +194,8 @@ def test_two_launchers_take_turns(tmp_path):
 
 
 def test_a_launcher_that_died_holds_nobody_up(tmp_path):
-    code = f"from pathlib import Path; from bench.cluster.launch_lock import LaunchLock; LaunchLock(Path({str(tmp_path)!r})).__enter__(); import os; os._exit(1)"
+    enter = f"LaunchLock(Path({str(tmp_path)!r})).__enter__()"
+    code = f"import os; from pathlib import Path; from bench.cluster.launch_lock import LaunchLock; {enter}; os._exit(1)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     assert (tmp_path / "submitting").exists()
     began = time.monotonic()

@@ -8,7 +8,8 @@ import pytest
 from test_renderings import CAT, put
 
 import bench
-from bench.export import COLUMNS, IDENTITY, main
+from bench.export import main
+from bench.exporting.cell_tables import COLUMNS, IDENTITY
 from bench.grid.store import ResultStore
 
 

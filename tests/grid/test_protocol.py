@@ -37,10 +37,84 @@ def test_the_paper_quirks_are_rows_of_its_file() -> None:
     assert paper.resolve("cat_sam_t", "whu", 1).random_crop
     assert (paper.resolve("lora", "whu", 1).lr, paper.resolve("full", "whu", 1).lr) == (1e-3, 1e-4)
     assert not paper.resolve("cat_sam_t", "kvasir", 16).random_crop
-    assert paper.resolve("cat_sam_t", "sbu", 1).prompt_types == ("point",)
-    assert paper.resolve("cat_sam_t", "sbu", 16).prompt_types == ("point", "box", "mask")
+    assert paper.resolve("cat_sam_t", "sbu", 1).prompt_types == ("point", "box", "mask")  # its stream draws a point
+    trained_so = {name for name in METHODS.names() if paper.resolve(name, "whu", 1).eval_mode_after_first_look}
+    assert trained_so == {"cat_sam_t", "cat_sam_a", "sam"}
     assert paper.resolve("cat_sam_a", "sbu", 1).selections == ("best", "last")
     assert load_protocol("clean").resolve("cat_sam_a", "sbu", 1).selections == ("last",)
+
+
+def rates(protocol: str, call: str, **changes: object) -> dict[str, float] | float:
+    """The learning rates of a method: one, or those by group."""
+    (choice,) = choose_methods(call)
+    settings = load_protocol(protocol, changes).resolve(choice.name, "synth_polyps", 1, choice.groups)
+    assert settings.lr == settings.rates[0]
+    return dict(settings.lr_by_group) or settings.lr
+
+
+def test_a_tuned_decoder_has_its_own_rate() -> None:
+    assert rates("demo", "lora(decoder=tuned)") == {"encoder": 1e-2, "decoder": 1e-4}
+    assert rates("demo", "lora(decoder=hq)") == {"encoder": 1e-2, "hq": 3e-3}
+    assert rates("demo", "adaptformer(decoder=hq)") == 3e-3
+    for protocol in ("paper", "clean"):
+        assert rates(protocol, "lora(decoder=tuned)") == {"encoder": 1e-3, "decoder": 1e-4}
+        assert rates(protocol, "lora(decoder=hq)") == rates(protocol, "cat_sam_t") == 1e-3
+    assert rates("smoke", "lora(decoder=tuned)") == 1e-3
+
+
+def test_a_number_is_for_all_groups_and_a_table_for_its_own() -> None:
+    assert rates("demo", "lora(decoder=tuned)", lr=1e-3) == 1e-3
+    assert rates("demo", "lora(decoder=tuned)", lr={"decoder": 1e-3}) == {"encoder": 1e-2, "decoder": 1e-3}
+    assert rates("demo", "lora(decoder=tuned)", lr={"decoder": 1e-2}) == 1e-2
+    assert load_protocol("demo", {"lr": {"hq": 1e-3, "decoder": 0.1}}).name == "demo(lr=decoder:0.1+hq:0.001)"
+    for wrong, said in (
+        ("fast", "lr of decoder = 'fast' has the wrong type"),
+        (-1.0, "lr of decoder = -1.0 is too small"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            rates("demo", "lora(decoder=tuned)", lr={"decoder": wrong})
+
+
+# By protocol, what was learned with before there were groups; each method in it as it is, without parameters given.
+RATES = {
+    "paper": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4}),
+    "clean": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4}),
+    "smoke": (1e-3, {}),
+    "demo": (
+        3e-3,
+        {"decoder": 1e-4, "sam_adapter": 1e-4, "full": 3e-4, "cat_sam_t": 1e-3}
+        | dict.fromkeys(("vpt_shallow", "vpt_deep", "lora", "bitfit", "layernorm", "ssf"), 1e-2),
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", RATES)
+def test_the_methods_as_they_are_learn_as_before_and_keep_their_keys(protocol: str) -> None:
+    common, others = RATES[protocol]
+    assert {name: rates(protocol, name) for name in METHODS.names()} == {name: others.get(name, common) for name in METHODS.names()}
+    for spec in specs_of(Request("all", "synth_polyps", protocol=protocol), "0" * 64):
+        assert "lr_by_group" not in spec.canonical()["settings"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            "methods = ['lorra']\nflips = false",
+            "Unknown method in a row of protocol mine, which therefore matches nothing: 'lorra'.",
+        ),
+        (
+            "datasets = ['whu', 'kvasirr']\nflips = false",
+            "Unknown data set in a row of protocol mine, .* 'kvasirr'. Did you mean kvasir",
+        ),
+        ("lr = { decodr = 1e-4 }", "Unknown group of parameters in a row of protocol mine, .* 'decodr'. Did you mean decoder or encoder"),
+    ],
+)
+def test_a_row_that_matches_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, said: str) -> None:
+    (tmp_path / "mine.toml").write_text(f"{SETTINGS}\n[[override]]\n{row}\n")
+    monkeypatch.setattr("bench.grid.plan.load_protocol", lambda name, changes: load_protocol(name, changes, tmp_path))
+    with pytest.raises(RequestError, match=said):
+        specs_of(Request("lora", "whu", protocol="mine"), "0" * 64)
 
 
 @pytest.mark.parametrize("name", protocol_names())
@@ -80,9 +154,21 @@ def test_unknown_setting_in_a_change() -> None:
         (SETTINGS.replace('evaluation_prompt = "box"', 'evaluation_prompt = "boxes"'), "'boxes'. Did you mean box?"),
         (SETTINGS.replace('["last", "best", "val"]', "[]"), "selections is empty: at least one of last, best, val is needed."),
         (SETTINGS.replace("batch = 1", "batch = 0"), "batch = 0 is too small"),
+        (SETTINGS.replace("crop_area_min = 0.1", "crop_area_min = 1.5"), "crop_area_min = 1.5 is too large: at most 1.0 is allowed."),
+        (SETTINGS.replace("lr = 1e-3", "stream_revision = 1"), "'stream_revision'"),
         (SETTINGS.replace("max_shots = 1\n", ""), "every [[schedule]] needs max_shots"),
         (SETTINGS.replace('max_shots = "full"', "max_shots = 1").replace("max_shots = 1\n", "max_shots = 0\n"), "no schedule for 1 shots"),
         (SETTINGS + "\n[[override]]\nmethod = ['lora']\n", "'method'. Did you mean methods"),
+        (SETTINGS + "\n[[override]]\nmethods = 'lora'\n", "[[override]]: methods = 'lora' matches nothing: a list of names is needed."),
+        (SETTINGS + "\n[[override]]\ndatasets = []\n", "[[override]]: datasets = [] matches nothing: a list of names is needed."),
+        (
+            SETTINGS + "\n[[override]]\nshots = ['1']\n",
+            "shots = ['1'] matches nothing: a list of whole numbers from 1, or 'full', is",
+        ),
+        (
+            SETTINGS.replace("lr = 1e-3", "lr = { decoder = 1e-4 }"),
+            "Protocol mine has no learning rate for the group encoder: give",
+        ),
         (SETTINGS.replace("lr = 1e-3", "lr = = 1"), "mine.toml: "),
         ("\ufeff\0", "mine.toml: "),
     ],

@@ -24,9 +24,9 @@ from bench.model.backbones import PRETRAINED
 from bench.model.released import released_tensors
 from bench.reporting.comparable import CellQuery
 from bench.reporting.table import markdown
+from bench.reporting.tables import tables
 from bench.run import main as run
 from bench.running.adapted import load_run
-from bench.tables import tables
 from datasets import synth
 
 PROTOCOL = "smoke(epochs=12,evaluate_every=12,lr=3e-3,prompt_types=['box'],random_crop=False,selections=['best','last'])"

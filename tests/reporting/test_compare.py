@@ -39,6 +39,19 @@ def test_two_folders_pair_by_what_the_cells_are(tmp_path: Path, capsys: pytest.C
     assert "| spec.checkpoint_sha256 |" in out
 
 
+def test_cells_of_other_data_files_are_not_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = []
+    for number, fingerprint in enumerate(("aa", "bb", "aa")):
+        store = ResultStore(tmp_path / str(number))
+        folders.append(store.folder(put(store, 70.0 + number)))
+        content = json.loads((folders[-1] / "record.json").read_text())
+        content["provenance"] = {"data": {"fingerprint": fingerprint}}
+        (folders[-1] / "record.json").write_text(json.dumps(content))
+    out = said(capsys, folders[0], folders[1])
+    assert "not tested: other images or data files" in out and "| provenance.data.fingerprint |" in out
+    assert "not tested" not in said(capsys, folders[0], folders[2])
+
+
 def test_two_commits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = ResultStore(tmp_path)
     for commit, protocol in (("a" * 40, "paper"), ("b" * 40, "clean")):

@@ -9,14 +9,15 @@ from test_renderings import CAT, SAM, put
 from bench.errors import RequestError
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery
-from bench.reporting.image_selection import _picked, selected_images
-from bench.sheets import draw, main, sheets
+from bench.reporting.image_selection import _selected, selected_images
+from bench.reporting.sheets import draw, sheets
+from bench.sheets import main
 
 
 def test_best_median_worst_and_disagreement_are_four_images() -> None:
     means, spans = np.array([50.0, 90.0, 10.0, 60.0, 40.0]), np.array([1.0, 30.0, 2.0, 3.0, 20.0])
-    assert _picked(list("abcde"), means, spans) == {"best": "b", "median": "a", "worst": "c", "disagreement": "e"}
-    assert _picked(["a", "b"], means[:2], spans[:2]) == {"best": "b", "worst": "a"}
+    assert _selected(list("abcde"), means, spans) == {"best": "b", "median": "a", "worst": "c", "disagreement": "e"}
+    assert _selected(["a", "b"], means[:2], spans[:2]) == {"best": "b", "worst": "a"}
 
 
 def test_images_are_picked_from_the_cells_rows(tmp_path: Path) -> None:

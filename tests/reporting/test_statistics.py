@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from bench import ROOT
-from bench.coverage import FALSE, HELD, UNEQUAL, World, rates
 from bench.grid.registry import DATASETS, METHODS
+from bench.reporting.coverage import FALSE, HELD, UNEQUAL, World, rates
 from bench.reporting.statistics import (
     ALPHA,
     Column,

@@ -25,22 +25,22 @@ COLUMNS = ((0.0, EQUAL), (0.9, EQUAL), (0.0, UNEQUAL))
 @dataclass(frozen=True)
 class World:
     """What is simulated. draw, seed: variances, that of the images in a mean being 1. common: the share of the draws' that all methods
-    have together. spread: a factor a method."""
+    have together. std: a factor a method."""
 
     draws: int
     seeds: int
     draw: float
     seed: float
     common: float = 0.0
-    spread: tuple[float, ...] = (1.0, 1.0)
+    std: tuple[float, ...] = (1.0, 1.0)
 
     def methods(self, rng: np.random.Generator, repetitions: int) -> tuple[list[Counts], Values]:
         """Equally good methods on the same images, and what their intervals should hold, (repetitions, methods)."""
-        shape, spread = (repetitions, len(self.spread)), np.array(self.spread)[:, None, None]
+        shape, std = (repetitions, len(self.std)), np.array(self.std)[:, None, None]
         common = 1.0 if self.draws == 1 else self.common  # one draw: equal methods are equal on this one
         together = rng.normal(0, np.sqrt(self.draw * common), (repetitions, 1, self.draws, 1))
-        draws = together + spread * rng.normal(0, np.sqrt(self.draw * (1 - common)), (*shape, self.draws, 1))
-        seeds = spread * rng.normal(0, np.sqrt(self.seed), (*shape, self.draws, self.seeds))
+        draws = together + std * rng.normal(0, np.sqrt(self.draw * (1 - common)), (*shape, self.draws, 1))
+        seeds = std * rng.normal(0, np.sqrt(self.seed), (*shape, self.draws, self.seeds))
         truth = np.broadcast_to(TRUTH + (draws[..., 0, 0] if self.draws == 1 else 0), shape)
         truth = truth + (seeds[..., 0, 0] if self.draws == self.seeds == 1 else 0)
         sizes = rng.gamma(4.0, 100.0, (repetitions, 1, 1, IMAGES))  # a ratio of sums has 1.25 times the variance of a mean then
@@ -115,12 +115,12 @@ def _of_two() -> Table:
 def _of_six() -> Table:
     rows = []
     for draws, seeds in ((1, 2), (1, 3), (1, 5), (2, 1), (2, 3), (3, 1), (5, 1)):
-        for common, spread in COLUMNS:
+        for common, std in COLUMNS:
             if draws == 1 and common:
                 continue
-            world = World(draws, seeds, 1.0, 1.0, common, spread)
-            found, alone = rates(world, 1000), rates(replace(world, spread=(1.0, 1.0)), 1000).half
-            said = f"{draws} x {seeds}, {'equal' if spread == EQUAL else 'unequal'}" + (", draws alike" if common else "")
+            world = World(draws, seeds, 1.0, 1.0, common, std)
+            found, alone = rates(world, 1000), rates(replace(world, std=(1.0, 1.0)), 1000).half
+            said = f"{draws} x {seeds}, {'equal' if std == EQUAL else 'unequal'}" + (", draws alike" if common else "")
             values = (found.held, found.worst, found.false, found.any_false, found.half, alone)
             rows.append(Row(said, tuple(Cell(value, notes=_outside(found)) for value in values)))
     heads = tuple(Heading("", name) for name in ("hold", "of the worst method", "differ", "any differs", "half length", "without sharing"))

@@ -1,0 +1,160 @@
+"""How long the harness itself takes with many cells: planned, stored, read back, sent to a SLURM that answers at once."""
+
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bench import ROOT
+from bench.grid.files import write_together
+from bench.grid.plan import Request, specs_of
+from bench.grid.provenance import PACKAGES
+from bench.grid.published import PUBLISHED, read_published
+from bench.grid.registry import DATASETS, METHODS
+from bench.grid.spec import RunSpec
+from bench.grid.store import RECORD, Record, ResultStore, record_bytes
+from bench.training.metrics import RULES
+
+LIMIT_SECONDS = 10.0  # for each 10,000 cells
+LIMIT_MB = 2000.0
+SUBMIT_SECONDS = 5.0  # for each 1,000 cells
+COMMANDS = {  # of a cluster that answers at once: what is timed is the launcher, not SLURM
+    "sbatch": 'case "$*" in *--test-only*) cat >/dev/null;; *--parsable*) bash -s; echo 1;; *) echo "Submitted batch job 7";; esac',
+    "scontrol": 'echo "MaxArraySize = 1001"; echo "MaxJobCount = 100000"',
+    **dict.fromkeys(("squeue", "scancel", "sinfo", "srun"), ":"),
+}
+LAUNCH = "import sys; from bench.run import main; code = main(sys.argv[1:]); sys.exit(9 if 'torch' in sys.modules else code)"
+LOAD = """import resource, sys, time
+from bench import results
+began = time.perf_counter()
+rows = len(results(sys.argv[1]))
+seconds = time.perf_counter() - began
+spent = time.process_time()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+if sys.platform == "linux":  # there the line above holds the peak of the process that started this one
+    status = open("/proc/self/status").read().split()
+    peak = int(status[status.index("VmHWM:") + 1]) * 1024
+print(rows, seconds, spent, peak / 1e6)"""
+SCORES = ("miou", "mean_image_iou", "dice")
+DATA_SETS = read_published(PUBLISHED["1"]).datasets
+
+
+def planned(cells: int) -> list[RunSpec]:
+    """That many specs of every method on the paper's data sets, at 1 and 16 shots, 5 draws and as many seeds as it takes."""
+    few = len(METHODS.names()) * len(DATA_SETS) * 2 * 5
+    seeds = ",".join(map(str, range(-(-cells // few))))
+    request = Request(datasets=",".join(DATA_SETS), shots="1,16", draws="0,1,2,3,4", seeds=seeds)
+    return specs_of(request, "0" * 64)[:cells]
+
+
+def made_up(spec: RunSpec) -> Record:
+    """A record as full as a real one, its numbers drawn by the cell's key."""
+    draw = random.Random(spec.key)
+    scores = {kind: {f"{score}_{rule}": draw.uniform(40, 90) for score in SCORES for rule in RULES} for kind in spec.settings.selections}
+    counts = {"trainable_parameters": 1333248, "total_parameters": 313684000, "tuned_bytes": 5333000, "steps": 2000, "looks": 100}
+    spent = {"training_seconds": draw.random(), "evaluation_seconds": draw.random(), "peak_memory_mb": draw.random()}
+    packages = dict.fromkeys(PACKAGES, "1.0.0")
+    machine = {"cpu": "a processor", "device": "cuda:0", "device_name": "an accelerator", "host": f"node{draw.randrange(99)}", "threads": 8}
+    machine |= {"platform": "Linux-6.1.0-x86_64-with-glibc2.36", "python": "3.11.7", "slurm": None, "command": "run.py --methods all"}
+    checkpoint = {"name": "sam_vit_l_0b3195.pth", "sha256": spec.checkpoint_sha256}
+    code = {"git": {"commit": "0" * 40, "dirty": False}, "packages": packages, "time": "2026-01-01T00:00:00+00:00"}
+    return Record(spec, scores, {**counts, **spent}, {**machine, **code, "checkpoint": checkpoint})
+
+
+def fill(store: ResultStore, specs: Iterable[RunSpec]) -> None:
+    """Writes a made-up record for every spec, and nothing else of a cell: nothing else is read."""
+    for spec in specs:
+        folder = store.folder(spec)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_together(folder, {RECORD: record_bytes(made_up(spec))}, durable=False)
+
+
+def time_store(cells: int, read_back: Callable[[ResultStore], int]) -> int:
+    """Prints the seconds for planning, reading back and loading, and the loading's peak memory; 1 where a limit is exceeded.
+
+    read_back: makes tables of a store and returns how many.
+    """
+    limit = LIMIT_SECONDS * max(1.0, cells / 10_000)
+    with tempfile.TemporaryDirectory() as folder:
+        store = ResultStore(Path(folder))
+        began = time.perf_counter()
+        names = len(METHODS.names()) + len(DATASETS.names())
+        _said(f"load {names} methods and data sets, and torch with them (once a process, not counted)", began)
+        began = time.perf_counter()
+        specs = planned(cells)
+        pending = sum(store.status(spec).phase == "pending" for spec in specs)
+        planning = _said(f"plan {cells} cells: specs, keys, state ({pending} pending)", began)
+        began = time.perf_counter()
+        store.write_grid(specs)
+        fill(store, specs)
+        del specs
+        _said("write their records (no limit)", began)
+        began = time.perf_counter()
+        made = read_back(store)
+        reading = _said(f"read them back into the paper's table ({made} tables)", began)
+        loading, peak = _load_apart(store.root)
+    kept = planning + reading <= limit and loading <= limit and peak <= LIMIT_MB
+    print(f"planning and reading back: {planning + reading:.2f} s, loading: {loading:.2f} s; the limit of each is {limit:g} s")
+    print(f"peak memory of loading: {peak:.0f} MB; the limit is {LIMIT_MB:g} MB; limits: {'kept' if kept else 'EXCEEDED'}")
+    return 0 if kept else 1
+
+
+def _load_apart(root: Path) -> tuple[float, float]:
+    """The seconds and peak megabytes of `bench.results()` in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", LOAD, str(root)], cwd=ROOT, check=True, capture_output=True, text=True)
+    rows, seconds, spent, megabytes = map(float, done.stdout.split())
+    print(f"load {rows:.0f} rows with bench.results(): {seconds:.2f} s ({spent:.2f} s of a processor), {megabytes:.0f} MB", flush=True)
+    return seconds, megabytes
+
+
+def time_submit(cells: int) -> int:
+    """Prints the seconds that launching takes with nothing cached, and again; 1 where a limit is exceeded."""
+    limit, domains = SUBMIT_SECONDS * max(1.0, cells / 1000), ("synth_buildings", "synth_polyps", "synth_shadows")
+    each = len(METHODS.names()) * len(domains)
+    seeds = range(-(-cells // each))
+    kept = True
+    with tempfile.TemporaryDirectory() as folder:
+        for name, answer in COMMANDS.items():
+            (Path(folder) / name).write_text(f"#!/bin/bash\n{answer}\n")
+            (Path(folder) / name).chmod(0o755)
+        environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+        words = [
+            "--datasets",
+            ",".join(domains),
+            "--seeds",
+            ",".join(map(str, seeds)),
+            "--backbone",
+            "tiny",
+            "--protocol",
+            "demo",
+            "--out",
+            f"{folder}/out",
+        ]
+        for what in ("launch with nothing cached", "launch again"):
+            began, before = time.perf_counter(), _cpu_of_children()
+            command = [sys.executable, "-c", LAUNCH, *words, "--launcher", "slurm", "--profile", "testcluster"]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            cause = {0: "", 9: ", but it imported torch"}.get(done.returncode, f", but it failed: {done.stderr.strip()}")
+            took = time.perf_counter() - began
+            print(
+                f"{what}, {len(seeds) * each} cells{cause}: {took:.2f} s, of which {_cpu_of_children() - before:.2f} s of CPU", flush=True
+            )
+            kept &= took <= limit and not cause
+    print(f"the limit of each is {limit:g} s; limits: {'kept' if kept else 'EXCEEDED'}")
+    return 0 if kept else 1
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _said(what: str, began: float) -> float:
+    seconds = time.perf_counter() - began
+    print(f"{what}: {seconds:.2f} s", flush=True)
+    return seconds

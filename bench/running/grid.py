@@ -1,0 +1,188 @@
+"""A grid on this machine: its cells that are missing, run one after the other or by several workers; what became of all of them."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.data.manifest import manifest_of, remember_data
+from bench.errors import RequestError
+from bench.grid.catalogue import Catalogue, catalogue
+from bench.grid.files import file_sha256
+from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, open_dataset, open_datasets, specs_of, title
+from bench.grid.registry import third_party
+from bench.grid.spec import RunSpec
+from bench.grid.store import CellStatus, ResultStore, grid_cell
+from bench.model.backbones import checkpoint_path
+from bench.training.launch import is_main_process
+from bench.types import KEPT_BYTES, Dataset, Memory
+
+NAMED = 5  # cells that a sentence lists
+STOPPED = 130  # the exit code after Ctrl-C
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where things lie and how cells are run; nothing here changes a number."""
+
+    data: Path = Path("data")
+    pretrained: Path = Path("pretrained")
+    out: Path = Path("results")
+    overwrite: str = "never"
+    device: str = "auto"
+    dry_run: bool = False
+    save_every: float = 60.0  # seconds between two resume files
+    workers: int = 1  # processes; several take one thread each
+    launcher: str = "local"
+    profile: str = ""  # of the SLURM launcher: the name of a file in slurm/, or a path
+    collect: bool = False  # a last SLURM job renders tables and report
+    micro_batch: int = 0  # images of a training step that are in memory together; 0: all
+    checkpointing: bool = False
+    devices: int = 1  # that train and evaluate each cell together, a process each
+    compile: str = ""  # torch.compile's mode for the encoder
+    keep_gb: float = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
+
+
+# (all cells, those to run, their methods, the checkpoint, the backbone, the options) -> the exit code
+Launcher = Callable[[Sequence[RunSpec], Sequence[RunSpec], Catalogue, Path, str, "Options"], int]
+
+
+def run_grid(request: Request, options: Options, launcher: Launcher | None = None) -> int:
+    """Runs the cells of a request that are to be run; the exit code.
+
+    launcher: sends them elsewhere instead; then the methods are known without torch.
+    """
+    store = ResultStore(options.out)
+    checkpoint = checkpoint_path(request.backbone, options.pretrained)
+    known = catalogue(request.methods, options.out / "cache") if launcher or options.dry_run else None
+    found = (known.choose, known.registered) if known else (choose_methods, groups_by_method)
+    specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data, *found)
+    states = {spec: store.status(spec) for spec in specs}
+    changed = changed_data([spec for spec in specs if states[spec].phase == "stored"], store, options)
+    missing = [spec for spec in specs if to_run(states[spec], options.overwrite) or (options.overwrite == "changed" and spec in changed)]
+    if is_main_process():
+        _say_apart(specs, [spec for spec in changed if spec not in missing], store)
+    datasets = open_datasets(missing, options.data)
+    if options.dry_run:
+        _list_cells(specs, states, missing)
+    elif is_main_process():
+        store.check_writable()
+        remember_data(datasets.values(), options.out / "cache")
+    if known and launcher:
+        return launcher(specs, missing, known, checkpoint, request.backbone, options)
+    if options.dry_run:
+        return 0
+    if is_main_process():
+        store.write_grid(specs)
+    if missing and _run_cells(request.backbone, checkpoint, missing, datasets, options):
+        print("Stopped; the same command goes on from here.")
+        return STOPPED
+    if not is_main_process():
+        return 0
+    _say_outdated([spec for spec in specs if spec not in missing], store)
+    return _summary(specs, store)
+
+
+def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datasets: Mapping[str, Dataset], options: Options) -> bool:
+    """Runs cells, none of which stops the others; the checkpoint is looked into before the first one starts. Whether the user
+    stopped it."""
+    from bench.model.checkpoints import load_sam
+    from bench.running.workers import device_of, run_here, run_in_workers
+    from bench.training.process_group import join_process_group, leave_process_group
+
+    context = run_context(backbone, checkpoint, device_of(options.device), options)
+    process_group, device = join_process_group(context.device)
+    specs = process_group.broadcast(specs)
+    workers = min(options.workers, len(specs))
+    context = replace(context, device=device, kept_bytes=context.kept_bytes // workers)
+    sam = load_sam(backbone, checkpoint, device)
+    if workers > 1:
+        return run_in_workers(specs, context, workers)
+    stopped = run_here(specs, context, sam, datasets, process_group)
+    if not stopped:
+        leave_process_group(process_group)
+    return stopped
+
+
+def changed_data(stored: Sequence[RunSpec], store: ResultStore, options: Options) -> list[RunSpec]:
+    """The stored cells whose data set has other files by now; one that is not here any more is passed over."""
+    now: dict[str, str | None] = {}
+    for name in dict.fromkeys(spec.dataset for spec in stored):
+        with contextlib.suppress(RequestError):
+            now[name] = manifest_of(open_dataset(name, options.data), options.out / "cache").fingerprint
+    return [spec for spec in stored if spec.dataset in now and store.read(spec).fingerprint not in ("", now[spec.dataset])]
+
+
+def _say_apart(specs: Sequence[RunSpec], changed: Sequence[RunSpec], store: ResultStore) -> None:
+    """Names the stored cells that look like those asked for, and which tables compare with none of them."""
+    if changed:
+        which = "; ".join(map(title, changed[:NAMED])) + ("; …" if len(changed) > NAMED else "")
+        print(f"Stored from other data files than those in the data folder now: {len(changed)} of these cells ({which}).")
+        print("  Tables say so and compare them with no newer cell; `--overwrite changed` runs them again.")
+    asked = {grid_cell(spec).named: spec.checkpoint_sha256 for spec in specs}
+    with contextlib.suppress(RequestError):  # a damaged file is written anew
+        before = [cell for cell in store.grid() if asked.get(cell.named, cell.checkpoint_sha256) != cell.checkpoint_sha256]
+        apart = [cell for cell in before if store.status_of(store.runs / cell.folder).phase == "stored"]
+        if apart:
+            print(f"Stored with other weights of {apart[0].backbone}: {len(apart)} of these cells, which stay in tables of their own.")
+
+
+def _say_outdated(kept: Sequence[RunSpec], store: ResultStore) -> None:
+    """Names what third parties changed in their code since cells were stored, of which only a `revision` tells the key."""
+    changed: Counter[str] = Counter()
+    for spec in kept:
+        now = third_party(spec.method.name, spec.dataset)
+        if now and store.status(spec).phase == "stored":
+            was = store.read(spec).provenance.get("third_party") or {}
+            changed.update(
+                f"{spec.method.name if what == 'method' else spec.dataset} ({now[what]})" for what in now if was.get(what) != now[what]
+            )
+    for what, count in changed.items():
+        print(f"Stored by other code of {what}: {count} of these cells, which stay until its `revision` is raised, or --overwrite always.")
+
+
+def run_context(backbone: str, checkpoint: Path, device: str, options: Options) -> RunContext:
+    """Where and how the options run cells; RequestError where the encoder is to be compiled for a CPU, on which that makes it slower."""
+    if options.compile and device == "cpu":
+        raise RequestError(f"--compile {options.compile}: only for a GPU, and the device is cpu, on which a compiled encoder is slower.")
+    return RunContext(
+        backbone,
+        checkpoint,
+        options.data,
+        options.out,
+        device,
+        options.overwrite,
+        options.save_every,
+        Memory(options.micro_batch, options.checkpointing),
+        int(options.keep_gb * 2**30),
+        options.devices,
+        options.compile,
+    )
+
+
+def to_run(status: CellStatus, overwrite: str) -> bool:
+    """Whether a cell is to be run: `never` leaves stored and failed cells, `failed` retries failed ones, `always` redoes all;
+    `changed` those too whose data set has other files by now."""
+    return status.phase in ("pending", "unfinished") or overwrite == "always" or (overwrite == "failed" and status.phase == "failed")
+
+
+def _list_cells(specs: Sequence[RunSpec], states: Mapping[RunSpec, CellStatus], missing: Sequence[RunSpec]) -> None:
+    for spec in specs:
+        reason = f"  ({states[spec].reason})" if states[spec].reason else ""
+        print(f"{states[spec].phase:10}  {title(spec)}  {spec.folder}{reason}")
+    print(f"{len(specs)} cells, {len(missing)} to run.")
+
+
+def _summary(specs: Sequence[RunSpec], store: ResultStore) -> int:
+    states = {spec: store.status(spec) for spec in specs}
+    counts = Counter(status.phase for status in states.values())
+    print(f"{len(specs)} cells: " + ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items())) + f"; in {store.runs}.")
+    for spec, status in states.items():
+        if status.phase == "failed":
+            print(f"  failed: {title(spec)}: {status.reason}")
+    if counts["failed"]:
+        print("  `--overwrite failed` retries the failed cells.")
+    if counts["unfinished"] + counts["pending"]:
+        print("  The same command runs the rest.")
+    return 0 if counts["stored"] == len(specs) else 1

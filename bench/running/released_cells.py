@@ -1,0 +1,143 @@
+"""Released CAT-SAM checkpoints, evaluated as a cell is evaluated, and stored as one where that is asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from bench.data.manifest import data_facts
+from bench.errors import CheckpointError, RequestError
+from bench.grid.files import file_sha256, write_together
+from bench.grid.plan import Request, names_of, open_dataset, protocol_of, specs_of
+from bench.grid.progress import Progress
+from bench.grid.provenance import provenance
+from bench.grid.registry import DATASETS, METHODS, third_party
+from bench.grid.spec import RunSpec, released_choice
+from bench.grid.store import Record, ResultStore
+from bench.model.backbones import CONFIGS, checkpoint_path
+from bench.model.checkpoints import load_sam
+from bench.model.released import load_released
+from bench.model.sam import Sam
+from bench.model.segmenter import PromptableSegmenter
+from bench.running.cell import Cell, Result
+from bench.running.workers import device_of, failure
+from bench.training.metrics import RULES
+from bench.types import Dataset, ProgressCallback
+
+SOURCE = "released checkpoint"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is asked for. datasets: names with commas, or "all"; backbone "": told from the checkpoint's shapes; store: as a cell of
+    so many `shots`, on the SAM in `pretrained`."""
+
+    checkpoint: Path
+    datasets: str
+    data: Path
+    protocol: str
+    backbone: str | None
+    out: Path
+    store: bool
+    shots: str | None
+    pretrained: Path
+    device: str
+
+
+def evaluate_released(given: Evaluation) -> int:
+    """Evaluates, shows and keeps what is asked for; everything is checked before the first image. 0: all were evaluated, 1: some failed."""
+    if given.store and not given.shots:
+        raise RequestError("--store needs --shots, the labelled images that the checkpoint was trained with: its file does not say it.")
+    DATASETS.find_in(given.data)
+    datasets = {name: open_dataset(name, given.data) for name in names_of(given.datasets, DATASETS)}
+    seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
+    store.check_writable()
+    method, model = load_released(given.checkpoint, given.backbone, given.protocol)
+    backbone = next(name for name, config in CONFIGS.items() if config == model.sam.config)
+    sam = (_same_backbone(model.sam, backbone, given) if given.store else model.sam).to(device)
+    request = Request(method, given.datasets, given.shots or "1", str(seed), "0", backbone, given.protocol)
+    choices, sha256 = [released_choice(METHODS.get(method))], file_sha256(given.checkpoint, given.out / "cache")
+    specs = [replace(spec, released_sha256=sha256) for spec in specs_of(request, sam.sha256, given.data, lambda _: choices)]
+    if len(specs) > len(datasets):
+        raise RequestError(f"--shots {given.shots}: a checkpoint was trained with one number of labelled images.")
+    facts = provenance(device, checkpoint_path(backbone, given.pretrained) if given.store else None, given.out / "cache")
+    facts |= {"source": SOURCE, "released": {"name": given.checkpoint.name, "sha256": sha256}}
+    print(f"{given.checkpoint}: {METHODS.get(method).title} on {backbone}, protocol {specs[0].protocol}.")  # type: ignore[attr-defined]
+    return _each(
+        specs, lambda spec, on_progress: _result(spec, sam, model, datasets[spec.dataset], on_progress, facts, store), store, given
+    )
+
+
+def _each(specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, ProgressCallback], Result], store: ResultStore, given: Evaluation) -> int:
+    """Evaluates and keeps data set by data set, none of which stops the others; prints the scores; 1 where one failed."""
+    rows, places = [], []
+    with Progress() as progress:
+        for number, spec in enumerate(specs, 1):
+            progress.cell(number, len(specs), spec.dataset)
+            try:
+                if given.store and store.status(spec).phase == "stored":
+                    record, folder, done = store.read(spec), store.folder(spec), "was stored before"
+                else:
+                    result = evaluated(spec, progress.update)
+                    record, folder, done = result.record, _kept(result, store, given), "evaluated"
+            except Exception as error:
+                progress.done(f"FAILED: {failure(error, spec.method.name)}")
+                continue
+            progress.done(done)
+            rows.append(_scores(record))
+            places.append(f"{spec.dataset}: {folder}")
+    if rows:
+        heads = ("data set", "images", *(f"mIoU {rule}" for rule in RULES), *(f"Dice {rule}" for rule in RULES))
+        print(tabulate(rows, heads, "pipe", floatfmt=".1f", missingval="-"))
+        print(*places, sep="\n")
+    return 0 if len(rows) == len(specs) else 1
+
+
+def _result(
+    spec: RunSpec,
+    sam: Sam,
+    model: PromptableSegmenter,
+    dataset: Dataset,
+    on_progress: ProgressCallback,
+    facts: Mapping[str, Any],
+    store: ResultStore,
+) -> Result:
+    """What a cell of the released weights on a data set comes to."""
+    tuned = {name: parameter.detach() for name, parameter in model.tuned().items()}
+    outside = third_party(spec.method.name, spec.dataset)
+    of_data = {"data": data_facts(dataset, store.root / "cache"), **({"third_party": outside} if outside else {})}
+    return Cell(spec, sam, dataset, store.folder(spec), on_progress, released=tuned).run({**facts, **of_data})
+
+
+def _kept(result: Result, store: ResultStore, given: Evaluation) -> Path:
+    """Stores the cell, or writes its rows by image alone; returns where they are."""
+    spec = result.record.spec
+    if given.store:
+        return store.save(result.record, result.images, result.history, result.tuned)
+    folder = store.root / "evaluated" / f"{given.checkpoint.stem}_{spec.released_sha256[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    images = result.images[result.images["selection"] == spec.settings.selections[0]].drop(columns="selection")
+    write_together(folder, {f"{spec.dataset}.csv": images.to_csv(index=False, lineterminator="\n").encode()})
+    return folder / f"{spec.dataset}.csv"
+
+
+def _scores(record: Record) -> tuple[Any, ...]:
+    scores = record.scores[record.spec.settings.selections[0]]
+    of_rules = (scores[f"{name}_{rule}"] for name in ("miou", "dice") for rule in RULES)
+    return (record.spec.dataset, record.cost["test_images"], *of_rules)
+
+
+def _same_backbone(inside: Sam, name: str, given: Evaluation) -> Sam:
+    """The SAM of that name in --pretrained; CheckpointError unless it is, bit for bit, the one inside the released file."""
+    path = checkpoint_path(name, given.pretrained)
+    sam, own = load_sam(name, path), inside.state_dict()
+    changed = [key for key, tensor in sam.state_dict().items() if not torch.equal(tensor, own[key])]
+    if changed:
+        raise CheckpointError(
+            f"{given.checkpoint} cannot be stored as a cell: the SAM inside it is not {path} ({len(changed)} tensors differ, "
+            f"such as {changed[0]}); without --store it is evaluated."
+        )
+    return sam
