@@ -96,7 +96,10 @@ def specs_of(
     registered: Callable[[], Mapping[str, Iterable[str]]] = groups_by_method,
 ) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
-    number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch."""
+    number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch.
+
+    What trains nothing has one cell a data set, whatever shots, draws and seeds are asked for.
+    """
     protocol = protocol_of(request.protocol)
     DATASETS.find_in(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
@@ -113,6 +116,8 @@ def specs_of(
     )
     generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
+    once: tuple[Shots, int, int] = (1, 0, protocol.seeds[0])  # always the same, so that no later request runs it again
+    cells = dict.fromkeys(((*cell[:2], *once) if methods[cell[1]].is_zero_shot else cell) for cell in grid.cells())
     return [
         RunSpec(
             request.backbone,
@@ -127,7 +132,7 @@ def specs_of(
             protocol.name,
             _settings_of(protocol, methods[method], dataset, shots, seed),
         )
-        for dataset, method, shots, draw, seed in grid.cells()
+        for dataset, method, shots, draw, seed in cells
     ]
 
 
@@ -140,6 +145,8 @@ def _settings_of(protocol: Protocol, method: MethodChoice, dataset: str, shots: 
 
 def title(spec: RunSpec) -> str:
     """A cell in a few words."""
+    if spec.method.is_zero_shot:
+        return f"{spec.dataset} {spec.method.label} zero-shot"
     draw = f" draw {spec.draw}" if spec.draw else ""
     return f"{spec.dataset} {spec.method.label} {spec.shots}-shot{draw} seed {spec.seed}"
 

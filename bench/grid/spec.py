@@ -36,6 +36,11 @@ class MethodChoice:
     trains: bool = True
 
     @property
+    def is_zero_shot(self) -> bool:
+        """Whether its number is one for all shots, draws and seeds, because nobody trained anything."""
+        return not self.trains and self.shown != RELEASED
+
+    @property
     def label(self) -> str:
         """The name with the shown parameters: "lora(decoder=sam,rank=8)"; `choose_method` reads it back."""
         return f"{self.name}({self.shown})" if self.shown else self.name

@@ -108,6 +108,7 @@ class GridCell:
     method_id: str
     recipe: str
     folder: str
+    trains: bool = True
 
     @property
     def named(self) -> tuple[object, ...]:
@@ -466,7 +467,7 @@ def grid_cell(spec: RunSpec) -> GridCell:
     who = (spec.dataset, spec.method.label, spec.shots, spec.draw, spec.seed)
     which = (spec.backbone, spec.protocol, spec.checkpoint_sha256, spec.key)
     same = _identities(spec)
-    return GridCell(*who, *which, same["method_id"], same["recipe"], spec.folder.as_posix())
+    return GridCell(*who, *which, same["method_id"], same["recipe"], spec.folder.as_posix(), not spec.method.is_zero_shot)
 
 
 def row(record: Record, folder: Path) -> dict[str, Any]:
@@ -487,6 +488,7 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
         "dataset_revision": spec.dataset_revision,
         "generated": spec.generated,
         "method_revision": method.revision,
+        "trains": trains(record.cost),
         "augmentation_stream": settings.augmentation_stream,
         "stream_revision": settings.stream_revision,
         "eval_mode_after_first_look": settings.eval_mode_after_first_look,
@@ -494,6 +496,11 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
     nested = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}
     return {**names, **run, **fixed, **kept, **_identities(spec), "key": spec.key, **scores, **nested, "path": str(folder)}
+
+
+def trains(cost: Mapping[str, Any]) -> bool:
+    """Whether a record's costs are of something that was trained; what was not has one number for all shots, draws and seeds."""
+    return cost.get("trainable_parameters") != 0
 
 
 def method_id(method: MethodChoice) -> str:

@@ -144,15 +144,15 @@ def test_a_profile_asks_by_backbone_and_shots(tmp_path):
 
 
 def test_arrays_are_split_packed_and_throttled():
-    specs = grid(shots="1,full", seeds=",".join(map(str, range(10))))
+    specs = grid(methods="bitfit,lora", shots="1,full", seeds=",".join(map(str, range(10))))
     profile = Profile("p", parallel=6, evaluations_per_job=4, overrides=({"shots": ["full"], "time_min": 999},))
-    plans = array_plans(specs, profile, frozenset({"sam"}), array_size=8)
+    plans = array_plans(specs, profile, frozenset({"bitfit"}), array_size=8)
     assert sorted(key for plan in plans for pack in plan.packs for key in pack) == sorted(spec.key for spec in specs)
-    assert [len(plan.packs) for plan in plans] == [8, 5, 8, 5]  # 10 of lora and 3 packs of sam, twice
+    assert [len(plan.packs) for plan in plans] == [8, 5, 8, 5]  # 10 of lora and 3 packs of what is short, twice
     assert [plan.flags["time"] for plan in plans] == [240, 240, 999, 999]
     assert sum(plan.parallel for plan in plans) <= 6 and all(plan.parallel for plan in plans)
     by_key = {spec.key: spec.method.name for spec in specs}
-    assert {(len(pack), by_key[pack[0]]) for plan in plans for pack in plan.packs} == {(1, "lora"), (4, "sam"), (2, "sam")}
+    assert {(len(pack), by_key[pack[0]]) for plan in plans for pack in plan.packs} == {(1, "lora"), (4, "bitfit"), (2, "bitfit")}
 
 
 def test_a_snapshot_is_the_code_as_it_was(tmp_path):

@@ -192,6 +192,18 @@ def test_every_suite_is_a_grid(suite: str, cells: int) -> None:
     assert [choice.name for choice in choose_methods(request.methods)] == PAPER
 
 
+def test_what_trains_nothing_is_run_once_whatever_is_asked_for() -> None:
+    def keys(**asked: str) -> list[str]:
+        return [spec.key for spec in specs_of(Request("sam", "synth_polyps", **asked), "0" * 64)]
+
+    default = keys()
+    assert len(default) == 1
+    for asked in ({"shots": "1,16,full"}, {"seeds": "5,6"}, {"draws": "0,1,2"}, {"shots": "16", "seeds": "9", "draws": "4"}):
+        assert keys(**asked) == default
+    both = specs_of(Request("sam,lora", "synth_polyps", shots="1,16", seeds="0,1"), "0" * 64)
+    assert [spec.method.name for spec in both] == ["sam", *["lora"] * 4]
+
+
 def test_groups_of_methods_may_be_mixed_with_names() -> None:
     def chosen(text: str) -> list[str]:
         return [choice.label for choice in choose_methods(text)]
