@@ -1,31 +1,24 @@
 """What a TOML file says of somebody's own data set: its keys with their types, ranges and defaults, and what of it a cell's key needs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
-import numpy as np
-
-from bench.errors import RequestError, unknown
-from bench.grid.protocol import read_toml
-from bench.types import TrainingPrompts
+from bench.errors import RequestError
+from bench.grid.toml_reader import load, not_empty
+from bench.types import SHOTS, Range, Split, TrainingPrompts
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-SPLITS = ("train", "val", "test")
-MASK_VALUES = ("foreground", "ids", "classes")
 UNKEYED = ("title", "skip_bad_annotations")
-ALLOWED: Mapping[str, tuple[float, float]] = {  # both ends are allowed
-    "threshold": (0, 65534),
-    "bits": (8, 16),
-    "min_area": (0, np.inf),
-    "relative_area": (0, 1),
-    "val_images": (0, np.inf),
-    "test_share": (0, 0.99),
-    "revision": (1, np.inf),
-    "max_objects": (1, np.inf),
-    "noise_scale": (1, 256),
-}
+
+
+def _can_be_read(extension: str) -> str:
+    return "" if extension.lower() in EXTENSIONS else f"cannot be read: {', '.join(EXTENSIONS)} can"
+
+
+Extensions = Annotated[tuple[Annotated[str, _can_be_read], ...], not_empty]
+Words = Annotated[tuple[Annotated[str, not_empty], ...], not_empty]
 
 
 @dataclass(frozen=True)
@@ -53,23 +46,23 @@ class Definition:
     images: str = ""
     masks: str = ""
     annotations: str = ""
-    extensions: tuple[str, ...] = EXTENSIONS
-    mask_extensions: tuple[str, ...] = EXTENSIONS
+    extensions: Extensions = EXTENSIONS
+    mask_extensions: Extensions = EXTENSIONS
     mask_suffix: str = ""
-    mask_values: str = "foreground"
-    bits: int = 0
-    threshold: int = 0
-    connectivity: int = 8
-    min_area: int = 10
-    relative_area: float = 0.0
-    val_images: int = 64
-    test_share: float = 0.0
-    categories: tuple[str, ...] = ()
+    mask_values: Literal["foreground", "ids", "classes"] = "foreground"
+    bits: Annotated[int, Range(8, 16)] = 0
+    threshold: Annotated[int, Range(0, 65534)] = 0
+    connectivity: Literal[4, 8] = 8
+    min_area: Annotated[int, Range(0)] = 10
+    relative_area: Annotated[float, Range(0, 1)] = 0.0
+    val_images: Annotated[int, Range(0)] = 64
+    test_share: Annotated[float, Range(0, 0.99)] = 0.0
+    categories: Words = ()
     empty_images: bool = True
     skip_bad_annotations: bool = False
-    revision: int = 1
-    splits: Mapping[str, SplitFiles] = field(default_factory=dict)
-    few_shot: Mapping[int, str | tuple[str, ...]] = field(default_factory=dict)
+    revision: Annotated[int, Range(1)] = 1
+    splits: Mapping[Split, SplitFiles] = field(default_factory=dict)
+    few_shot: Mapping[Annotated[int, SHOTS], Annotated[str, not_empty] | Words] = field(default_factory=dict)
     training_prompts: TrainingPrompts = field(default_factory=TrainingPrompts)
 
     @property
@@ -77,7 +70,7 @@ class Definition:
         """Whether its objects are COCO's annotations."""
         return bool(self.annotations) or any(files.annotations for files in self.splits.values())
 
-    def split(self, name: str) -> SplitFiles:
+    def split(self, name: Split) -> SplitFiles:
         """A split's files, the definition's own where it has none."""
         own = self.splits.get(name, SplitFiles())
         return SplitFiles(own.images or self.images, own.masks or self.masks, own.annotations or self.annotations, own.list)
@@ -103,82 +96,13 @@ class Definition:
 
 def read_definition(path: Path) -> Definition:
     """The definition of a file; RequestError, in one sentence that names the file and the key, where it is not as it must be."""
-    content = dict(read_toml(path))
-    splits = _table(path, "splits", content.pop("splits", {}))
-    few_shot = _table(path, "few_shot", content.pop("few_shot", {}))
-    prompts = _table(path, "training_prompts", content.pop("training_prompts", {}))
-    for name in splits:
-        if name not in SPLITS:
-            raise unknown(f"split in {path}", name, SPLITS)
-    known = [f.name for f in fields(Definition)]
-    definition = Definition(
-        **_values(str(path), content, Definition, known),
-        splits={
-            name: SplitFiles(**_values(f"{path} [splits.{name}]", _table(path, f"splits.{name}", files), SplitFiles))
-            for name, files in splits.items()
-        },
-        few_shot={_shots(path, shots): _listed(f"{path} [few_shot]: {shots}", names) for shots, names in few_shot.items()},
-        training_prompts=TrainingPrompts(**_values(f"{path} [training_prompts]", prompts, TrainingPrompts)),
-    )
+    definition = load(path, Definition)
     _check(path, definition)
     return definition
 
 
-def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RequestError(f"{path}: {name} = {value!r} must be a table, [{name}].")
-    return value
-
-
-def _values(where: str, content: Mapping[str, Any], cls: type, known: list[str] | None = None) -> dict[str, Any]:
-    kinds = get_type_hints(cls)
-    for key in content:
-        if key not in kinds:
-            raise unknown(f"key in {where}", key, known or kinds)
-    return {key: _typed(f"{where}: {key}", key, value, kinds[key]) for key, value in content.items()}
-
-
-def _typed(where: str, key: str, value: Any, kind: Any) -> Any:
-    if get_origin(kind) is tuple:
-        return _words(where, value)
-    kinds = get_args(kind) or (kind,)
-    if type(value) is int and float in kinds:
-        value = float(value)
-    if type(value) not in kinds:
-        raise RequestError(f"{where} = {value!r} has the wrong type: {kinds[0].__name__} is needed.")
-    low, high = ALLOWED.get(key, (-np.inf, np.inf))
-    if type(value) in (int, float) and not low <= value <= high:
-        raise RequestError(f"{where} = {value} is not allowed: {low:g} {'or more' if high == np.inf else f'to {high:g}'} is.")
-    return value
-
-
-def _words(where: str, value: Any) -> tuple[str, ...]:
-    words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) and word for word in words):
-        raise RequestError(f"{where} = {value!r} has the wrong type: a list of words, at least one, is needed.")
-    return tuple(words)
-
-
-def _listed(where: str, value: Any) -> str | tuple[str, ...]:
-    """A list of names, or the text file that holds them."""
-    return value if isinstance(value, str) and value else _words(where, value)
-
-
-def _shots(path: Path, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise RequestError(f"{path} [few_shot]: {text!r} is no number of shots: whole numbers from 1 are allowed.")
-    return int(text)
-
-
 def _check(path: Path, definition: Definition) -> None:
     """What the keys must be together."""
-    if definition.connectivity not in (4, 8):
-        raise RequestError(f"{path}: connectivity = {definition.connectivity} is not allowed: 4 and 8 are.")
-    if definition.mask_values not in MASK_VALUES:
-        raise unknown(f"mask_values in {path}", definition.mask_values, MASK_VALUES)
-    for extension in (*definition.extensions, *definition.mask_extensions):
-        if extension.lower() not in EXTENSIONS:
-            raise RequestError(f"{path}: the extension {extension!r} cannot be read: {', '.join(EXTENSIONS)} can.")
     _check_splits(path, definition)
     for name in dict.fromkeys(("train", "test", *definition.splits)):
         files = definition.split(name)

@@ -241,7 +241,7 @@ def own_class(path: Path) -> type[Dataset]:
         definition = read_definition(path)
     except RequestError as error:
         return type(path.stem, (BrokenDataset,), {**shared, "title": path.stem, "error": error})
-    rule = ObjectRule(definition.connectivity, definition.min_area, definition.relative_area)  # type: ignore[arg-type]
+    rule = ObjectRule(definition.connectivity, definition.min_area, definition.relative_area)
     told = {
         "title": definition.title or path.stem,
         "rule": rule,

@@ -1,64 +1,83 @@
 """Profiles: what a cell asks of a SLURM cluster, read from `slurm/*.toml`.
 
 A profile's keys are the fields of `Profile`; rows `[[override]]` with any of `backbones`, `shots`, `methods` and `datasets` change
-some of them for the cells that they name, later rows last.
+those of `CellRequest` for the cells that they name, later rows last.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from bench import ROOT
 from bench.cluster.queue import CLUSTER, HONOURED
 from bench.errors import RequestError, unknown
-from bench.grid.protocol import read_toml
+from bench.grid.protocol import SELECTORS as CELLS
+from bench.grid.protocol import Words
 from bench.grid.spec import RunSpec
+from bench.grid.toml_reader import NO_KEY, Kinds, kinds, load
+from bench.types import Range
 
 PROFILES = ROOT / "slurm"
-SELECTORS = ("backbones", "shots", "methods", "datasets")
-WHOLE_GRID: tuple[str, ...] = ("parallel", "attempts", "max_jobs", "max_array_tasks", "device", "setup", "python", "cluster")
-WHOLE_GRID += ("cells_per_gpu", "check_partition", "collect_partition")
+SELECTORS: Kinds = {"backbones": Words, **CELLS}
 NONE = "none"  # as the partition of the check or the collector: there is no such job
-GPU_FLAGS = ("gres", "gpus", "gpus-per-node", "gpus-per-task")
 OWN_FLAGS = ("array", "output", "error", "job-name", "signal", "open-mode", "dependency", "requeue", "no-requeue", "test-only")
-LEAST = {"gpus": 0, "cpus": 1, "mem_gb": 0.0, "time_min": 2, "parallel": 0, "cells_per_job": 1, "evaluations_per_job": 1}
-LEAST |= {"signal_s": 5, "attempts": 1, "max_jobs": 0, "max_array_tasks": 0, "cells_per_gpu": 1, "mem_gb_max": 0.0}
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[int, Range(1)]
+
+
+def _not_own(flag: str) -> str:
+    return "is a flag that is set by the launcher itself" if flag in OWN_FLAGS else ""
+
+
+def _names_cells(row: Mapping[str, Any]) -> str:
+    return "" if SELECTORS.keys() & row else f"names no cells: at least one of {', '.join(SELECTORS)} is needed"
 
 
 @dataclass(frozen=True)
-class Profile:
-    """What each cell asks for; "" and 0 leave a thing to the cluster's own default."""
+class CellRequest:
+    """What a cell asks for, which a row may change; "" and 0 leave a thing to the cluster's own default."""
 
-    name: str
-    cluster: str = ""  # as in sbatch --clusters, where a site has several
+    _: KW_ONLY
     partition: str = ""
     account: str = ""
     qos: str = ""
     constraint: str = ""
-    gpus: int = 1
+    gpus: Natural = 1
     gpu_type: str = ""  # as in --gres=gpu:TYPE:1
-    gpu_flag: str = "gres"  # how the site wants GPUs to be asked for: gres, gpus, gpus-per-node or gpus-per-task
-    cpus: int = 4
-    mem_gb: float = 0.0
-    mem_gb_max: float = 0.0  # a job that a node ended for its memory is tried once more with so much; 0: it is not
-    time_min: int = 240  # of a job, whatever number of cells it runs
-    signal_s: int = 120  # SLURM warns so long before the time limit; a job then saves its cell and is queued again
-    cells_per_job: int = 1
-    evaluations_per_job: int = 8  # cells of methods that train nothing
-    cells_per_gpu: int = 1  # cells of a job that run side by side on each of its GPUs, which they share
-    parallel: int = 0  # at most so many jobs at a time, all arrays of a launch together
-    max_jobs: int = 0  # at most so many of the user's jobs in the queue
-    max_array_tasks: int = 0  # at most so many jobs in an array; 0: as many as the cluster's MaxArraySize allows
-    attempts: int = 10  # starts of a cell that got it no further, before it is given up
-    device: str = ""  # "" means cuda where GPUs are asked for
+    gpu_flag: Literal["gres", "gpus", "gpus-per-node", "gpus-per-task"] = "gres"  # how the site wants GPUs to be asked for
+    cpus: Positive = 4
+    mem_gb: Annotated[float, Range(0.0)] = 0.0
+    mem_gb_max: Annotated[float, Range(0.0)] = 0.0  # a job that a node ended for its memory is tried once more with so much; 0: it is not
+    time_min: Annotated[int, Range(2)] = 240  # of a job, whatever number of cells it runs
+    signal_s: Annotated[int, Range(5)] = 120  # SLURM warns so long before the time limit; a job then saves its cell and is queued again
+    cells_per_job: Positive = 1
+    evaluations_per_job: Positive = 8  # cells of methods that train nothing
+    # further flags of sbatch, by their long names
+    flags: Mapping[Annotated[str, _not_own], str | bool | int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile(CellRequest):
+    """A profile's file: what each cell asks for, and what holds for the whole grid."""
+
+    name: str = field(metadata=NO_KEY)
+    _: KW_ONLY
+    cluster: str = ""  # as in sbatch --clusters, where a site has several
+    cells_per_gpu: Positive = 1  # cells of a job that run side by side on each of its GPUs, which they share
+    parallel: Natural = 0  # at most so many jobs at a time, all arrays of a launch together
+    max_jobs: Natural = 0  # at most so many of the user's jobs in the queue
+    max_array_tasks: Natural = 0  # at most so many jobs in an array; 0: as many as the cluster's MaxArraySize allows
+    attempts: Positive = 10  # starts of a cell that got it no further, before it is given up
+    device: Literal["", "cpu", "cuda"] = ""  # "" means cuda where GPUs are asked for
     setup: tuple[str, ...] = ()  # shell lines before Python starts; one that fails ends the job
     python: str = ""  # shell words that start Python in a job, such as "apptainer exec --nv image.sif python"; "": the launcher's own
     check_partition: str = ""  # of the job that checks what nodes see; "": the cells' own, "none": no check
     collect_partition: str = ""  # of the job that renders the tables; "": the cells' own, "none": no such job
-    flags: Mapping[str, Any] = field(default_factory=dict)  # further flags of sbatch, by their long names
-    overrides: tuple[Mapping[str, Any], ...] = ()
+    overrides: tuple[Annotated[Mapping[str, Any], {**SELECTORS, **kinds(CellRequest)}, _names_cells], ...] = field(
+        default=(), metadata={"key": "override"}
+    )
 
     def of_cell(self, spec: RunSpec) -> "Profile":
         """The profile with the rows that name this cell laid over it."""
@@ -127,52 +146,7 @@ def load_profile(name_or_path: str, folder: Path = PROFILES) -> Profile:
     if not name_or_path.endswith(".toml") and name_or_path not in known:
         raise unknown("profile", name_or_path, known)
     path = Path(name_or_path) if name_or_path.endswith(".toml") else folder / f"{name_or_path}.toml"
-    content = read_toml(path)
-    rows = content.pop("override", [])
-    keys = [f.name for f in fields(Profile) if f.name not in ("name", "overrides")]
-    values = _checked(str(path), content, keys)
-    own = [key for key in keys if key not in WHOLE_GRID]
-    profile = Profile(path.stem, **values, overrides=tuple(_row(f"{path} [[override]]", row, own) for row in rows))
+    profile = load(path, Profile, name=path.stem)
     for row in ({}, *profile.overrides):
         replace(profile, **{key: value for key, value in row.items() if key not in SELECTORS}).check_warning()
     return profile.with_environment(os.environ)
-
-
-def _row(where: str, row: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
-    changes = {key: value for key, value in row.items() if key not in SELECTORS}
-    checked = _checked(where, changes, keys, (*SELECTORS, *keys))
-    selectors = {name: row[name] if isinstance(row[name], list) else [row[name]] for name in SELECTORS if name in row}
-    if not selectors:
-        raise RequestError(f"{where}: at least one of {', '.join(SELECTORS)} is needed.")
-    return {**selectors, **checked}
-
-
-def _checked(where: str, given: Mapping[str, Any], keys: list[str], shown: tuple[str, ...] = ()) -> dict[str, Any]:
-    plain = Profile("")
-    values = {}
-    for key, value in given.items():
-        if key not in keys:
-            raise unknown(f"key in {where}", key, shown or keys)
-        values[key] = _typed(f"{where}: {key}", value, getattr(plain, key))
-        if key in LEAST and values[key] < LEAST[key]:
-            raise RequestError(f"{where}: {key} = {value} is too small: at least {LEAST[key]} is needed.")
-    for name in values.get("flags", {}):
-        if name in OWN_FLAGS:
-            raise RequestError(f"{where}: the flag {name!r} is set by the launcher itself and cannot be given.")
-    if values.get("gpu_flag", "gres") not in GPU_FLAGS:
-        raise RequestError(f"{where}: gpu_flag = {values['gpu_flag']!r}: {', '.join(GPU_FLAGS)} are allowed.")
-    if values.get("device", "") not in ("", "cpu", "cuda"):
-        raise RequestError(f"{where}: device = {values['device']!r}: cpu and cuda are allowed.")
-    return values
-
-
-def _typed(where: str, value: Any, default: Any) -> Any:
-    if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return tuple(value)
-    if isinstance(default, float) and type(value) in (int, float):
-        return float(value)
-    if type(value) is type(default):
-        return value
-    kinds: dict[type, str] = {tuple: "a list of strings", dict: "a table"}
-    kind = kinds.get(type(default), type(default).__name__)
-    raise RequestError(f"{where} = {value!r} has the wrong type: {kind} is needed.")

@@ -5,11 +5,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import RequestError, unknown
-from bench.grid.protocol import SEEDS, Protocol, Settings, load_protocol, read_toml
+from bench.errors import RequestError
+from bench.grid.protocol import SEEDS, Protocol, Settings, load_protocol
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
 from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
+from bench.grid.toml_reader import Kinds, part, read_toml
 from bench.types import FULL, KEPT_BYTES, WHOLE, Dataset, Memory, Shots
 
 
@@ -27,12 +28,11 @@ class Request:
     protocol: str = "paper"
 
     def with_suite(self, path: Path) -> "Request":
-        """The request with a suite file's values laid over it; RequestError for an unknown key."""
-        content, known = read_toml(path), [f.name for f in fields(self)]
-        for key in content:
-            if key not in known:
-                raise unknown(f"key in {path}", key, known)
-        return replace(self, **{key: text_of(value) for key, value in content.items()})
+        """The request with a suite file's values laid over it; RequestError for a wrong key or value."""
+        return replace(self, **{key: text_of(value) for key, value in part(str(path), read_toml(path), REQUEST).items()})
+
+
+REQUEST: Kinds = dict.fromkeys((f.name for f in fields(Request)), int | str | tuple[int | str, ...])  # as files have them
 
 
 @dataclass(frozen=True)
@@ -221,4 +221,4 @@ def _not_empty(what: str, items: list[str]) -> list[str]:
 
 def text_of(value: Any) -> str:
     """A TOML value as a user writes it on the command line: a list with commas."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

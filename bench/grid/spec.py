@@ -5,14 +5,15 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError
 from bench.grid.plugins import place_in, reason
 from bench.grid.protocol import ONE_GROUP, Settings
+from bench.grid.toml_reader import kinds, part
 from bench.types import Shots
 
 RELEASED = "released"  # shown with a method whose weights somebody else trained
@@ -136,15 +137,10 @@ def split_calls(text: str) -> list[str]:
 def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     """The choice of a method's class and the hyper-parameters given for it.
 
-    RequestError for a parameter that the class lacks, or a value of another type than the default's.
+    RequestError for a parameter that the class lacks, or a value that its annotation does not allow.
     """
     name: str = cls.name  # type: ignore[attr-defined]
-    values = {}
-    known = {f.name: f.default for f in fields(cls)}
-    for key, value in given.items():
-        if key not in known:
-            raise unknown(f"parameter of {name}", key, known)
-        values[key] = _same_type(f"{name}({key}=…)", value, known[key])
+    values = part(name, given, kinds(cls), "parameter of")
     try:
         method = cls(**values)
     except RequestError:
@@ -153,7 +149,8 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
         raise RequestError(f"The method {name} cannot be made: {reason(error, place_in(error, cls))}") from error
     given_all = ((f, getattr(method, f.name)) for f in fields(cls))
     parameters = tuple((f.name, value) for f, value in given_all if value != f.default or not f.metadata.get("later"))
-    shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
+    defaults = {f.name: f.default for f in fields(cls)}
+    shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != defaults[k])
     groups = tuple(dict.fromkeys(method.groups().values())) if hasattr(method, "groups") else ONE_GROUP
     return MethodChoice(name, parameters, method.revision, shown, groups, getattr(cls, "trains", True))
 
@@ -161,13 +158,3 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
 def released_choice(cls: type) -> MethodChoice:
     """The choice of a method's class with its defaults whose weights are released ones: a row of its own, "cat_sam_a(released)"."""
     return replace(choose_method(cls, {}), shown=RELEASED, trains=False)
-
-
-def _same_type(where: str, value: Any, default: Any) -> Any:
-    if default is MISSING or default is None or value is None:
-        return value
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(default):
-        raise RequestError(f"{where} must be of type {type(default).__name__} like its default {default!r}, not {value!r}.")
-    return value

@@ -2,28 +2,32 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from bench import ROOT
 from bench.errors import CheckpointError, unknown
+from bench.types import Range
+
+Size = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True)
 class SamConfig:
     """The sizes of a SAM. Sizes of images and patches in pixels, of a window in patches."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    window: int
-    global_blocks: tuple[int, ...]
-    decoder_width: int = 256
-    decoder_mlp: int = 2048
-    decoder_heads: int = 8
-    decoder_depth: int = 2
-    mask_channels: int = 16
-    iou_width: int = 256
+    image_size: Size
+    patch_size: Size
+    width: Size
+    depth: Size
+    heads: Size
+    window: Size
+    global_blocks: tuple[Annotated[int, Range(0)], ...]
+    decoder_width: Size = 256
+    decoder_mlp: Size = 2048
+    decoder_heads: Size = 8
+    decoder_depth: Size = 2
+    mask_channels: Size = 16
+    iou_width: Size = 256
 
     @property
     def grid(self) -> int:

@@ -3,15 +3,21 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any
 
-from bench.errors import RequestError, unknown
-from bench.grid.protocol import read_toml
+from bench.errors import RequestError
+from bench.grid.toml_reader import NO_KEY, build, kinds, part, read_toml
 from bench.model.backbones import CONFIGS, SamConfig
+from bench.types import Range
 
 LENGTH = ("summary", "steps", "cooldown_steps", "evaluate_every")  # what may change when a run goes on
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[int, Range(1)]
+Amount = Annotated[float, Range(0.0)]
+Share = Annotated[float, Range(0.0, 1.0)]
 
 
 @dataclass(frozen=True)
@@ -20,32 +26,32 @@ class PretrainConfig:
     its [model] section sizes of the tiny architecture."""
 
     summary: str
-    seed: int
-    threads: int  # of the CPU
-    cache_images: int
-    held_out_images: int
-    steps: int  # the last `cooldown_steps` of them bring the learning rate linearly to 0
-    cooldown_steps: int
-    warmup_steps: int
-    half_size_steps: int  # the first steps see the images at half their size: a quarter of the tokens, four times as fast
-    half_size_batch: int  # images a step, in those
-    batch: int  # images a step
-    objects: int  # prompts an image, at most
-    prompt_shares: tuple[float, ...]  # of images prompted with boxes, points and noisy masks
-    lr_matrices: float  # Muon, for the matrices of encoder blocks and the decoder's transformer; 0: AdamW for all
-    lr: float  # AdamW, for everything else
-    weight_decay: float
-    bce_weight: float
-    iou_weight: float  # of the squared error of SAM's own IoU estimate; dice has weight 1
-    ema_decay: float
-    evaluate_every: int  # steps
-    model: SamConfig = field(default=CONFIGS["tiny"])
+    seed: Annotated[int, Range(0, 2**32 - 1)]
+    threads: Positive  # of the CPU
+    cache_images: Positive
+    held_out_images: Positive
+    steps: Positive  # the last `cooldown_steps` of them bring the learning rate linearly to 0
+    cooldown_steps: Natural
+    warmup_steps: Positive
+    half_size_steps: Natural  # the first steps see the images at half their size: a quarter of the tokens, four times as fast
+    half_size_batch: Positive  # images a step, in those
+    batch: Positive  # images a step
+    objects: Positive  # prompts an image, at most
+    prompt_shares: tuple[Share, Share, Share]  # of images prompted with boxes, points and noisy masks
+    lr_matrices: Amount  # Muon, for the matrices of encoder blocks and the decoder's transformer; 0: AdamW for all
+    lr: Amount  # AdamW, for everything else
+    weight_decay: Amount
+    bce_weight: Amount
+    iou_weight: Amount  # of the squared error of SAM's own IoU estimate; dice has weight 1
+    ema_decay: Share
+    evaluate_every: Positive  # steps
+    model: SamConfig = field(default=CONFIGS["tiny"], metadata=NO_KEY)
 
     def __post_init__(self) -> None:
         least = self.half_size_steps + self.warmup_steps + self.cooldown_steps
         if self.steps < least:
             raise RequestError(f"steps = {self.steps} is too small: half size, warm-up and cool-down together take {least}.")
-        if len(self.prompt_shares) != 3 or not math.isclose(sum(self.prompt_shares), 1):
+        if not math.isclose(sum(self.prompt_shares), 1):
             raise RequestError(f"prompt_shares = {list(self.prompt_shares)} must be three shares (box, point, mask) that sum to 1.")
 
     def rate(self, step: int) -> float:
@@ -73,36 +79,11 @@ def squeezed(config: PretrainConfig, steps: int) -> PretrainConfig:
 
 
 def read_config(path: Path, device: str) -> PretrainConfig:
-    """The config of a file, as it holds on `device`; RequestError for a key that is unknown, missing or of another type."""
-    content = read_toml(path)
-    gpu, model = content.pop("gpu", {}), content.pop("model", {})
-    known = {name: kind for name, kind in get_type_hints(PretrainConfig).items() if name != "model"}
-    _check_keys(f"{path}", content, known)
-    _check_keys(f"{path} [gpu]", gpu, known)
-    _check_keys(f"{path} [model]", model, [f.name for f in fields(SamConfig)])
-    content |= gpu if device == "cuda" else {}
-    missing = [name for name in known if name not in content]
-    if missing:
-        raise RequestError(f"{path} lacks {', '.join(missing)}.")
-    values = {name: _typed(f"{path}: {name}", content[name], kind) for name, kind in known.items()}
-    sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
-    return PretrainConfig(**values, model=replace(CONFIGS["tiny"], **sizes))
-
-
-def _check_keys(where: str, given: dict[str, Any], allowed: Any) -> None:
-    for key in given:
-        if key not in allowed:
-            raise unknown(f"key in {where}", key, allowed)
-
-
-def _typed(where: str, value: Any, kind: Any) -> Any:
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind == tuple[float, ...] and isinstance(value, list) and all(type(v) in (int, float) for v in value):
-        return tuple(map(float, value))
-    if type(value) is kind:
-        return value
-    raise RequestError(f"{where} = {value!r} has the wrong type: {getattr(kind, '__name__', kind)} is needed.")
+    """The config of a file, as it holds on `device`; RequestError for a key that is unknown, missing or has a wrong value."""
+    gpu, model = (Annotated[Mapping[str, Any], kinds(cls)] for cls in (PretrainConfig, SamConfig))
+    values = part(str(path), read_toml(path), {**kinds(PretrainConfig), "gpu": gpu, "model": model})
+    on_gpu, sizes = values.pop("gpu", {}), values.pop("model", {})
+    return build(str(path), values | (on_gpu if device == "cuda" else {}), PretrainConfig, model=replace(CONFIGS["tiny"], **sizes))
 
 
 def run_key(config: PretrainConfig) -> str:

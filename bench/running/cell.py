@@ -182,7 +182,7 @@ class Cell:
         """selection -> rows of the test images; the first selection's weights are what remains in the model."""
         last = self._weights()
         chosen = {selection: self.state.kept.get(selection, (0.0, last, [])) for selection in self.settings.selections}
-        found = {}
+        found: dict[str, list[ImageRow]] = {}
         for selection, (_, weights, rows) in chosen.items():
             if selection == "best" and rows:  # chosen on the test images: they were evaluated then
                 found[selection] = [ImageRow(*row) for row in rows]
@@ -196,7 +196,7 @@ class Cell:
         """The test images' rows under the current weights; evaluated once if they are the latest that were."""
         weights = self._weights()
         if self._latest is None or not all(torch.equal(self._latest[0][name], weights[name]) for name in weights):
-            self._latest = (weights, self._evaluate(self.settings.evaluation_split, doing))  # type: ignore[arg-type]
+            self._latest = (weights, self._evaluate(self.settings.evaluation_split, doing))
         return self._latest[1]
 
     def _evaluate(self, split: Split, doing: str) -> list[ImageRow]:

@@ -114,7 +114,7 @@ def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch, capsys):
         ("gpus = '1'", "wrong type: int"),
         ("time_min = 0", "at least 2"),
         ("setup = 'module load x'", "a list of strings"),
-        ("device = 'tpu'", "cpu and cuda"),
+        ("device = 'tpu'", "Unknown value of device in .*Known: cpu, cuda"),
         ("[flags]\narray = '0-3'", "set by the launcher"),
         ("[[override]]\ntime_min = 3", "at least one of backbones"),
         ("[[override]]\nshot = [1]", "Did you mean shots"),

@@ -6,9 +6,10 @@ import pytest
 
 from bench.errors import RequestError
 from bench.grid.plan import Request, choose_methods, specs_of
-from bench.grid.protocol import PROTOCOLS, load_protocol, protocol_names, read_toml
+from bench.grid.protocol import PROTOCOLS, load_protocol, protocol_names
 from bench.grid.published import PUBLISHED, heading, read_published, titles
 from bench.grid.registry import METHODS
+from bench.grid.toml_reader import read_toml
 
 PAPER = ["sam", "vpt_shallow", "vpt_deep", "adaptformer", "lora", "hq_sam", "cat_sam_t", "cat_sam_a"]
 SETTINGS = (PROTOCOLS / "smoke.toml").read_text()
@@ -146,24 +147,25 @@ def test_unknown_setting_in_a_change() -> None:
         (SETTINGS.replace("lr = 1e-3", "learning_rate = 1e-3"), "'learning_rate'"),
         (SETTINGS.replace("epochs = 4", "epoch = 4"), "'epoch'. Did you mean epochs?"),
         (SETTINGS.replace("[settings]", "[setting]"), "'setting'. Did you mean settings?"),
-        (SETTINGS.replace("lr = 1e-3\n", ""), "Protocol mine lacks the settings lr."),
+        (SETTINGS.replace("lr = 1e-3\n", ""), "Protocol mine lacks lr."),
         (SETTINGS.replace("lr = 1e-3", 'lr = "fast"'), "lr = 'fast' has the wrong type: float is needed."),
         (SETTINGS.replace("epochs = 4", "epochs = 4.5"), "epochs = 4.5 has the wrong type: int is needed."),
         (SETTINGS.replace("flips = true", "flips = 1"), "flips = 1 has the wrong type: bool is needed."),
         (SETTINGS.replace('["point", "box", "mask"]', '["point", 3]'), "has the wrong type"),
         (SETTINGS.replace('evaluation_prompt = "box"', 'evaluation_prompt = "boxes"'), "'boxes'. Did you mean box?"),
-        (SETTINGS.replace('["last", "best", "val"]', "[]"), "selections is empty: at least one of last, best, val is needed."),
+        (SETTINGS.replace('["last", "best", "val"]', "[]"), "[settings]: selections = [] is empty: at least one is needed."),
         (SETTINGS.replace("batch = 1", "batch = 0"), "batch = 0 is too small"),
         (SETTINGS.replace("crop_area_min = 0.1", "crop_area_min = 1.5"), "crop_area_min = 1.5 is too large: at most 1.0 is allowed."),
         (SETTINGS.replace("lr = 1e-3", "stream_revision = 1"), "'stream_revision'"),
-        (SETTINGS.replace("max_shots = 1\n", ""), "every [[schedule]] needs max_shots"),
-        (SETTINGS.replace('max_shots = "full"', "max_shots = 1").replace("max_shots = 1\n", "max_shots = 0\n"), "no schedule for 1 shots"),
+        (SETTINGS.replace("max_shots = 1\n", ""), "has no max_shots: a number or 'full' is needed."),
+        (SETTINGS.replace("max_shots = 1\n", "max_shots = 0\n"), "[schedule 1]: max_shots = 0 is too small: at least 1 is needed."),
+        (SETTINGS.partition("[[schedule]]")[0], "no schedule for 1 shots"),
         (SETTINGS + "\n[[override]]\nmethod = ['lora']\n", "'method'. Did you mean methods"),
-        (SETTINGS + "\n[[override]]\nmethods = 'lora'\n", "[[override]]: methods = 'lora' matches nothing: a list of names is needed."),
-        (SETTINGS + "\n[[override]]\ndatasets = []\n", "[[override]]: datasets = [] matches nothing: a list of names is needed."),
+        (SETTINGS + "\n[[override]]\nmethods = 3\n", "[override 1]: methods = 3 has the wrong type: string is needed."),
+        (SETTINGS + "\n[[override]]\ndatasets = []\n", "[override 1]: datasets = [] is empty: at least one is needed."),
         (
             SETTINGS + "\n[[override]]\nshots = ['1']\n",
-            "shots = ['1'] matches nothing: a list of whole numbers from 1, or 'full', is",
+            "[override 1]: shots = '1' has the wrong type: int or full is needed.",
         ),
         (
             SETTINGS.replace("lr = 1e-3", "lr = { decoder = 1e-4 }"),

@@ -157,10 +157,16 @@ def test_what_is_no_call_is_named(text: str) -> None:
 def test_wrong_parameters_are_named_with_what_is_allowed() -> None:
     with pytest.raises(RequestError, match=r"Unknown parameter of toy 'rnk'\. Did you mean rank\? Known: bias, decoder, rank, scale\."):
         choose_method(Toy, {"rnk": 8})
-    with pytest.raises(RequestError, match=r"toy\(rank=…\) must be of type int like its default 4, not 'eight'\."):
+    with pytest.raises(RequestError, match=r"toy: rank = 'eight' has the wrong type: int is needed\."):
         choose_method(Toy, {"rank": "eight"})
-    with pytest.raises(RequestError, match="type int"):
+    with pytest.raises(RequestError, match="rank = True has the wrong type: int"):
         choose_method(Toy, {"rank": True})
+
+
+def test_annotations_that_name_nothing_are_one_sentence() -> None:
+    cls = dataclass(type("Elsewhere", (), {"__annotations__": {"rank": "Absent"}, "rank": 4, "name": "elsewhere"}))
+    with pytest.raises(RequestError, match=r"The annotations of Elsewhere cannot be read: name 'Absent' is not defined\."):
+        choose_method(cls, {})
 
 
 def test_planning_and_tables_do_not_wait_for_torch() -> None:

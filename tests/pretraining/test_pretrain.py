@@ -136,7 +136,7 @@ def test_a_damaged_resume_file_is_named(smoke, tmp_path, capsys):
         ("seed = 0", 'seed = "0"', "wrong type"),
         ("seed = 0\n", "", "lacks seed"),
         ("steps = 12", "steps = 9", "steps = 9"),
-        ("[0.6, 0.2, 0.2]", "[0.6, 0.2]", "three shares"),
+        ("[0.6, 0.2, 0.2]", "[0.6, 0.2]", "a list of 3 floats is needed"),
         ("[model]", "[model]\nwidht = 3", "'widht'"),
     ],
 )
