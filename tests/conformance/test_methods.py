@@ -166,7 +166,7 @@ def test_a_wrong_name_or_parameter_gets_one_sentence(name, says, sam):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("path", ["fast", "plain"])
+@pytest.mark.parametrize("path", ["fast", "reference"])
 def test_hq_sam_adds_sams_own_logits_only_where_it_is_asked_to_and_not_in_training(sam, path):
     """With one set of weights: HQ-SAM's output is the HQ mask's logits plus those of SAM's single-mask token in the same decoder."""
     alone, summed = build("hq_sam", sam), build("hq_sam(add_sam_logits=True)", sam)
