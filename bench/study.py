@@ -15,12 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from bench.errors import RequestError, one_sentence, unknown
+from bench.errors import STOPPED, RequestError, one_sentence, unknown
+from bench.grid.checks import fits
 from bench.grid.plan import Request, text_of
 from bench.grid.plugins import add_option
 from bench.grid.protocol import load_protocol, read_toml
+from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import ResultStore
-from bench.running.grid import STOPPED, Options, run_grid
+from bench.running.grid import Options, run_grid
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ def read_study(path: Path) -> Study:
     for key in content:
         if key not in known:
             raise unknown(f"key in {path}", key, known)
-    if "protocol" not in content or not content.get("variant"):
+    if not isinstance(content.get("protocol"), str) or not fits(tuple(content.get("variant", ())) or None, tuple[dict, ...]):
         raise RequestError(f"{path}: a study needs a protocol and at least one [[variant]].")
     for variant in content["variant"]:
         load_protocol(content["protocol"], variant)  # its settings are known
     request = {key: text_of(content[key]) for key in content if key not in ("summary", "variant")}
-    return Study(path.stem, content.get("summary", ""), request, tuple(content["variant"]))
+    return Study(path.stem, str(content.get("summary", "")), request, tuple(content["variant"]))
 
 
 def run_study(study: Study, out: Path, workers: int) -> int:
@@ -62,7 +64,7 @@ def run_study(study: Study, out: Path, workers: int) -> int:
     text = table.to_markdown(index=False, floatfmt=".1f", missingval="-")
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{study.name}.md").write_text(f"# {study.summary}\n\nForeground mIoU (%) on validation images, mean over seeds.\n\n{text}\n")
-    table.to_csv(out / f"{study.name}.csv", index=False, float_format="%.3f")
+    (out / f"{study.name}.csv").write_bytes(spreadsheet(table, "%.3f"))
     print(f"\n{text}\n\nWritten to {out}/{study.name}.md")
     return max(codes)
 

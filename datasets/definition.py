@@ -13,15 +13,17 @@ from bench.types import TrainingPrompts
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 SPLITS = ("train", "val", "test")
+MOST = 2**31 - 1
 ALLOWED: Mapping[str, tuple[float, float]] = {  # both ends are allowed
     "threshold": (0, 254),
-    "min_area": (0, np.inf),
+    "min_area": (0, MOST),
     "relative_area": (0, 1),
-    "val_images": (0, np.inf),
+    "val_images": (0, MOST),
     "test_share": (0, 0.99),
-    "revision": (1, np.inf),
-    "max_objects": (1, np.inf),
+    "revision": (1, MOST),
+    "max_objects": (1, MOST),
     "noise_scale": (1, 256),
+    "noise_threshold": (-100, 100),
 }
 
 
@@ -137,7 +139,9 @@ def _typed(where: str, key: str, value: Any, kind: Any) -> Any:
         raise RequestError(f"{where} = {value!r} has the wrong type: {kinds[0].__name__} is needed.")
     low, high = ALLOWED.get(key, (-np.inf, np.inf))
     if type(value) in (int, float) and not low <= value <= high:
-        raise RequestError(f"{where} = {value} is not allowed: {low:g} {'or more' if high == np.inf else f'to {high:g}'} is.")
+        raise RequestError(
+            f"{where} = {value} is not allowed: {low:g} {'or more' if high == MOST and value < low else f'to {high:.10g}'} is."
+        )
     return value
 
 

@@ -7,10 +7,11 @@ some of them for the cells that they name, later rows last.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from bench import ROOT
 from bench.errors import RequestError, unknown
+from bench.grid.checks import Range, fits, range_of
 from bench.grid.protocol import read_toml
 from bench.grid.spec import RunSpec
 
@@ -18,8 +19,6 @@ PROFILES = ROOT / "slurm"
 SELECTORS = ("backbones", "shots", "methods", "datasets")
 WHOLE_GRID = ("parallel", "attempts", "max_jobs", "device", "setup")
 OWN_FLAGS = ("array", "output", "error", "job-name", "signal", "open-mode", "dependency", "requeue", "no-requeue", "test-only")
-LEAST = {"gpus": 0, "cpus": 1, "mem_gb": 0.0, "time_min": 2, "parallel": 0, "cells_per_job": 1, "evaluations_per_job": 1}
-LEAST |= {"signal_s": 5, "attempts": 1, "max_jobs": 0}
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,19 @@ class Profile:
     account: str = ""
     qos: str = ""
     constraint: str = ""
-    gpus: int = 1
+    gpus: Annotated[int, Range(0, 1024)] = 1
     gpu_type: str = ""  # as in --gres=gpu:TYPE:1
-    cpus: int = 4
-    mem_gb: float = 0.0
-    time_min: int = 240  # of a job, whatever number of cells it runs
-    signal_s: int = 120  # SLURM warns so long before the time limit; a job then saves its cell and is queued again
-    cells_per_job: int = 1
-    evaluations_per_job: int = 8  # cells of methods that train nothing
-    parallel: int = 0  # at most so many jobs at a time, all arrays of a launch together
-    max_jobs: int = 0  # at most so many of the user's jobs in the queue
-    attempts: int = 10  # starts of a cell before it is given up
+    cpus: Annotated[int, Range(1, 65_536)] = 4
+    mem_gb: Annotated[float, Range(0.0, 1e6)] = 0.0
+    time_min: Annotated[int, Range(2, 1_000_000)] = 240  # of a job, whatever number of cells it runs
+    signal_s: Annotated[int, Range(5, 86_400)] = (
+        120  # SLURM warns so long before the time limit; a job then saves its cell and is queued again
+    )
+    cells_per_job: Annotated[int, Range(1, 1_000_000)] = 1
+    evaluations_per_job: Annotated[int, Range(1, 1_000_000)] = 8  # cells of methods that train nothing
+    parallel: Annotated[int, Range(0, 1_000_000)] = 0  # at most so many jobs at a time, all arrays of a launch together
+    max_jobs: Annotated[int, Range(0, 1_000_000)] = 0  # at most so many of the user's jobs in the queue
+    attempts: Annotated[int, Range(1, 1_000_000)] = 10  # starts of a cell before it is given up
     device: str = ""  # "" means cuda where GPUs are asked for
     setup: tuple[str, ...] = ()  # shell lines before Python starts
     flags: Mapping[str, Any] = field(default_factory=dict)  # further flags of sbatch, by their long names
@@ -118,8 +119,9 @@ def _checked(where: str, given: Mapping[str, Any], keys: list[str], shown: tuple
         if key not in keys:
             raise unknown(f"key in {where}", key, shown or keys)
         values[key] = _typed(f"{where}: {key}", value, getattr(plain, key))
-        if key in LEAST and values[key] < LEAST[key]:
-            raise RequestError(f"{where}: {key} = {value} is too small: at least {LEAST[key]} is needed.")
+        allowed = range_of(Profile, key)
+        if allowed and (fault := allowed.fault(values[key])):
+            raise RequestError(f"{where}: {key} = {value} {fault}.")
     for name in values.get("flags", {}):
         if name in OWN_FLAGS:
             raise RequestError(f"{where}: the flag {name!r} is set by the launcher itself and cannot be given.")
@@ -131,7 +133,7 @@ def _checked(where: str, given: Mapping[str, Any], keys: list[str], shown: tuple
 def _typed(where: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(line, str) for line in value):
         return tuple(value)
-    if isinstance(default, float) and type(value) in (int, float):
+    if isinstance(default, float) and (type(value) is float or fits(value, float)):
         return float(value)
     if type(value) is type(default):
         return value

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import RequestError, unknown
+from bench.grid.checks import DRAWS, SEEDS, SHOTS, Range
 from bench.grid.protocol import Protocol, load_protocol, read_toml
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
@@ -88,8 +89,8 @@ def specs_of(
         tuple(methods),
         tuple(datasets),
         _list("shots", request.shots, _shots),
-        _list("draws", request.draws, _natural),
-        _list("seeds", request.seeds, _natural) if request.seeds else protocol.seeds,
+        _list("draws", request.draws, _draw),
+        _list("seeds", request.seeds, _seed) if request.seeds else protocol.seeds,
     )
     generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
@@ -164,17 +165,22 @@ def _list(what: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
 
 def _shots(text: str) -> Shots:
     """whole numbers from 1, or 'full', with commas between them, are allowed."""
-    return FULL if text == FULL else _at_least(1, text)
+    return FULL if text == FULL else _within(SHOTS, text)
 
 
-def _natural(text: str) -> int:
-    """whole numbers from 0, with commas between them, are allowed."""
-    return _at_least(0, text)
+def _draw(text: str) -> int:
+    """whole numbers from 0 to 4294967295, with commas between them, are allowed."""
+    return _within(DRAWS, text)
 
 
-def _at_least(least: int, text: str) -> int:
+def _seed(text: str) -> int:
+    """whole numbers from 0 to 4294967295, with commas between them, are allowed."""
+    return _within(SEEDS, text)
+
+
+def _within(allowed: Range, text: str) -> int:
     number = int(text)
-    if number < least:
+    if allowed.fault(number) or not text.isascii():
         raise ValueError
     return number
 

@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from bench import ROOT
 from bench.errors import RequestError, unknown
+from bench.grid.checks import SEEDS, Range, fits, range_of
 from bench.types import FULL, Shots
 
 PROTOCOLS = ROOT / "configs" / "protocols"
+SELECTORS = ("methods", "datasets", "shots")  # which cells a row of overrides is about
 SELECTIONS = ("last", "best", "val")
-LEAST = {"epochs": 1, "batch": 1, "evaluate_every": 1, "loader_workers": 1, "lr": 0.0, "lr_min": 0.0, "weight_decay": 0.0}
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "prompt_types": ("point", "box", "mask"),
     "evaluation_prompt": ("box", "point"),
@@ -36,21 +37,21 @@ class Settings:
     A setting with a default came later: while it has it, it is no part of a cell's key, so that the older cells stay what they are.
     """
 
-    epochs: int
-    batch: int  # images a step
-    evaluate_every: int  # epochs between two evaluations of the images that a selection is made on
-    lr: float
-    lr_min: float  # where the cosine ends
-    weight_decay: float
+    epochs: Annotated[int, Range(1, 1_000_000)]
+    batch: Annotated[int, Range(1, 65_536)]  # images a step
+    evaluate_every: Annotated[int, Range(1, 1_000_000)]  # epochs between two evaluations of the images that a selection is made on
+    lr: Annotated[float, Range(0.0, 1000.0)]
+    lr_min: Annotated[float, Range(0.0, 1000.0)]  # where the cosine ends
+    weight_decay: Annotated[float, Range(0.0, 1000.0)]
     flips: bool  # vertical and horizontal, each with probability 0.5
     random_crop: bool  # a crop of area share U(crop_area_min, 1) at the image's aspect ratio
-    crop_area_min: float
+    crop_area_min: Annotated[float, Range(0.0, 1.0)]
     prompt_types: tuple[str, ...]  # one is drawn for each training image and step
     evaluation_prompt: str
     evaluation_split: str  # "val" for studies that choose a protocol: they must not look at test images
     selections: tuple[str, ...]  # the first one's weights are kept
     augmentation_stream: str  # "reseeded_workers": the reference's loader repeats its random recipes every epoch
-    loader_workers: int  # of the reference, which shape that stream
+    loader_workers: Annotated[int, Range(1, 1024)]  # of the reference, which shape that stream
     normalise_native_size: bool  # False: images of exactly the model's size are taken raw (reference behaviour)
     eval_mode_after_first_look: bool  # True: dropout stops after the first evaluation (reference behaviour)
     matmul_precision: str  # of float32 matrix products on a GPU, in torch's words
@@ -82,7 +83,7 @@ class Protocol:
         merged = {**self.settings, **_without(self._row(shots), "max_shots")}
         for row in self.overrides:
             if _applies(row, method, dataset, shots):
-                merged |= _without(row, "methods", "datasets", "shots")
+                merged |= _without(row, *SELECTORS)
         return _settings(self.name, merged)
 
     def _row(self, shots: Shots) -> Mapping[str, Any]:
@@ -117,22 +118,28 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; RequestError, with the file and the parser's word, where it cannot be read."""
     try:
         return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"Cannot read {path}: {error}.") from None
 
 
 @cache
 def _parse(path: Path) -> Protocol:
     content = read_toml(path)
-    _check_keys(str(path), content, ("summary", "seeds", "settings", "schedule", "override"))
+    _check_keys(str(path), content, FILE_TYPES)
+    for key, value in content.items():
+        rows = value if isinstance(value, list) else []
+        if not isinstance(value, FILE_TYPES[key]) or not all(fits(row, Seed if key == "seeds" else dict) for row in rows):
+            raise RequestError(f"{path}: {key} = {str(value)[:60]!r} has the wrong type.")
     schedule, overrides = content.get("schedule", []), content.get("override", [])
     _check_keys(f"{path} [settings]", content.get("settings", {}), SETTING_TYPES)
     for row in schedule:
         _check_keys(f"{path} [[schedule]]", row, ("max_shots", *SETTING_TYPES))
-        if "max_shots" not in row:
+        if type(row.get("max_shots")) is not int and row.get("max_shots") != FULL:
             raise RequestError(f"{path}: every [[schedule]] needs max_shots, a number or 'full'.")
     for row in overrides:
-        _check_keys(f"{path} [[override]]", row, ("methods", "datasets", "shots", *SETTING_TYPES))
+        _check_keys(f"{path} [[override]]", row, (*SELECTORS, *SETTING_TYPES))
+        if not all(isinstance(row.get(key, []), list) for key in SELECTORS):
+            raise RequestError(f"{path} [[override]]: {', '.join(SELECTORS)} are lists.")
     seeds = tuple(content.get("seeds", [0]))
     return Protocol(path.stem, content.get("summary", ""), seeds, content.get("settings", {}), tuple(schedule), tuple(overrides))
 
@@ -154,17 +161,18 @@ def _settings(name: str, merged: Mapping[str, Any]) -> Settings:
 
 
 def _check_values(name: str, settings: Settings) -> None:
-    for key, least in LEAST.items():
-        if getattr(settings, key) < least:
-            raise RequestError(f"Protocol {name}: {key} = {getattr(settings, key)} is too small: at least {least} is needed.")
-    for key, allowed in CHOICES.items():
+    for key in SETTING_TYPES:
+        allowed = range_of(Settings, key)
+        if allowed and (fault := allowed.fault(getattr(settings, key))):
+            raise RequestError(f"Protocol {name}: {key} = {getattr(settings, key)} {fault}.")
+    for key, choices in CHOICES.items():
         given = getattr(settings, key)
         values = given if isinstance(given, tuple) else (given,)
         for value in values:
-            if value not in allowed:
-                raise unknown(f"value of {key} in protocol {name}", str(value), allowed)
+            if value not in choices:
+                raise unknown(f"value of {key} in protocol {name}", str(value), choices)
         if not values:
-            raise RequestError(f"Protocol {name}: {key} is empty: at least one of {', '.join(allowed)} is needed.")
+            raise RequestError(f"Protocol {name}: {key} is empty: at least one of {', '.join(choices)} is needed.")
 
 
 def _typed(where: str, value: Any, kind: Any) -> Any:
@@ -172,7 +180,7 @@ def _typed(where: str, value: Any, kind: Any) -> Any:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, list | tuple) and all(isinstance(item, get_args(kind)[0]) for item in items):
             return tuple(items)
-    elif kind is float and type(value) in (int, float):
+    elif kind is float and (type(value) is float or fits(value, float)):
         return float(value)
     elif type(value) is kind:
         return value
@@ -192,5 +200,7 @@ def _plain(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
+Seed = Annotated[int, SEEDS]
+FILE_TYPES: Mapping[str, type] = {"summary": str, "seeds": list, "settings": dict, "schedule": list, "override": list}
 SETTING_TYPES: Mapping[str, Any] = {f.name: get_type_hints(Settings)[f.name] for f in fields(Settings)}
 LATER: Mapping[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}

@@ -4,16 +4,20 @@ import ast
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from bench.errors import RequestError, unknown
+from bench.grid.checks import COUNT, DRAWS, SEEDS, SHOTS, Scalar, fits
 from bench.grid.protocol import Settings
 from bench.types import Shots
 
+Value = Scalar | tuple[Any, ...]  # of a method's parameter
+WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
 RELEASED = "released"  # shown with a method whose weights somebody else trained
 ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
 
@@ -26,8 +30,8 @@ class MethodChoice:
     """
 
     name: str
-    parameters: tuple[tuple[str, Any], ...]
-    revision: int
+    parameters: tuple[tuple[str, Value], ...]
+    revision: Annotated[int, COUNT]
     shown: str
 
     @property
@@ -47,12 +51,12 @@ class RunSpec:
     backbone: str
     checkpoint_sha256: str
     dataset: str
-    dataset_revision: int
+    dataset_revision: Annotated[int, COUNT]
     generated: bool  # the data set's files are a generated stand-in, not the real images
     method: MethodChoice
-    shots: Shots
-    draw: int
-    seed: int
+    shots: Annotated[int, SHOTS] | Literal["full"]
+    draw: Annotated[int, DRAWS]
+    seed: Annotated[int, SEEDS]
     protocol: str
     settings: Settings
     released_sha256: str = ""
@@ -100,11 +104,16 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
             return node.id, {}
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
             raise ValueError
-        if any(word.arg is None for word in node.keywords):  # lora(**{…})
+        names = [str(word.arg) for word in node.keywords]
+        if "None" in names:  # lora(**{…})
             raise ValueError
-        return node.func.id, {str(word.arg): _literal(word.value) for word in node.keywords}
-    except (ValueError, SyntaxError):
-        raise RequestError(f"Cannot read {text!r}: write a name, or a name with values like 'lora(rank=8)'.") from None
+        values = {name: _literal(word.value) for name, word in zip(names, node.keywords, strict=True)}
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # Python's parser ends so on brackets in brackets
+        raise RequestError(f"Cannot read {text[:200]!r}: write a name, or a name with values like 'lora(rank=8)'.") from None
+    if len(values) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RequestError(f"{text!r} gives {twice} twice: once is enough.")
+    return node.func.id, values
 
 
 def _literal(node: ast.expr) -> Any:
@@ -147,10 +156,12 @@ def released_choice(cls: type) -> MethodChoice:
 
 
 def _same_type(where: str, value: Any, default: Any) -> Any:
-    if default is MISSING or default is None or value is None:
-        return value
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(default):
-        raise RequestError(f"{where} must be of type {type(default).__name__} like its default {default!r}, not {value!r}.")
+    if default is not MISSING and default is not None and value is not None:
+        if isinstance(default, float) and type(value) is int and fits(value, float):
+            value = float(value)
+        if type(value) is not type(default):
+            raise RequestError(f"{where} must be of type {type(default).__name__} like its default {default!r}, not {value!r}.")
+    if (value is None and default is not None) or not fits(value, Value) or (isinstance(value, str) and not WORD.fullmatch(value)):
+        allowed = "finite numbers below 2147483648, and words without spaces, brackets, quotes and /, are allowed"
+        raise RequestError(f"{where} cannot be {str(value)[:60]!a}: {allowed}.")
     return value

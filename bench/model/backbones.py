@@ -2,28 +2,30 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from bench import ROOT
 from bench.errors import CheckpointError, unknown
+from bench.grid.checks import Range
 
 
 @dataclass(frozen=True)
 class SamConfig:
     """The sizes of a SAM. Sizes of images and patches in pixels, of a window in patches."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    window: int
+    image_size: Annotated[int, Range(16, 8192)]
+    patch_size: Annotated[int, Range(1, 1024)]
+    width: Annotated[int, Range(1, 65_536)]
+    depth: Annotated[int, Range(1, 1024)]
+    heads: Annotated[int, Range(1, 1024)]
+    window: Annotated[int, Range(0, 1024)]
     global_blocks: tuple[int, ...]
-    decoder_width: int = 256
-    decoder_mlp: int = 2048
-    decoder_heads: int = 8
-    decoder_depth: int = 2
-    mask_channels: int = 16
-    iou_width: int = 256
+    decoder_width: Annotated[int, Range(8, 65_536)] = 256
+    decoder_mlp: Annotated[int, Range(1, 65_536)] = 2048
+    decoder_heads: Annotated[int, Range(1, 1024)] = 8
+    decoder_depth: Annotated[int, Range(1, 1024)] = 2
+    mask_channels: Annotated[int, Range(4, 65_536)] = 16
+    iou_width: Annotated[int, Range(1, 65_536)] = 256
 
     @property
     def grid(self) -> int:

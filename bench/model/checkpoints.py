@@ -2,7 +2,7 @@
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,8 @@ from bench.errors import CheckpointError, unknown
 from bench.grid.files import file_sha256
 from bench.model.backbones import CONFIGS, FILES, HOW_TO_GET, PRETRAINED, SamConfig
 from bench.model.sam import Sam
+
+STORED_AS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def load_sam(
@@ -100,13 +102,25 @@ def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str) -> Sa
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit this architecture, it looks like {architecture_of(tensors)}: {'; '.join(problems)}.")
+    check_numbers(source, tensors)
     sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return sam.requires_grad_(False)
 
 
+def check_numbers(source: str, tensors: Mapping[str, Tensor], kinds: Sequence[torch.dtype] = STORED_AS) -> None:
+    """CheckpointError, naming the tensor, where one is of another type of numbers than `kinds`, or holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in kinds:
+            allowed = ", ".join(str(kind).removeprefix("torch.") for kind in kinds)
+            raise CheckpointError(f"{source}: {name} is of {str(tensor.dtype).removeprefix('torch.')}, and {allowed} is needed.")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinite numbers: it is damaged, or of a training that diverged.")
+
+
 def _is_code(error: pickle.UnpicklingError) -> bool:
     """Whether torch refused what a pickle would call; an "operand" that it does not know is only a byte of some other file."""
-    return "Unsupported" in str(error) and "Unsupported operand" not in str(error)
+    said = str(error).lower()
+    return ("unsupported" in said or "not allowed" in said) and "unsupported operand" not in said
 
 
 def _first_line(error: Exception) -> str:

@@ -5,12 +5,14 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from bench.errors import RequestError, unknown
+from bench.grid.checks import SEEDS, Range, fits, hints, misfit, range_of
 from bench.grid.protocol import read_toml
 from bench.model.backbones import CONFIGS, SamConfig
 
+RATE = Range(0.0, 1000.0)
 LENGTH = ("summary", "steps", "cooldown_steps", "evaluate_every")  # what may change when a run goes on
 
 
@@ -20,28 +22,34 @@ class PretrainConfig:
     its [model] section sizes of the tiny architecture."""
 
     summary: str
-    seed: int
-    threads: int  # of the CPU
-    cache_images: int
-    held_out_images: int
-    steps: int  # the last `cooldown_steps` of them bring the learning rate linearly to 0
-    cooldown_steps: int
-    warmup_steps: int
-    half_size_steps: int  # the first steps see the images at half their size: a quarter of the tokens, four times as fast
-    half_size_batch: int  # images a step, in those
-    batch: int  # images a step
-    objects: int  # prompts an image, at most
+    seed: Annotated[int, SEEDS]
+    threads: Annotated[int, Range(1, 1024)]  # of the CPU
+    cache_images: Annotated[int, Range(1, 10_000_000)]
+    held_out_images: Annotated[int, Range(1, 100_000)]
+    steps: Annotated[int, Range(4, 100_000_000)]  # the last `cooldown_steps` of them bring the learning rate linearly to 0
+    cooldown_steps: Annotated[int, Range(0, 100_000_000)]
+    warmup_steps: Annotated[int, Range(1, 100_000_000)]
+    half_size_steps: Annotated[
+        int, Range(0, 100_000_000)
+    ]  # the first steps see the images at half their size: a quarter of the tokens, four times as fast
+    half_size_batch: Annotated[int, Range(1, 65_536)]  # images a step, in those
+    batch: Annotated[int, Range(1, 65_536)]  # images a step
+    objects: Annotated[int, Range(1, 1024)]  # prompts an image, at most
     prompt_shares: tuple[float, ...]  # of images prompted with boxes, points and noisy masks
-    lr_matrices: float  # Muon, for the matrices of encoder blocks and the decoder's transformer; 0: AdamW for all
-    lr: float  # AdamW, for everything else
-    weight_decay: float
-    bce_weight: float
-    iou_weight: float  # of the squared error of SAM's own IoU estimate; dice has weight 1
-    ema_decay: float
-    evaluate_every: int  # steps
+    lr_matrices: Annotated[float, RATE]  # Muon, for the matrices of encoder blocks and the decoder's transformer; 0: AdamW for all
+    lr: Annotated[float, RATE]  # AdamW, for everything else
+    weight_decay: Annotated[float, RATE]
+    bce_weight: Annotated[float, RATE]
+    iou_weight: Annotated[float, RATE]  # of the squared error of SAM's own IoU estimate; dice has weight 1
+    ema_decay: Annotated[float, Range(0.0, 1.0)]
+    evaluate_every: Annotated[int, Range(1, 100_000_000)]  # steps
     model: SamConfig = field(default=CONFIGS["tiny"])
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            allowed = range_of(PretrainConfig, name)
+            if allowed and (fault := allowed.fault(value)):
+                raise RequestError(f"{name} = {value} {fault}.")
         least = self.half_size_steps + self.warmup_steps + self.cooldown_steps
         if self.steps < least:
             raise RequestError(f"steps = {self.steps} is too small: half size, warm-up and cool-down together take {least}.")
@@ -86,7 +94,25 @@ def read_config(path: Path, device: str) -> PretrainConfig:
         raise RequestError(f"{path} lacks {', '.join(missing)}.")
     values = {name: _typed(f"{path}: {name}", content[name], kind) for name, kind in known.items()}
     sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
-    return PretrainConfig(**values, model=replace(CONFIGS["tiny"], **sizes))
+    return PretrainConfig(**values, model=_sized(str(path), replace(CONFIGS["tiny"], **sizes)))
+
+
+def _sized(path: str, model: SamConfig) -> SamConfig:
+    """The architecture; RequestError for a size that is not allowed, or does not go with the others."""
+    if fault := misfit(vars(model), hints(SamConfig)):
+        raise RequestError(f"{path} [model]: {fault}.")
+    whole = {
+        "image_size": model.patch_size,
+        "width": model.heads,
+        "decoder_width": math.lcm(8, 2 * model.decoder_heads),
+        "mask_channels": 4,
+    }
+    for name, part in whole.items():
+        if getattr(model, name) % part:
+            raise RequestError(f"{path} [model]: {name} = {getattr(model, name)} must be a multiple of {part}.")
+    if any(not 0 <= block < model.depth for block in model.global_blocks):
+        raise RequestError(f"{path} [model]: global_blocks = {list(model.global_blocks)} must be below the depth, {model.depth}.")
+    return model
 
 
 def _check_keys(where: str, given: dict[str, Any], allowed: Any) -> None:
@@ -96,7 +122,7 @@ def _check_keys(where: str, given: dict[str, Any], allowed: Any) -> None:
 
 
 def _typed(where: str, value: Any, kind: Any) -> Any:
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and fits(value, float):
         return float(value)
     if kind == tuple[float, ...] and isinstance(value, list) and all(type(v) in (int, float) for v in value):
         return tuple(map(float, value))

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from bench.data.manifest import data_facts
-from bench.errors import DataError, DivergedError, ProcessGroupError, RequestError
+from bench.errors import DataError, DivergedError, ProcessGroupError, RequestError, untouched_by_interrupts
 from bench.grid.plan import RunContext, open_datasets, title
 from bench.grid.progress import Progress
 from bench.grid.provenance import provenance
@@ -247,8 +247,9 @@ def run_in_workers(specs: Sequence[RunSpec], context: RunContext, workers: int) 
         tasks.put(task)
     processes = [spawn.Process(target=_work, args=(context, list(specs), tasks, events, i), daemon=True) for i in range(workers)]
     with Progress() as progress, StopSignal() as stop:
-        for process in processes:
-            process.start()
+        with untouched_by_interrupts():
+            for process in processes:
+                process.start()
         asked = False
         while any(process.is_alive() for process in processes) or not events.empty():
             if stop.asked and not asked:
