@@ -624,7 +624,7 @@ def judged(code: Any, said: str) -> str:
         return said[said.index("Traceback") :]
     if code not in ALLOWED:
         return f"exit code {code!r}"
-    sentence = re.search(r"^(error|python -m \S+: error): \S", said, re.MULTILINE)
+    sentence = re.search(r"^(error|python -m [^:]+: error): \S", said, re.MULTILINE)
     if code == 2 and not sentence:
         return f"no sentence: {said[-200:]!r}"
     if "broken into" in said:
