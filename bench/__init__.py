@@ -1,6 +1,7 @@
 """sam-peft-bench: parameter-efficient tuning of the Segment Anything Model, compared few-shot and honestly."""
 
 import importlib
+import re
 import signal
 import sys
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ if _found is None or _found.origin is None or Path(_found.origin).resolve().pare
 
 _words = sys.orig_argv
 _module = _words[_words.index("-m") + 1] if "-m" in _words[:-1] else ""
-if _module.partition(".")[0] in ("bench", "datasets") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if re.fullmatch(r"(bench|datasets)\.\w+", _module) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     from bench.errors import leave_at_once
 
     signal.signal(signal.SIGINT, leave_at_once)  # until the command begins, see `one_sentence`

@@ -1,3 +1,3 @@
-"""The data sets, a file each; `bench` comes first because it says what Ctrl-C does while modules load."""
+"""The data sets, a file each."""
 
-import bench as bench
+from bench import errors as errors  # `bench` before all else: it says what Ctrl-C does while modules load
