@@ -1,9 +1,15 @@
 """sam-peft-bench: parameter-efficient tuning of the Segment Anything Model, compared few-shot and honestly."""
 
-import importlib
-import re
+import os
 import signal
 import sys
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # `python -m bench.…` loads its modules, before all others: there is nothing to clean up, and code that is half loaded may hold Ctrl-C
+    # up. `one_sentence` takes it from here.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"Stopped.\n"), os._exit(130)))
+
+import importlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 _found = find_spec("datasets")
 if _found is None or _found.origin is None or Path(_found.origin).resolve().parent.parent != ROOT:
     raise ImportError(f"Run from {ROOT}, or with it first in PYTHONPATH: another package named `datasets` is found before its own.")
-
-_words = sys.orig_argv
-_module = _words[_words.index("-m") + 1] if "-m" in _words[:-1] else ""
-if re.fullmatch(r"(bench|datasets)\.\w+", _module) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    from bench.errors import leave_at_once
-
-    signal.signal(signal.SIGINT, leave_at_once)  # until the command begins, see `one_sentence`
 
 if TYPE_CHECKING:
     from bench.exporting.cell_tables import image_rows, results

@@ -53,7 +53,7 @@ def one_sentence(main: Callable[[Sequence[str] | None], int]) -> Callable[..., i
 
     @wraps(main)
     def command(arguments: Sequence[str] | None = None) -> int:
-        if signal.getsignal(signal.SIGINT) is leave_at_once:  # from here on there is something to clean up
+        if arguments is None and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # until here it was `bench`'s
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             _check_words([os.getcwd(), *(sys.argv[1:] if arguments is None else arguments)])
@@ -87,12 +87,6 @@ def untouched_by_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def leave_at_once(*_: object) -> None:
-    """What Ctrl-C does while a command loads its modules: there is nothing to clean up, and code that is half loaded may hold it up."""
-    os.write(2, b"Stopped.\n")
-    os._exit(STOPPED)
 
 
 def _check_words(words: Iterable[str]) -> None:
