@@ -39,7 +39,8 @@ Amount = Annotated[float, Range(0, 2.0**63)] | None
 FACTS: Mapping[str, Any] = {  # of a record, by the names of a row's columns: what tables count, sort and group by, where it is there
     **dict.fromkeys((f"cost.{name}" for name in ("trainable_parameters", "total_parameters", "tuned_bytes", "steps", "looks")), Amount),
     **dict.fromkeys((f"cost.{name}" for name in ("training_seconds", "evaluation_seconds", "peak_memory_mb", "test_images")), Amount),
-    **dict.fromkeys(("cost", "provenance", "provenance.git", "provenance.packages", "provenance.data"), None),  # tables, or nothing
+    "cost": dict,
+    "provenance": dict,
     **dict.fromkeys((f"provenance.{name}" for name in ("time", "command", "python", "device_name", "git.commit")), str | None),
     **dict.fromkeys(("provenance.packages.torch", "provenance.data.fingerprint"), str | None),
 }
@@ -323,13 +324,22 @@ def _record(content: Mapping[str, Any]) -> Record:
     scores = {rule: {name: _number(name, value) for name, value in group.items()} for rule, group in content["scores"].items()}
     if not scores:
         raise ValueError("no scores")
-    record = Record(spec_from_json(content["spec"]), scores, dict(content["cost"]), dict(content["provenance"]))
-    facts = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}
-    if fault := misfit(facts, FACTS) or next((f"{name} is a list" for name, value in facts.items() if isinstance(value, list)), None):
+    record = Record(spec_from_json(content["spec"]), scores, content["cost"], content["provenance"])
+    if fault := misfit({name: _fact(content, name) for name in FACTS}, FACTS):
         raise ValueError(fault)
-    if lacking := [rule for rule in record.spec.settings.selections if rule not in scores]:
-        raise ValueError(f"no scores of {', '.join(lacking)}")
+    selections = record.spec.settings.selections
+    if not selections or any(rule not in scores for rule in selections):
+        raise ValueError(f"no scores of a selection among {', '.join(selections) or 'none'}")
     return record
+
+
+def _fact(content: Any, name: str) -> Any:
+    """What a record says by a dotted name; None where it says nothing."""
+    for part in name.split("."):
+        if content is not None and not isinstance(content, dict):
+            raise ValueError(f"{part} of {name} is in no table")
+        content = None if content is None else content.get(part)
+    return content
 
 
 def _number(name: str, value: Any) -> float:
