@@ -1,6 +1,6 @@
 """The stored cells as tidy tables, or one cell's model as a file for other tools.
 
-    python -m bench.export [--out results] [--parquet]                  # `bench.results()` and `bench.grid.image_rows()` in Python
+    python -m bench.export [--out results] [--parquet]                  # `bench.results()` and `bench.image_rows()` in Python
     python -m bench.export CELL --format cat-sam|sam|onnx [--out FILE]
 
 The first writes `<out>/tables/results.csv`, one row a cell, and `<out>/tables/images.csv`, one row a selection, test image and cell.

@@ -42,7 +42,12 @@ def read_study(path: Path) -> Study:
     for key in content:
         if key not in known:
             raise unknown(f"key in {path}", key, known)
-    if not isinstance(content.get("protocol"), str) or not fits(tuple(content.get("variant", ())) or None, tuple[dict, ...]):
+    variants = content.get("variant")
+    if (
+        not isinstance(content.get("protocol"), str)
+        or not isinstance(variants, list)
+        or not fits(tuple(variants) or None, tuple[dict, ...])
+    ):
         raise RequestError(f"{path}: a study needs a protocol and at least one [[variant]].")
     for variant in content["variant"]:
         load_protocol(content["protocol"], variant)  # its settings are known

@@ -88,7 +88,7 @@ def csv(table: Table) -> str:
     """The table as CSV, a line a cell, in full precision; the context is repeated on every line."""
     text = io.StringIO()
     out = writer(text, lineterminator="\n")
-    out.writerow([*(name for name, _ in table.context), "row", "group", "column", *NUMBERS, "reason", "notes"])
+    out.writerow([*(no_formula(name) for name, _ in table.context), "row", "group", "column", *NUMBERS, "reason", "notes"])
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             place = [*(value for _, value in table.context), row.heading, column.group, column.name]

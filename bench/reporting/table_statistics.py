@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.grid.image_rows import read_image_rows
 from bench.grid.metrics import under_rule
+from bench.grid.rows import read_image_rows
 from bench.reporting.comparable import ComparableCells, Position
 from bench.reporting.statistics import Counts, Difference, Interval, Sampled, averaged, difference, holm, sampled
 from bench.reporting.table import Cell, Facts, Mark

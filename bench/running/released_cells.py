@@ -126,9 +126,9 @@ def _kept(result: Result, store: ResultStore, given: Evaluation) -> Path:
 
 
 def _scores(record: Record) -> tuple[Any, ...]:
-    scores = record.scores[record.spec.settings.selections[0]]
-    of_rules = (scores[f"{name}_{rule}"] for name in ("miou", "dice") for rule in RULES)
-    return (record.spec.dataset, record.cost["test_images"], *of_rules)
+    scores = record.scores.get(record.spec.settings.selections[0], {})
+    of_rules = (scores.get(f"{name}_{rule}") for name in ("miou", "dice") for rule in RULES)
+    return (record.spec.dataset, record.cost.get("test_images"), *of_rules)
 
 
 def _same_backbone(inside: Sam, name: str, given: Evaluation) -> Sam:

@@ -35,7 +35,7 @@ def test_results_have_a_row_a_cell_and_documented_columns(store: ResultStore) ->
 
 
 def test_image_rows_have_a_row_a_selection_and_image(store: ResultStore) -> None:
-    table = bench.grid.image_rows(store.root)
+    table = bench.image_rows(store.root)
     assert len(table) == 2 * 2 * 40
     assert tuple(table.columns[: len(IDENTITY)]) == IDENTITY
     pooled = table[table["selection"] == "best"].groupby("label")[["intersection", "union"]].sum()
@@ -51,7 +51,7 @@ def test_damage_is_warned_of_by_path_and_left_out(store: ResultStore) -> None:
     with pytest.warns(UserWarning, match=f"Left out: {broken}"):
         assert len(bench.results(store.root)) == 1
     with pytest.warns(UserWarning, match=f"the images of {without}"):
-        assert bench.grid.image_rows(store.root).empty
+        assert bench.image_rows(store.root).empty
 
 
 def test_the_command_writes_both(store: ResultStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +68,7 @@ def test_parquet_where_pyarrow_is_there(store: ResultStore, capsys: pytest.Captu
         assert "needs the package pyarrow" in capsys.readouterr().err
         return
     assert main(["--out", str(store.root), "--parquet"]) == 0
-    for name, table in (("results", bench.results(store.root)), ("images", bench.grid.image_rows(store.root))):
+    for name, table in (("results", bench.results(store.root)), ("images", bench.image_rows(store.root))):
         read = pd.read_parquet(store.root / "tables" / f"{name}.parquet")
         assert len(table) and list(read.columns) == list(table.columns)
         pd.testing.assert_frame_equal(read, table, check_dtype=False)
