@@ -14,7 +14,6 @@ from dataclasses import fields
 from pathlib import Path
 
 from bench.errors import ProcessGroupError, RequestError, one_sentence
-from bench.grid.checks import range_of
 from bench.grid.plan import Request
 from bench.grid.plugins import add_option
 from bench.running.grid import Options, run_grid
@@ -79,10 +78,6 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     request = Request().with_suite(given.config) if given.config else Request()
     flags = {field.name: getattr(given, field.name) for field in fields(Request)}
     request = Request(**{name: getattr(request, name) if value is None else value for name, value in flags.items()})
-    for field in fields(Options):
-        allowed, value = range_of(Options, field.name), getattr(given, field.name)
-        if allowed and (fault := allowed.fault(value)):
-            raise RequestError(f"--{field.name.replace('_', '-')} {value} {fault}.")
     if given.workers > 1 and (given.devices > 1 or is_distributed()):
         raise RequestError(f"--workers {given.workers}: cells that several devices run together are run one after the other, --workers 1.")
     if given.workers > 1 and given.launcher == "slurm":

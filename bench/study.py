@@ -16,7 +16,6 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import STOPPED, RequestError, one_sentence, unknown
-from bench.grid.checks import fits
 from bench.grid.plan import Request, text_of
 from bench.grid.plugins import add_option
 from bench.grid.protocol import load_protocol, read_toml
@@ -43,11 +42,8 @@ def read_study(path: Path) -> Study:
         if key not in known:
             raise unknown(f"key in {path}", key, known)
     variants = content.get("variant")
-    if (
-        not isinstance(content.get("protocol"), str)
-        or not isinstance(variants, list)
-        or not fits(tuple(variants) or None, tuple[dict, ...])
-    ):
+    listed = isinstance(variants, list) and variants and all(isinstance(variant, dict) for variant in variants)
+    if not isinstance(content.get("protocol"), str) or not listed:
         raise RequestError(f"{path}: a study needs a protocol and at least one [[variant]].")
     for variant in content["variant"]:
         load_protocol(content["protocol"], variant)  # its settings are known

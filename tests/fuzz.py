@@ -355,7 +355,10 @@ def damage(rng: random.Random, path: Path) -> str:
     path.unlink()  # it may be a link to the world's
     path.write_bytes(content)
     way = kinds.get(path.suffix, odd_bytes)
-    return (way if rng.random() < 0.85 else odd_bytes)(rng, path)
+    try:
+        return (way if rng.random() < 0.85 else odd_bytes)(rng, path)
+    except Exception:  # it was damaged before
+        return odd_bytes(rng, path)
 
 
 def odd_bytes(rng: random.Random, path: Path) -> str:

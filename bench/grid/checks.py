@@ -28,10 +28,10 @@ class Range:
         return f"is {'too large' if value > self.most else 'no number'}: at most {self.most} is allowed"
 
 
-WHOLE = Range(-(2**31), 2**31 - 1)
+WHOLE = Range(-(2**31), 2**31 - 1)  # of a method's parameters
 SHOTS, DRAWS, SEEDS = Range(1, 2**31 - 1), Range(0, 2**32 - 1), Range(0, 2**32 - 1)
 COUNT = Range(0, 2**53)  # what a float holds exactly
-Scalar = None | bool | str | float | Annotated[int, WHOLE]
+Scalar = None | bool | str | float
 
 
 @cache

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from bench.errors import RequestError, unknown
-from bench.grid.checks import COUNT, DRAWS, SEEDS, SHOTS, Scalar, fits
+from bench.grid.checks import COUNT, DRAWS, SEEDS, SHOTS, WHOLE, Scalar, fits
 from bench.grid.protocol import Settings
 from bench.types import Shots
 
@@ -161,7 +161,8 @@ def _same_type(where: str, value: Any, default: Any) -> Any:
             value = float(value)
         if type(value) is not type(default):
             raise RequestError(f"{where} must be of type {type(default).__name__} like its default {default!r}, not {value!r}.")
-    if (value is None and default is not None) or not fits(value, Value) or (isinstance(value, str) and not WORD.fullmatch(value)):
+    odd = (value is None and default is not None) or (type(value) is int and bool(WHOLE.fault(value)))
+    if odd or not fits(value, Value) or (isinstance(value, str) and not WORD.fullmatch(value)):
         allowed = "finite numbers below 2147483648, and words without spaces, brackets, quotes and /, are allowed"
         raise RequestError(f"{where} cannot be {str(value)[:60]!a}: {allowed}.")
     return value

@@ -9,7 +9,7 @@ from typing import Annotated
 from bench.data.manifest import remember_data
 from bench.errors import STOPPED, RequestError
 from bench.grid.catalogue import Catalogue, catalogue
-from bench.grid.checks import Range
+from bench.grid.checks import Range, range_of
 from bench.grid.files import file_sha256
 from bench.grid.plan import Request, RunContext, choose_methods, open_datasets, specs_of, title
 from bench.grid.registry import third_party
@@ -40,6 +40,12 @@ class Options:
     devices: Annotated[int, Range(1, 1024)] = 1  # that train and evaluate each cell together, a process each
     compile: str = ""  # torch.compile's mode for the encoder
     keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            allowed = range_of(Options, name)
+            if allowed and (fault := allowed.fault(value)):
+                raise RequestError(f"--{name.replace('_', '-')} {value} {fault}.")
 
 
 # (all cells, those to run, their methods, the checkpoint, the backbone, the options) -> the exit code

@@ -129,7 +129,7 @@ WRONG = {
     "a parameter that no folder can be named by": ({"methods": "lora(decoder='../x')"}, "words without"),
     "a parameter that JSON has not": ({"methods": "lora(rank=1j)"}, "must be of type int"),
     "brackets in brackets": ({"methods": "(" * 500}, "Cannot read"),
-    "an output folder that is not UTF-8": ({"out": "r\udcff"}, "'r\\udcff' is not UTF-8"),
+    "a folder that is not UTF-8": ({"data": "r\udcff"}, "'r\\udcff' is not UTF-8"),
     "endless seconds between resume files": ({"save_every": "inf"}, "--save-every inf is too large"),
     "memory that is no number": ({"keep_gb": "nan"}, "--keep-gb nan is no number"),
     "a million workers": ({"workers": "1000000"}, "--workers 1000000 is too large"),
