@@ -1,5 +1,14 @@
 """sam-peft-bench: parameter-efficient tuning of the Segment Anything Model, compared few-shot and honestly."""
 
+import os
+import signal
+import sys
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # `python -m bench.…` loads its modules, before all others: there is nothing to clean up, and code that is half loaded may hold Ctrl-C
+    # up. `one_sentence` takes it from here.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"Stopped.\n"), os._exit(130)))
+
 import importlib
 from importlib.util import find_spec
 from pathlib import Path

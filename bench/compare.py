@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import one_sentence
+from bench.grid.metrics import RULES
 from bench.reporting.differences import differing, paired, results, side
 from bench.reporting.table import markdown
-from bench.training.metrics import RULES
 
 
 @one_sentence

@@ -1,10 +1,15 @@
 """The errors a user can cause: each message is one sentence that names the thing, the value and what is allowed."""
 
 import difflib
+import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
+
+STOPPED = 130  # the exit code after Ctrl-C
 
 
 class RequestError(Exception):
@@ -36,25 +41,65 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
 
     `kind` is what was looked up ("method", "protocol", …).
     """
-    names = sorted(known)
+    names, name = sorted(known), str(name)[:200]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return RequestError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
 
 
 def one_sentence(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
-    """A command's `main` for which a wrong request, or a file or disk that fails, is one sentence and exit code 2. Where the reader
-    has seen enough (`| head`) it ends quietly."""
+    """A command's `main` for which a wrong request, or a file or disk that fails, is one sentence and exit code 2, and Ctrl-C is one
+    and 130. Where the reader has seen enough (`| head`) it ends quietly."""
 
     @wraps(main)
     def command(arguments: Sequence[str] | None = None) -> int:
+        if arguments is None and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # until here it was `bench`'s
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
+            _check_words([os.getcwd(), *(sys.argv[1:] if arguments is None else arguments)])
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has a ±
             return main(arguments)
         except BrokenPipeError:  # nothing may be flushed to it at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except (RequestError, OSError) as error:
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            return STOPPED
+        except OSError as error:
+            print(f"error: {f'{error.filename}: {error.strerror}.' if error.filename else error}", file=sys.stderr)
+            return 2
+        except RequestError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        finally:
+            if arguments is None:  # Python is closing, where Ctrl-C would be a traceback
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     return command
+
+
+@contextmanager
+def untouched_by_interrupts() -> Iterator[None]:
+    """Processes that are started in it do not hear a terminal's Ctrl-C: this one does, when it is left, and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _check_words(words: Iterable[str]) -> None:
+    """RequestError for a path or a flag that is not UTF-8, as every record has to be."""
+    for word in words:
+        if not is_text(word):
+            raise RequestError(f"{word!a} is not UTF-8, so no record could name it: rename it.")
+
+
+def is_text(word: str) -> bool:
+    """Whether a text can be written as UTF-8; a path whose bytes are not, as Python holds it, cannot."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

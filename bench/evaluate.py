@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from bench.errors import one_sentence
+from bench.errors import STOPPED, one_sentence
 from bench.grid.plugins import add_option
 from bench.model.backbones import CONFIGS
-from bench.running.grid import STOPPED
 from bench.running.released_cells import Evaluation, evaluate_released
 
 

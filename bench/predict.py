@@ -21,20 +21,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bench.errors import RequestError, one_sentence
+from bench.errors import STOPPED, RequestError, one_sentence
 from bench.grid.files import write_together
 from bench.grid.plugins import add_option
 from bench.grid.progress import Progress
+from bench.grid.spreadsheet import spreadsheet
 from bench.model.backbones import PRETRAINED
 from bench.model.segmenter import PromptableSegmenter, at_once
-from bench.predicting.tasks import Task, folder_tasks, prepared, single_task
+from bench.predicting.tasks import TABLE, Task, folder_tasks, prepared, single_task
 from bench.reporting.overlays import overlay_picture
 from bench.running.adapted import RESULTS, load_run
 from bench.running.workers import device_of
 from bench.training.evaluation import predicted
 from bench.types import Prompts
-
-STOPPED = 130  # the exit code after Ctrl-C
 
 
 @one_sentence
@@ -106,11 +105,11 @@ def _run(model: PromptableSegmenter, tasks: Sequence[Task], given: argparse.Name
     except OSError as error:
         failed.append(f"{error.filename or given.out} cannot be written ({error.strerror}); {len(tasks) - len(rows)} images are left.")
     if given.images and rows:
-        write_together(given.out, {"predictions.csv": pd.DataFrame(rows).to_csv(index=False).encode()}, durable=False)
+        write_together(given.out, {TABLE: spreadsheet(pd.DataFrame(rows))}, durable=False)
     for sentence in failed:
         print(f"failed: {sentence}", file=sys.stderr)
     written = (
-        f"{len(rows)} of {len(tasks)} masks are in {given.out}"
+        f"{len(rows)} of {len(tasks)} masks are in {given.out}{_emptiness(rows)}"
         if given.images
         else f"{given.out}: {_said(rows[0])}"
         if rows
@@ -118,6 +117,14 @@ def _run(model: PromptableSegmenter, tasks: Sequence[Task], given: argparse.Name
     )
     print(f"{'Stopped; ' if stopped else ''}{written}.")
     return STOPPED if stopped else int(bool(failed))
+
+
+def _emptiness(rows: Sequence[dict[str, Any]]) -> str:
+    """How many masks have no foreground, and how many of their images had no prompt, which is why."""
+    empty = [row for row in rows if not row["foreground_pixels"]]
+    bare = sum(not row["prompts"] for row in empty)
+    why = f", {bare} of them without any prompt: --prompts FILE.csv gives each image its own" if bare else ""
+    return f"; {len(empty) if len(empty) < len(rows) else 'all'} of them are empty{why}" if empty else ""
 
 
 def _said(row: dict[str, Any]) -> str:

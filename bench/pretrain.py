@@ -9,10 +9,9 @@ import hashlib
 import os
 import pickle
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bench import ROOT
-from bench.errors import CheckpointError, DivergedError, RequestError
+from bench.errors import STOPPED, CheckpointError, DivergedError, RequestError, one_sentence
 from bench.grid.files import write_together
 from bench.pretraining.card import Facts, card
 from bench.pretraining.config import PretrainConfig, read_config, run_key, squeezed
 from bench.pretraining.curve import CurvePoint, append_point, draw_curve, read_curve, write_curve
 from bench.pretraining.data import generator_processes, held_out, open_cache
 from bench.pretraining.trainer import StepLoss, Trainer, evaluated
+from bench.running.workers import StopSignal, device_of
 
 SAVE_EVERY, SAY_EVERY = 60.0, 15.0  # seconds
 
@@ -165,13 +165,16 @@ def finish(run: Run, out: Path, command: str) -> None:
     )
 
 
-def pretrain(config: PretrainConfig, out: Path, work: Path, device: str, command: str, stop: Callable[[], bool]) -> bool:
-    """Pre-trains, or goes on with it, and writes the checkpoint `out`, its curve and its card; False where `stop` came first.
+def pretrain(config: PretrainConfig, out: Path, work: Path, device: str, command: str, stop: Callable[[], bool] | None = None) -> bool:
+    """Pre-trains, or goes on with it, and writes the checkpoint `out`, its curve and its card; False where `stop` came first, which is
+    Ctrl-C where none is given.
 
     work: a folder for the cache and for one folder a run, by `run_key`. command: for the card.
     """
     run = Run(config, work / run_key(config), device)
-    if not run.train(stop):
+    with StopSignal() as signals:
+        done = run.train(stop or (lambda: signals.asked))
+    if not done:
         say(f"stopped at step {run.trainer.step} of {config.steps}; the same command goes on from there")
         return False
     finish(run, out, command)
@@ -190,26 +193,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+@one_sentence
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: written, 2: the request was wrong, 3: it diverged, 130: it was interrupted and can go on."""
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(given)
-    signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: signals.append(received))
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(options.device)
+    config = read_config(options.config, device)
+    config = config if options.steps is None else squeezed(config, options.steps)
+    _check_out(options.out, options.overwrite)
+    command = shlex.join(["python", "-m", "bench.pretrain", *given])
     try:
-        config = read_config(options.config, device)
-        config = config if options.steps is None else squeezed(config, options.steps)
-        _check_out(options.out, options.overwrite)
-        command = shlex.join(["python", "-m", "bench.pretrain", *given])
-        done = pretrain(config, options.out, options.work, device, command, lambda: bool(signals))
-    except (RequestError, DivergedError) as error:
-        print(error, file=sys.stderr)
-        return 3 if isinstance(error, DivergedError) else 2
-    return 0 if done else 130
+        done = pretrain(config, options.out, options.work, device, command)
+    except DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    return 0 if done else STOPPED
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

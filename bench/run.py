@@ -86,16 +86,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     request = Request().with_suite(given.config) if given.config else Request()
     flags = {field.name: getattr(given, field.name) for field in fields(Request)}
     request = Request(**{name: getattr(request, name) if value is None else value for name, value in flags.items()})
-    if given.workers < 1:
-        raise RequestError(f"--workers {given.workers}: whole numbers from 1 are allowed.")
-    if given.devices < 1:
-        raise RequestError(f"--devices {given.devices}: whole numbers from 1 are allowed.")
     if given.workers > 1 and (given.devices > 1 or is_distributed()):
         raise RequestError(f"--workers {given.workers}: cells that several devices run together are run one after the other, --workers 1.")
     if given.workers > 1 and given.launcher == "slurm":
         raise RequestError(f"--workers {given.workers}: how many cells share a job of SLURM is for the profile to say, cells_per_job.")
-    if given.micro_batch < 0:
-        raise RequestError(f"--micro-batch {given.micro_batch}: whole numbers from 1, or 0 for the whole batch, are allowed.")
     options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
     return request, options
 

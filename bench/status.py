@@ -29,15 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help="again and again until nothing runs or waits")
     parser.add_argument("--all", action="store_true", help="one line for every cell")
     given = parser.parse_args(arguments)
-    try:
-        while True:
-            lines, moving = report(given.out.absolute(), given.all)
-            print((CLEAR if given.watch and sys.stdout.isatty() else "") + "\n".join(lines), flush=True)
-            if not given.watch or not moving:
-                return 0
-            time.sleep(given.watch)
-    except KeyboardInterrupt:
-        return 0
+    while True:
+        lines, moving = report(given.out.absolute(), given.all)
+        print((CLEAR if given.watch and sys.stdout.isatty() else "") + "\n".join(lines), flush=True)
+        if not given.watch or not moving:
+            return 0
+        time.sleep(given.watch)
 
 
 def report(out: Path, every_cell: bool = False) -> tuple[list[str], bool]:

@@ -15,13 +15,14 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from bench.errors import RequestError, one_sentence
+from bench.errors import STOPPED, RequestError, one_sentence
 from bench.grid.plan import REQUEST, Request, text_of
 from bench.grid.plugins import add_option
 from bench.grid.protocol import CHANGES, load_protocol
+from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import ResultStore
 from bench.grid.toml_reader import Kinds, not_empty, part, read_toml
-from bench.running.grid import STOPPED, Options, run_grid
+from bench.running.grid import Options, run_grid
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def run_study(study: Study, out: Path, workers: int) -> int:
     text = table.to_markdown(index=False, floatfmt=".1f", missingval="-")
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{study.name}.md").write_text(f"# {study.summary}\n\nForeground mIoU (%) on validation images, mean over seeds.\n\n{text}\n")
-    table.to_csv(out / f"{study.name}.csv", index=False, float_format="%.3f")
+    (out / f"{study.name}.csv").write_bytes(spreadsheet(table, "%.3f"))
     print(f"\n{text}\n\nWritten to {out}/{study.name}.md")
     return max(codes)
 

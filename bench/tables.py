@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import one_sentence, unknown
+from bench.grid.metrics import RULES
 from bench.grid.protocol import SELECTIONS
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery
@@ -20,7 +21,6 @@ from bench.reporting.pivot import PIVOTS, Pivot
 from bench.reporting.table import Table
 from bench.reporting.table_statistics import BEST
 from bench.reporting.tables import LIKE, pivoted, print_and_write, tables
-from bench.training.metrics import RULES
 
 
 @one_sentence

@@ -12,11 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import RequestError, one_sentence, unknown
+from bench.errors import STOPPED, RequestError, one_sentence, unknown
 from bench.grid.plugins import add_option
 
 ACTIONS = ("prepare", "verify", "where")
-STOPPED = 130
 
 
 @one_sentence

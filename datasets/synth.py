@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.objects import object_areas, object_masks
-from bench.errors import DataError, RequestError
+from bench.errors import DataError, RequestError, one_sentence
 from bench.grid.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Sample, Split, TrainingPrompts, hash_order
 from datasets.folder import CACHE_BYTES, GENERATED_MARK, Bytes, FolderDataset, Folders, SampleCache, stems
@@ -276,6 +276,7 @@ def _write_mark(out: Path, files: Iterable[str]) -> None:
     (out / GENERATED_MARK).write_text("\n".join(lines) + "\n")
 
 
+@one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 where the request was wrong."""
     parser = argparse.ArgumentParser(prog="python -m datasets.synth", description=__doc__.splitlines()[0])
@@ -288,11 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.layout and not asked.out:
         parser.error("--layout needs --out, a folder such as data/whu.")
-    try:
-        _do(asked)
-    except RequestError as error:
-        print(error, file=sys.stderr)
-        return 2
+    _do(asked)
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.errors import RequestError
+from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import ResultStore
 
 COLUMNS = {
@@ -81,6 +82,6 @@ def export(out: Path, parquet: bool) -> list[Path]:
         if parquet:
             table.to_parquet(path, index=False)
         else:
-            table.to_csv(path, index=False, lineterminator="\n")
+            path.write_bytes(spreadsheet(table))
         written.append(path)
     return written

@@ -58,6 +58,11 @@ def make_room(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def is_below(path: str | Path) -> bool:
+    """Whether a path that is put behind a folder's stays in it, by its own words."""
+    return not Path(path).is_absolute() and ".." not in Path(path).parts
+
+
 def staged_file(path: Path, content: bytes, durable: bool = False) -> Path:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -87,10 +92,11 @@ def file_sha256(path: Path, cache_dir: Path | None = None) -> str:
     With a `cache_dir` it is remembered there by (path, size, time of change), because a checkpoint has up to 2.5 GB. A cache
     that cannot be read or written is passed over. CheckpointError where the file itself cannot be read.
     """
+    cache = None if cache_dir is None else cache_dir / HASHES
     try:
         facts = path.stat()
         state = [facts.st_size, facts.st_mtime_ns]
-        known = _hashes(cache_dir)
+        known = remembered(cache)
         name = str(path.resolve())
         entry = known.get(name)
         if isinstance(entry, list) and entry[:-1] == state:
@@ -99,25 +105,25 @@ def file_sha256(path: Path, cache_dir: Path | None = None) -> str:
             digest = file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"Cannot read the checkpoint {path}: {error.strerror}.") from None
-    _remember(cache_dir, {**known, name: [*state, digest]})
+    remember(cache, {**known, name: [*state, digest]})
     return digest
 
 
-def _hashes(cache_dir: Path | None) -> dict[str, Any]:
-    if cache_dir is None:
+def remembered(path: Path | None) -> dict[str, Any]:
+    """What `remember` wrote; nothing where the file cannot be read."""
+    if path is None:
         return {}
     try:
-        known = json.loads((cache_dir / HASHES).read_bytes())
-    except (OSError, ValueError):
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 
 
-def _remember(cache_dir: Path | None, known: dict[str, Any]) -> None:
-    if cache_dir is None:
+def remember(path: Path | None, known: Mapping[str, Any]) -> None:
+    """Writes what can be found out again at any time; a file that cannot be written is passed over."""
+    if path is None:
         return
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        write_together(cache_dir, {HASHES: json.dumps(known, indent=1, sort_keys=True).encode()}, durable=False)
-    except OSError:
-        return
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_together(path.parent, {path.name: json.dumps(known, indent=1, sort_keys=True).encode()}, durable=False)

@@ -4,18 +4,22 @@ import ast
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from bench.errors import RequestError
+from bench.grid.checks import COUNT, DRAWS, SEEDS, WHOLE, Scalar, fits
 from bench.grid.plugins import place_in, reason
 from bench.grid.protocol import ONE_GROUP, Settings
 from bench.grid.toml_reader import kinds, part
-from bench.types import Shots
+from bench.types import SHOTS, Shots
 
+Value = Scalar | tuple[Any, ...]  # of a method's parameter
+WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
 RELEASED = "released"  # shown with a method whose weights somebody else trained
 ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
 
@@ -30,8 +34,8 @@ class MethodChoice:
     """
 
     name: str
-    parameters: tuple[tuple[str, Any], ...]
-    revision: int
+    parameters: tuple[tuple[str, Value], ...]
+    revision: Annotated[int, COUNT]
     shown: str
     groups: tuple[str, ...] = ONE_GROUP
     trains: bool = True
@@ -58,12 +62,12 @@ class RunSpec:
     backbone: str
     checkpoint_sha256: str
     dataset: str
-    dataset_revision: int
+    dataset_revision: Annotated[int, COUNT]
     generated: bool  # the data set's files are a generated stand-in, not the real images
     method: MethodChoice
-    shots: Shots
-    draw: int
-    seed: int
+    shots: Annotated[int, SHOTS] | Literal["full"]
+    draw: Annotated[int, DRAWS]
+    seed: Annotated[int, SEEDS]
     protocol: str
     settings: Settings
     released_sha256: str = ""
@@ -111,11 +115,16 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
             return node.id, {}
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
             raise ValueError
-        if any(word.arg is None for word in node.keywords):  # lora(**{…})
+        names = [str(word.arg) for word in node.keywords]
+        if "None" in names:  # lora(**{…})
             raise ValueError
-        return node.func.id, {str(word.arg): _literal(word.value) for word in node.keywords}
-    except (ValueError, SyntaxError):
-        raise RequestError(f"Cannot read {text!r}: write a name, or a name with values like 'lora(rank=8)'.") from None
+        values = {name: _literal(word.value) for name, word in zip(names, node.keywords, strict=True)}
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # Python's parser ends so on brackets in brackets
+        raise RequestError(f"Cannot read {text[:200]!r}: write a name, or a name with values like 'lora(rank=8)'.") from None
+    if len(values) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RequestError(f"{text!r} gives {twice} twice: once is enough.")
+    return node.func.id, values
 
 
 def _literal(node: ast.expr) -> Any:
@@ -141,6 +150,8 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     """
     name: str = cls.name  # type: ignore[attr-defined]
     values = part(name, given, kinds(cls), "parameter of")
+    for key, value in values.items():
+        _check_value(f"{name}({key}=…)", value)
     try:
         method = cls(**values)
     except RequestError:
@@ -158,3 +169,11 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
 def released_choice(cls: type) -> MethodChoice:
     """The choice of a method's class with its defaults whose weights are released ones: a row of its own, "cat_sam_a(released)"."""
     return replace(choose_method(cls, {}), shown=RELEASED, trains=False)
+
+
+def _check_value(where: str, value: Any) -> None:
+    """RequestError for a parameter's value that a folder's name cannot have, or that no file could hold."""
+    too_large = type(value) is int and WHOLE(value)
+    if too_large or not fits(value, Value) or (isinstance(value, str) and not WORD.fullmatch(value)):
+        allowed = "finite numbers below 2147483648, and words without spaces, brackets, quotes and /, are allowed"
+        raise RequestError(f"{where} cannot be {str(value)[:60]!a}: {allowed}.")

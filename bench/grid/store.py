@@ -15,19 +15,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 
 from bench.errors import RequestError
+from bench.grid.checks import DRAWS, SEEDS, hints, misfit
 from bench.grid.columns import Columns
-from bench.grid.files import staged_file, write_together
+from bench.grid.files import is_below, staged_file, write_together
 from bench.grid.job_environment import job_facts
 from bench.grid.protocol import Settings
+from bench.grid.rows import IMAGES, Compared
 from bench.grid.spec import RELEASED, MethodChoice, RunSpec
+from bench.types import SHOTS, Range
 
-RECORD, STATE, RESUME, TUNED = "record.json", "state.json", "resume.pt", "tuned.safetensors"
-IMAGES, HISTORY = "images.csv", "history.csv"
+RECORD, STATE, RESUME, TUNED, HISTORY = "record.json", "state.json", "resume.pt", "tuned.safetensors", "history.csv"
 WRITTEN = (RECORD, IMAGES, HISTORY, TUNED, RESUME, STATE)  # all that a cell writes, the result first
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a SLURM job: its number and restart count
@@ -35,12 +37,26 @@ KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
 NAMES_AS_TEXT: dict[str, Callable[[str], str]] = dict.fromkeys(("name", "image", "stem"), str)  # an image called 007 stays "007"
 
 COST_FIELDS = ("step_seconds", "images_per_second", "peak_memory_mb")  # of a method on a backbone and machine, measured apart from cells
+Amount = Annotated[float, Range(0, 2.0**63)] | None
+FACTS: Mapping[str, Any] = {  # of a record, by the names of a row's columns: what tables count, sort and group by, where it is there
+    **dict.fromkeys((f"cost.{name}" for name in ("trainable_parameters", "total_parameters", "tuned_bytes", "steps", "looks")), Amount),
+    **dict.fromkeys((f"cost.{name}" for name in ("training_seconds", "evaluation_seconds", "peak_memory_mb", "test_images")), Amount),
+    "cost": dict,
+    "provenance": dict,
+    **dict.fromkeys((f"provenance.{name}" for name in ("time", "command", "python", "device_name", "git.commit")), str | None),
+    **dict.fromkeys(("provenance.packages.torch", "provenance.data.fingerprint"), str | None),
+}
 
 Phase = Literal["stored", "failed", "unfinished", "pending"]
 
 
 class DamagedRecord(Exception):
     """A record that cannot be read or does not belong where it lies; the message is the reason."""
+
+
+STATES: Mapping[str, Any] = {**dict.fromkeys(("phase", "error", "time", "host"), str | None), "progress": dict | None, "slurm": dict | None}
+PROGRESS: Mapping[str, Any] = {"share": Annotated[float, Range(0, 1)], "seconds_left": Amount, "doing": str}
+TIME = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\dZ")
 
 
 @dataclass(frozen=True)
@@ -98,9 +114,9 @@ class GridCell:
 
     dataset: str
     method: str
-    shots: int | str
-    draw: int
-    seed: int
+    shots: Annotated[int, SHOTS] | Literal["full"]
+    draw: Annotated[int, DRAWS]
+    seed: Annotated[int, SEEDS]
     backbone: str
     protocol: str
     checkpoint_sha256: str
@@ -122,6 +138,7 @@ class ResultStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.runs = self.root / "runs"
+        self.compared = Compared(self.root / "cache" / "compared.json")
 
     def check_writable(self, specs: Iterable[RunSpec] = ()) -> None:
         """RequestError, naming the folder, unless a file can be written below it, and into each of the cells' own folders."""
@@ -156,7 +173,7 @@ class ResultStore:
         """The same for a cell's folder."""
         if (folder / RECORD).exists():
             try:
-                read_record(folder)
+                read_record(folder, self.compared)
             except DamagedRecord as damage:
                 return CellStatus("failed", f"its record is damaged: {damage}")
             return CellStatus("stored")
@@ -216,7 +233,7 @@ class ResultStore:
 
     def read(self, cell: RunSpec | Path) -> Record:
         """A cell's record, by spec or by folder (which may have been moved); DamagedRecord where it is not as it must be."""
-        return read_record(self._folder_of(cell))
+        return read_record(self._folder_of(cell), self.compared)
 
     def images(self, cell: RunSpec | Path) -> pd.DataFrame:
         """A cell's rows by test image; OSError where it has none."""
@@ -237,7 +254,7 @@ class ResultStore:
         damaged = []
         for folder in sorted(self._folders(), key=lambda folder: (not KEYED_NAME.fullmatch(folder.name), str(folder))):
             try:
-                found = row(read_record(folder), folder)
+                found = row(read_record(folder, self.compared), folder)
             except DamagedRecord as damage:
                 damaged.append(Damaged(folder / RECORD, str(damage)))
                 continue
@@ -246,6 +263,7 @@ class ResultStore:
                 continue
             paths[found["key"]] = found["path"]
             columns.append(found)
+        self.compared.remember()
         return Scan(columns.table("path"), tuple(sorted(damaged, key=lambda item: str(item.path))))
 
     def reset(self, spec: RunSpec) -> None:
@@ -277,10 +295,10 @@ class ResultStore:
         """The cells that the last run was asked for; none where there was no run. RequestError where the file is damaged."""
         path = self.root / "grid.json"
         try:
-            return tuple(GridCell(**cell) for cell in json.loads(path.read_bytes()))
+            return tuple(_grid_cell(cell) for cell in _parsed(path.read_bytes()))
         except FileNotFoundError:
             return ()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RequestError(f"Cannot read {path}: {error}; remove it, or run again.") from None
 
     def cost_file(self, method: MethodChoice, backbone: str, machine: str) -> Path:
@@ -349,25 +367,40 @@ def starts_without_progress(folder: Path) -> int:
     return count
 
 
-def read_record(folder: Path) -> Record:
-    """The record of a cell's folder.
+def read_record(folder: Path, compared: Compared | None = None) -> Record:
+    """The record of a cell's folder. compared: remembers which records agree with their rows by image.
 
-    DamagedRecord where it is absent, cut short or of another version, or where its content has another key than it says, or
-    than the folder's name says.
+    DamagedRecord where it is absent, cut short or of another version, where a field cannot have its value, where its content has
+    another key than it says, or than the folder's name says, or another score than its rows by image.
     """
+    path = folder / RECORD
     try:
-        content = json.loads((folder / RECORD).read_bytes())
+        content = _parsed(path.read_bytes())
         record = _record(content)
         said = content["key"]
     except OSError as error:
         raise DamagedRecord(f"it cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RequestError, RecursionError) as error:
         raise DamagedRecord(f"its content is not that of a record ({type(error).__name__}: {error})") from None
     named = KEYED_NAME.fullmatch(folder.name)
     for where, key in (("it says", said), ("its folder is named", named[1] if named else said)):
         if key != record.spec.key:
             raise DamagedRecord(f"the key of its content is {record.spec.key}, but {where} {key}")
+    if differs := (compared or Compared(folder / "none")).disagreement(folder, path, record.scores):
+        raise DamagedRecord(differs)
     return record
+
+
+def _parsed(content: bytes) -> Any:
+    """JSON that can be written again: without NaN, and of texts that are UTF-8."""
+    parsed = json.loads(content, parse_constant=_no_number)
+    if b"\\u" in content:
+        json.dumps(parsed, ensure_ascii=False).encode()
+    return parsed
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 def record_bytes(record: Record) -> bytes:
@@ -380,12 +413,28 @@ def _record(content: Mapping[str, Any]) -> Record:
     scores = {rule: {name: _number(name, value) for name, value in group.items()} for rule, group in content["scores"].items()}
     if not scores:
         raise ValueError("no scores")
-    return Record(spec_from_json(content["spec"]), scores, dict(content["cost"]), dict(content["provenance"]))
+    record = Record(spec_from_json(content["spec"]), scores, content["cost"], content["provenance"])
+    if fault := misfit({name: _fact(content, name) for name in FACTS}, FACTS):
+        raise ValueError(fault)
+    if not record.spec.settings.selections:
+        raise ValueError("no selections")
+    return record
+
+
+def _fact(content: Any, name: str) -> Any:
+    """What a record says by a dotted name; None where it says nothing."""
+    for part in name.split("."):
+        if content is not None and not isinstance(content, dict):
+            raise ValueError(f"{part} of {name} is in no table")
+        content = None if content is None else content.get(part)
+    return content
 
 
 def _number(name: str, value: Any) -> float:
     if value is not None and type(value) not in (int, float):
         raise TypeError(f"{name} = {value!r} is not a number")
+    if value is not None and not 0 <= value <= 100:
+        raise ValueError(f"{name} = {value} is no percentage")
     return math.nan if value is None else float(value)
 
 
@@ -395,10 +444,14 @@ def spec_to_json(spec: RunSpec) -> dict[str, Any]:
 
 
 def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
-    """The spec that `spec_to_json` wrote; TypeError or ValueError where a field is missing or unknown."""
+    """The spec that `spec_to_json` wrote; TypeError or ValueError where a field is missing, unknown or cannot have its value."""
     method = MethodChoice(**{name: _tuples(value) for name, value in content["method"].items()})
     settings = Settings(**{name: _tuples(value) for name, value in content["settings"].items()})
-    return RunSpec(**{**content, "method": method, "settings": settings})
+    spec = RunSpec(**{**content, "method": method, "settings": settings})
+    for part, kinds in ((spec, hints(RunSpec)), (method, hints(MethodChoice)), (settings, hints(Settings))):
+        if fault := misfit(vars(part), kinds):
+            raise ValueError(fault)
+    return spec
 
 
 def _fields(item: RunSpec | MethodChoice | Settings) -> dict[str, Any]:
@@ -442,12 +495,13 @@ def _now() -> str:
 def read_state(folder: Path) -> dict[str, Any] | None:
     """What was last said of a cell that runs or ran; None where nothing was, empty where it cannot be read."""
     try:
-        state = json.loads((folder / STATE).read_bytes())
+        state = _parsed((folder / STATE).read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return state if isinstance(state, dict) else {}
+    sound = isinstance(state, dict) and not misfit(state, STATES) and not misfit(state.get("progress") or {}, PROGRESS)
+    return state if sound and (state.get("time") is None or TIME.fullmatch(state["time"])) else {}
 
 
 def _running(state: Mapping[str, Any]) -> CellStatus:
@@ -460,6 +514,15 @@ def _running(state: Mapping[str, Any]) -> CellStatus:
     if state["phase"] == "stopped":
         return CellStatus("unfinished", str(state.get("error") or "stopped"))
     return CellStatus("unfinished", f"{state['phase']}, last heard of from {state.get('host')} at {state.get('time')}")
+
+
+def _grid_cell(content: Mapping[str, Any]) -> GridCell:
+    cell = GridCell(**content)
+    if fault := misfit(content, hints(GridCell)):
+        raise ValueError(fault)
+    if not is_below(cell.folder):
+        raise ValueError(f"folder = {cell.folder!r} is not below runs")
+    return cell
 
 
 def grid_cell(spec: RunSpec) -> GridCell:

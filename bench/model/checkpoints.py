@@ -1,9 +1,13 @@
 """Loading SAM's weights: from Meta's .pth files, from safetensors or from a state dict, with a sentence for what does not fit."""
 
+import contextlib
 import hashlib
 import pickle
-from collections.abc import Mapping
+import pickletools
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +18,8 @@ from bench.errors import CheckpointError, unknown
 from bench.grid.files import file_sha256
 from bench.model.backbones import CONFIGS, FILES, HOW_TO_GET, PRETRAINED, SamConfig
 from bench.model.sam import Sam
+
+STORED_AS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def load_sam(
@@ -52,10 +58,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"There is no checkpoint {path}. {HOW_TO_GET}.")
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = "holds pickled code, which is never run" if _is_code(error) else "is damaged or no checkpoint"
-        raise CheckpointError(f"The checkpoint {path} {reason}: a file of tensors is needed.") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
+        if _is_refused(error) or _holds_code(path):
+            raise CheckpointError(f"The checkpoint {path} holds pickled code, which is never run: a file of tensors is needed.") from None
+        if isinstance(error, pickle.UnpicklingError):
+            raise CheckpointError(f"The checkpoint {path} is damaged or no checkpoint: a file of tensors is needed.") from None
         raise CheckpointError(f"The checkpoint {path} is truncated or damaged ({_first_line(error)}); get it again.") from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
         loaded = loaded["model"]
@@ -100,13 +107,42 @@ def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str) -> Sa
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit this architecture, it looks like {architecture_of(tensors)}: {'; '.join(problems)}.")
+    check_numbers(source, tensors)
     sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return sam.requires_grad_(False)
 
 
-def _is_code(error: pickle.UnpicklingError) -> bool:
+def check_numbers(source: str, tensors: Mapping[str, Tensor], kinds: Sequence[torch.dtype] = STORED_AS) -> None:
+    """CheckpointError, naming the tensor, where one is of another type of numbers than `kinds`, or holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in kinds:
+            allowed = ", ".join(str(kind).removeprefix("torch.") for kind in kinds)
+            raise CheckpointError(f"{source}: {name} is of {str(tensor.dtype).removeprefix('torch.')}, and {allowed} is needed.")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinite numbers: it is damaged, or of a training that diverged.")
+
+
+def _is_refused(error: Exception) -> bool:
     """Whether torch refused what a pickle would call; an "operand" that it does not know is only a byte of some other file."""
-    return "Unsupported" in str(error) and "Unsupported operand" not in str(error)
+    said = str(error).lower()
+    return "torchscript" in said or ("unsupported" in said and "unsupported operand" not in said)
+
+
+def _holds_code(path: Path) -> bool:
+    """Whether a file that torch could not read is a pickle, bare or in a zip, that would call anything but torch's own."""
+    try:
+        with contextlib.ExitStack() as opened:
+            file: IO[bytes] = opened.enter_context(open(path, "rb"))
+            if zipfile.is_zipfile(file):
+                archive = opened.enter_context(zipfile.ZipFile(file))
+                file = opened.enter_context(archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl"))))
+            else:
+                file.seek(0)
+            operations = [(operation.name, str(argument)) for operation, argument, _ in pickletools.genops(file)]
+    except Exception:  # whatever else it is, it is no pickle
+        return False
+    called = [argument for name, argument in operations if name in ("GLOBAL", "INST", "STACK_GLOBAL")]
+    return operations[0][0] == "PROTO" and not all(name.startswith(("torch", "collections ")) for name in called)
 
 
 def _first_line(error: Exception) -> str:

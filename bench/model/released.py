@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.errors import CheckpointError, RequestError
 from bench.model.backbones import CONFIGS, SamConfig
-from bench.model.checkpoints import architecture_of, load_sam, read_tensors
+from bench.model.checkpoints import architecture_of, check_numbers, load_sam, read_tensors
 from bench.model.method import build
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
@@ -50,6 +50,7 @@ def load_released(
 ) -> tuple[str, PromptableSegmenter]:
     """The method's name, and the model as `load_cat_sam` gives it."""
     tensors, source = _released(checkpoint)
+    check_numbers(source, tensors)
     method = "cat_sam_t" if any(".hq_token_proj." in name for name in tensors) else "cat_sam_a"
     try:
         backbone = sam if isinstance(sam, Sam) else load_sam(_config(sam, tensors), frozen_part(tensors))
@@ -62,8 +63,6 @@ def load_released(
         model.load_tuned({own: tensors[name].float() for own, name in names.items()})
     except CheckpointError as error:
         raise CheckpointError(f"{source} is no {method} of this backbone: {error}") from None
-    if not all(tensor.isfinite().all() for tensor in (*model.tuned().values(), *backbone.state_dict().values())):
-        raise CheckpointError(f"{source} holds NaN or infinite numbers: it is damaged, or of a training that diverged.")
     return method, model
 
 

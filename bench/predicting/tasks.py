@@ -11,10 +11,12 @@ from torch import Tensor
 
 from bench.data.image_files import read_mask
 from bench.errors import DataError, InputError, RequestError
+from bench.grid.files import is_below
 from bench.model.inputs import image_files, prompts_from, read_picture
 from bench.predicting.prompt_table import TablePrompt, read_prompts
 from bench.types import Prompts
 
+TABLE = "predictions.csv"
 Keywords = dict[str, Any]  # of `prompts_from`
 
 
@@ -66,21 +68,28 @@ def _mask_file(path: Path) -> np.ndarray:
 
 def folder_tasks(given: Namespace) -> list[Task]:
     """The tasks of --images; RequestError where an image of the CSV is not there, or two would write the same mask."""
-    table = read_prompts(given.prompts) if given.prompts else {path.name: [] for path in image_files(given.images)}
     if not given.images.is_dir():
         raise DataError(f"--images {given.images} is no folder.")
+    table = read_prompts(given.prompts) if given.prompts else {path.name: [] for path in image_files(given.images)}
+    if given.prompts and given.prompts.resolve() == (given.out / TABLE).resolve():
+        raise RequestError(f"{given.prompts} would be written over by the table of the predictions: give another --out.")
     tasks: list[Task] = []
     owner: dict[Path, str] = {}
     for name, prompts in table.items():
         image = given.images / name
+        where = f"{given.prompts}, row {prompts[0].row}: " if prompts else ""
+        if not is_below(name):
+            raise DataError(f"{where}{name} is not inside {given.images}: a path in that folder, without .., is needed.")
         if not image.is_file():
-            where = f"{given.prompts}, row {prompts[0].row}: " if prompts else ""
             raise DataError(f"{where}the image {name} is not in {given.images}.")
         mask, overlay = (given.out / folder / Path(name).with_suffix(".png") for folder in ("masks", "overlays"))
         if mask in owner:
             raise RequestError(f"{owner[mask]} and {name} would both be written to {mask}: rename one of them.")
-        if mask.resolve() == image.resolve():
-            raise RequestError(f"The mask of {image} would be written over it: give another --out.")
+        for path in (mask, overlay):
+            if path.parent.resolve() == image.parent.resolve():
+                raise RequestError(f"{path} would be written among the images of {given.images}: give another --out.")
+            if not path.resolve().is_relative_to(given.out.resolve()):
+                raise RequestError(f"{path} leads out of {given.out} by a link: give another --out.")
         owner[mask] = name
         tasks.append(Task(image, tuple(_alike(given.prompts, prompts)), mask, None if given.no_overlay else overlay, given.bits))
     return tasks

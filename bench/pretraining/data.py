@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench import ROOT
 from bench.data.objects import Masks
-from bench.errors import DataError
+from bench.errors import DataError, untouched_by_interrupts
 from bench.training.prompts import box_prompts, point_prompts, training_prompts
 from bench.training.streams import FreshStream
 from bench.types import Prompts, TrainingPrompts
@@ -87,7 +87,9 @@ def _make(stem: Path, count: int, size: int, workers: int) -> None:
             _fill(stem, start, size)
         return
     with ProcessPoolExecutor(workers) as pool:
-        list(pool.map(_fill, [stem] * len(starts), starts, [size] * len(starts)))
+        with untouched_by_interrupts():
+            filled = pool.map(_fill, [stem] * len(starts), starts, [size] * len(starts))
+        list(filled)
 
 
 def _fill(stem: Path, start: int, size: int) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.grid.files import write_together
+from bench.grid.metrics import RULES
 from bench.grid.plan import Request, specs_of
 from bench.grid.provenance import PACKAGES
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS
 from bench.grid.spec import RunSpec
 from bench.grid.store import RECORD, Record, ResultStore, record_bytes
-from bench.training.metrics import RULES
 
 LIMIT_SECONDS = 10.0  # for each 10,000 cells
 LIMIT_MB = 2000.0

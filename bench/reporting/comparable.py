@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from statistics import mean, stdev
 from typing import Any
 
@@ -13,6 +14,7 @@ from bench.errors import RequestError
 from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore
 from bench.reporting.table import Cell
 
+LONGEST_NAME = 200  # bytes; file systems allow 255, with an ending and a temporary name's
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
 Identity = tuple[str, str, str, str]  # backbone, protocol, shots, checkpoint: of a board
@@ -113,7 +115,11 @@ class ComparableCells:
         """A file name for a kind of table or figure of this board."""
         backbone, protocol, shots, checkpoint = self.identity
         words = (kind, backbone, checkpoint[:8], f"{shots}shot", protocol, self.selection, self.rule)
-        return re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
+        name = re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
+        if len(name.encode()) <= LONGEST_NAME:
+            return name
+        kept = name.encode()[:LONGEST_NAME].decode(errors="ignore")  # a protocol with many changes
+        return f"{kept}-{sha256(name.encode()).hexdigest()[:8]}"
 
     @property
     def stand_ins(self) -> tuple[str, ...]:

@@ -161,7 +161,8 @@ def _history(store: ResultStore, folder: Path) -> pd.DataFrame | None:
         history = store.history(folder)
     except (OSError, ValueError):
         return None
-    return history if {"step", "loss"} <= set(history.columns) else None
+    sound = {"step", "loss"} <= set(history.columns)
+    return history[["step", "loss"]].apply(pd.to_numeric, errors="coerce") if sound else None
 
 
 @contextmanager

@@ -13,11 +13,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 
+from bench.grid.metrics import count, image_iou
 from bench.grid.store import ResultStore, read_record
 from bench.model.sam import Sam
 from bench.running.adapted import load_run
 from bench.training.evaluation import predict_masks
-from bench.training.metrics import count, image_iou
 from bench.training.prepared import evaluation_prompts
 from bench.types import Dataset, Prompts
 

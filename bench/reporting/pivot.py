@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.errors import RequestError, unknown
+from bench.grid.metrics import RULES
 from bench.grid.protocol import SELECTIONS
 from bench.grid.published import Published, heading, ordered
 from bench.grid.store import ResultStore
@@ -18,7 +19,6 @@ from bench.reporting.statistics import Column as Methods
 from bench.reporting.statistics import Counts, Interval, Pooled
 from bench.reporting.table import Cell, Column, Facts, Row, Table
 from bench.reporting.table_statistics import bracketed, counts_of, interval_notes
-from bench.training.metrics import RULES
 
 FIELDS = ("backbone", "checkpoint", "protocol", "shots", "dataset", "label", "selection", "rule")
 POOLED = "miou"  # the metric that rows by image give an interval

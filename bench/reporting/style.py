@@ -31,6 +31,7 @@ SETTINGS = {
     "lines.linewidth": 1.3,
     "svg.hashsalt": "sam-peft-bench",
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a name with a $ is a name
 }
 METADATA: Mapping[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},

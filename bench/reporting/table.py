@@ -1,11 +1,14 @@
 """A table before any format, and its renderings."""
 
 import io
+import re
 from csv import writer
 from dataclasses import dataclass
 from typing import Literal
 
 from tabulate import tabulate
+
+from bench.grid.spreadsheet import no_formula
 
 Mark = Literal["", "best", "second"]
 Facts = tuple[tuple[str, str], ...]
@@ -74,8 +77,8 @@ def markdown(table: Table) -> str:
     align = ("left", *("right" for _ in table.columns))
     grid = tabulate(body, [_one_line(head) for head in heads], tablefmt="pipe", colalign=align, disable_numparse=True)
     common = " · ".join(f"{name} {value}" for name, value in table.context)
-    notes = [*table.notes, *(f"[^{i}]: {note}" for i, note in enumerate(footnotes, 1))]
-    return "\n\n".join([f"### {table.title}", _one_line(common), grid, *map(_one_line, notes)]) + "\n"
+    notes = [*map(_one_line, table.notes), *(f"[^{i}]: {_one_line(note)}" for i, note in enumerate(footnotes, 1))]
+    return "\n\n".join([f"### {_one_line(table.title)}", _one_line(common), grid, *notes]) + "\n"
 
 
 NUMBERS = ("value", "spread", "n", "n_asked", "low", "high", "images", "mark")
@@ -85,11 +88,11 @@ def csv(table: Table) -> str:
     """The table as CSV, a line a cell, in full precision; the context is repeated on every line."""
     text = io.StringIO()
     out = writer(text, lineterminator="\n")
-    out.writerow([*(name for name, _ in table.context), "row", "group", "column", *NUMBERS, "reason", "notes"])
+    out.writerow([*(no_formula(name) for name, _ in table.context), "row", "group", "column", *NUMBERS, "reason", "notes"])
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             place = [*(value for _, value in table.context), row.heading, column.group, column.name]
-            out.writerow([*place, *_numbers(cell), cell.reason, "; ".join(cell.notes)])
+            out.writerow([*map(no_formula, place), *_numbers(cell), no_formula(cell.reason), no_formula("; ".join(cell.notes))])
     return text.getvalue()
 
 
@@ -135,4 +138,6 @@ def _numbers(cell: Cell) -> list[str]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """A text of one line in which markdown finds no cell, tag, link or link's target."""
+    flat = " ".join(text.split()).replace("|", "\\|")
+    return re.sub(r"\](?=[(\[:])", "&#93;", re.sub(r"<(?=[A-Za-z/!?])", "&lt;", flat))

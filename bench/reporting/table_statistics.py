@@ -1,6 +1,5 @@
 """What per-image rows say: every value's interval, and methods compared on the same images and units (`bench.reporting.statistics`)."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
@@ -8,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.grid.store import IMAGES
+from bench.grid.metrics import under_rule
+from bench.grid.rows import read_image_rows
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
 from bench.reporting.table import Cell, Facts, Mark
@@ -17,7 +17,6 @@ AVERAGE = "average"
 BEST, PAIRS = "best", "pairs"  # what methods are compared with, if not with one of them
 FEW_IMAGES = 20
 ONE_RUN = "test images of this one run alone"
-NEEDED = {"selection", "name", "objects", "intersection", "union", "truth"}
 
 
 @dataclass(frozen=True)
@@ -217,22 +216,8 @@ def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, ru
 
 def read_rows(folder: Path, selection: str, rule: str) -> dict[str, tuple[int, int]] | None:
     """image -> (intersection, union) in pixels as a rule counts them, by name; None where the file is absent or damaged."""
-    try:
-        with open(folder / IMAGES, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if not set(reader.fieldnames or ()) >= NEEDED:
-                return None
-            rows = [row for row in reader if row["selection"] == selection]
-            return {row["name"]: _pixels(row, rule) for row in sorted(rows, key=lambda row: row["name"]) if _counted(row, rule)}
-    except (OSError, ValueError, TypeError):
+    rows = read_image_rows(folder)
+    if rows is None:
         return None
-
-
-def _counted(row: Mapping[str, str], rule: str) -> bool:
-    return rule != "with_objects" or int(row["objects"]) > 0
-
-
-def _pixels(row: Mapping[str, str], rule: str) -> tuple[int, int]:
-    if rule == "empty_as_empty" and not int(row["objects"]):
-        return 0, int(row["truth"])
-    return int(row["intersection"]), int(row["union"])
+    counted = under_rule(rows.get(selection, []), rule)
+    return {row.name: (row.intersection, row.union) for row in sorted(counted, key=lambda row: row.name)}

@@ -12,7 +12,7 @@ from bench.grid.registry import METHODS
 from bench.grid.spec import MethodChoice, choose_method
 from bench.grid.store import RECORD, TUNED, DamagedRecord, read_record
 from bench.model.backbones import PRETRAINED, checkpoint_path
-from bench.model.checkpoints import load_sam
+from bench.model.checkpoints import check_numbers, load_sam
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
 from bench.running.cell import build_model
@@ -47,7 +47,9 @@ def load_run(
         )
     model = build_model(spec, backbone)
     try:
-        model.load_tuned(load_file(folder / TUNED))
+        tuned = load_file(folder / TUNED)
+        model.load_tuned(tuned)
+        check_numbers("the tuned weights", tuned, (torch.float32,))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"The tuned weights {folder / TUNED} cannot be read ({error}).") from None
     except CheckpointError as error:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bench.errors import DataError, DivergedError
 from bench.grid.files import write_together
+from bench.grid.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
 from bench.grid.protocol import Settings
 from bench.grid.registry import METHODS, third_party
 from bench.grid.spec import RunSpec
@@ -30,7 +31,6 @@ from bench.model.precision import set_products
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
 from bench.training.evaluation import evaluate
-from bench.training.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
 from bench.training.train import Log, fit, optimizer_of, repeats_one_sample, samples_of

@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from bench.data.manifest import manifest_of, remember_data
-from bench.errors import RequestError
+from bench.errors import STOPPED, RequestError
 from bench.grid.catalogue import Catalogue, catalogue
+from bench.grid.checks import range_of
 from bench.grid.files import file_sha256
 from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, open_dataset, open_datasets, specs_of, title
 from bench.grid.registry import third_party
@@ -16,10 +18,9 @@ from bench.grid.spec import RunSpec
 from bench.grid.store import CellStatus, ResultStore, grid_cell
 from bench.model.backbones import checkpoint_path
 from bench.training.launch import is_main_process
-from bench.types import KEPT_BYTES, Dataset, Memory
+from bench.types import KEPT_BYTES, Dataset, Memory, Range
 
 NAMED = 5  # cells that a sentence lists
-STOPPED = 130  # the exit code after Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,24 @@ class Options:
     overwrite: str = "never"
     device: str = "auto"
     dry_run: bool = False
-    save_every: float = 60.0  # seconds between two resume files
-    workers: int = 1  # processes; several take one thread each
+    save_every: Annotated[float, Range(0.0, 1e9)] = 60.0  # seconds between two resume files
+    workers: Annotated[int, Range(1, 1024)] = 1  # processes; several take one thread each
     launcher: str = "local"
     profile: str = ""  # of the SLURM launcher: the name of a file in slurm/, or a path
     collect: bool = False  # a last SLURM job renders tables and report
-    micro_batch: int = 0  # images of a training step that are in memory together; 0: all
+    micro_batch: Annotated[int, Range(0, 65_536)] = 0  # images of a training step that are in memory together; 0: all
     checkpointing: bool = False
-    devices: int = 1  # that train and evaluate each cell together, a process each
+    devices: Annotated[int, Range(1, 1024)] = 1  # that train and evaluate each cell together, a process each
     compile: str = ""  # torch.compile's mode for the encoder
     steal: bool = False  # cells that another process computes are computed here too
     group_writable: bool = False  # results can be written by other people of the folder's group
-    keep_gb: float = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
+    keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            allowed = range_of(Options, name)
+            if allowed and (fault := allowed(value)):
+                raise RequestError(f"--{name.replace('_', '-')} {value} {fault}.")
 
 
 # (all cells, those to run, their methods, the checkpoint, the backbone, the options) -> the exit code
@@ -63,6 +70,7 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     found = (known.choose, known.registered) if known else (choose_methods, groups_by_method)
     specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data, *found)
     states = {spec: store.status(spec) for spec in specs}
+    store.compared.remember()
     changed = changed_data([spec for spec in specs if states[spec].phase == "stored"], store, options)
     missing = [spec for spec in specs if to_run(states[spec], options.overwrite) or (options.overwrite == "changed" and spec in changed)]
     if is_main_process():
@@ -77,21 +85,28 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
         return launcher(specs, missing, known, checkpoint, request.backbone, options)
     if options.dry_run:
         return 0
-    if is_main_process():
-        store.write_grid(specs)
     own = free(missing, options.out) if free and is_main_process() and not options.steal else missing
-    if missing and _run_cells(request.backbone, checkpoint, own, datasets, options):
+    if missing and _run_cells(request.backbone, checkpoint, own, datasets, options, lambda: store.write_grid(specs)):
         print("Stopped; the same command goes on from here.")
         return STOPPED
     if not is_main_process():
         return 0
+    if not missing:
+        store.write_grid(specs)
     _say_outdated([spec for spec in specs if spec not in missing], store)
     return _summary(specs, store)
 
 
-def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datasets: Mapping[str, Dataset], options: Options) -> bool:
-    """Runs cells, none of which stops the others; the checkpoint is looked into before the first one starts. Whether the user
-    stopped it."""
+def _run_cells(
+    backbone: str,
+    checkpoint: Path,
+    specs: Sequence[RunSpec],
+    datasets: Mapping[str, Dataset],
+    options: Options,
+    begin: Callable[[], None],
+) -> bool:
+    """Runs cells, none of which stops the others; whether the user stopped it. begin: is called when the checkpoint was read, before the
+    first cell."""
     from bench.model.checkpoints import load_sam
     from bench.running.workers import device_of, run_here, run_in_workers
     from bench.training.process_group import join_process_group, leave_process_group
@@ -105,6 +120,8 @@ def _run_cells(backbone: str, checkpoint: Path, specs: Sequence[RunSpec], datase
     workers = min(options.workers, len(specs))
     context = replace(context, device=device, kept_bytes=context.kept_bytes // workers)
     sam = load_sam(backbone, checkpoint, device)
+    if is_main_process():
+        begin()
     if workers > 1:
         return run_in_workers(specs, context, workers)
     stopped = run_here(specs, context, sam, datasets, process_group)

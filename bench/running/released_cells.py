@@ -11,11 +11,13 @@ from tabulate import tabulate
 from bench.data.manifest import data_facts
 from bench.errors import CheckpointError, RequestError
 from bench.grid.files import file_sha256, write_together
+from bench.grid.metrics import RULES
 from bench.grid.plan import Request, names_of, open_dataset, protocol_of, specs_of
 from bench.grid.progress import Progress
 from bench.grid.provenance import provenance
 from bench.grid.registry import DATASETS, METHODS, third_party
 from bench.grid.spec import RunSpec, released_choice
+from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import Record, ResultStore
 from bench.model.backbones import CONFIGS, checkpoint_path
 from bench.model.checkpoints import load_sam
@@ -24,7 +26,6 @@ from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
 from bench.running.cell import Cell, Result
 from bench.running.workers import device_of, failure
-from bench.training.metrics import RULES
 from bench.types import Dataset, ProgressCallback
 
 SOURCE = "released checkpoint"
@@ -120,14 +121,14 @@ def _kept(result: Result, store: ResultStore, given: Evaluation) -> Path:
     folder = store.root / "evaluated" / f"{given.checkpoint.stem}_{spec.released_sha256[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     images = result.images[result.images["selection"] == spec.settings.selections[0]].drop(columns="selection")
-    write_together(folder, {f"{spec.dataset}.csv": images.to_csv(index=False, lineterminator="\n").encode()})
+    write_together(folder, {f"{spec.dataset}.csv": spreadsheet(images)})
     return folder / f"{spec.dataset}.csv"
 
 
 def _scores(record: Record) -> tuple[Any, ...]:
-    scores = record.scores[record.spec.settings.selections[0]]
-    of_rules = (scores[f"{name}_{rule}"] for name in ("miou", "dice") for rule in RULES)
-    return (record.spec.dataset, record.cost["test_images"], *of_rules)
+    scores = record.scores.get(record.spec.settings.selections[0], {})
+    of_rules = (scores.get(f"{name}_{rule}") for name in ("miou", "dice") for rule in RULES)
+    return (record.spec.dataset, record.cost.get("test_images"), *of_rules)
 
 
 def _same_backbone(inside: Sam, name: str, given: Evaluation) -> Sam:

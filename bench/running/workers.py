@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from bench.data.manifest import data_facts
-from bench.errors import DataError, DivergedError, ProcessGroupError, RequestError
+from bench.errors import DataError, DivergedError, ProcessGroupError, RequestError, untouched_by_interrupts
 from bench.grid.heartbeat import holder
 from bench.grid.plan import RunContext, open_datasets, title
 from bench.grid.plugins import place_in, reason
@@ -302,8 +302,9 @@ def run_in_workers(
         spawn.Process(target=_work, args=(context, list(specs), tasks, events, i, begin, threads), daemon=True) for i in range(workers)
     ]
     with Progress() as progress, StopSignal(signals, patient=signals is not STOPS) as stop:
-        for process in processes:
-            process.start()
+        with untouched_by_interrupts():
+            for process in processes:
+                process.start()
         asked = False
         while any(process.is_alive() for process in processes) or not events.empty():
             if stop.asked and not asked:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.grid.metrics import ImageRow
 from bench.grid.protocol import Settings
 from bench.model.precision import computing
 from bench.model.segmenter import PromptableSegmenter, at_once
 from bench.model.upsampling import union
-from bench.training.metrics import ImageRow
 from bench.training.prepared import Item, Prepared
 from bench.types import Dataset, Features, Prompts, Sample, Split
 

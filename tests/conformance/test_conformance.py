@@ -11,7 +11,8 @@ from conftest import Rectangles
 from torch import nn
 
 from bench.check import main
-from bench.conformance.checks import Finding, datasets, examined, methods
+from bench.conformance import datasets, methods
+from bench.conformance.checks import Finding, examined
 from bench.conformance.datasets import DATASET_CHECKS, DatasetSubject
 from bench.conformance.methods import METHOD_CHECKS, MethodSubject
 from bench.grid.registry import DATASETS, METHODS

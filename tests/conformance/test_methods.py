@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.conformance.checks import examined, methods
+from bench.conformance import methods
+from bench.conformance.checks import examined
 from bench.conformance.methods import METHOD_CHECKS
 from bench.errors import RequestError
 from bench.grid.registry import METHODS

@@ -75,7 +75,8 @@ NESTED = st.recursive(
     lambda inner: st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-GROUPS = st.dictionaries(WORDS, st.dictionaries(WORDS, FLOATS, max_size=3), min_size=1, max_size=3)
+SCORED = st.dictionaries(WORDS, st.floats(0, 100), max_size=3)
+GROUPS = st.fixed_dictionaries({"best": SCORED, "last": SCORED}, optional={"val": SCORED})
 RECORDS = st.builds(Record, SPECS, GROUPS, st.dictionaries(st.text(), NESTED, max_size=3), st.dictionaries(st.text(), NESTED, max_size=3))
 
 

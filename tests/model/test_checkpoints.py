@@ -1,8 +1,12 @@
 """Checkpoints load in SAM's own layout, and every way in which one can be wrong gets one sentence."""
 
 import importlib.util
+import os
+import pickle
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -95,6 +99,54 @@ def test_pickled_code_is_refused_and_never_run(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="pickled code"):
         bench.load_sam(TOY, "sam.pth")
     assert not Path("evil").exists()
+
+
+class Calls:
+    """What a pickle calls when it is read."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("call", [(os.system, "touch evil"), (eval, "open('evil', 'w')"), (Path.touch, Path("evil"))], ids=str)
+@pytest.mark.parametrize("way", ["zip", "old", "bare", "zip without a version"])
+def test_code_is_called_what_it_is(tmp_path, monkeypatch, call, way):
+    """A module that torch refuses by name, such as os, was said to be a damaged file."""
+    monkeypatch.chdir(tmp_path)
+    content = {"image_encoder.pos_embed": Calls(*call)}
+    if way == "bare":
+        Path("sam.pth").write_bytes(pickle.dumps(content))
+    elif way == "zip without a version":
+        with zipfile.ZipFile("sam.pth", "w") as archive:
+            archive.writestr("../../evil", b"x")
+            archive.writestr("sam/data.pkl", pickle.dumps(content))
+    else:
+        torch.save(content, "sam.pth", _use_new_zipfile_serialization=way == "zip")
+    with pytest.raises(CheckpointError, match="holds pickled code, which is never run"):
+        bench.load_sam(TOY, "sam.pth")
+    assert not Path("evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        (lambda t: t * float("nan"), "holds NaN or infinite numbers"),
+        (lambda t: t - float("inf"), "holds NaN or infinite numbers"),
+        (lambda t: t.to(torch.int32), "is of int32, and float32, float16, bfloat16 is needed"),
+        (lambda t: t.to(torch.complex64), "is of complex64"),
+        (lambda t: t.double(), "is of float64"),
+    ],
+)
+def test_numbers_that_no_checkpoint_has_are_named(tmp_path, odd, says):
+    tensors = toy_backbone().state_dict()
+    name = "image_encoder.blocks.1.attn.qkv.weight"
+    path = save(tmp_path / "sam.pth", {**tensors, name: odd(tensors[name])})
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(path))}: {name} {says}"):
+        bench.load_sam(TOY, path)
+    bench.load_sam(TOY, save(tmp_path / "half.pth", {key: tensor.half() for key, tensor in tensors.items()}))
 
 
 def test_absent_files_and_unknown_names(tmp_path):

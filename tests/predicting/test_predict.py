@@ -1,5 +1,6 @@
 """Adapted models: rebuilt from cells, given pictures and prompts of every kind, from Python and from the command line."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -470,3 +471,65 @@ def test_a_wrong_command_starts_nothing(cell, folder, tmp_path, capsys):
             main([*words, "--run", str(cell)])
         assert stopped.value.code == 2
     assert not out.exists() and not (tmp_path / "o").exists()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["{data}/images/a.png", "../images/a.png", "../labels/a.png", "{data}/labels/a.png"])
+def test_a_path_in_the_table_leads_nowhere_else(cell, folder, tmp_path, capsys, name):
+    """A row with an absolute path overwrote the user's label with an overlay."""
+    (tmp_path / "labels").mkdir()
+    cv2.imwrite(str(tmp_path / "labels/a.png"), np.zeros((40, 60), np.uint8))
+    prompts = table(tmp_path / "p.csv", "image,x,y", f"{name.format(data=tmp_path)},3,4")
+    before = contents(tmp_path)
+    assert main(["--run", str(cell), "--images", str(folder), "--prompts", str(prompts), "--out", str(tmp_path / "o")]) == 2
+    assert "row 2: " in (said := capsys.readouterr().err) and f"is not inside {folder}" in said and said.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
+def test_masks_never_come_among_the_images_nor_over_the_table(cell, folder, tmp_path, capsys):
+    images = folder.rename(tmp_path / "masks")
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "masks").symlink_to(tmp_path / "elsewhere")
+    prompts = table(tmp_path / "predictions.csv", "image,x,y", "b.jpg,3,4")
+    before = contents(tmp_path)
+    for words, says in (
+        (["--out", str(tmp_path)], "would be written among the images"),
+        (["--out", str(tmp_path / "o")], "leads out of"),
+        (["--out", str(tmp_path), "--prompts", str(prompts)], "would be written over by the table"),
+    ):
+        assert main(["--run", str(cell), "--images", str(images), *words]) == 2
+        assert says in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_empty_masks_and_why_are_said(cell, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bench.predict._masks", lambda model, ready: [np.zeros(image.shape[-2:], bool) for _, image, _ in ready])
+    out = tmp_path / "o"
+    assert main(["--run", str(cell), "--images", str(folder), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"3 of 3 masks are in {out}; all of them are empty, 3 of them without any prompt: --prompts" in said
+    prompts = table(tmp_path / "p.csv", "image,x,y", "b.jpg,3,4")
+    assert main(["--run", str(cell), "--images", str(folder), "--prompts", str(prompts), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.endswith("; all of them are empty.\n")
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        (lambda t: t * float("nan"), "holds NaN or infinite numbers"),
+        (lambda t: t + float("inf"), "holds NaN or infinite numbers"),
+        (lambda t: t.half(), "is of float16, and float32 is needed"),
+        (lambda t: t.double(), "is of float64, and float32 is needed"),
+        (lambda t: t.to(torch.int64), "is of int64, and float32 is needed"),
+    ],
+)
+def test_tuned_weights_that_no_training_leaves_are_named(cell, tmp_path, odd, says):
+    copy = shutil.copytree(cell, tmp_path / cell.name)
+    tensors = load_file(copy / "tuned.safetensors")
+    name = sorted(tensors)[3]
+    save_file({**tensors, name: odd(tensors[name])}, copy / "tuned.safetensors")
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)} {says}"):
+        load_run(copy)

@@ -1,8 +1,10 @@
 """Tables with evidence: intervals, marks, published numbers inside or outside, the four renderings, and pivots."""
 
 import math
+import re
 import shutil
 import subprocess
+from csv import reader
 from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +18,7 @@ from test_store import HISTORY
 
 from bench.errors import RequestError
 from bench.grid.spec import MethodChoice, RunSpec
+from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import Record, ResultStore, record_bytes
 from bench.reporting.comparable import CellQuery, comparable_cells
 from bench.reporting.formats import FORMATS, html, latex
@@ -426,3 +429,38 @@ def test_the_command_pivots_into_all_formats_the_same_bytes_twice(store: ResultS
     assert sorted(name.rpartition(".")[2] for name in first) == ["csv", "html", "md", "tex"]
     assert main(command) == 0
     assert first == {path.name: path.read_bytes() for path in (store.root / "tables").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1+1",
+        "+cmd|' /C calc'!A0",
+        "-1+1",
+        "@SUM(A1)",
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "[x](javascript:alert(1))",
+    ],
+)
+def test_no_text_is_run_by_a_spreadsheet_or_a_page(text: str) -> None:
+    cells = (Cell(reason=text, notes=(f"{text} [x]: javascript:alert(1)",)), Cell(-1.5))
+    table = Table("a", text, ((text, text),), text, (Column(text, text), Column("", "b")), (Row(text, cells),), (text,))
+    fields = [field for line in reader(csv(table).splitlines()) for field in line]
+    assert "-1.5" in fields and not [field for field in fields if re.match(r"[=+@\t\r-].", field) and field != "-1.5"]
+    page = markdown(table)
+    assert not re.search(r"<[A-Za-z/!?]|\]\(|\]\[|[^1]\]:", page)
+    assert "<script" not in html(table) and "<img" not in html(table)
+
+
+def test_a_frame_as_csv_keeps_numbers_and_names() -> None:
+    frame = pd.DataFrame({"name": ["=x", "-", "-1.5", "007", None], "=head": [1, -2, 3, 4, 5]})
+    assert spreadsheet(frame).decode() == "name,'=head\n'=x,1\n-,-2\n-1.5,3\n007,4\n,5\n"
+
+
+def test_a_protocol_with_many_changes_has_a_file_name(store: ResultStore) -> None:
+    """The protocol is part of a table's name, which file systems limit."""
+    put(store, 70.0, protocol=f"smoke({','.join(f'setting_{i}=0.001' for i in range(30))})")
+    assert main(["--out", str(store.root)]) == 0
+    (path,) = (store.root / "tables").glob("*.md")
+    assert len(path.name.encode()) < 255

@@ -1,6 +1,7 @@
 """The command line as a user has it: real processes, real files, everything that can be asked wrongly, killed or broken."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -115,6 +116,23 @@ WRONG = {
     "no shots at all": ({"shots": "0"}, "whole numbers from 1"),
     "more shots than images": ({"shots": "900"}, "cannot give 900 shots"),
     "a negative seed": ({"seeds": "-1"}, "whole numbers from 0"),
+    "a seed that is too large": ({"seeds": "4294967296"}, "whole numbers from 0 to 4294967295"),
+    "a parameter given twice": ({"methods": "lora(rank=2,rank=4)"}, "gives rank twice"),
+    "a setting given twice": ({"protocol": "smoke(lr=1,lr=2)"}, "gives lr twice"),
+    "an infinite setting": ({"protocol": "smoke(lr=1e999)"}, "lr = inf is too large: at most 1000.0 is allowed"),
+    "a setting that is no number": ({"protocol": "smoke(lr=1e999-1e999)"}, "Cannot read"),
+    "a setting that is too large": ({"protocol": "smoke(epochs=1000001)"}, "epochs = 1000001 is too large"),
+    "a share above one": ({"protocol": "smoke(crop_area_min=1.5)"}, "crop_area_min = 1.5 is too large"),
+    "an infinite parameter": ({"methods": "lora(alpha=1e999)"}, "lora(alpha=…) cannot be 'inf'"),
+    "a parameter of nothing": ({"methods": "lora(rank=None)"}, "lora(rank=…) cannot be 'None'"),
+    "a parameter that is too large": ({"methods": f"lora(rank={2**31})"}, "lora(rank=…) cannot be '2147483648'"),
+    "a parameter that no folder can be named by": ({"methods": "lora(decoder='../x')"}, "words without"),
+    "a parameter that JSON has not": ({"methods": "lora(rank=1j)"}, "must be of type int"),
+    "brackets in brackets": ({"methods": "(" * 500}, "Cannot read"),
+    "a folder that is not UTF-8": ({"data": "r\udcff"}, "'r\\udcff' is not UTF-8"),
+    "endless seconds between resume files": ({"save_every": "inf"}, "--save-every inf is too large"),
+    "memory that is no number": ({"keep_gb": "nan"}, "--keep-gb nan is no number"),
+    "a million workers": ({"workers": "1000000"}, "--workers 1000000 is too large"),
     "an absent data folder": ({"data": "nowhere"}, "nowhere/kvasir"),
     "an absent checkpoint": ({"backbone": "vit_l"}, "sam_vit_l_0b3195.pth"),
 }
@@ -127,6 +145,17 @@ def test_a_wrong_request_starts_nothing(place, tmp_path, capsys, what):
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and "Traceback" not in error
     assert not list((tmp_path / "out").rglob("state.json"))
+
+
+def test_the_grid_stays_until_the_checkpoint_was_read(place, tmp_path, capsys):
+    pretrained = shutil.copytree(place / "pretrained", tmp_path / "pretrained")
+    tensors = load_file(pretrained / "tiny.safetensors")
+    save_file({**tensors, "image_encoder.pos_embed": tensors["image_encoder.pos_embed"] * math.nan}, pretrained / "tiny.safetensors")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "grid.json").write_text("[]")
+    assert main(words(place, tmp_path / "out", pretrained=pretrained)) == 2
+    assert "image_encoder.pos_embed holds NaN" in capsys.readouterr().err
+    assert (tmp_path / "out" / "grid.json").read_text() == "[]"
 
 
 def test_broken_files_found_before_the_start(place, tmp_path, capsys):

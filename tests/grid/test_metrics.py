@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex
 
-from bench.training.metrics import ImageRow, count, mean_image_iou, pooled_dice, pooled_iou, scores, under_rule
+from bench.grid.metrics import ImageRow, count, mean_image_iou, pooled_dice, pooled_iou, scores, under_rule
 
 
 def maps(seed, images=6):

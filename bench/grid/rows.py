@@ -1,0 +1,77 @@
+"""A cell's rows by test image, and whether its record's scores are those of its rows."""
+
+import csv
+import math
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bench.grid.files import remember, remembered
+from bench.grid.metrics import ImageRow, scores
+
+IMAGES = "images.csv"
+COUNTS = ("objects", "intersection", "union", "truth", "predicted")
+TOLERANCE = 1e-6  # percent
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def read_image_rows(folder: Path) -> dict[str, list[ImageRow]] | None:
+    """Selection -> the rows of a cell's folder; None where the file is absent or cannot be read."""
+    found: dict[str, list[ImageRow]] = {}
+    try:
+        with open(folder / IMAGES, newline="", encoding="utf-8") as file:
+            lines = csv.reader(file)
+            heads = next(lines)
+            at = [heads.index(name) for name in ("selection", "name", *COUNTS)]
+            for line in lines:
+                selection, name, *counts = (line[i] for i in at)
+                found.setdefault(selection, []).append(ImageRow(name, *map(int, counts)))
+    except (OSError, ValueError, IndexError, StopIteration, csv.Error):
+        return None
+    return found
+
+
+def disagreement(folder: Path, said: Scores) -> str:
+    """In which score a record says something else than its rows; empty where in none, or where there are no rows that can be read."""
+    rows = read_image_rows(folder)
+    if rows is None:
+        return ""
+    for selection, values in said.items():
+        for name, value in scores(rows.get(selection, ())).items():
+            other = values.get(name, value)
+            if not (math.isnan(value) and math.isnan(other)) and not abs(value - other) <= TOLERANCE:
+                return f"its {selection} {name} is {other:.6g}, and {value:.6g} by its {IMAGES}"
+    return ""
+
+
+class Compared:
+    """Which records were compared with their rows and agree, remembered in a file by both files' size and time of change: the rows of
+    thousands of cells take minutes to read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._new = False
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        return remembered(self.path)
+
+    def disagreement(self, folder: Path, record: Path, said: Scores) -> str:
+        """As the function of this name, which is asked only where one of the files changed."""
+        try:
+            facts = [fact for path in (record, folder / IMAGES) for fact in (os.stat(path).st_size, os.stat(path).st_mtime_ns)]
+        except OSError:  # without rows there is nothing to compare
+            return ""
+        if self._known.get(str(folder)) == facts:
+            return ""
+        if not (found := disagreement(folder, said)):
+            self._known[str(folder)], self._new = facts, True
+        return found
+
+    def remember(self) -> None:
+        """Writes what was compared since."""
+        if self._new:
+            self._new = False
+            remember(self.path, self._known)
