@@ -11,7 +11,8 @@ from bench import ROOT
 # A package may import from itself and from the packages of the lines below it. What stands beside it on its line, it may not.
 ORDER = [
     ["commands"],
-    ["pretraining", "profiling", "conformance", "exporting", "reporting", "cluster", "predicting"],
+    ["predicting"],
+    ["pretraining", "profiling", "conformance", "exporting", "reporting", "cluster"],
     ["running"],
     ["training"],
     ["methods"],
