@@ -299,7 +299,9 @@ def _other_files(frame: pd.DataFrame) -> dict[Position, tuple[str, ...]]:
     found: dict[Position, tuple[str, ...]] = {}
     if not {FILES, TIME} <= set(frame):
         return found
-    known = frame[[isinstance(files, str) for files in frame[FILES]]].sort_values(TIME, kind="stable", key=lambda time: time.astype(str))
+    known = frame[frame[FILES].map(lambda files: isinstance(files, str)).astype(bool)].sort_values(
+        TIME, kind="stable", key=lambda time: time.astype(str)
+    )
     newest = dict(zip(known["dataset"], known[FILES], strict=True))
     for label, dataset, draw, seed, files in zip(*(known[name] for name in ("label", "dataset", "draw", "seed", FILES)), strict=True):
         if files != newest[dataset]:
