@@ -23,9 +23,8 @@ PROFILES = ROOT / "slurm"
 SELECTORS: Kinds = {"backbones": Words, **CELLS}
 NONE = "none"  # as the partition of the check or the collector: there is no such job
 OWN_FLAGS = ("array", "output", "error", "job-name", "signal", "open-mode", "dependency", "requeue", "no-requeue", "test-only")
-Natural = Annotated[int, Range(0, 1_000_000)]
-Gigabytes = Annotated[float, Range(0.0, 1e6)]
-Positive = Annotated[int, Range(1, 1_000_000)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[int, Range(1)]
 
 
 def _not_own(flag: str) -> str:
@@ -49,11 +48,10 @@ class CellRequest:
     gpu_type: str = ""  # as in --gres=gpu:TYPE:1
     gpu_flag: Literal["gres", "gpus", "gpus-per-node", "gpus-per-task"] = "gres"  # how the site wants GPUs to be asked for
     cpus: Positive = 4
-    mem_gb: Gigabytes = 0.0
-    mem_gb_max: Gigabytes = 0.0  # a job that a node ended for its memory is tried once more with so much; 0: it is not
-    time_min: Annotated[int, Range(2, 1_000_000)] = 240  # of a job, whatever number of cells it runs
-    # SLURM warns so long before the time limit; a job then saves its cell and is queued again
-    signal_s: Annotated[int, Range(5, 86_400)] = 120
+    mem_gb: Annotated[float, Range(0.0)] = 0.0
+    mem_gb_max: Annotated[float, Range(0.0)] = 0.0  # a job that a node ended for its memory is tried once more with so much; 0: it is not
+    time_min: Annotated[int, Range(2)] = 240  # of a job, whatever number of cells it runs
+    signal_s: Annotated[int, Range(5)] = 120  # SLURM warns so long before the time limit; a job then saves its cell and is queued again
     cells_per_job: Positive = 1
     evaluations_per_job: Positive = 8  # cells of methods that train nothing
     # further flags of sbatch, by their long names

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import RequestError
-from bench.grid.checks import DRAWS, SEEDS
-from bench.grid.protocol import Protocol, load_protocol
+from bench.grid.protocol import SEEDS, Protocol, Settings, load_protocol
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
 from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
 from bench.grid.toml_reader import Kinds, part, read_toml
-from bench.types import FULL, KEPT_BYTES, SHOTS, WHOLE, Dataset, Memory, Range, Shots
+from bench.types import FULL, KEPT_BYTES, SEED, SHOTS, WHOLE, Dataset, Memory, Range, Shots
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ def specs_of(
         tuple(methods),
         tuple(datasets),
         _list("shots", request.shots, _shots),
-        _list("draws", request.draws, _draw),
-        _list("seeds", request.seeds, _seed) if request.seeds else protocol.seeds,
+        _list("draws", request.draws, _natural),
+        _list("seeds", request.seeds, _natural) if request.seeds else protocol.seeds,
     )
     generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
@@ -131,10 +130,17 @@ def specs_of(
             draw,
             seed,
             protocol.name,
-            protocol.resolve(methods[method].name, dataset, shots, methods[method].groups, methods[method].trains),
+            _settings_of(protocol, methods[method], dataset, shots, seed),
         )
         for dataset, method, shots, draw, seed in cells
     ]
+
+
+def _settings_of(protocol: Protocol, method: MethodChoice, dataset: str, shots: Shots, seed: int) -> Settings:
+    settings = protocol.resolve(method.name, dataset, shots, method.groups, method.trains)
+    if settings.augmentation_stream != "fresh" and seed >= SEEDS:
+        raise RequestError(f"Seed {seed} is too large: the generators of protocol {protocol.name} take 0 to {SEEDS - 1}.")
+    return settings
 
 
 def title(spec: RunSpec) -> str:
@@ -195,14 +201,9 @@ def _shots(text: str) -> Shots:
     return FULL if text == FULL else _within(SHOTS, text)
 
 
-def _draw(text: str) -> int:
+def _natural(text: str) -> int:
     """whole numbers from 0 to 4294967295, with commas between them, are allowed."""
-    return _within(DRAWS, text)
-
-
-def _seed(text: str) -> int:
-    """whole numbers from 0 to 4294967295, with commas between them, are allowed."""
-    return _within(SEEDS, text)
+    return _within(SEED, text)
 
 
 def _within(allowed: Range, text: str) -> int:

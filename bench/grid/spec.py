@@ -4,24 +4,26 @@ import ast
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from bench.errors import RequestError
-from bench.grid.checks import COUNT, DRAWS, SEEDS, WHOLE, Scalar, fits
 from bench.grid.plugins import place_in, reason
-from bench.grid.protocol import ONE_GROUP, Settings
+from bench.grid.protocol import ONE_GROUP, CellShots, Settings
 from bench.grid.toml_reader import kinds, part
-from bench.types import SHOTS, Shots
+from bench.types import SEED, Range, Shots
 
-Value = Scalar | tuple[Any, ...]  # of a method's parameter
-WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
 RELEASED = "released"  # shown with a method whose weights somebody else trained
 ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
+
+
+def _named_values(pairs: tuple[Any, ...]) -> str:
+    """Why these are no names with values; empty where they are."""
+    sound = all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and not isinstance(pair[1], dict) for pair in pairs)
+    return "" if sound else "are no names with values"
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class MethodChoice:
     """
 
     name: str
-    parameters: tuple[tuple[str, Value], ...]
-    revision: Annotated[int, COUNT]
+    parameters: Annotated[tuple[Any, ...], _named_values]
+    revision: Annotated[int, Range(0)]
     shown: str
     groups: tuple[str, ...] = ONE_GROUP
     trains: bool = True
@@ -62,12 +64,12 @@ class RunSpec:
     backbone: str
     checkpoint_sha256: str
     dataset: str
-    dataset_revision: Annotated[int, COUNT]
+    dataset_revision: Annotated[int, Range(0)]
     generated: bool  # the data set's files are a generated stand-in, not the real images
     method: MethodChoice
-    shots: Annotated[int, SHOTS] | Literal["full"]
-    draw: Annotated[int, DRAWS]
-    seed: Annotated[int, SEEDS]
+    shots: CellShots
+    draw: Annotated[int, SEED]
+    seed: Annotated[int, SEED]
     protocol: str
     settings: Settings
     released_sha256: str = ""
@@ -150,8 +152,6 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     """
     name: str = cls.name  # type: ignore[attr-defined]
     values = part(name, given, kinds(cls), "parameter of")
-    for key, value in values.items():
-        _check_value(f"{name}({key}=…)", value)
     try:
         method = cls(**values)
     except RequestError:
@@ -169,11 +169,3 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
 def released_choice(cls: type) -> MethodChoice:
     """The choice of a method's class with its defaults whose weights are released ones: a row of its own, "cat_sam_a(released)"."""
     return replace(choose_method(cls, {}), shown=RELEASED, trains=False)
-
-
-def _check_value(where: str, value: Any) -> None:
-    """RequestError for a parameter's value that a folder's name cannot have, or that no file could hold."""
-    too_large = type(value) is int and WHOLE(value)
-    if too_large or not fits(value, Value) or (isinstance(value, str) and not WORD.fullmatch(value)):
-        allowed = "finite numbers below 2147483648, and words without spaces, brackets, quotes and /, are allowed"
-        raise RequestError(f"{where} cannot be {str(value)[:60]!a}: {allowed}.")

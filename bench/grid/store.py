@@ -20,14 +20,14 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 
 from bench.errors import RequestError
-from bench.grid.checks import DRAWS, SEEDS, hints, misfit
 from bench.grid.columns import Columns
 from bench.grid.files import is_below, staged_file, write_together
 from bench.grid.job_environment import job_facts
-from bench.grid.protocol import Settings
+from bench.grid.protocol import CellShots, Settings
 from bench.grid.rows import IMAGES, Compared
 from bench.grid.spec import RELEASED, MethodChoice, RunSpec
-from bench.types import SHOTS, Range
+from bench.grid.toml_reader import kinds, part
+from bench.types import SEED, Range
 
 RECORD, STATE, RESUME, TUNED, HISTORY = "record.json", "state.json", "resume.pt", "tuned.safetensors", "history.csv"
 WRITTEN = (RECORD, IMAGES, HISTORY, TUNED, RESUME, STATE)  # all that a cell writes, the result first
@@ -36,8 +36,7 @@ ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a
 KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
 NAMES_AS_TEXT: dict[str, Callable[[str], str]] = dict.fromkeys(("name", "image", "stem"), str)  # an image called 007 stays "007"
 
-COST_FIELDS = ("step_seconds", "images_per_second", "peak_memory_mb")  # of a method on a backbone and machine, measured apart from cells
-Amount = Annotated[float, Range(0, 2.0**63)] | None
+Amount = Annotated[float, Range(0)] | None
 FACTS: Mapping[str, Any] = {  # of a record, by the names of a row's columns: what tables count, sort and group by, where it is there
     **dict.fromkeys((f"cost.{name}" for name in ("trainable_parameters", "total_parameters", "tuned_bytes", "steps", "looks")), Amount),
     **dict.fromkeys((f"cost.{name}" for name in ("training_seconds", "evaluation_seconds", "peak_memory_mb", "test_images")), Amount),
@@ -46,6 +45,7 @@ FACTS: Mapping[str, Any] = {  # of a record, by the names of a row's columns: wh
     **dict.fromkeys((f"provenance.{name}" for name in ("time", "command", "python", "device_name", "git.commit")), str | None),
     **dict.fromkeys(("provenance.packages.torch", "provenance.data.fingerprint"), str | None),
 }
+COST_FIELDS = ("step_seconds", "images_per_second", "peak_memory_mb")  # of a method on a backbone and machine, measured apart from cells
 
 Phase = Literal["stored", "failed", "unfinished", "pending"]
 
@@ -114,9 +114,9 @@ class GridCell:
 
     dataset: str
     method: str
-    shots: Annotated[int, SHOTS] | Literal["full"]
-    draw: Annotated[int, DRAWS]
-    seed: Annotated[int, SEEDS]
+    shots: CellShots
+    draw: Annotated[int, SEED]
+    seed: Annotated[int, SEED]
     backbone: str
     protocol: str
     checkpoint_sha256: str
@@ -298,7 +298,7 @@ class ResultStore:
             return tuple(_grid_cell(cell) for cell in _parsed(path.read_bytes()))
         except FileNotFoundError:
             return ()
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, RecursionError, RequestError) as error:
             raise RequestError(f"Cannot read {path}: {error}; remove it, or run again.") from None
 
     def cost_file(self, method: MethodChoice, backbone: str, machine: str) -> Path:
@@ -414,8 +414,7 @@ def _record(content: Mapping[str, Any]) -> Record:
     if not scores:
         raise ValueError("no scores")
     record = Record(spec_from_json(content["spec"]), scores, content["cost"], content["provenance"])
-    if fault := misfit({name: _fact(content, name) for name in FACTS}, FACTS):
-        raise ValueError(fault)
+    part("it", {name: _fact(content, name) for name in FACTS}, FACTS)
     if not record.spec.settings.selections:
         raise ValueError("no selections")
     return record
@@ -423,10 +422,10 @@ def _record(content: Mapping[str, Any]) -> Record:
 
 def _fact(content: Any, name: str) -> Any:
     """What a record says by a dotted name; None where it says nothing."""
-    for part in name.split("."):
+    for key in name.split("."):
         if content is not None and not isinstance(content, dict):
-            raise ValueError(f"{part} of {name} is in no table")
-        content = None if content is None else content.get(part)
+            raise ValueError(f"{key} of {name} is in no table")
+        content = None if content is None else content.get(key)
     return content
 
 
@@ -448,9 +447,9 @@ def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
     method = MethodChoice(**{name: _tuples(value) for name, value in content["method"].items()})
     settings = Settings(**{name: _tuples(value) for name, value in content["settings"].items()})
     spec = RunSpec(**{**content, "method": method, "settings": settings})
-    for part, kinds in ((spec, hints(RunSpec)), (method, hints(MethodChoice)), (settings, hints(Settings))):
-        if fault := misfit(vars(part), kinds):
-            raise ValueError(fault)
+    for item in (spec, method, settings):
+        known = kinds(type(item))  # type: ignore[arg-type]
+        part("it", {name: value for name, value in vars(item).items() if name in known}, known)
     return spec
 
 
@@ -500,8 +499,12 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, RecursionError):
         return {}
-    sound = isinstance(state, dict) and not misfit(state, STATES) and not misfit(state.get("progress") or {}, PROGRESS)
-    return state if sound and (state.get("time") is None or TIME.fullmatch(state["time"])) else {}
+    try:
+        for table, known in ((state, STATES), (state.get("progress") or {}, PROGRESS)):
+            part("it", {name: table[name] for name in known if name in table}, known)
+    except (RequestError, AttributeError, TypeError):
+        return {}
+    return state if state.get("time") is None or TIME.fullmatch(state["time"]) else {}
 
 
 def _running(state: Mapping[str, Any]) -> CellStatus:
@@ -518,8 +521,7 @@ def _running(state: Mapping[str, Any]) -> CellStatus:
 
 def _grid_cell(content: Mapping[str, Any]) -> GridCell:
     cell = GridCell(**content)
-    if fault := misfit(content, hints(GridCell)):
-        raise ValueError(fault)
+    part("it", content, kinds(GridCell))
     if not is_below(cell.folder):
         raise ValueError(f"folder = {cell.folder!r} is not below runs")
     return cell

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from bench.errors import RequestError
-from bench.grid.checks import SEEDS, range_of
 from bench.grid.toml_reader import NO_KEY, build, kinds, part, read_toml
 from bench.model.backbones import CONFIGS, SamConfig
 from bench.types import Range
 
-RATE = Range(0.0, 1000.0)
 LENGTH = ("summary", "steps", "cooldown_steps", "evaluate_every")  # what may change when a run goes on
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[int, Range(1)]
+Amount = Annotated[float, Range(0.0)]
 Share = Annotated[float, Range(0.0, 1.0)]
 
 
@@ -25,34 +26,28 @@ class PretrainConfig:
     its [model] section sizes of the tiny architecture."""
 
     summary: str
-    seed: Annotated[int, SEEDS]
-    threads: Annotated[int, Range(1, 1024)]  # of the CPU
-    cache_images: Annotated[int, Range(1, 10_000_000)]
-    held_out_images: Annotated[int, Range(1, 100_000)]
-    steps: Annotated[int, Range(4, 100_000_000)]  # the last `cooldown_steps` of them bring the learning rate linearly to 0
-    cooldown_steps: Annotated[int, Range(0, 100_000_000)]
-    warmup_steps: Annotated[int, Range(1, 100_000_000)]
-    half_size_steps: Annotated[
-        int, Range(0, 100_000_000)
-    ]  # the first steps see the images at half their size: a quarter of the tokens, four times as fast
-    half_size_batch: Annotated[int, Range(1, 65_536)]  # images a step, in those
-    batch: Annotated[int, Range(1, 65_536)]  # images a step
-    objects: Annotated[int, Range(1, 1024)]  # prompts an image, at most
+    seed: Annotated[int, Range(0, 2**32 - 1)]
+    threads: Positive  # of the CPU
+    cache_images: Positive
+    held_out_images: Positive
+    steps: Positive  # the last `cooldown_steps` of them bring the learning rate linearly to 0
+    cooldown_steps: Natural
+    warmup_steps: Positive
+    half_size_steps: Natural  # the first steps see the images at half their size: a quarter of the tokens, four times as fast
+    half_size_batch: Positive  # images a step, in those
+    batch: Positive  # images a step
+    objects: Positive  # prompts an image, at most
     prompt_shares: tuple[Share, Share, Share]  # of images prompted with boxes, points and noisy masks
-    lr_matrices: Annotated[float, RATE]  # Muon, for the matrices of encoder blocks and the decoder's transformer; 0: AdamW for all
-    lr: Annotated[float, RATE]  # AdamW, for everything else
-    weight_decay: Annotated[float, RATE]
-    bce_weight: Annotated[float, RATE]
-    iou_weight: Annotated[float, RATE]  # of the squared error of SAM's own IoU estimate; dice has weight 1
+    lr_matrices: Amount  # Muon, for the matrices of encoder blocks and the decoder's transformer; 0: AdamW for all
+    lr: Amount  # AdamW, for everything else
+    weight_decay: Amount
+    bce_weight: Amount
+    iou_weight: Amount  # of the squared error of SAM's own IoU estimate; dice has weight 1
     ema_decay: Share
-    evaluate_every: Annotated[int, Range(1, 100_000_000)]  # steps
+    evaluate_every: Positive  # steps
     model: SamConfig = field(default=CONFIGS["tiny"], metadata=NO_KEY)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            allowed = range_of(PretrainConfig, name)
-            if allowed and (fault := allowed(value)):
-                raise RequestError(f"{name} = {value} {fault}.")
         least = self.half_size_steps + self.warmup_steps + self.cooldown_steps
         if self.steps < least:
             raise RequestError(f"steps = {self.steps} is too small: half size, warm-up and cool-down together take {least}.")
@@ -88,24 +83,7 @@ def read_config(path: Path, device: str) -> PretrainConfig:
     gpu, model = (Annotated[Mapping[str, Any], kinds(cls)] for cls in (PretrainConfig, SamConfig))
     values = part(str(path), read_toml(path), {**kinds(PretrainConfig), "gpu": gpu, "model": model})
     on_gpu, sizes = values.pop("gpu", {}), values.pop("model", {})
-    tiny = _sized(str(path), replace(CONFIGS["tiny"], **sizes))
-    return build(str(path), values | (on_gpu if device == "cuda" else {}), PretrainConfig, model=tiny)
-
-
-def _sized(path: str, model: SamConfig) -> SamConfig:
-    """The architecture; RequestError for a size that is not allowed, or does not go with the others."""
-    whole = {
-        "image_size": model.patch_size,
-        "width": model.heads,
-        "decoder_width": math.lcm(8, 2 * model.decoder_heads),
-        "mask_channels": 4,
-    }
-    for name, unit in whole.items():
-        if getattr(model, name) % unit:
-            raise RequestError(f"{path} [model]: {name} = {getattr(model, name)} must be a multiple of {unit}.")
-    if any(not 0 <= block < model.depth for block in model.global_blocks):
-        raise RequestError(f"{path} [model]: global_blocks = {list(model.global_blocks)} must be below the depth, {model.depth}.")
-    return model
+    return build(str(path), values | (on_gpu if device == "cuda" else {}), PretrainConfig, model=replace(CONFIGS["tiny"], **sizes))
 
 
 def run_key(config: PretrainConfig) -> str:

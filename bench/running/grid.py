@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_origin
 
 from bench.data.manifest import manifest_of, remember_data
 from bench.errors import STOPPED, RequestError
 from bench.grid.catalogue import Catalogue, catalogue
-from bench.grid.checks import range_of
 from bench.grid.files import file_sha256
 from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, open_dataset, open_datasets, specs_of, title
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
 from bench.grid.store import CellStatus, ResultStore, grid_cell
+from bench.grid.toml_reader import kinds, part
 from bench.model.backbones import checkpoint_path
 from bench.training.launch import is_main_process
 from bench.types import KEPT_BYTES, Dataset, Memory, Range
@@ -47,10 +47,8 @@ class Options:
     keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            allowed = range_of(Options, name)
-            if allowed and (fault := allowed(value)):
-                raise RequestError(f"--{name.replace('_', '-')} {value} {fault}.")
+        ranges = {name: kind for name, kind in kinds(Options).items() if get_origin(kind) is Annotated}
+        part("The options", {name: value for name, value in vars(self).items() if name in ranges}, ranges)
 
 
 # (all cells, those to run, their methods, the checkpoint, the backbone, the options) -> the exit code
