@@ -15,6 +15,9 @@ from test_spec import LORA, SPEC
 from test_store import HISTORY
 
 from bench.errors import RequestError
+from bench.grid.metrics import ImageRow
+from bench.grid.metrics import scores as scores_of
+from bench.grid.rows import COUNTS
 from bench.grid.spec import MethodChoice, RunSpec
 from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import Record, ResultStore
@@ -93,8 +96,8 @@ def put(store: ResultStore, level: float, images: int = 40, empty: int = 0, nois
         counts = {"objects": objects, "intersection": both, "union": 1000, "truth": 1000 * objects, "predicted": 1000}
         rows += [{"selection": rule, "name": f"{i:03}", **counts, "iou": both / 10, "dice": 0.0} for rule in ("best", "last")]
     table = pd.DataFrame(rows)
-    miou = 100 * table["intersection"].sum() / table["union"].sum()
-    scores = {f"miou_{rule}": float(miou) for rule in ("all", "empty_as_empty", "with_objects")}
+    images = [ImageRow(row["name"], *(row[name] for name in COUNTS)) for row in rows if row["selection"] == "best"]
+    scores = {name: value for name, value in scores_of(images).items() if name.startswith("miou_")}
     store.save(Record(spec, {"best": scores, "last": scores}, COST, {"device_name": "a machine"}), table, HISTORY, None)
     return spec
 
