@@ -48,7 +48,7 @@ test: $(DEV)
 # On a cluster of its own on this machine; as root it installs what is missing from Debian's packages.
 test-slurm: $(DEV)
 	@slurm/install || true
-	REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/cluster/test_slurm.py
+	REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/cluster/test_slurm.py tests/cluster/test_bad_days.py
 
 lint: $(DEV)
 	$(PY) -m ruff check .

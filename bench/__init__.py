@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bench.model.segmenter import PromptableSegmenter
     from bench.running.adapted import load_run
     from bench.training.losses import segmentation_loss
+    from bench.training.samples import training_samples
     from bench.types import Prompts
 
 _HOMES = {  # looked up on first use: planning and tables must not wait for torch
@@ -41,6 +42,7 @@ _HOMES = {  # looked up on first use: planning and tables must not wait for torc
     "SamConfig": "bench.model.backbones",
     "results": "bench.exporting.cell_tables",
     "segmentation_loss": "bench.training.losses",
+    "training_samples": "bench.training.samples",
 }
 __all__ = [
     "PromptableSegmenter",
@@ -55,6 +57,7 @@ __all__ = [
     "methods",
     "results",
     "segmentation_loss",
+    "training_samples",
 ]
 
 

@@ -3,6 +3,7 @@
     python -m bench.check lora                                       # or "lora(rank=8)"; on toys, seconds on a CPU
     python -m bench.check --plugin mine.py my_method
     python -m bench.check synth_polyps --data DIR                    # a data set, on its own files
+    python -m bench.check statistics                                 # what tables say of their numbers, by simulation; a minute or two
 
 A check passes, is broken, or is about something that is not promised. The exit code is 1 where one is broken.
 """
@@ -23,6 +24,7 @@ from bench.grid.plugins import add_option
 from bench.grid.registry import DATASETS, METHODS
 from bench.grid.spec import parse_call
 
+STATISTICS = "statistics"  # no method or data set is called so
 VERDICT, CHECK = 14, 46  # columns
 COLOURS = {"pass": "green", "broken": "bold red", "not promised": "yellow"}
 
@@ -32,13 +34,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, 1 where a check is broken, 2 where nothing of that name can be checked."""
     lines = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(prog="python -m bench.check", description=lines[0])
-    parser.add_argument("name", help="a method, also with parameters, or a data set")
+    parser.add_argument("name", help=f"a method, also with parameters, a data set, or {STATISTICS!r}")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--images", type=int, default=16, metavar="N", help="of a data set: images read of each split; 0: all")
     add_option(parser)
     given = parser.parse_args(arguments)
+    if given.name == STATISTICS:
+        return simulated()
     found = findings(given.name, given.data, given.images)
     return show(given.name, found)
+
+
+def simulated() -> int:
+    """Prints how often simulated intervals hold and equal methods differ; 1 where that is not as it should be."""
+    from bench.reporting.coverage import tables
+    from bench.reporting.table import markdown
+
+    made = tables()
+    print(*map(markdown, made), sep="\n")
+    return int(any(cell.notes for table in made for row in table.rows for cell in row.cells))
 
 
 def findings(name: str, data: Path, images: int = 16) -> Iterator[Finding]:

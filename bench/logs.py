@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.cluster.grid_status import cell_title, find_cell
 from bench.cluster.queue import job_state
-from bench.cluster.submission import FOLDER, submissions
+from bench.cluster.submission import FOLDER, submissions, use_cluster
 from bench.errors import one_sentence
 from bench.grid.job_environment import task_id
 from bench.grid.store import GridCell, ResultStore, attempts
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lines", type=int, default=60, help="of the end of each file; 0 for all")
     given = parser.parse_args(arguments)
     out = given.out.absolute()
+    use_cluster(out)
     cell = find_cell(out, given.cell)
     print(f"{cell_title(cell)}: {ResultStore(out).status_of(out / 'runs' / cell.folder).reason or 'stored'}")
     return show(out, cell, given.lines)
@@ -41,6 +42,9 @@ def show(out: Path, cell: GridCell, lines: int) -> int:
         print(f"==> {path}", *text[-lines:], sep="\n")
     if files:
         return 0
+    if not jobs and (planned := [sent.id for sent in submissions(out) if cell.key in sent.cells]):
+        print(f"There is no log: the launcher of {planned[-1]} ended before SLURM took this cell; the same bench.run sends it again.")
+        return 1
     said = {job: job_state(job) for job in jobs[-1:]}
     known = "; ".join(f"SLURM says of {job}: {state['JobState']}, {state.get('Reason')}" for job, state in said.items() if state)
     print(f"There is no log{f' of the jobs {chr(44).join(jobs)}' if jobs else ': it was never sent to SLURM'}. {known}".rstrip())

@@ -1,4 +1,4 @@
-"""How long things take: python -m bench.perf store [--cells 10000], … submit [--cells 1000], … model [--device cpu]
+"""How long things take: python -m bench.perf store [--cells 10000], … submit [--cells 1000], … model [--device cpu], … cost
 
 `store` plans that many cells, writes a made-up record for each into a temporary folder, reads them back into the paper's table, and
 loads them with `bench.results()` in a process of its own, by the code that runs and tables use. It exits with 1 where planning and
@@ -6,6 +6,8 @@ the table take longer than 10 s for each 10,000 cells, or loading does, or where
 
 `submit` sends that many cells to a SLURM whose commands answer at once, by the launcher itself in a process of its own, and exits
 with 1 where that takes longer than 5 s for each 1,000 cells, or imports torch.
+
+`cost` measures what each method costs on this machine, once: a training step, an image, and the peak memory (`bench.profiling.cost`).
 
 `model` times training steps and evaluations along the fast path against the reference, by turns (`bench.profiling.turns`), and `kernels`
 the attention kernels, and the products with frozen layers, against one another.
@@ -21,6 +23,7 @@ from typing import Any
 from bench.errors import RequestError, one_sentence
 from bench.grid.plan import choose_methods
 from bench.grid.store import ResultStore
+from bench.model.backbones import CONFIGS
 from bench.profiling.many_cells import time_store, time_submit
 from bench.reporting.comparable import CellQuery
 from bench.reporting.tables import tables
@@ -38,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     submit.add_argument("--cells", type=int, default=1_000)
     submit.set_defaults(run=lambda given: time_submit(given.cells))
     _add_model(commands)
+    _add_cost(commands)
     given = parser.parse_args(arguments)
     for name in ("cells", "rounds", "at_once", "images"):
         value = getattr(given, name, None)
@@ -68,6 +72,24 @@ def _add_model(commands: Any) -> None:
     kernels.add_argument("--images", type=int, default=1)
     kernels.add_argument("--rounds", type=int, default=3)
     kernels.set_defaults(run=_kernels)
+
+
+def _add_cost(commands: Any) -> None:
+    cost = commands.add_parser("cost", help="a step, an image and memory of each method on this machine, for `tables --like efficiency`")
+    cost.add_argument("--methods", default="paper", help="with commas, as bench.run takes them")
+    cost.add_argument("--backbone", choices=list(CONFIGS), default="vit_l")
+    cost.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    cost.add_argument("--out", type=Path, default=Path("results"), help="the results folder; costs go to its costs/")
+    cost.set_defaults(run=_cost)
+
+
+def _cost(given: argparse.Namespace) -> int:
+    from bench.profiling.cost import measure_costs
+    from bench.running.workers import device_of
+
+    store = ResultStore(given.out)
+    store.check_writable()
+    return measure_costs(choose_methods(given.methods), given.backbone, device_of(given.device), store)
 
 
 def _compare(given: argparse.Namespace) -> int:

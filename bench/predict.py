@@ -66,6 +66,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, metavar="CSV", help="their prompts; without it every image is predicted without a prompt")
     parser.add_argument("--out", type=Path, required=True, help="the mask, a png file; with --images a folder")
     parser.add_argument("--overlay", type=Path, help="the overlay picture of --image; default: beside the mask, as NAME_overlay.png")
+    parser.add_argument(
+        "--bits", type=int, default=0, choices=range(8, 17), metavar="N", help="of images of 16 bits: how many are used, 8 to 16"
+    )
     parser.add_argument("--no-overlay", action="store_true", help="masks only")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the cell of a key is looked for")
     parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="folder of SAM's checkpoints")

@@ -26,13 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all stored, 1 some failed or unfinished, 2 wrong request, 130 stopped)."""
     try:
         request, options = parse(arguments)
+        if options.group_writable:
+            os.umask(os.umask(0) & ~0o070)  # SLURM gives its jobs the launcher's
         if options.devices > 1 and options.launcher == "local" and not is_distributed():
             return _launch_processes(sys.argv[1:] if arguments is None else arguments, options)
         if options.launcher == "slurm":
             from bench.cluster.submit import launch_grid
 
             return run_grid(request, options, launch_grid)
-        return run_grid(request, options)
+        from bench.cluster.submission import free_of_jobs
+
+        return run_grid(request, options, free=free_of_jobs)
     except ProcessGroupError as error:
         if str(error):
             print(f"error: {error}", file=sys.stderr)
@@ -64,7 +68,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--profile", default="", help="with --launcher slurm: the name of a file in slurm/, or the path of one")
     parser.add_argument("--collect", action="store_true", help="with --launcher slurm: a last job renders tables and report")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--overwrite", choices=["never", "failed", "always"], default="never")
+    parser.add_argument(
+        "--overwrite", choices=["never", "failed", "changed", "always"], default="never", help="changed: cells of other data files"
+    )
     parser.add_argument("--save-every", type=float, default=Options.save_every, metavar="SECONDS", help="between two resume files")
     parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs (or CPU processes) that run each cell together")
@@ -72,6 +78,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
     parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="the encoder by torch.compile, on a GPU")
     parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
+    parser.add_argument("--steal", action="store_true", help="also the cells that another process computes just now")
+    parser.add_argument("--group-writable", action="store_true", help="other people of the folder's group may write the results too")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")
     add_option(parser)
     given = parser.parse_args(arguments)

@@ -1,24 +1,41 @@
-"""Sheets of predictions: python -m bench.sheets [--out results] [--images 0104,0110] [--data data] [--pretrained pretrained]
+"""Sheets of predictions, or of training samples: python -m bench.sheets [--out results] [--images 0104,0110] [--data data]
+
+python -m bench.sheets --training [--methods lora --datasets whu --shots 1 --protocol paper]
 
 For every data set of every backbone, checkpoint, number of shots and protocol one picture: image with prompts, ground truth, and the
 mask of every method with its IoU, each of the first draw and seed that all methods have. The images are the best, the median, the worst
 and the one of largest disagreement, unless they are named. It predicts, so it needs the data and the checkpoint.
+
+--training draws what training saw instead, its first samples in order: of the stored cells, or of a grid named as for `bench.run`, before
+anything is trained. It needs the data alone.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
-from bench.errors import one_sentence
-from bench.grid.plan import open_dataset
+from bench.errors import RequestError, one_sentence
+from bench.grid.plan import Request, open_dataset, specs_of
 from bench.grid.plugins import add_option
 from bench.grid.store import ResultStore
 from bench.model.backbones import PRETRAINED, checkpoint_path
 from bench.model.checkpoints import load_sam
 from bench.reporting.comparable import CellQuery
 from bench.reporting.sheets import draw, sheets
+from bench.reporting.training_sheets import stored_specs, training_sheets
+
+
+def _draw_training(request: Request | None, given: argparse.Namespace) -> int:
+    store = ResultStore(given.out)
+    specs = specs_of(request, "", given.data) if request else list(stored_specs(store))
+    wanted = [spec for spec in specs if spec.method.trains and given.dataset in (None, spec.dataset)]
+    if not wanted:
+        raise RequestError(f"No cell that is trained is named, or stored in {store.runs}: name some by --methods, --datasets, --shots, …")
+    print(*training_sheets(store, wanted, given.data), sep="\n")
+    return 0
 
 
 @one_sentence
@@ -30,8 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="only this data set")
     parser.add_argument("--data", default="data", type=Path, help="folder of the data sets")
     parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
+    parser.add_argument("--training", action="store_true", help="training samples instead: of the stored cells, or of those named by")
+    for field in fields(Request):
+        parser.add_argument(f"--{field.name}", help="with --training, as for bench.run")
     add_option(parser)
     given = parser.parse_args(arguments)
+    named = {field.name: value for field in fields(Request) if (value := getattr(given, field.name)) is not None}
+    if named and not given.training:
+        raise RequestError(f"--{next(iter(named))}: only with --training; sheets of predictions are of what is stored.")
+    if given.training:
+        return _draw_training(replace(Request(), **named) if named else None, given)
     images = [name.strip() for name in given.images.split(",") if name.strip()]
     load = cache(lambda backbone: load_sam(backbone, checkpoint_path(backbone, given.pretrained)))  # once, for all its sheets
     wanted = [sheet for sheet in sheets(ResultStore(given.out), CellQuery()) if given.dataset in (None, sheet.dataset)]

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from bench.cluster.grid_status import PHASES, LiveStatus, cell_title, live_statuses, seconds_left
 from bench.cluster.queue import Task, tasks
+from bench.cluster.submission import use_cluster
 from bench.errors import RequestError, one_sentence
 from bench.grid.progress import duration
 
+LISTED = 20  # cells of a phase
 CLEAR = "\033[H\033[2J"
 
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(out: Path, every_cell: bool = False) -> tuple[list[str], bool]:
     """The lines to show, and whether a cell runs or has a job that waits."""
-    queue, silence = _queue()
+    queue, silence = _queue(out)
     statuses = live_statuses(out, queue)
     if not statuses:
         return [f"No grid was run or sent from {out} yet.", *silence], False
@@ -54,16 +56,22 @@ def report(out: Path, every_cell: bool = False) -> tuple[list[str], bool]:
 
 
 def _lines(phase: str, statuses: Sequence[LiveStatus], every_cell: bool) -> list[str]:
-    """A line a cell; waiting cells are counted by what they wait for, and stored ones not listed, unless asked for."""
+    """A line a cell, of the first so many; waiting cells are counted by what they wait for, and stored ones not listed, unless asked
+    for."""
     if every_cell or phase not in ("stored", "pending"):
-        width = max((len(cell_title(one.cell)) for one in statuses), default=0)
-        return [f"{phase:10}  {cell_title(one.cell):{width}}  {one.detail}".rstrip() for one in statuses]
+        listed = statuses if every_cell else statuses[:LISTED]
+        width = max((len(cell_title(one.cell)) for one in listed), default=0)
+        lines = [f"{phase:10}  {cell_title(one.cell):{width}}  {one.detail}".rstrip() for one in listed]
+        more = Counter(one.detail for one in statuses[len(listed) :]) if phase in ("lost", "unfinished", "failed") else Counter()
+        lines += [f"{phase:10}  {count} more cells  {why}" for why, count in more.most_common(LISTED // 4)]
+        return [*lines, *([f"{'':10}  … all {len(statuses)} by --all"] if len(listed) < len(statuses) else [])]
     if phase == "stored":
         return []
     return [f"{phase:10}  {count} cells  {why}" for why, count in Counter(one.detail for one in statuses).most_common()]
 
 
-def _queue() -> tuple[list[Task] | None, list[str]]:
+def _queue(out: Path) -> tuple[list[Task] | None, list[str]]:
+    use_cluster(out)
     try:
         return tasks(), []
     except RequestError as error:

@@ -9,18 +9,19 @@ stored is not run again. The comparison goes to `results/studies/<name>.md` and 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 
-from bench.errors import STOPPED, RequestError, one_sentence, unknown
-from bench.grid.plan import Request, text_of
+from bench.errors import STOPPED, RequestError, one_sentence
+from bench.grid.plan import REQUEST, Request, text_of
 from bench.grid.plugins import add_option
-from bench.grid.protocol import load_protocol, read_toml
+from bench.grid.protocol import CHANGES, load_protocol
 from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import ResultStore
+from bench.grid.toml_reader import Kinds, not_empty, part, read_toml
 from bench.running.grid import Options, run_grid
 
 
@@ -34,21 +35,18 @@ class Study:
     variants: tuple[Mapping[str, Any], ...]
 
 
+VARIANT = Annotated[Mapping[str, Any], CHANGES]
+FILE: Kinds = {**REQUEST, "summary": str, "variant": Annotated[tuple[VARIANT, ...], not_empty]}
+
+
 def read_study(path: Path) -> Study:
-    """A study's file; RequestError for an unknown key or setting."""
+    """A study's file; RequestError for a wrong key or value."""
     content = read_toml(path)
-    known = [*(field.name for field in fields(Request)), "summary", "variant"]
-    for key in content:
-        if key not in known:
-            raise unknown(f"key in {path}", key, known)
-    variants = content.get("variant")
-    listed = isinstance(variants, list) and variants and all(isinstance(variant, dict) for variant in variants)
-    if not isinstance(content.get("protocol"), str) or not listed:
+    values = part(str(path), content, FILE)
+    if "protocol" not in values or "variant" not in values:
         raise RequestError(f"{path}: a study needs a protocol and at least one [[variant]].")
-    for variant in content["variant"]:
-        load_protocol(content["protocol"], variant)  # its settings are known
-    request = {key: text_of(content[key]) for key in content if key not in ("summary", "variant")}
-    return Study(path.stem, str(content.get("summary", "")), request, tuple(content["variant"]))
+    request = {key: text_of(values[key]) for key in values if key in REQUEST}
+    return Study(path.stem, values.get("summary", ""), request, tuple(content["variant"]))  # as written: it is part of the cells' keys
 
 
 def run_study(study: Study, out: Path, workers: int) -> int:

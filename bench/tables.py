@@ -19,6 +19,7 @@ from bench.reporting.comparable import CellQuery
 from bench.reporting.formats import FORMATS
 from bench.reporting.pivot import PIVOTS, Pivot
 from bench.reporting.table import Table
+from bench.reporting.table_statistics import BEST
 from bench.reporting.tables import LIKE, pivoted, print_and_write, tables
 
 
@@ -47,12 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shots", help="only cells of this number of shots, or 'full'")
     parser.add_argument("--protocol", help="only cells of this protocol")
     parser.add_argument("--backbone", help="only cells of this backbone")
+    parser.add_argument("--against", default=BEST, help="--like comparisons: with each column's best, with one method, or all pairs")
     return parser
 
 
 def _asked(given: argparse.Namespace) -> list[Table]:
     """The tables of a command line."""
-    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone)
+    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, given.against)
     if given.rows or given.columns:
         return pivoted(ResultStore(given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric))
     return tables(ResultStore(given.out), query, given.like)

@@ -1,11 +1,12 @@
 """The things that pass between the rooms: samples, prompts, features and data sets, their shapes fixed and documented once."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -19,6 +20,24 @@ Split = Literal["train", "val", "test"]
 Shots = int | Literal["full"]
 ProgressCallback = Callable[[float, str], None]  # told the share of the work that is done, and what is being done; may raise to stop
 FULL: Final = "full"  # all labelled images; also the name of a method, which no code may branch on
+
+
+@dataclass(frozen=True)
+class Range:
+    """Beside a number's type, `Annotated[int, Range(1, 64)]`: both ends are allowed."""
+
+    least: float
+    most: float = math.inf
+
+    def __call__(self, value: float) -> str:
+        """Why a number is not in it, as the end of a sentence; empty where it is."""
+        if value < self.least:
+            return f"is too small: at least {self.least} is needed"
+        return f"is too large: at most {self.most} is allowed" if value > self.most else ""
+
+
+SHOTS = Range(1, 2**31 - 1)
+SEED = Range(0, 2**32 - 1)  # and of draws
 
 
 @dataclass(frozen=True)
@@ -50,8 +69,8 @@ class TrainingPrompts:
     """How a data set's training prompts are made: at most `max_objects` objects an image (None: all); a mask prompt gets
     noise where it differs from itself scaled down by `noise_scale` and up again, and is then cut at > `noise_threshold`."""
 
-    max_objects: int | None = None
-    noise_scale: int = 8
+    max_objects: Annotated[int, Range(1)] | None = None
+    noise_scale: Annotated[int, Range(1, 256)] = 8
     noise_threshold: float = 0.5
 
 

@@ -7,16 +7,18 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.image_files import read_image
+from bench.data.image_files import ROTATED, orientation, read_image
 from bench.errors import DataError, unknown
+from bench.grid.files import composed, is_text
 from bench.types import Sample
+from datasets.definition import Definition
 
 Masks = NDArray[np.bool_]
 
@@ -30,18 +32,21 @@ class CocoImage:
     width: int
     objects: tuple[tuple[int, Any], ...]
     source: Path
+    bits: int = 0
 
     def read(self, name: str) -> Sample:
         """The sample, its objects in the order of their ids; DataError where the image has another size, or an object no mask."""
-        image = cv2.cvtColor(read_image(self.image, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+        image = read_image(self.image, self.bits)
         if image.shape[:2] != (self.height, self.width):
+            tag = orientation(self.image)
+            turned = f", turned upright by its orientation tag, {tag}" if tag >= ROTATED else ""
             raise DataError(
-                f"The image {self.image} has {image.shape[:2]} pixels (H, W), but {self.source} says {(self.height, self.width)}: "
+                f"The image {self.image} has {image.shape[:2]} pixels (H, W){turned}, but {self.source} says {(self.height, self.width)}: "
                 f"they must agree."
             )
         objects: Masks = np.zeros((len(self.objects), self.height, self.width), bool)
-        for at, (number, segmentation) in enumerate(self.objects):
-            objects[at] = self._mask(number, segmentation)
+        for at, (_, segmentation) in enumerate(self.objects):
+            objects[at] = self._mask(segmentation)
         mask = np.asarray(objects.any(axis=0), np.uint8)
         return Sample(name, image, mask, objects)
 
@@ -49,19 +54,21 @@ class CocoImage:
         """The image; the annotations are a file of the whole split."""
         return {"image": self.image}
 
-    def _mask(self, number: int, segmentation: Any) -> Masks:
-        """The mask (H, W) of one annotation."""
+    def _mask(self, segmentation: Any) -> Masks:
+        """The mask (H, W) of one annotation that is not bad (see `_bad_mask`): pycocotools draws whatever it finds, or crashes."""
         from pycocotools import mask
 
         runs = segmentation
         if isinstance(runs, dict):
-            counts = runs["counts"] if isinstance(runs["counts"], list) else run_lengths(runs["counts"])
-            if min(counts, default=0) < 0 or sum(counts) != self.height * self.width:  # pycocotools draws what it finds
-                raise DataError(f"Annotation {number} in {self.source} has run lengths that do not fill {self.image}.")
-            runs = {"size": [self.height, self.width], "counts": counts}
+            runs = {"size": [self.height, self.width], "counts": _counts(runs["counts"])}
         drawn = mask.frPyObjects(runs, self.height, self.width)
         found: Masks = mask.decode(mask.merge(drawn) if isinstance(drawn, list) else drawn) > 0
         return found
+
+
+def _counts(counts: Any) -> Any:
+    """Run lengths as a list, packed or not."""
+    return run_lengths(counts) if isinstance(counts, str) else counts
 
 
 def run_lengths(text: str) -> list[int]:
@@ -91,54 +98,78 @@ class CocoFile:
     notes: list[str] = field(default_factory=list)
 
 
-def read_coco(path: Path, folder: Path, categories: Sequence[str] = (), empty_images: bool = True) -> CocoFile:
+def read_coco(path: Path, folder: Path, definition: Definition) -> CocoFile:
     """The images of a file of instance annotations, by file name without its ending.
 
-    categories: names whose annotations count (empty: all); empty_images: whether an image without any of them is used.
-    DataError where the file cannot be read; what is wrong with single images and annotations are faults.
+    Of the definition count `categories`, `empty_images`, `skip_bad_annotations` and `bits`. DataError where the file cannot be read;
+    what is wrong with single images and annotations are faults.
     """
-    images, annotations, wanted = _tables(path, categories)
-    found, crowds = CocoFile(), 0
+    images, annotations, categories = _tables(path, definition.categories)
+    wanted = definition.categories or categories.values()
+    found, bad, crowds = CocoFile(), [], 0
     objects: dict[int, list[tuple[int, Any]]] = {image["id"]: [] for image in images}
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     for annotation in sorted(annotations, key=lambda annotation: annotation["id"]):
-        if annotation["category_id"] not in wanted:
+        if annotation["category_id"] in categories and categories[annotation["category_id"]] not in wanted:
             continue
-        if annotation["image_id"] not in objects:
-            found.faults.append(
-                f"Annotation {annotation['id']} in {path} is of image {annotation['image_id']}, which the file does not list."
-            )
+        if reason := _bad_annotation(annotation, sizes, categories):
+            bad.append(f"Annotation {annotation['id']} in {path} {reason}.")
         elif annotation.get("iscrowd"):
             crowds += 1
-        elif reason := _bad_mask(annotation.get("segmentation"), *sizes[annotation["image_id"]]):
-            found.faults.append(f"Annotation {annotation['id']} in {path} {reason}.")
         else:
             objects[annotation["image_id"]].append((annotation["id"], annotation["segmentation"]))
+    if definition.skip_bad_annotations:
+        found.notes += [f"Left out: {fault}" for fault in bad]
+    else:
+        found.faults += bad
+    if bad:
+        found.notes.append(
+            f"{len(annotations) - len(bad):,} of {len(annotations):,} annotations in {path} can be used.{_advice(definition)}"
+        )
     if crowds:
         found.notes.append(f"Crowds in {path}, which are neither objects nor foreground: {crowds:,}.")
-    used = [image for image in images if empty_images or objects[image["id"]]]
-    _enter(found, used, objects, path, folder)
+    used = [image for image in images if definition.empty_images or objects[image["id"]]]
+    _enter(found, used, objects, path, folder, definition.bits)
     return found
 
 
-def _enter(found: CocoFile, images: Sequence[Mapping[str, Any]], objects: Mapping[int, Any], path: Path, folder: Path) -> None:
+def _advice(definition: Definition) -> str:
+    return "" if definition.skip_bad_annotations else " With `skip_bad_annotations = true` the others are left out."
+
+
+def _bad_annotation(annotation: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str]) -> str:
+    """Why an annotation cannot be used, as a predicate; empty where it can."""
+    if annotation["image_id"] not in sizes:
+        return f"is of image {annotation['image_id']}, which the file does not list"
+    if annotation["category_id"] not in categories:
+        return f"is of category {annotation['category_id']}, which the file does not list"
+    if annotation.get("iscrowd") not in (None, 0, 1):
+        return f"has iscrowd = {annotation['iscrowd']!r}: 0 and 1 are allowed"
+    return "" if annotation.get("iscrowd") else _bad_mask(annotation.get("segmentation"), *sizes[annotation["image_id"]])
+
+
+def _enter(found: CocoFile, images: Sequence[Mapping[str, Any]], objects: Mapping[int, Any], path: Path, folder: Path, bits: int) -> None:
     """Enters the images whose file is there; a fault for every other one, and for two of one name."""
-    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*")} if folder.is_dir() else set()
     if not folder.is_dir():
         found.faults.append(f"The folder {folder}, which should hold the images of {path}, does not exist.")
         return
+    there = {composed(file.relative_to(folder).as_posix()): file for file in folder.rglob("*")}
     for image in images:
-        name = Path(image["file_name"]).with_suffix("").as_posix()
-        if image["file_name"] not in there:
+        listed = PurePosixPath(image["file_name"].replace("\\", "/"))  # which leaves ./ out
+        file, name = there.get(composed(str(listed))), str(listed.with_suffix("")) if listed.name else ""
+        if not is_text(str(listed)):
+            found.faults.append(f"{path} lists the image {image['file_name']!a}, whose name is not UTF-8.")
+        elif file is None:
             found.faults.append(f"The image {folder / image['file_name']} of {path} does not exist.")
         elif name in found.images:
             found.faults.append(f"{path} lists two images named {name}; a name must be unique.")
         else:
-            entry = CocoImage(folder / image["file_name"], image["height"], image["width"], tuple(objects[image["id"]]), path)
-            found.images[name] = entry
+            found.images[name] = CocoImage(file, image["height"], image["width"], tuple(objects[image["id"]]), path, bits)
 
 
 Rows = list[dict[str, Any]]
+MOST_PIXELS = 2**30
+FARTHEST = 10  # sides of its image that a coordinate may lie outside; pycocotools needs memory for every pixel of a border, or crashes
 NEEDED: Mapping[str, Mapping[str, type]] = {
     "images": {"id": int, "file_name": str, "height": int, "width": int},
     "annotations": {"id": int, "image_id": int, "category_id": int},
@@ -146,13 +177,14 @@ NEEDED: Mapping[str, Mapping[str, type]] = {
 }
 
 
-def _tables(path: Path, categories: Sequence[str]) -> tuple[Rows, Rows, set[int]]:
-    """The images, the annotations and the ids of the wanted categories; DataError where the file is not of COCO's form."""
+def _tables(path: Path, categories: Sequence[str]) -> tuple[Rows, Rows, dict[int, str]]:
+    """The images, the annotations and the categories' names by id; DataError where the file is not of COCO's form, or lacks a category
+    of `categories`."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"The annotations {path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"The annotations {path} are no JSON: {' '.join(str(error).split())}.") from None
     tables = []
     for table, columns in NEEDED.items():
@@ -165,7 +197,12 @@ def _tables(path: Path, categories: Sequence[str]) -> tuple[Rows, Rows, set[int]
     for name in categories:
         if name not in names:
             raise DataError(str(unknown(f"category in {path}", name, names)))
-    return images, annotations, {row["id"] for row in known if not categories or row["name"] in categories}
+    for image in images:
+        if not (image["height"] > 0 and image["width"] > 0 and image["height"] * image["width"] <= MOST_PIXELS):
+            raise DataError(
+                f"The image {image['id']} in {path} has {(image['height'], image['width'])} pixels (H, W): 1 to 2^30 are allowed."
+            )
+    return images, annotations, {row["id"]: row["name"] for row in known}
 
 
 def _checked(path: Path, table: str, rows: Rows, columns: Mapping[str, type]) -> Rows:
@@ -186,18 +223,21 @@ def _repeated(ids: Iterable[int]) -> list[int]:
 def _bad_mask(segmentation: Any, height: int, width: int) -> str:
     """Why a segmentation cannot be an object's mask, as a predicate; empty where it can."""
     if isinstance(segmentation, list) and segmentation:
-        for polygon in segmentation:
-            numbers = isinstance(polygon, list) and all(type(x) in (int, float) for x in polygon)
-            if not numbers or len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(polygon).all():
-                return "has a polygon that is not a list of x, y, x, y … of at least three points"
-        return ""
+        return next(filter(None, (_bad_polygon(polygon, height, width) for polygon in segmentation)), "")
     if isinstance(segmentation, dict) and segmentation.get("size") == [height, width]:
         counts = segmentation.get("counts")
-        if isinstance(counts, str) and counts:
-            return ""
-        if isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) and sum(counts) == height * width:
-            return ""
-        return "has run lengths that do not fill its image"
+        lengths = _counts(counts) if isinstance(counts, str | list) else []
+        fill = all(type(n) is int and n >= 0 for n in lengths) and sum(lengths) == height * width
+        return "" if fill else "has run lengths that do not fill its image"
     if isinstance(segmentation, dict):
         return f"has run lengths of the size {segmentation.get('size')} (H, W), its image {[height, width]}"
     return "has no segmentation, a list of polygons or run lengths"
+
+
+def _bad_polygon(polygon: Any, height: int, width: int) -> str:
+    numbers = isinstance(polygon, list) and all(type(x) in (int, float) for x in polygon)
+    if not numbers or len(polygon) < 6 or len(polygon) % 2:
+        return "has a polygon that is not a list of x, y, x, y … of at least three points"
+    limit = FARTHEST * max(height, width)
+    far = [x for x in polygon if not -limit <= x <= limit]  # not a number is neither
+    return f"has a polygon with the coordinate {Decimal(far[0]):.6g}, far outside its image of {width}×{height} pixels" if far else ""

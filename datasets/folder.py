@@ -11,9 +11,10 @@ from typing import ClassVar, Protocol, Self
 import cv2
 import numpy as np
 
-from bench.data.image_files import Bytes, read_image
+from bench.data.image_files import ROTATED, Bytes, Values, check_name, orientation, read_image, read_labels, read_mask
+from bench.data.objects import label_objects
 from bench.errors import DataError
-from bench.types import Dataset, Sample, Split
+from bench.types import Dataset, ObjectRule, Sample, Split
 
 CACHE_BYTES = 1 << 30
 MAX_ASPECT_CHANGE = 1.25  # between an image and its mask; the reference has no limit, and would train on another image's mask
@@ -31,16 +32,42 @@ class Entry(Protocol):
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What a mask's values are beside background: the ids of objects, or classes, whose connected parts are objects by `rule`."""
+
+    are_ids: bool
+    rule: ObjectRule
+
+
+@dataclass(frozen=True)
 class Pair:
-    """The two files of one sample; foreground is what is brighter than `threshold` in the mask."""
+    """The two files of one sample; foreground is what is above `threshold` in the mask. bits: see `read_image`.
+
+    labels: None where all foreground is of one kind.
+    """
 
     image: Path
     mask: Path
     threshold: int = 0
+    bits: int = 0
+    labels: Labels | None = None
 
     def read(self, name: str) -> Sample:
-        """See `read_sample`."""
-        return read_sample(name, self, self.threshold)
+        """The sample; the mask gives the size."""
+        return self.sample(name, *self.pixels())
+
+    def pixels(self) -> tuple[Bytes, Values]:
+        """The image (H, W, 3) RGB and the mask's values (H, W), each of its own size."""
+        values = read_mask(self.mask) if self.labels is None else read_labels(self.mask)
+        return read_image(self.image, self.bits), values
+
+    def sample(self, name: str, image: Bytes, values: Values) -> Sample:
+        """The sample of what `pixels` gave."""
+        mask = (values > self.threshold).astype(np.uint8)
+        objects = None
+        if self.labels is not None:
+            objects = label_objects(np.where(mask, values, 0), self.labels.are_ids, self.labels.rule)
+        return Sample(name, fitted(image, self, values.shape), mask, objects)
 
     def files(self) -> Mapping[str, Path]:
         """The image and the mask."""
@@ -260,7 +287,7 @@ class FolderDataset(ListedDataset):
         names = [n for n in os.listdir(folder) if n.lower().endswith(suffix) and not n.startswith(".")]
         if not names:
             raise DataError(f"Data set {cls.name}: the folder {folder} holds no {suffix} file; {cls._advice(root)}.")
-        return {name[: -len(suffix)]: folder / name for name in names}
+        return {name[: -len(suffix)]: check_name(folder / name) for name in names}
 
     @classmethod
     def _absent_official(cls, root: Path, train: Mapping[str, Entry] | None) -> list[str]:
@@ -283,32 +310,24 @@ class FolderDataset(ListedDataset):
         )
 
 
-def read_sample(name: str, pair: Pair, threshold: int) -> Sample:
-    """Decodes both files; foreground is what is brighter than `threshold` in the mask. The mask gives the size."""
-    image, grey = read_pair(pair)
-    return Sample(name, fitted(image, grey.shape, pair.mask), (grey > threshold).astype(np.uint8))
-
-
-def read_pair(pair: Pair) -> tuple[Bytes, Bytes]:
-    """The image (H, W, 3) RGB and the mask's grey values (H, W), each as it is stored."""
-    mask = read_image(pair.mask, cv2.IMREAD_GRAYSCALE)
-    image = cv2.cvtColor(read_image(pair.image, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return image.astype(np.uint8, copy=False), mask
-
-
-def fitted(image: Bytes, shape: tuple[int, ...], mask: Path) -> Bytes:
+def fitted(image: Bytes, pair: Pair, shape: tuple[int, ...]) -> Bytes:
     """`image` at its mask's size (H, W): transposed where the sizes are swapped, else resized; the reference does the same.
 
-    DataError where the shapes differ so much that the mask cannot be this image's.
+    DataError where the shapes differ so much that the mask cannot be this image's, or are swapped by the image's orientation tag.
     """
     if image.shape[:2] == shape:
         return image
     if image.shape[:2] == shape[::-1]:
+        if (tag := orientation(pair.image)) >= ROTATED:
+            raise DataError(
+                f"The image {pair.image} is turned upright by its orientation tag, {tag}, and its mask {pair.mask} has the size that it "
+                f"has without: turn the mask, or save the image without the tag."
+            )
         return np.ascontiguousarray(image.transpose(1, 0, 2))
     aspect, expected = image.shape[1] / image.shape[0], shape[1] / shape[0]
     if max(aspect / expected, expected / aspect) > MAX_ASPECT_CHANGE:
         raise DataError(
-            f"The mask {mask} has {shape} pixels (H, W) and its image {image.shape[:2]}: the aspect ratios must agree within "
+            f"The mask {pair.mask} has {shape} pixels (H, W) and its image {image.shape[:2]}: the aspect ratios must agree within "
             f"{MAX_ASPECT_CHANGE - 1:.0%}."
         )
     return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)

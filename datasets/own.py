@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 from bench.errors import DataError, RequestError
+from bench.grid.files import composed, is_text, read_text
 from bench.grid.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Split, hash_order
 from datasets.coco import read_coco
 from datasets.definition import Definition, SplitFiles, read_definition
-from datasets.folder import CACHE_BYTES, Entry, ListedDataset, Pair, Survey
+from datasets.folder import CACHE_BYTES, Entry, Labels, ListedDataset, Pair, Survey
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "datasets"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -46,6 +47,10 @@ class OwnDataset(ListedDataset):
     source: ClassVar[Path]
     definition: ClassVar[Definition]
 
+    def __init__(self, entries: Mapping[Split, Entries], cache_bytes: int = CACHE_BYTES, others: Mapping[str, Path] | None = None) -> None:
+        type(self).official = {shots: _known(names, entries["train"]) for shots, names in self.official.items()}  # of `open`'s class
+        super().__init__(entries, cache_bytes, others)
+
     @classmethod
     def revision_of(cls, data: Path) -> int:
         """See the class."""
@@ -69,7 +74,7 @@ class OwnDataset(ListedDataset):
         faults = [fault for listing in listings.values() for fault in listing.faults]
         for split in splits:
             if list_file := cls.definition.split(split).list:
-                names = read_names(cls.name, data / list_file)
+                names = _known(read_names(cls.name, data / list_file), entries[split])
                 faults += cls._not_in(names, entries[split], f"{data / list_file}", places[split].images)
                 entries[split] = {name: entries[split][name] for name in names if name in entries[split]}
         if cls.definition.test_share:
@@ -84,7 +89,7 @@ class OwnDataset(ListedDataset):
         """The entries of one folder, whatever splits they are in."""
         if place.annotations:
             path = data / place.annotations
-            found = read_coco(path, data / place.images, cls.definition.categories, cls.definition.empty_images)
+            found = read_coco(path, data / place.images, cls.definition)
             return Listing(found.images, [cls._fault(fault) for fault in found.faults], found.notes, {place.annotations: path})
         images, doubled = cls._files(data / place.images, cls.definition.extensions)
         masks, doubled_masks = cls._files(data / place.masks, cls.definition.mask_extensions)
@@ -92,14 +97,21 @@ class OwnDataset(ListedDataset):
         if suffix and place.images == place.masks:  # one folder for both: what has a mask's name is no image
             images = {name: path for name, path in images.items() if not name.endswith(suffix)}
         masks = {name: path for name, path in masks.items() if name.endswith(suffix)}
-        of_image = {name: name + suffix for name in images}
+        same = {composed(name): name for name in masks}
+        of_image = {name: same.get(composed(name + suffix), name + suffix) for name in images}
         bare = [
             cls._fault(f"the image {images[name]} has no mask {of_image[name]} in {data / place.masks}")
             for name in sorted(images)
             if of_image[name] not in masks
         ]
-        pairs = {name: Pair(images[name], masks[of_image[name]], cls.definition.threshold) for name in images if of_image[name] in masks}
+        pairs = {name: cls._pair(images[name], masks[of_image[name]]) for name in images if of_image[name] in masks}
         return Listing(pairs, [*doubled, *doubled_masks, *bare], _alone(masks, of_image.values()))
+
+    @classmethod
+    def _pair(cls, image: Path, mask: Path) -> Pair:
+        told = cls.definition
+        labels = None if told.mask_values == "foreground" else Labels(told.mask_values == "ids", cls.rule)
+        return Pair(image, mask, told.threshold, told.bits, labels)
 
     @classmethod
     def _files(cls, folder: Path, extensions: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
@@ -111,6 +123,9 @@ class OwnDataset(ListedDataset):
         wanted = {extension.lower() for extension in extensions}
         for path in sorted(Path(entry.path) for entry in os.scandir(folder) if not entry.name.startswith(".")):
             if path.suffix.lower() not in wanted:
+                continue
+            if not is_text(path.name):
+                faults.append(cls._fault(f"the name of the file {str(path)!a} is not UTF-8: rename it"))
                 continue
             if path.stem in found:
                 faults.append(cls._fault(f"{found[path.stem]} and {path.name} have the same name; `extensions` in {cls.source} can choose"))
@@ -141,7 +156,7 @@ class OwnDataset(ListedDataset):
     @classmethod
     def _bad_shots(cls, data: Path, train: Entries) -> Iterator[str]:
         for shots, names in cls._few_shot(data).items():
-            yield from cls._not_in(names, train, f"the {shots}-shot list", "the train split")
+            yield from cls._not_in(_known(names, train), train, f"the {shots}-shot list", "the train split")
             if len(set(names)) != shots:
                 yield cls._fault(f"the {shots}-shot list has {len(set(names))} different images")
 
@@ -162,11 +177,17 @@ class OwnDataset(ListedDataset):
 def read_names(dataset: str, path: Path) -> tuple[str, ...]:
     """The names in a text file, one a line, with or without an image's extension; # begins a comment. DataError as usual."""
     try:
-        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+        lines = [line.partition("#")[0].strip().removeprefix("./") for line in read_text(path).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise DataError(f"Data set {dataset}: the list {path} cannot be read: {reason}.") from None
     return tuple(dict.fromkeys(line.removesuffix(_image_ending(Path(line).suffix)) for line in lines if line))
+
+
+def _known(names: Sequence[str], entries: Entries) -> tuple[str, ...]:
+    """The names as the entries have them, whatever form of Unicode they are listed in."""
+    same = {composed(name): name for name in entries}
+    return tuple(same.get(composed(name), name) for name in names)
 
 
 def _image_ending(suffix: str) -> str:
@@ -220,7 +241,7 @@ def own_class(path: Path) -> type[Dataset]:
         definition = read_definition(path)
     except RequestError as error:
         return type(path.stem, (BrokenDataset,), {**shared, "title": path.stem, "error": error})
-    rule = ObjectRule(definition.connectivity, definition.min_area, definition.relative_area)  # type: ignore[arg-type]
+    rule = ObjectRule(definition.connectivity, definition.min_area, definition.relative_area)
     told = {
         "title": definition.title or path.stem,
         "rule": rule,

@@ -1,6 +1,7 @@
 """CAT-SAM (Xiao et al., ECCV 2024): a prompt bridge from the decoder's token T into the encoder, as tokens or as adapters."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from bench.model.method import Method
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
 
+GROUPS = {"tuner": "encoder", "decoder": "hq"}  # the shared token is named, and trained, with the encoder's
 SOURCE = "Xiao et al., CAT-SAM, ECCV 2024 (arXiv 2402.03631)"
 
 
@@ -126,6 +128,9 @@ class CatSamT(Method):
     def __post_init__(self) -> None:
         self.at_least(hidden=1)
 
+    def groups(self) -> Mapping[str, str]:
+        return GROUPS
+
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         decoder = HQDecoder(sam)
         return TokenTuner(sam, decoder.hf_token, self.hidden), decoder
@@ -143,6 +148,9 @@ class CatSamA(Method):
 
     def __post_init__(self) -> None:
         self.at_least(reduction=1, hidden=1)
+
+    def groups(self) -> Mapping[str, str]:
+        return GROUPS
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         self.at_most(reduction=sam.config.width)

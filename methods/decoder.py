@@ -1,5 +1,6 @@
 """SAM's own mask decoder, fine-tuned on the frozen encoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,9 @@ class DecoderTuning(Method):
 
     title: ClassVar[str] = "Decoder fine-tuning"
     source: ClassVar[str] = "Kirillov et al., Segment Anything, ICCV 2023 (the mask decoder)"
+
+    def groups(self) -> Mapping[str, str]:
+        return {"decoder": "decoder"}
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         return Tuner(), RetunedDecoder(sam)

@@ -1,5 +1,6 @@
 """Full fine-tuning of SAM, as MedSAM (Ma et al., Nature Communications 2024) does it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,9 @@ class FullFineTuning(Method):
     title: ClassVar[str] = "Full fine-tuning"
     source: ClassVar[str] = "Ma et al., Segment Anything in Medical Images, Nature Communications 2024"
     retunes_backbone: ClassVar[bool] = True
+
+    def groups(self) -> Mapping[str, str]:
+        return {"tuner": "encoder", "decoder": "decoder"}
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         return RetunedTuner(retuned(sam.image_encoder, lambda name: True)), RetunedDecoder(sam)

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
+from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
-
-SOURCE = "Jia et al., Visual Prompt Tuning, ECCV 2022"
 
 
 class DeepTuner(Tuner):
@@ -21,10 +20,10 @@ class DeepTuner(Tuner):
     def __init__(self, sam: Sam, tokens: int, dropout: float) -> None:
         super().__init__()
         self.tokens = nn.Parameter(_uniform(sam.config.patch_size, sam.config.depth, tokens, sam.config.width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        tokens = self.dropout(self.tokens[i]).expand(len(x), -1, -1)  # (B, P, C)
+        tokens = self.dropout(self.tokens[i].expand(len(x), -1, -1))  # (B, P, C)
         x, _ = attend(block, x, block.norm1(tokens))
         return feed_forward(block, x), None
 
@@ -35,19 +34,39 @@ class ShallowTuner(Tuner):
     def __init__(self, sam: Sam, tokens: int, dropout: float) -> None:
         super().__init__()
         self.tokens = nn.Parameter(_uniform(sam.config.patch_size, tokens, sam.config.width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def begin(self, image: Tensor, x: Tensor) -> Tensor:
-        return self.dropout(self.tokens).expand(len(x), -1, -1)  # (B, P, C)
+        return self.dropout(self.tokens.expand(len(x), -1, -1))  # (B, P, C)
 
     def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
         x, attended = attend(block, x, block.norm1(carry))
         return feed_forward(block, x), feed_forward(block, carry + attended)
 
 
+@dataclass(frozen=True)
+class VPT(EncoderMethod):
+    """What both have in common. Dropout is drawn for each image, as in the original; that is revision 2 where there is any."""
+
+    tokens: int = 5
+    dropout: float = 0.0
+    source: ClassVar[str] = "Jia et al., Visual Prompt Tuning, ECCV 2022"
+    also_loads: ClassVar[tuple[int, ...]] = (1,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(tokens=1, dropout=0)
+        self.at_most(dropout=1)
+
+    @property
+    def revision(self) -> int:  # type: ignore[override]
+        """1: one dropout mask for all images of a batch, which is the same where there is no dropout."""
+        return 2 if self.dropout else 1
+
+
 @METHODS.register("vpt_shallow")
 @dataclass(frozen=True)
-class VPTShallow(EncoderMethod):
+class VPTShallow(VPT):
     """`tokens` prompt tokens in front of the first block (p·C parameters).
 
     The paper leaves windowed ViTs open. Here every window of a block sees a copy of the tokens, and the copies are averaged
@@ -55,15 +74,7 @@ class VPTShallow(EncoderMethod):
     Tokens are drawn from U(-v, v), v = sqrt(6 / (3·patch² + C)), pass norm1 like any token, and have no position.
     """
 
-    tokens: int = 5
-    dropout: float = 0.0
     title: ClassVar[str] = "VPT-shallow"
-    source: ClassVar[str] = SOURCE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(tokens=1, dropout=0)
-        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         return ShallowTuner(sam, self.tokens, self.dropout)
@@ -71,18 +82,10 @@ class VPTShallow(EncoderMethod):
 
 @METHODS.register("vpt_deep")
 @dataclass(frozen=True)
-class VPTDeep(EncoderMethod):
+class VPTDeep(VPT):
     """`tokens` new prompt tokens for every block (N·p·C parameters), initialised as in VPTShallow."""
 
-    tokens: int = 5
-    dropout: float = 0.0
     title: ClassVar[str] = "VPT-deep"
-    source: ClassVar[str] = SOURCE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(tokens=1, dropout=0)
-        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         return DeepTuner(sam, self.tokens, self.dropout)

@@ -12,28 +12,48 @@ Pack = tuple[str, ...]  # the keys of the cells that one job runs, one after the
 
 @dataclass(frozen=True)
 class ArrayPlan:
-    """An array to be sent: its flags, its jobs, how long before the limit SLURM warns them, and how many may run at a time."""
+    """An array to be sent: its flags, its jobs, how long before the limit SLURM warns them, and how many may run at a time. after: the
+    number of the array of this launch that it begins behind; None for one that need not wait."""
 
     flags: dict[str, Any]
     packs: tuple[Pack, ...]
     signal_s: int
     parallel: int
+    after: int | None = None
+    mem_max_mb: int = 0  # of a second try after a node ended the job for its memory
 
 
 def array_plans(specs: Sequence[RunSpec], profile: Profile, untrained: frozenset[str], array_size: int) -> list[ArrayPlan]:
-    """The arrays for these cells, at most `array_size` jobs each; the profile's throttle is shared among them by their sizes."""
+    """The arrays for these cells, at most `array_size` jobs each; the profile's throttle is shared among them by their sizes.
+
+    Where there are more arrays than jobs may run at a time, arrays begin behind others, so that the throttle holds over all.
+    """
+    array_size = min(array_size, profile.max_array_tasks or array_size)
     requests: dict[tuple[Any, ...], list[Pack]] = {}
     asked: dict[tuple[Any, ...], Profile] = {}
     for own, cells in _alike(specs, profile):
-        request = (own.signal_s, *map(str, own.sbatch_flags().items()))
+        request = (own.signal_s, own.mem_gb_max, *map(str, own.sbatch_flags().items()))
         asked[request] = own
         short = [spec.key for spec in cells if spec.method.name in untrained]
         long = [spec.key for spec in cells if spec.method.name not in untrained]
-        packs = [*_cut(long, own.cells_per_job), *_cut(short, max(own.cells_per_job, own.evaluations_per_job))]
+        together = max(own.cells_per_job, own.cells_per_gpu * max(1, own.gpus) if own.cells_per_gpu > 1 else 1)
+        packs = [*_cut(long, together), *_cut(short, max(together, own.evaluations_per_job))]
         requests.setdefault(request, []).extend(packs)
     chunks = [(asked[request], chunk) for request, packs in requests.items() for chunk in _cut(packs, array_size)]
-    throttles = _shares(profile.parallel, [len(chunk) for _, chunk in chunks])
-    return [ArrayPlan(own.sbatch_flags(), chunk, own.signal_s, throttle) for (own, chunk), throttle in zip(chunks, throttles, strict=True)]
+    lanes = min(len(chunks), profile.parallel) or len(chunks)
+    lane_sizes = [sum(len(chunk) for _, chunk in chunks[lane::lanes]) for lane in range(lanes)]
+    throttles = _shares(profile.parallel, lane_sizes)
+    return [
+        ArrayPlan(
+            own.sbatch_flags(),
+            chunk,
+            own.signal_s,
+            min(len(chunk), throttles[at % lanes]),
+            at - lanes if at >= lanes else None,
+            round(own.mem_gb_max * 1024),
+        )
+        for at, (own, chunk) in enumerate(chunks)
+    ]
 
 
 def _alike(specs: Iterable[RunSpec], profile: Profile) -> Iterator[tuple[Profile, list[RunSpec]]]:
@@ -53,7 +73,10 @@ def _shares(parallel: int, sizes: Sequence[int]) -> list[int]:
     """How many jobs of each array may run at a time, so that no more than `parallel` do in all, but at least one of each."""
     if not parallel:
         return list(sizes)
-    return [max(1, min(size, parallel * size // sum(sizes))) for size in sizes]
+    shares = [max(1, min(size, parallel * size // sum(sizes))) for size in sizes]
+    while sum(shares) > parallel:  # a small one's least was taken from nobody
+        shares[shares.index(max(shares))] -= 1
+    return shares
 
 
 def shown(plan: ArrayPlan) -> str:

@@ -1,22 +1,21 @@
 """What is known of a grid's cells: their files first, then SLURM's queue. It never asks for accounting."""
 
-import calendar
-import time
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.cluster.queue import Task, job_state
-from bench.cluster.submission import Submission, live_cells, submissions
+from bench.cluster.queue import Task, ended, job_state
+from bench.cluster.submission import Submission, held_packs, submissions
 from bench.errors import RequestError
+from bench.grid.heartbeat import SILENT_SECONDS, disk_now, silence
 from bench.grid.job_environment import task_id
 from bench.grid.progress import duration
 from bench.grid.store import GridCell, ResultStore, attempts, grid_cell, read_record, read_state
 
 PHASES = ("stored", "running", "pending", "lost", "unfinished", "failed")
-SILENT_SECONDS = 60.0  # six heartbeats: a cell that is silent for longer, and has no job, is lost
 EXPLAINED = 20  # lost cells of which SLURM is asked what became of their jobs
 
 
@@ -58,20 +57,21 @@ def cell_title(cell: GridCell) -> str:
     return f"{cell.key}  {cell.dataset} {cell.method} {cell.shots}-shot{draw} seed {cell.seed}"
 
 
-def all_cells(out: Path, sent: Iterable[Submission]) -> dict[str, GridCell]:
-    """Key -> cell, of the last run's grid and of everything that was ever sent to SLURM from this folder."""
-    cells = {cell.key: cell for cell in ResultStore(out).grid()}
-    for submission in sent:
-        cells |= {key: grid_cell(spec) for key, spec in submission.cells.items() if key not in cells}
-    return cells
+def cells_of(out: Path, submission: Submission, keys: Iterable[str]) -> dict[str, GridCell]:
+    """Key -> cell, of some cells of a submission; read from the last run's grid where that has them, which is faster."""
+    grid = {cell.key: cell for cell in ResultStore(out).grid()}
+    return {key: grid[key] if key in grid else grid_cell(submission.cells[key]) for key in keys}
 
 
 def find_cell(out: Path, text: str) -> GridCell:
-    """The one cell of a key, the start of one, its folder, or words of its title; RequestError where none or several fit."""
-    cells = all_cells(out, submissions(out)).values()
-    name = Path(text).name
-    found = [cell for cell in cells if cell.key.startswith(text) or Path(cell.folder).name == name]
-    found = found or [cell for cell in cells if text in cell_title(cell)]
+    """The one cell of a key, the start of one, its folder, or words of its title; RequestError where none or several fit.
+
+    The last run's cells come first, then all that were ever sent to SLURM from this folder.
+    """
+    found = _fitting(text, ResultStore(out).grid())
+    if not found:
+        every = {key: (sent, key) for sent in submissions(out) for key in sent.cells}
+        found = _fitting(text, [grid_cell(sent.cells[key]) for sent, key in every.values()])
     if len(found) == 1:
         return found[0]
     some = "; ".join(cell_title(cell) for cell in found[:3])
@@ -80,31 +80,58 @@ def find_cell(out: Path, text: str) -> GridCell:
     )
 
 
+def _fitting(text: str, cells: Sequence[GridCell]) -> list[GridCell]:
+    name = Path(text).name
+    found = [cell for cell in cells if cell.key.startswith(text) or Path(cell.folder).name == name]
+    return found or [cell for cell in cells if text in cell_title(cell)]
+
+
 def live_statuses(out: Path, tasks: Sequence[Task] | None) -> list[LiveStatus]:
     """Every cell of the last grid, and those of other launches that jobs hold, as they stand. tasks: None where SLURM is absent."""
-    store, sent = ResultStore(out), submissions(out)
-    live = live_cells(out, tasks or ())
-    grid = {cell.key for cell in store.grid()}
-    cells = [cell for key, cell in all_cells(out, sent).items() if key in grid or key in live]
+    store = ResultStore(out)
+    cells = {cell.key: cell for cell in store.grid()}
+    live: dict[str, Task] = {}
+    anew: set[str] = set()
+    for task, submission, keys in held_packs(out, sorted(tasks or (), key=lambda task: task.state == "RUNNING")):
+        live |= dict.fromkeys(keys, task)
+        cells |= {key: grid_cell(submission.cells[key]) for key in keys if key not in cells}
+        anew |= set(keys) if submission.context.overwrite in ("always", "changed") else set()
     jobs: dict[str, list[str]] = {}
-    for submission in sent:
+    for submission in submissions(out):
         for key, names in submission.jobs().items():
             jobs.setdefault(key, []).extend(names)
-    statuses = [_live_status(store, cell, live.get(cell.key), cell.key in jobs) for cell in cells]
+    now = disk_now(out) if cells else 0.0
+    states = {key: read_state(store.runs / cell.folder) or {} for key, cell in cells.items()}
+    said = {_job(state) for state in states.values() if state.get("phase") == "running" and _job(state)}
+    gone = ended(said - {task.job for task in tasks}) if tasks is not None else set()
+    statuses = [_live_status(store, cell, live.get(key), key in jobs, key in anew, now, states[key], gone) for key, cell in cells.items()]
     lost = [one for one in statuses if one.phase == "lost"][:EXPLAINED]
     why = {one.cell.key: _what_became(jobs.get(one.cell.key, [])) for one in lost if tasks is not None}
     return [replace(one, detail=why.get(one.cell.key) or one.detail) for one in statuses]
 
 
-def _live_status(store: ResultStore, cell: GridCell, task: Task | None, sent: bool) -> LiveStatus:
+def _live_status(
+    store: ResultStore,
+    cell: GridCell,
+    task: Task | None,
+    sent: bool,
+    anew: bool,
+    now: float,
+    state: Mapping[str, Any],
+    gone: Collection[str],
+) -> LiveStatus:
+    """anew: the job that holds the cell computes it though it has a result; gone: jobs that are over, whatever their heartbeats say."""
     folder = store.runs / cell.folder
     status = store.status_of(folder)
-    if status.phase in ("stored", "failed"):
+    if status.phase == "failed" or (status.phase == "stored" and not (anew and task and not _ended_in(state, task))):
         return LiveStatus(cell, status.phase, status.reason.partition("\n")[0], 1.0)
-    state = read_state(folder) or {}
-    share, age = _share(state), _silence(state)
+    share, age = _share(state), silence(folder, state, now)
     starts = len(attempts(folder))
-    if age is not None and (age < SILENT_SECONDS or (task and task.state == "RUNNING" and task.job == _job(state))):
+    if (
+        age is not None
+        and _job(state) not in gone
+        and (age < SILENT_SECONDS or (task and task.state == "RUNNING" and task.job == _job(state)))
+    ):
         again = f", start {starts}" if starts > 1 else ""
         left = (state.get("progress") or {}).get("seconds_left")
         rest = f", about {duration(left)} left" if left else ""
@@ -139,11 +166,10 @@ def _job(state: Mapping[str, Any]) -> str:
     return task_id(state["slurm"]) if state.get("slurm") else ""
 
 
-def _silence(state: Mapping[str, Any]) -> float | None:
-    """Seconds since the last heartbeat; None for a cell that nobody says to run."""
-    if state.get("phase") != "running" or "time" not in state:
-        return None
-    return max(0.0, time.time() - calendar.timegm(time.strptime(state["time"], "%Y-%m-%dT%H:%M:%SZ")))
+def _ended_in(state: Mapping[str, Any], task: Task) -> bool:
+    """Whether what ended the cell last was a job of the task's array."""
+    array = str((state.get("slurm") or {}).get("array", _job(state)))
+    return state.get("phase") in ("stored", "failed") and array == task.job.partition("_")[0]
 
 
 def _what_became(jobs: Sequence[str]) -> str:
@@ -151,6 +177,12 @@ def _what_became(jobs: Sequence[str]) -> str:
     state = job_state(jobs[-1]) if jobs else {}
     if not state:
         return ""
+    if state["JobState"] == "OUT_OF_MEMORY":
+        had = re.search(r"mem=([^,]+)", state.get("TRES", ""))
+        return (
+            f"job {jobs[-1]} ended on {state.get('NodeList')}: out of memory, of which it had {had[1] if had else 'no limit of its own'}; "
+            "give the profile more mem_gb, or a mem_gb_max to be tried, and run the same bench.run"
+        )
     said = [state["JobState"], state.get("Reason", "None"), f"exit code {state.get('ExitCode', '0:0')}"]
     where = "" if state.get("NodeList", "(null)") == "(null)" else f" on {state['NodeList']}"
     why = ", ".join(word for word in said if word not in ("None", "exit code 0:0"))

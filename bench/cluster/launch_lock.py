@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 from bench.errors import RequestError
+from bench.grid.heartbeat import is_alive
 
 SILENT_SECONDS = 300.0  # after which a holder on another machine counts as dead
 WAIT_SECONDS = 900.0
@@ -61,7 +62,7 @@ class LaunchLock:
     def _is_dead(self, holder: str) -> bool:
         content = json.loads(holder)
         if content["host"] == socket.gethostname():
-            return not _lives(content["pid"])
+            return not is_alive(content["pid"])
         with contextlib.suppress(OSError):
             return time.time() - self.path.stat().st_mtime > SILENT_SECONDS
         return False
@@ -81,13 +82,3 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -1,26 +1,30 @@
 """The SLURM launcher: sends the cells of a grid that have neither a result nor a job, and returns."""
 
 import os
-import sys
+import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.cluster.array_plan import ArrayPlan, array_plans, shown
+from bench.cluster.job import given_up
 from bench.cluster.launch_lock import LaunchLock
+from bench.cluster.limits import refuse_what_never_starts
 from bench.cluster.probe import check_nodes, checked_partition
-from bench.cluster.profile import Profile, load_profile
-from bench.cluster.queue import Task, jobs_in_queue, limits, need_slurm, tasks, test_only
-from bench.cluster.send import all_or_nothing, collector_flags, send, send_collector
+from bench.cluster.profile import NONE, Profile, load_profile
+from bench.cluster.queue import CLUSTER, Task, ended, job_state, jobs_in_queue, limits, need_slurm, tasks, test_only
+from bench.cluster.send import all_or_nothing, collector_flags, is_limit, send, send_collector
 from bench.cluster.snapshot import take_snapshot
-from bench.cluster.submission import FOLDER, Array, Submission, live_cells, new_id, submission_path
+from bench.cluster.submission import FOLDER, Array, Submission, live_cells, new_id, read_submission, submission_path
 from bench.errors import RequestError
 from bench.grid.catalogue import Catalogue
+from bench.grid.heartbeat import disk_now, holder
+from bench.grid.job_environment import task_id
 from bench.grid.plan import RunContext
 from bench.grid.spec import RunSpec
-from bench.grid.store import ResultStore
+from bench.grid.store import ResultStore, clears, read_state, starts_without_progress
 from bench.running.grid import Options, run_context
 
 ENDING_SECONDS = 40.0  # a job that was cancelled lives on for SLURM's KillWait
@@ -54,32 +58,93 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
 
     specs: the whole grid. RequestError where the cluster refuses it, or the disk: nothing of it is left in the queue then.
     """
+    if grid.profile.cluster:
+        os.environ[CLUSTER] = grid.profile.cluster
     if grid.dry_run:
         _list_arrays(wanted, grid)
         return 0
     need_slurm()
-    store = ResultStore(grid.context.out)
-    store.check_writable()
-    with LaunchLock(grid.context.out / FOLDER) as lock:
-        live = _live(grid.context.out, {spec.key for spec in wanted})
+    out, store = grid.context.out, ResultStore(grid.context.out)
+    if "%" in str(out):
+        raise RequestError(f"--out {out}: SLURM replaces what follows a % in the names of logs; a folder without it is needed.")
+    store.check_writable(wanted)
+    with LaunchLock(out / FOLDER) as lock:
+        live = _live(out, {spec.key for spec in wanted})
         free = [spec for spec in wanted if spec.key not in live and _is_open(store, spec, grid.context.overwrite)]
+        free, elsewhere = _without_running(store, free, grid.context.steal)
+        free = _without_given_up(out, store, free, grid)
         if not free:
             store.write_grid(specs)
-            print(f"{len(specs)} cells: nothing to send, {len(live)} are with SLURM already.")
+            print(f"{len(specs)} cells: nothing to send, {len(live)} are with SLURM already.{elsewhere}")
             return 0
         plans, left = _within_limits(array_plans(free, grid.profile, grid.untrained, limits().array_size), grid.profile)
-        for flags in _requests(plans, grid.collect):
+        collect = grid.collect and grid.profile.collect_partition != NONE
+        for flags in {repr(plan.flags): plan.flags for plan in plans}.values():
+            refuse_what_never_starts(flags)
             test_only({**flags, "output": "/dev/null"})
-        with all_or_nothing(grid.context.out) as jobs:
-            sent = _submission(free, plans, grid)
-            checks = _checks(sent, plans, jobs)
-            _discard(store, sent.cells.values(), grid.context.overwrite)
+        if collect:
+            _test_collector(collector_flags(plans[0].flags, grid.profile))
+        sent = _submission(free, plans, grid)
+        with all_or_nothing(sent) as jobs:
+            checks = _checks(sent, plans, grid.profile, jobs)
             store.write_grid(specs)
             sent.write()
             sent, refused = send(sent, plans, grid.profile, checks, lock, jobs)
-            collector = send_collector(sent, grid.profile) if grid.collect else ""
+            collector = send_collector(sent, grid.profile) if collect else ""
     _say(sent, plans, live, list(filter(None, checks.values())), collector)
+    if elsewhere:
+        print(elsewhere.strip())
     return _say_what_is_left(sent, left, refused)
+
+
+def _without_running(store: ResultStore, specs: Sequence[RunSpec], steal: bool) -> tuple[list[RunSpec], str]:
+    """The cells that no process computes, and a sentence on the others. A job that SLURM knows to have ended computes nothing, which
+    is noted, so that the next job need not wait for its silence."""
+    now = disk_now(store.root)
+    others = {spec: said for spec in specs if not steal and (said := holder(store.folder(spec), now))}
+    jobs = {spec: task_id(facts) for spec in others if (facts := (read_state(store.folder(spec)) or {}).get("slurm"))}
+    gone = ended(set(jobs.values()))
+    for spec, job in jobs.items():
+        if job in gone:
+            store.stop(spec, f"job {job} ended without a word")
+            del others[spec]
+    first = next(iter(others.values()), "")
+    said = f" {len(others)} cells are computed by others ({first}); --steal sends them too." if others else ""
+    return [spec for spec in specs if spec not in others], said
+
+
+def _without_given_up(out: Path, store: ResultStore, specs: Sequence[RunSpec], grid: Launch) -> list[RunSpec]:
+    """The cells without those that starts got no further as often as is allowed, the starts counted that never reached Python; they
+    have failed then, which is noted. What is to be overwritten is counted anew."""
+    marks: dict[str, list[Path]] = {}
+    for mark in (out / FOLDER / "logs").glob("*/*.early"):
+        marks.setdefault(mark.parent.name, []).append(mark)
+    early: dict[str, list[Path]] = {}
+    for submission, paths in marks.items():
+        path = submission_path(out, submission)
+        for key, jobs in (read_submission(path).jobs() if path.is_file() else {}).items():
+            early.setdefault(key, []).extend(path for path in paths if path.name.split(".")[0] in jobs)
+    for spec in specs:
+        for mark in early.get(spec.key, []) if clears(store.status(spec), grid.context.overwrite) else []:
+            mark.unlink(missing_ok=True)
+    kept = []
+    for spec in specs:
+        starts = sum(path.exists() for path in early.get(spec.key, []))
+        starts += starts_without_progress(store.folder(spec)) if starts else 0  # else the job itself counts
+        if starts >= grid.profile.attempts:
+            store.give_up(spec, given_up(starts))
+        else:
+            kept.append(spec)
+    return kept
+
+
+def _test_collector(flags: Mapping[str, Any]) -> None:
+    """RequestError where no node could run the collector; that a limit leaves no room for it now is said when it is sent."""
+    try:
+        test_only({**flags, "output": "/dev/null"})
+    except RequestError as error:
+        if not is_limit(error):
+            raise
 
 
 def _live(out: Path, wanted: set[str]) -> dict[str, Task]:
@@ -94,7 +159,7 @@ def _live(out: Path, wanted: set[str]) -> dict[str, Task]:
 
 def _is_open(store: ResultStore, spec: RunSpec, overwrite: str) -> bool:
     """Whether the cell is still to be computed; while this launcher waited for its turn, another one's job may have done it."""
-    return overwrite == "always" or store.status(spec).phase != "stored"
+    return overwrite in ("always", "changed") or store.status(spec).phase != "stored"
 
 
 def _within_limits(plans: list[ArrayPlan], profile: Profile) -> tuple[list[ArrayPlan], int]:
@@ -115,37 +180,26 @@ def _within_limits(plans: list[ArrayPlan], profile: Profile) -> tuple[list[Array
     return kept, left
 
 
-def _requests(plans: Sequence[ArrayPlan], collect: bool) -> list[Mapping[str, Any]]:
-    """The distinct requests of a launch, the collector's with them."""
-    flags = [plan.flags for plan in plans] + ([collector_flags(plans[0].flags)] if collect else [])
-    return list({repr(one): one for one in flags}.values())
-
-
 def _submission(free: Sequence[RunSpec], plans: Sequence[ArrayPlan], grid: Launch) -> Submission:
     """The submission of these arrays, none sent yet, with a snapshot of the code."""
     keys = {key for plan in plans for pack in plan.packs for key in pack}
     cells = {spec.key: spec for spec in free if spec.key in keys}
     arrays = tuple(Array(plan.flags, plan.packs, plan.signal_s) for plan in plans)
     name, snapshot = new_id(), take_snapshot(grid.context.out / FOLDER / "snapshots")
-    context = replace(grid.context, overwrite="never")  # jobs themselves overwrite nothing
-    return Submission(name, context, snapshot, grid.profile.attempts, cells, arrays, submission_path(context.out, name))
+    path = submission_path(grid.context.out, name)
+    at_once = grid.profile.cells_per_gpu * max(1, grid.profile.gpus)
+    if grid.profile.cells_per_gpu == 1:
+        at_once = 1
+    return Submission(name, grid.context, snapshot, grid.profile.attempts, cells, arrays, path, at_once, grid.profile.cluster)
 
 
-def _checks(sent: Submission, plans: Sequence[ArrayPlan], jobs: list[str]) -> dict[str, str]:
+def _checks(sent: Submission, plans: Sequence[ArrayPlan], profile: Profile, jobs: list[str]) -> dict[str, str]:
     """Place -> the job that still checks it, "" where it has passed; each job is entered into `jobs` too."""
     found: dict[str, str] = {}
     for plan in plans:
         if (context := checked_partition(plan.flags)) not in found:
-            found[context] = check_nodes(sent.context.out, plan.flags, sent.snapshot, sys.executable)
-            jobs += [found[context]] if found[context] else []
+            found[context] = check_nodes(sent, plan.flags, profile, jobs)
     return found
-
-
-def _discard(store: ResultStore, cells: Iterable[RunSpec], overwrite: str) -> None:
-    """Removes what is to be computed anew: failed cells, and all of them under `always`."""
-    for spec in cells:
-        if overwrite == "always" or store.status(spec).phase == "failed":
-            store.discard(spec)
 
 
 def _list_arrays(wanted: Sequence[RunSpec], grid: Launch) -> None:
@@ -173,7 +227,9 @@ def _say(sent: Submission, plans: Sequence[ArrayPlan], live: Mapping[str, Task],
     if live:
         print(f"{len(live)} more cells are with SLURM already.")
     for check in checks:
-        print(f"They wait for job {check}, which checks that the nodes see {out}; if they do not, SLURM cancels them all.")
+        why = job_state(check).get("Reason", "None")
+        state = "" if why == "None" else f" and waits itself ({why})"
+        print(f"They wait for job {check}, which checks that the nodes see {out}{state}; if they do not, SLURM cancels them all.")
     if collector:
         print(f"Job {collector} renders the tables and the report when all have ended.")
 
@@ -186,5 +242,6 @@ def _say_what_is_left(sent: Submission, left: int, refused: str) -> int:
     if rest:
         print(f"There is no room for {rest} now: run the same command again when some have ended. {refused}".rstrip())
     print(f"Sent {cells} cells as {sent.id}, code and logs in {out / FOLDER}. You may log out.")
-    print(f"  python -m bench.status --out {out} --watch\n  python -m bench.logs CELL --out {out}\n  python -m bench.cancel --out {out}")
+    where = f"--out {shlex.quote(str(out))}"
+    print(f"  python -m bench.status {where} --watch\n  python -m bench.logs CELL {where}\n  python -m bench.cancel {where}")
     return 1 if rest else 0

@@ -2,11 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
-from bench.grid.plugins import reason
+from bench.grid.plugins import place_in, reason
 
-Subject = TypeVar("Subject")
+
+class HasClass(Protocol):
+    """What is examined: a method or data set, by its class."""
+
+    cls: type
+
+
+Subject = TypeVar("Subject", bound=HasClass)
 Check = Callable[[Subject], str]  # says what it found; raises Broken or NotPromised
 Verdict = Literal["pass", "broken", "not promised"]
 
@@ -29,7 +36,8 @@ class Finding:
 
 
 def examined(checks: Iterable[Check[Subject]], subject: Subject) -> Iterator[Finding]:
-    """What the checks find of a subject, one after the other; a check that fails otherwise is broken too."""
+    """What the checks find of a subject, one after the other; a check that fails otherwise is broken too. The same error is told once."""
+    errors: dict[str, str] = {}
     for check in checks:
         verdict: Verdict = "pass"
         try:
@@ -39,7 +47,9 @@ def examined(checks: Iterable[Check[Subject]], subject: Subject) -> Iterator[Fin
         except Broken as fault:
             verdict, said = "broken", str(fault)
         except Exception as error:
-            verdict, said = "broken", reason(error)
+            verdict, said = "broken", reason(error, place_in(error, subject.cls))
+            before = errors.setdefault(said, title(check))
+            said = said if before == title(check) else f"It fails as the check above it, “{before}”."
         yield Finding(title(check), verdict, said)
 
 

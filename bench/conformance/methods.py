@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.conformance.checks import Broken, Check, NotPromised, need
 from bench.conformance.toys import Rectangles, toy_backbone
@@ -34,6 +34,7 @@ OTHER = SamConfig(
     image_size=96, patch_size=16, width=48, depth=2, heads=3, window=4, global_blocks=(1,), decoder_width=32, decoder_mlp=32, iou_width=32
 )
 CLOSE = 1e-4  # of the largest value: what the order of sums may change
+GRADIENT_CLOSE = 1e-3, 2e-5  # of a gradient's own element, and of the tensor's largest: ten times what the two paths differ by
 MERGED_CLOSE = 1e-5
 SIZES = ("vit_b", "vit_l", "vit_h")
 
@@ -57,17 +58,27 @@ class MethodSubject:
         """A newly built model, on a backbone of its own unless one is given."""
         return build(self.call, sam or toy_backbone(), seed=seed)
 
-    def train(self, model: PromptableSegmenter, seed: int = 0) -> list[Log]:
-        """Trains for a few steps, and returns their logs. The global random states differ from call to call."""
+    def train(self, model: PromptableSegmenter, reached: set[str] | None = None, seed: int = 0) -> list[Log]:
+        """Trains for a few steps, and returns their logs. The global random states differ from call to call. `reached` gets the names
+        of the tensors that had a gradient other than 0 in any step."""
         _stir()
-        data = Rectangles()
-        return list(fit(model, optimizer_of(model, self.settings), data, data.support(2), self.settings, seed))
+        data, logs = Rectangles(), []
+        for log in fit(model, optimizer_of(model, self.settings), data, data.support(2), self.settings, seed):
+            logs.append(log)
+            if reached is not None:
+                reached |= {name for name, p in model.tuned().items() if p.grad is not None and p.grad.any()}
+        return logs
 
     @cached_property
     def trained(self) -> tuple[PromptableSegmenter, list[Log]]:
         """A trained model with its logs; its neighbours on the same backbone were asked before."""
         model = self.fresh(sam=self.neighbours[1].sam)
-        return model, self.train(model) if model.tuned() else []
+        return model, self.train(model, self.reached) if model.tuned() else []
+
+    @cached_property
+    def reached(self) -> set[str]:
+        """The tensors that `trained` had gradients for."""
+        return set()
 
     @cached_property
     def neighbours(self) -> tuple[PromptableSegmenter, PromptableSegmenter, Tensor, Tensor]:
@@ -111,7 +122,7 @@ def describes_itself(method: MethodSubject) -> str:
     cls, parameters = method.cls, dict(method.choice.parameters)
     for what in ("title", "source"):
         need(isinstance(getattr(cls, what, None), str) and getattr(cls, what), f"It has no {what}: a text is needed.")
-    revision = getattr(cls, "revision", None)
+    revision = method.choice.revision
     need(type(revision) is int and revision >= 1, f"Its revision is {revision!r}: a whole number from 1 is needed.")
     need(cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}("), "It has no docstring of its own, which says what it computes.")
     need(is_dataclass(cls) and cls.__dataclass_params__.frozen, "It is no frozen dataclass.")  # type: ignore[attr-defined]
@@ -135,6 +146,16 @@ def trains_what_it_says(method: MethodSubject) -> str:
     return f"{len(tuned)} trainable tensors" if tuned else "nothing to train"
 
 
+def its_tensors_are_of_the_groups_that_it_names(method: MethodSubject) -> str:
+    model, named = method.fresh(), set(method.choice.groups)
+    if not model.tuned():
+        raise NotPromised("it trains nothing")
+    found = {model.group_of(name) for name in model.tuned()}
+    told = f"It names the groups {', '.join(sorted(named))}, and its trained tensors are of {', '.join(sorted(found))}"
+    need(found == named, f"{told}: a protocol's learning rate for one of them would match nothing.")
+    return f"groups for learning rates: {', '.join(method.choice.groups)}"
+
+
 def leaves_the_backbone_as_it_is(method: MethodSubject) -> str:
     model, _ = method.trained
     logits_of(model)
@@ -156,11 +177,12 @@ def leaves_the_backbone_as_it_is(method: MethodSubject) -> str:
 
 def every_parameter_learns(method: MethodSubject) -> str:
     _needs_training(method)
-    (model, logs), before = method.trained, method.fresh().tuned()
+    model, logs = method.trained
     need(all(log.loss > 0 for log in logs), f"Its losses are {[round(log.loss, 3) for log in logs]}: above 0 is needed.")
-    unmoved = [name for name, p in model.tuned().items() if torch.equal(p, before[name])]
-    need(not unmoved, f"{len(unmoved)} of {len(before)} tensors did not move in {len(logs)} steps: {', '.join(unmoved[:3])}.")
-    return f"all {len(before)} tensors move in {len(logs)} steps"
+    tuned = model.tuned()
+    dead = [name for name in tuned if name not in method.reached]  # weight decay may move them all the same
+    need(not dead, f"{len(dead)} of {len(tuned)} tensors had no gradient but 0 in {len(logs)} steps: {', '.join(dead[:3])}.")
+    return f"all {len(tuned)} tensors have gradients in {len(logs)} steps"
 
 
 def same_seed_same_numbers(method: MethodSubject) -> str:
@@ -256,6 +278,42 @@ def _same_gradients(method: MethodSubject, what: str, memory: Memory) -> str:
     worst, where = max((float((a - cut[n]).abs().max() / a.abs().max().clamp(min=least)), n) for n, a in given.items())
     need(worst <= CLOSE, f"With {what}, the gradient of {where} differs by {worst:.1e} of its largest value; {CLOSE:.0e} is allowed.")
     return f"they differ by {worst:.0e} of the largest value, {CLOSE:.0e} is allowed"
+
+
+def the_fast_path_has_the_references_gradients(method: MethodSubject) -> str:
+    _needs_training(method)
+    model, _ = method.trained
+    found = {}
+    for path in ("fast", "reference"):
+        with use(path), _without_dropout(model):  # of which the two draw other masks
+            found[path] = _gradients(method, model, Memory())
+    fast, reference = found["fast"], found["reference"]
+    for path, gradients in found.items():
+        lacking = [name for name, gradient in gradients.items() if gradient is None]
+        need(not lacking, f"In the {path} path {len(lacking)} of {len(gradients)} tensors have no gradient: {', '.join(lacking[:3])}.")
+    of_element, of_largest = GRADIENT_CLOSE
+    least = 1e-3 * max(gradient.abs().max() for gradient in reference.values())
+    for name, a in reference.items():
+        wrong = ~((fast[name] - a).abs() <= of_element * a.abs() + of_largest * a.abs().max().clamp(min=least))
+        told = f"{int(wrong.sum())} of {a.numel()} elements of the gradient of {name} differ"
+        need(not wrong.any(), f"{told}; the first is {_first(fast[name], wrong):.3g}, and {_first(a, wrong):.3g} in the reference path.")
+    return f"every element of {len(reference)} tensors, to {of_element:.0e} of itself and {of_largest:.0e} of its tensor's largest"
+
+
+def _first(values: Tensor, where: Tensor) -> float:
+    return float(values[where][0]) if where.any() else 0.0
+
+
+@contextmanager
+def _without_dropout(model: PromptableSegmenter) -> Iterator[None]:
+    layers = [(layer, layer.p) for layer in model.modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
+    try:
+        for layer, _ in layers:
+            layer.p = 0.0
+        yield
+    finally:
+        for layer, p in layers:
+            layer.p = p
 
 
 def _gradients(method: MethodSubject, model: PromptableSegmenter, memory: Memory) -> dict[str, Any]:
@@ -366,6 +424,7 @@ def _difference(found: Tensor, expected: Tensor, allowed: float | None = CLOSE) 
 METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
     describes_itself,
     trains_what_it_says,
+    its_tensors_are_of_the_groups_that_it_names,
     leaves_the_backbone_as_it_is,
     every_parameter_learns,
     same_seed_same_numbers,
@@ -378,6 +437,7 @@ METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
     micro_batches_give_the_same_gradients,
     checkpointing_gives_the_same_gradients,
     the_fast_path_is_the_reference,
+    the_fast_path_has_the_references_gradients,
     models_on_one_backbone_do_not_see_each_other,
     a_frozen_encoder_stays_frozen,
     works_on_another_backbone,

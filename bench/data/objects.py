@@ -1,5 +1,7 @@
 """A mask's objects: its connected components that are larger than a data set's rule asks, their areas and tight boxes."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +12,8 @@ Masks = NDArray[np.bool_]
 Integers = NDArray[np.int64]
 
 
-def object_masks(mask: NDArray[np.uint8], rule: ObjectRule) -> Masks:
-    """The objects of `mask` (H, W), 0/1, as (n, H, W) bool: n = 0 where there is none.
+def object_masks(mask: NDArray[Any], rule: ObjectRule) -> Masks:
+    """The objects of `mask` (H, W), 0/1 or bool, as (n, H, W) bool: n = 0 where there is none.
 
     They come in the order in which reading the image row by row meets them, whatever order OpenCV labels them in.
     """
@@ -31,6 +33,15 @@ def sample_objects(sample: Sample, rule: ObjectRule) -> Masks:
     areas = object_areas(sample.objects)
     kept: Masks = sample.objects[areas > area_limit(areas, rule)]
     return kept
+
+
+def label_objects(labels: NDArray[Any], are_ids: bool, rule: ObjectRule) -> Masks:
+    """The objects of a label map (H, W), 0 for the background, as (n, H, W) bool, by label: each id's pixels wherever they lie, or
+    the connected parts of each class that are larger than the rule's `min_area`."""
+    parts = ObjectRule(rule.connectivity, rule.min_area)  # what is relative to the largest object is not known before all are
+    found = [(labels == label)[None] if are_ids else object_masks(labels == label, parts) for label in np.unique(labels) if label]
+    none: Masks = np.zeros((0, *labels.shape), bool)
+    return np.concatenate([none, *found])
 
 
 def object_count(sample: Sample, rule: ObjectRule) -> int:

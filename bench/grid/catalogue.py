@@ -6,7 +6,7 @@ python -m bench.grid.catalogue "lora(rank=8),sam"          # what the child prin
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import entry_points
@@ -17,7 +17,7 @@ from typing import Any
 from bench import ROOT
 from bench.errors import RequestError
 from bench.grid.files import write_together
-from bench.grid.plan import choose_methods
+from bench.grid.plan import choose_methods, groups_by_method
 from bench.grid.plugins import plugin_files
 from bench.grid.published import PUBLISHED
 from bench.grid.registry import METHODS
@@ -28,14 +28,20 @@ CACHE = "methods"
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The chosen methods in the order they were named, and the names of those that train nothing."""
+    """The chosen methods in the order they were named, the names of those that train nothing, and every registered method with its
+    groups of parameters."""
 
     choices: tuple[MethodChoice, ...]
     untrained: frozenset[str]
+    groups: Mapping[str, tuple[str, ...]]
 
     def choose(self, text: str) -> list[MethodChoice]:
         """The choices; what `specs_of` asks for."""
         return list(self.choices)
+
+    def registered(self) -> Mapping[str, tuple[str, ...]]:
+        """The groups by method; `specs_of` asks for them too."""
+        return self.groups
 
 
 def catalogue(text: str, cache_dir: Path) -> Catalogue:
@@ -73,8 +79,8 @@ def _ask(text: str) -> tuple[str, list[str]]:
 
 def _read(said: str) -> Catalogue:
     content = json.loads(said)
-    choices = tuple(MethodChoice(**{**choice, "parameters": _tuples(choice["parameters"])}) for choice in content["choices"])
-    return Catalogue(choices, frozenset(content["untrained"]))
+    choices = tuple(MethodChoice(**{name: _tuples(value) for name, value in choice.items()}) for choice in content["choices"])
+    return Catalogue(choices, frozenset(content["untrained"]), {name: tuple(groups) for name, groups in content["groups"].items()})
 
 
 def _tuples(value: Any) -> Any:
@@ -116,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     untrained = sorted({choice.name for choice in choices if not getattr(METHODS.get(choice.name), "trains", True)})
     content = [{name: getattr(choice, name) for name in MethodChoice.__dataclass_fields__} for choice in choices]
-    print(json.dumps({"choices": content, "untrained": untrained}))
+    print(json.dumps({"choices": content, "untrained": untrained, "groups": groups_by_method()}))
     return 0
 
 

@@ -1,8 +1,10 @@
 """Files written whole or not at all, and the hashes of large ones."""
 
+import codecs
 import contextlib
 import json
 import os
+import unicodedata
 import uuid
 from collections.abc import Mapping
 from hashlib import file_digest
@@ -30,6 +32,23 @@ def write_together(folder: Path, files: Mapping[str, bytes], durable: bool = Tru
             temporary.unlink(missing_ok=True)
     if durable:
         _sync_folder(folder)
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 where a byte-order mark says so; UnicodeDecodeError for others, OSError."""
+    content = path.read_bytes()
+    is_utf16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, as lists, records and tables need it."""
+    return name.encode(errors="replace").decode() == name
+
+
+def composed(name: str) -> str:
+    """A name in one form of Unicode: a Mac may write é as e and an accent, which is the same name."""
+    return unicodedata.normalize("NFC", name)
 
 
 def make_room(path: Path) -> None:

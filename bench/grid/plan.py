@@ -5,13 +5,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import RequestError, unknown
-from bench.grid.checks import DRAWS, SEEDS, SHOTS, Range
-from bench.grid.protocol import Protocol, load_protocol, read_toml
+from bench.errors import RequestError
+from bench.grid.protocol import SEEDS, Protocol, Settings, load_protocol
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
 from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
-from bench.types import FULL, KEPT_BYTES, WHOLE, Dataset, Memory, Shots
+from bench.grid.toml_reader import Kinds, part, read_toml
+from bench.types import FULL, KEPT_BYTES, SEED, SHOTS, WHOLE, Dataset, Memory, Range, Shots
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,11 @@ class Request:
     protocol: str = "paper"
 
     def with_suite(self, path: Path) -> "Request":
-        """The request with a suite file's values laid over it; RequestError for an unknown key."""
-        content, known = read_toml(path), [f.name for f in fields(self)]
-        for key in content:
-            if key not in known:
-                raise unknown(f"key in {path}", key, known)
-        return replace(self, **{key: text_of(value) for key, value in content.items()})
+        """The request with a suite file's values laid over it; RequestError for a wrong key or value."""
+        return replace(self, **{key: text_of(value) for key, value in part(str(path), read_toml(path), REQUEST).items()})
+
+
+REQUEST: Kinds = dict.fromkeys((f.name for f in fields(Request)), int | str | tuple[int | str, ...])  # as files have them
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class RunContext:
     """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
     memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory.
     devices: processes that run each cell together, which a SLURM job starts by itself. compile: torch.compile's mode for the encoder,
-    "" for none."""
+    "" for none. steal: cells that another process computes are computed here too."""
 
     backbone: str
     checkpoint: Path
@@ -54,6 +53,7 @@ class RunContext:
     kept_bytes: int = KEPT_BYTES
     devices: int = 1
     compile: str = ""
+    steal: bool = False
 
 
 def choose_methods(text: str) -> list[MethodChoice]:
@@ -76,24 +76,48 @@ def paper_methods() -> list[str]:
 GROUPS: Mapping[str, Callable[[], list[str]]] = {"all": METHODS.names, "paper": paper_methods}
 
 
+def groups_by_method() -> dict[str, tuple[str, ...]]:
+    """Every registered method with the groups of parameters that it has as it is, without parameters given; loads torch."""
+    return {name: _groups(METHODS.get(name)) for name in METHODS.names()}
+
+
+def _groups(cls: type) -> tuple[str, ...]:
+    try:
+        return choose_method(cls, {}).groups
+    except RequestError:  # it needs parameters
+        return ()
+
+
 def specs_of(
-    request: Request, checkpoint_sha256: str, data: Path = Path("data"), choose: Callable[[str], list[MethodChoice]] = choose_methods
+    request: Request,
+    checkpoint_sha256: str,
+    data: Path = Path("data"),
+    choose: Callable[[str], list[MethodChoice]] = choose_methods,
+    registered: Callable[[], Mapping[str, Iterable[str]]] = groups_by_method,
 ) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
-    number that is not allowed. choose: how methods are found; `bench.grid.catalogue` does it without torch."""
+    number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch.
+
+    What trains nothing has one cell a data set, whatever shots, draws and seeds are asked for.
+    """
     protocol = protocol_of(request.protocol)
     DATASETS.find_in(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
+    known = registered()
+    groups = {group for groups in (*known.values(), *(choice.groups for choice in methods.values())) for group in groups}
+    protocol.check_rows(known, DATASETS.names(), groups)
     datasets = {name: DATASETS.get(name) for name in names_of(request.datasets, DATASETS)}
     grid = Grid(
         tuple(methods),
         tuple(datasets),
         _list("shots", request.shots, _shots),
-        _list("draws", request.draws, _draw),
-        _list("seeds", request.seeds, _seed) if request.seeds else protocol.seeds,
+        _list("draws", request.draws, _natural),
+        _list("seeds", request.seeds, _natural) if request.seeds else protocol.seeds,
     )
     generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
+    once: tuple[Shots, int, int] = (1, 0, protocol.seeds[0])  # always the same, so that no later request runs it again
+    cells = dict.fromkeys(((*cell[:2], *once) if methods[cell[1]].is_zero_shot else cell) for cell in grid.cells())
     return [
         RunSpec(
             request.backbone,
@@ -106,14 +130,23 @@ def specs_of(
             draw,
             seed,
             protocol.name,
-            protocol.resolve(methods[method].name, dataset, shots),
+            _settings_of(protocol, methods[method], dataset, shots, seed),
         )
-        for dataset, method, shots, draw, seed in grid.cells()
+        for dataset, method, shots, draw, seed in cells
     ]
+
+
+def _settings_of(protocol: Protocol, method: MethodChoice, dataset: str, shots: Shots, seed: int) -> Settings:
+    settings = protocol.resolve(method.name, dataset, shots, method.groups, method.trains)
+    if settings.augmentation_stream != "fresh" and seed >= SEEDS:
+        raise RequestError(f"Seed {seed} is too large: the generators of protocol {protocol.name} take 0 to {SEEDS - 1}.")
+    return settings
 
 
 def title(spec: RunSpec) -> str:
     """A cell in a few words."""
+    if spec.method.is_zero_shot:
+        return f"{spec.dataset} {spec.method.label} zero-shot"
     draw = f" draw {spec.draw}" if spec.draw else ""
     return f"{spec.dataset} {spec.method.label} {spec.shots}-shot{draw} seed {spec.seed}"
 
@@ -168,19 +201,14 @@ def _shots(text: str) -> Shots:
     return FULL if text == FULL else _within(SHOTS, text)
 
 
-def _draw(text: str) -> int:
+def _natural(text: str) -> int:
     """whole numbers from 0 to 4294967295, with commas between them, are allowed."""
-    return _within(DRAWS, text)
-
-
-def _seed(text: str) -> int:
-    """whole numbers from 0 to 4294967295, with commas between them, are allowed."""
-    return _within(SEEDS, text)
+    return _within(SEED, text)
 
 
 def _within(allowed: Range, text: str) -> int:
     number = int(text)
-    if allowed.fault(number) or not text.isascii():
+    if allowed(number) or not text.isascii():
         raise ValueError
     return number
 
@@ -193,4 +221,4 @@ def _not_empty(what: str, items: list[str]) -> list[str]:
 
 def text_of(value: Any) -> str:
     """A TOML value as a user writes it on the command line: a list with commas."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -106,18 +106,33 @@ def _load(path: Path) -> None:
         exec(compile(content, path, "exec"), module.__dict__)
     except Exception as error:
         del sys.modules[name], _loaded[name]
-        raise RequestError(f"The plugin {path} cannot be loaded: {reason(error, str(path))}") from None
+        raise RequestError(f"The plugin {path} cannot be loaded: {reason(error, line_of(error, path))}") from None
 
 
-def reason(error: Exception, file: str = "") -> str:
-    """Why a module could not be loaded, in one sentence; with the line of `file` that it failed at."""
+def reason(error: Exception, place: str = "") -> str:
+    """Why somebody's code failed, in one sentence; with the place, if it is given, that `line_of` or `place_in` tells."""
     if isinstance(error, RequestError):
         return str(error)
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__} in line {error.lineno}: {error.msg}."
-    lines = [line for frame, line in _frames(error) if frame == file]
     first = (str(error).splitlines() or ["no reason was given"])[0].rstrip(".")
-    return f"{type(error).__name__}{f' in line {lines[-1]}' if lines else ''}: {first}."
+    return f"{type(error).__name__}{f' in {place}' if place else ''}: {first}."
+
+
+def line_of(error: Exception, path: Path) -> str:
+    """The line of a file that an error was last in, "line 3"; empty where it never was."""
+    lines = [line for file, line in _frames(error) if file == str(path)]
+    return f"line {lines[-1]}" if lines else ""
+
+
+def place_in(error: Exception, cls: type) -> str:
+    """Where an error was last in the code of a class or the files beside it: "methods/mine.py, line 3"; empty where it never was."""
+    home = Path(getattr(sys.modules[cls.__module__], "__file__", None) or "").absolute().parent
+    places = [(Path(file), line) for file, line in _frames(error) if Path(file).parent == home]
+    if not places:
+        return ""
+    file, line = places[-1]
+    return f"{file.relative_to(ROOT) if file.is_relative_to(ROOT) else file}, line {line}"
 
 
 def _frames(error: Exception) -> Sequence[tuple[str, int]]:

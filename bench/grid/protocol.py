@@ -1,33 +1,32 @@
 """Protocols: how a cell is trained, evaluated and selected, read from `configs/protocols/*.toml`.
 
 A protocol's file has the settings of every cell, a schedule (rows by number of shots) and overrides (rows by method, data set
-or shots). The settings of one cell are what remains when its rows are laid over the common ones, later rows last.
+or shots). The settings of one cell are what remains when its rows are laid over the common ones, later rows last. The learning
+rate is a number, for all that a method trains, or a table with one for each group of parameters: `lr = { decoder = 1e-4 }`.
 """
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args
 
 from bench import ROOT
 from bench.errors import RequestError, unknown
-from bench.grid.checks import SEEDS, Range, fits, range_of
-from bench.types import FULL, Shots
+from bench.grid.toml_reader import NO_KEY, Kinds, build, kinds, load, not_empty, part
+from bench.types import FULL, SHOTS, Range, Shots
 
 PROTOCOLS = ROOT / "configs" / "protocols"
-SELECTORS = ("methods", "datasets", "shots")  # which cells a row of overrides is about
-SELECTIONS = ("last", "best", "val")
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "prompt_types": ("point", "box", "mask"),
-    "evaluation_prompt": ("box", "point"),
-    "selections": SELECTIONS,
-    "evaluation_split": ("test", "val"),
-    "augmentation_stream": ("fresh", "reseeded_workers"),
-    "matmul_precision": ("highest", "high", "medium"),
-    "precision": ("fp32", "tf32", "bf16"),
-}
+ONE_GROUP = ("encoder",)  # of a method that does not part its parameters
+SEEDS = 2**32  # that the generators of "reseeded_workers" take
+STREAM_REVISIONS = {"fresh": 1, "reseeded_workers": 2}  # raised when a stream's samples become others, so that their cells' keys do too
+Count = Annotated[int, Range(1, 1_000_000)]
+Rate = Annotated[float, Range(0.0, 1000.0)]
+PromptType = Literal["point", "box", "mask"]
+Selection = Literal["last", "best", "val"]
+SELECTIONS = get_args(Selection)
+CellShots = Annotated[int, SHOTS] | Literal["full"]
+Words = Annotated[tuple[str, ...], not_empty]
 
 
 @dataclass(frozen=True)
@@ -37,25 +36,40 @@ class Settings:
     A setting with a default came later: while it has it, it is no part of a cell's key, so that the older cells stay what they are.
     """
 
-    epochs: Annotated[int, Range(1, 1_000_000)]
+    epochs: Count
     batch: Annotated[int, Range(1, 65_536)]  # images a step
-    evaluate_every: Annotated[int, Range(1, 1_000_000)]  # epochs between two evaluations of the images that a selection is made on
-    lr: Annotated[float, Range(0.0, 1000.0)]
-    lr_min: Annotated[float, Range(0.0, 1000.0)]  # where the cosine ends
-    weight_decay: Annotated[float, Range(0.0, 1000.0)]
+    evaluate_every: Count  # epochs between two evaluations of the images that a selection is made on
+    lr: Rate  # of the method's first group of parameters
+    lr_min: Rate  # where the cosine ends
+    weight_decay: Rate
     flips: bool  # vertical and horizontal, each with probability 0.5
     random_crop: bool  # a crop of area share U(crop_area_min, 1) at the image's aspect ratio
     crop_area_min: Annotated[float, Range(0.0, 1.0)]
-    prompt_types: tuple[str, ...]  # one is drawn for each training image and step
-    evaluation_prompt: str
-    evaluation_split: str  # "val" for studies that choose a protocol: they must not look at test images
-    selections: tuple[str, ...]  # the first one's weights are kept
-    augmentation_stream: str  # "reseeded_workers": the reference's loader repeats its random recipes every epoch
+    prompt_types: Annotated[tuple[PromptType, ...], not_empty]  # one is drawn for each training image and step
+    evaluation_prompt: Literal["box", "point"]
+    evaluation_split: Literal["test", "val"]  # "val" for studies that choose a protocol: they must not look at test images
+    selections: Annotated[tuple[Selection, ...], not_empty]  # the first one's weights are kept
+    # "reseeded_workers": the reference's own numbers, which its loader repeats every epoch
+    augmentation_stream: Literal["fresh", "reseeded_workers"]
     loader_workers: Annotated[int, Range(1, 1024)]  # of the reference, which shape that stream
     normalise_native_size: bool  # False: images of exactly the model's size are taken raw (reference behaviour)
     eval_mode_after_first_look: bool  # True: dropout stops after the first evaluation (reference behaviour)
-    matmul_precision: str  # of float32 matrix products on a GPU, in torch's words
-    precision: str = "fp32"  # "tf32": products in TF32 whatever matmul_precision says; "bf16": autocast, float32 weights and losses
+    matmul_precision: Literal["highest", "high", "medium"]  # of float32 matrix products on a GPU, in torch's words
+    # "tf32": products in TF32 whatever matmul_precision says; "bf16": autocast, float32 weights and losses
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    # Of STREAM_REVISIONS; no setting that a protocol has. 1 where nothing is trained, and in records from before there was another.
+    stream_revision: int = field(default=1, metadata=NO_KEY)
+    lr_by_group: tuple[tuple[str, float], ...] = field(default=(), metadata=NO_KEY)  # of every group, where they are not all the same
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates of the optimizer's groups of parameters, in their order."""
+        return tuple(rate for _, rate in self.lr_by_group) or (self.lr,)
+
+    @property
+    def rates_in_words(self) -> str:
+        """The learning rates as tables say them: "0.001", or "encoder 0.01, decoder 0.0001"."""
+        return ", ".join(f"{group} {rate:g}" for group, rate in self.lr_by_group) or f"{self.lr:g}"
 
     def keyed(self) -> dict[str, Any]:
         """What a cell's key is made of."""
@@ -67,24 +81,46 @@ class Settings:
         return "val" in (*self.selections, self.evaluation_split)
 
 
+def _has_max_shots(row: Mapping[str, Any]) -> str:
+    return "" if "max_shots" in row else "has no max_shots: a number or 'full' is needed"
+
+
+LATER: Mapping[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
+SELECTORS: Kinds = {"methods": Words, "datasets": Words, "shots": Annotated[tuple[CellShots, ...], not_empty]}
+CHANGES: Kinds = {**kinds(Settings), "lr": Rate | Mapping[str, Rate]}  # what files and `name(key=value)` may say of settings
+Changes = Annotated[Mapping[str, Any], CHANGES]
+ScheduleRow = Annotated[Mapping[str, Any], {"max_shots": CellShots, **CHANGES}, _has_max_shots]
+OverrideRow = Annotated[Mapping[str, Any], {**SELECTORS, **CHANGES}]
+
+
 @dataclass(frozen=True)
 class Protocol:
     """A protocol's file: `settings` for all cells, `schedule` by shots, `overrides` by method, data set and shots."""
 
-    name: str
-    summary: str
-    seeds: tuple[int, ...]
-    settings: Mapping[str, Any]
-    schedule: tuple[Mapping[str, Any], ...]
-    overrides: tuple[Mapping[str, Any], ...]
+    name: str = field(metadata=NO_KEY)
+    summary: str = ""
+    seeds: Annotated[tuple[Annotated[int, Range(0, SEEDS - 1)], ...], not_empty] = (0,)
+    settings: Changes = field(default_factory=dict)
+    schedule: tuple[ScheduleRow, ...] = ()
+    overrides: tuple[OverrideRow, ...] = field(default=(), metadata={"key": "override"})
 
-    def resolve(self, method: str, dataset: str, shots: Shots) -> Settings:
-        """The settings of one cell."""
-        merged = {**self.settings, **_without(self._row(shots), "max_shots")}
-        for row in self.overrides:
+    def resolve(self, method: str, dataset: str, shots: Shots, groups: Sequence[str] = ONE_GROUP, trains: bool = True) -> Settings:
+        """The settings of one cell, whose method has these groups of parameters. trains: False where training samples change nothing, so
+        that they are no part of its key."""
+        merged = _laid({}, self.settings)
+        for row in (self._row(shots), *self.overrides):
             if _applies(row, method, dataset, shots):
-                merged |= _without(row, *SELECTORS)
-        return _settings(self.name, merged)
+                merged = _laid(merged, _without(row, "max_shots", *SELECTORS))
+        return _settings(self.name, merged, groups, trains)
+
+    def check_rows(self, methods: Collection[str], datasets: Collection[str], groups: Collection[str]) -> None:
+        """RequestError for a row that matches nothing: one of a method, data set or group of parameters that there is not."""
+        for row in (self.settings, *self.schedule, *self.overrides):
+            named = {"method": row.get("methods", ()), "data set": row.get("datasets", ()), "group of parameters": _by_group(row.get("lr"))}
+            for (kind, names), known in zip(named.items(), (methods, datasets, groups), strict=True):
+                for name in names:
+                    if name and name not in known:
+                        raise unknown(f"{kind} in a row of protocol {self.name}, which therefore matches nothing:", name, known)
 
     def _row(self, shots: Shots) -> Mapping[str, Any]:
         for row in self.schedule:
@@ -96,17 +132,17 @@ class Protocol:
 def load_protocol(name: str, changes: Mapping[str, Any] | None = None, folder: Path = PROTOCOLS) -> Protocol:
     """The protocol of `configs/protocols/<name>.toml`, with `changes` laid over every cell's settings.
 
-    RequestError for an unknown name, an unknown key or a value of the wrong type.
+    RequestError for an unknown name, an unknown key or a value that is not allowed.
     """
     known = protocol_names(folder)
     if name not in known:
         raise unknown("protocol", name, known)
-    protocol = _parse(folder / f"{name}.toml")
+    protocol = _read(folder / f"{name}.toml")
     if not changes:
         return protocol
-    _check_keys(f"protocol {name}", changes, SETTING_TYPES)
+    row = part(f"protocol {name}", changes, CHANGES)
     label = f"{name}({','.join(f'{k}={_plain(v)}' for k, v in sorted(changes.items()))})"
-    return replace(protocol, name=label, overrides=(*protocol.overrides, dict(changes)))
+    return replace(protocol, name=label, overrides=(*protocol.overrides, row))
 
 
 def protocol_names(folder: Path = PROTOCOLS) -> list[str]:
@@ -114,77 +150,31 @@ def protocol_names(folder: Path = PROTOCOLS) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.toml"))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file's content; RequestError, with the file and the parser's word, where it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"Cannot read {path}: {error}.") from None
-
-
 @cache
-def _parse(path: Path) -> Protocol:
-    content = read_toml(path)
-    _check_keys(str(path), content, FILE_TYPES)
-    for key, value in content.items():
-        rows = value if isinstance(value, list) else []
-        if not isinstance(value, FILE_TYPES[key]) or not all(fits(row, Seed if key == "seeds" else dict) for row in rows):
-            raise RequestError(f"{path}: {key} = {str(value)[:60]!r} has the wrong type.")
-    schedule, overrides = content.get("schedule", []), content.get("override", [])
-    _check_keys(f"{path} [settings]", content.get("settings", {}), SETTING_TYPES)
-    for row in schedule:
-        _check_keys(f"{path} [[schedule]]", row, ("max_shots", *SETTING_TYPES))
-        if type(row.get("max_shots")) is not int and row.get("max_shots") != FULL:
-            raise RequestError(f"{path}: every [[schedule]] needs max_shots, a number or 'full'.")
-    for row in overrides:
-        _check_keys(f"{path} [[override]]", row, (*SELECTORS, *SETTING_TYPES))
-        if not all(isinstance(row.get(key, []), list) for key in SELECTORS):
-            raise RequestError(f"{path} [[override]]: {', '.join(SELECTORS)} are lists.")
-    seeds = tuple(content.get("seeds", [0]))
-    return Protocol(path.stem, content.get("summary", ""), seeds, content.get("settings", {}), tuple(schedule), tuple(overrides))
+def _read(path: Path) -> Protocol:
+    return load(path, Protocol, name=path.stem)
 
 
-def _check_keys(where: str, given: Mapping[str, Any], allowed: Any) -> None:
-    for key in given:
-        if key not in allowed:
-            raise unknown(f"key in {where}", key, allowed)
+def _laid(merged: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with a row's laid over them. A table of learning rates changes those of its groups, a number all of them."""
+    if not isinstance(row.get("lr"), Mapping):
+        return {**merged, **row}
+    return {**merged, **row, "lr": {**_by_group(merged.get("lr")), **row["lr"]}}
 
 
-def _settings(name: str, merged: Mapping[str, Any]) -> Settings:
-    merged = {**LATER, **merged}
-    missing = [key for key in SETTING_TYPES if key not in merged]
-    if missing:
-        raise RequestError(f"Protocol {name} lacks the settings {', '.join(missing)}.")
-    settings = Settings(**{key: _typed(f"protocol {name}: {key}", merged[key], kind) for key, kind in SETTING_TYPES.items()})
-    _check_values(name, settings)
-    return settings
+def _by_group(lr: Any) -> dict[str, Any]:
+    """Learning rates by group; that of the groups which have none of their own is under ""."""
+    return dict(lr) if isinstance(lr, Mapping) else {} if lr is None else {"": lr}
 
 
-def _check_values(name: str, settings: Settings) -> None:
-    for key in SETTING_TYPES:
-        allowed = range_of(Settings, key)
-        if allowed and (fault := allowed.fault(getattr(settings, key))):
-            raise RequestError(f"Protocol {name}: {key} = {getattr(settings, key)} {fault}.")
-    for key, choices in CHOICES.items():
-        given = getattr(settings, key)
-        values = given if isinstance(given, tuple) else (given,)
-        for value in values:
-            if value not in choices:
-                raise unknown(f"value of {key} in protocol {name}", str(value), choices)
-        if not values:
-            raise RequestError(f"Protocol {name}: {key} is empty: at least one of {', '.join(choices)} is needed.")
-
-
-def _typed(where: str, value: Any, kind: Any) -> Any:
-    if get_origin(kind) is tuple:
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, list | tuple) and all(isinstance(item, get_args(kind)[0]) for item in items):
-            return tuple(items)
-    elif kind is float and (type(value) is float or fits(value, float)):
-        return float(value)
-    elif type(value) is kind:
-        return value
-    raise RequestError(f"{where} = {value!r} has the wrong type: {getattr(kind, '__name__', kind)} is needed.")
+def _settings(name: str, merged: Mapping[str, Any], groups: Sequence[str], trains: bool) -> Settings:
+    rates = _by_group(merged.get("lr"))
+    if rates and (lacking := [group for group in groups if group not in rates and "" not in rates]):
+        raise RequestError(f"Protocol {name} has no learning rate for the group {lacking[0]}: give one, or a number for all groups.")
+    of_group: dict[str, Any] = {group: rates.get(group, rates.get("")) for group in groups if rates}
+    settings = build(f"Protocol {name}", {**merged, **({"lr": of_group[groups[0]]} if rates else {})}, Settings)
+    settings = replace(settings, lr_by_group=tuple(of_group.items()) if len(set(of_group.values())) > 1 else ())
+    return replace(settings, stream_revision=STREAM_REVISIONS[settings.augmentation_stream]) if trains else settings
 
 
 def _applies(row: Mapping[str, Any], method: str, dataset: str, shots: Shots) -> bool:
@@ -197,10 +187,6 @@ def _without(row: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "+".join(f"{key}:{item}" for key, item in sorted(value.items()))
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-Seed = Annotated[int, SEEDS]
-FILE_TYPES: Mapping[str, type] = {"summary": str, "seeds": list, "settings": dict, "schedule": list, "override": list}
-SETTING_TYPES: Mapping[str, Any] = {f.name: get_type_hints(Settings)[f.name] for f in fields(Settings)}
-LATER: Mapping[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}

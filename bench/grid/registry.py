@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.errors import RequestError, unknown
-from bench.grid.plugins import load_plugins, plugin_of, reason
+from bench.grid.plugins import line_of, load_plugins, plugin_of, reason
 
 T = TypeVar("T", bound=type)
 
@@ -79,16 +79,28 @@ class Registry:
         if not self._loaded:
             self._loaded = True
             outside = self._take_outside()
-            package = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(package.__path__):
-                if not module.ispkg:
-                    importlib.import_module(f"{self.package}.{module.name}")
+            try:
+                self._import_own()
+            except RequestError:
+                self._loaded, self._classes = False, {**self._classes, **outside}
+                raise
             self._classes = dict(sorted(self._classes.items(), key=lambda item: item[1].__module__))  # whichever was imported first
             for name, cls in outside.items():
                 self.register(name)(cls)
             for point in entry_points(group=self.group):
                 self._load_point(point)
         load_plugins()
+
+    def _import_own(self) -> None:
+        """Imports every module of the package; RequestError, in one sentence, for one that cannot be imported."""
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            try:
+                if not module.ispkg:
+                    importlib.import_module(f"{self.package}.{module.name}")
+            except Exception as error:
+                path = Path(package.__path__[0]) / f"{module.name}.py"
+                raise RequestError(f"{path} cannot be loaded: {reason(error, line_of(error, path))}") from error
 
     def _take_outside(self) -> dict[str, type]:
         """Removes, and returns, what was entered from outside before the project's own, which has the older right to its names."""

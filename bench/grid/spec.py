@@ -4,35 +4,48 @@ import ast
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from bench.errors import RequestError, unknown
-from bench.grid.checks import COUNT, DRAWS, SEEDS, SHOTS, WHOLE, Scalar, fits
-from bench.grid.protocol import Settings
-from bench.types import Shots
+from bench.errors import RequestError
+from bench.grid.plugins import place_in, reason
+from bench.grid.protocol import ONE_GROUP, CellShots, Settings
+from bench.grid.toml_reader import kinds, part
+from bench.types import SEED, Range, Shots
 
-Value = Scalar | tuple[Any, ...]  # of a method's parameter
-WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
 RELEASED = "released"  # shown with a method whose weights somebody else trained
 ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
+
+
+def _named_values(pairs: tuple[Any, ...]) -> str:
+    """Why these are no names with values; empty where they are."""
+    sound = all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and not isinstance(pair[1], dict) for pair in pairs)
+    return "" if sound else "are no names with values"
 
 
 @dataclass(frozen=True)
 class MethodChoice:
     """A method with all its hyper-parameters, defaults included.
 
-    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8".
+    `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8". A parameter that came later
+    (`bench.model.method.LATER`) is among them only where it differs, so that older cells stay what they are. groups: of its trained
+    parameters, for which a protocol may have a learning rate each. trains: whether there is anything to train.
     """
 
     name: str
-    parameters: tuple[tuple[str, Value], ...]
-    revision: Annotated[int, COUNT]
+    parameters: Annotated[tuple[Any, ...], _named_values]
+    revision: Annotated[int, Range(0)]
     shown: str
+    groups: tuple[str, ...] = ONE_GROUP
+    trains: bool = True
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether its number is one for all shots, draws and seeds, because nobody trained anything."""
+        return not self.trains and self.shown != RELEASED
 
     @property
     def label(self) -> str:
@@ -51,12 +64,12 @@ class RunSpec:
     backbone: str
     checkpoint_sha256: str
     dataset: str
-    dataset_revision: Annotated[int, COUNT]
+    dataset_revision: Annotated[int, Range(0)]
     generated: bool  # the data set's files are a generated stand-in, not the real images
     method: MethodChoice
-    shots: Annotated[int, SHOTS] | Literal["full"]
-    draw: Annotated[int, DRAWS]
-    seed: Annotated[int, SEEDS]
+    shots: CellShots
+    draw: Annotated[int, SEED]
+    seed: Annotated[int, SEED]
     protocol: str
     settings: Settings
     released_sha256: str = ""
@@ -135,34 +148,24 @@ def split_calls(text: str) -> list[str]:
 def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     """The choice of a method's class and the hyper-parameters given for it.
 
-    RequestError for a parameter that the class lacks, or a value of another type than the default's.
+    RequestError for a parameter that the class lacks, or a value that its annotation does not allow.
     """
     name: str = cls.name  # type: ignore[attr-defined]
-    values = {}
-    known = {f.name: f.default for f in fields(cls)}
-    for key, value in given.items():
-        if key not in known:
-            raise unknown(f"parameter of {name}", key, known)
-        values[key] = _same_type(f"{name}({key}=…)", value, known[key])
-    method = cls(**values)
-    parameters = tuple((f.name, getattr(method, f.name)) for f in fields(cls))
-    shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != known[k])
-    return MethodChoice(name, parameters, cls.revision, shown)  # type: ignore[attr-defined]
+    values = part(name, given, kinds(cls), "parameter of")
+    try:
+        method = cls(**values)
+    except RequestError:
+        raise
+    except Exception as error:
+        raise RequestError(f"The method {name} cannot be made: {reason(error, place_in(error, cls))}") from error
+    given_all = ((f, getattr(method, f.name)) for f in fields(cls))
+    parameters = tuple((f.name, value) for f, value in given_all if value != f.default or not f.metadata.get("later"))
+    defaults = {f.name: f.default for f in fields(cls)}
+    shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != defaults[k])
+    groups = tuple(dict.fromkeys(method.groups().values())) if hasattr(method, "groups") else ONE_GROUP
+    return MethodChoice(name, parameters, method.revision, shown, groups, getattr(cls, "trains", True))
 
 
 def released_choice(cls: type) -> MethodChoice:
     """The choice of a method's class with its defaults whose weights are released ones: a row of its own, "cat_sam_a(released)"."""
-    return replace(choose_method(cls, {}), shown=RELEASED)
-
-
-def _same_type(where: str, value: Any, default: Any) -> Any:
-    if default is not MISSING and default is not None and value is not None:
-        if isinstance(default, float) and type(value) is int and fits(value, float):
-            value = float(value)
-        if type(value) is not type(default):
-            raise RequestError(f"{where} must be of type {type(default).__name__} like its default {default!r}, not {value!r}.")
-    odd = (value is None and default is not None) or (type(value) is int and bool(WHOLE.fault(value)))
-    if odd or not fits(value, Value) or (isinstance(value, str) and not WORD.fullmatch(value)):
-        allowed = "finite numbers below 2147483648, and words without spaces, brackets, quotes and /, are allowed"
-        raise RequestError(f"{where} cannot be {str(value)[:60]!a}: {allowed}.")
-    return value
+    return replace(choose_method(cls, {}), shown=RELEASED, trains=False)

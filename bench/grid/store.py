@@ -20,13 +20,14 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 
 from bench.errors import RequestError
-from bench.grid.checks import DRAWS, SEEDS, SHOTS, Range, hints, misfit
 from bench.grid.columns import Columns
 from bench.grid.files import is_below, staged_file, write_together
 from bench.grid.job_environment import job_facts
-from bench.grid.protocol import SETTING_TYPES, Settings
+from bench.grid.protocol import CellShots, Settings
 from bench.grid.rows import IMAGES, Compared
 from bench.grid.spec import RELEASED, MethodChoice, RunSpec
+from bench.grid.toml_reader import kinds, part
+from bench.types import SEED, Range
 
 RECORD, STATE, RESUME, TUNED, HISTORY = "record.json", "state.json", "resume.pt", "tuned.safetensors", "history.csv"
 WRITTEN = (RECORD, IMAGES, HISTORY, TUNED, RESUME, STATE)  # all that a cell writes, the result first
@@ -35,7 +36,7 @@ ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a
 KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
 NAMES_AS_TEXT: dict[str, Callable[[str], str]] = dict.fromkeys(("name", "image", "stem"), str)  # an image called 007 stays "007"
 
-Amount = Annotated[float, Range(0, 2.0**63)] | None
+Amount = Annotated[float, Range(0)] | None
 FACTS: Mapping[str, Any] = {  # of a record, by the names of a row's columns: what tables count, sort and group by, where it is there
     **dict.fromkeys((f"cost.{name}" for name in ("trainable_parameters", "total_parameters", "tuned_bytes", "steps", "looks")), Amount),
     **dict.fromkeys((f"cost.{name}" for name in ("training_seconds", "evaluation_seconds", "peak_memory_mb", "test_images")), Amount),
@@ -44,6 +45,7 @@ FACTS: Mapping[str, Any] = {  # of a record, by the names of a row's columns: wh
     **dict.fromkeys((f"provenance.{name}" for name in ("time", "command", "python", "device_name", "git.commit")), str | None),
     **dict.fromkeys(("provenance.packages.torch", "provenance.data.fingerprint"), str | None),
 }
+COST_FIELDS = ("step_seconds", "images_per_second", "peak_memory_mb")  # of a method on a backbone and machine, measured apart from cells
 
 Phase = Literal["stored", "failed", "unfinished", "pending"]
 
@@ -65,6 +67,11 @@ class CellStatus:
     reason: str = ""
 
 
+def clears(status: CellStatus, overwrite: str) -> bool:
+    """Whether what a cell that is to be run left is removed first; of `changed` a stored one is to be run for its data alone."""
+    return overwrite == "always" or status.phase == "failed" or (overwrite == "changed" and status.phase == "stored")
+
+
 @dataclass(frozen=True)
 class Record:
     """One cell's result.
@@ -77,6 +84,12 @@ class Record:
     scores: Mapping[str, Mapping[str, float]]
     cost: Mapping[str, Any]
     provenance: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the data set's files; None where images were drawn, "" where it is not known."""
+        data = self.provenance.get("data")
+        return data.get("fingerprint", "") if isinstance(data, Mapping) else ""
 
 
 @dataclass(frozen=True)
@@ -101,9 +114,9 @@ class GridCell:
 
     dataset: str
     method: str
-    shots: Annotated[int, SHOTS] | Literal["full"]
-    draw: Annotated[int, DRAWS]
-    seed: Annotated[int, SEEDS]
+    shots: CellShots
+    draw: Annotated[int, SEED]
+    seed: Annotated[int, SEED]
     backbone: str
     protocol: str
     checkpoint_sha256: str
@@ -111,6 +124,12 @@ class GridCell:
     method_id: str
     recipe: str
     folder: str
+    trains: bool = True
+
+    @property
+    def named(self) -> tuple[object, ...]:
+        """What a user calls it, which leaves the weights open."""
+        return self.dataset, self.method, self.shots, self.draw, self.seed, self.backbone, self.protocol
 
 
 class ResultStore:
@@ -121,13 +140,26 @@ class ResultStore:
         self.runs = self.root / "runs"
         self.compared = Compared(self.root / "cache" / "compared.json")
 
-    def check_writable(self) -> None:
-        """RequestError, naming the folder, unless a file can be written below it."""
+    def check_writable(self, specs: Iterable[RunSpec] = ()) -> None:
+        """RequestError, naming the folder, unless a file can be written below it, and into each of the cells' own folders."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             staged_file(self.runs / "probe", b"x").unlink()
         except OSError as error:
             raise RequestError(f"Cannot write to the output folder {self.root}: {error.strerror}.") from None
+        closed = [folder for spec in specs if (folder := self._closed(spec))]
+        if closed:
+            raise RequestError(
+                f"Cannot write to {closed[0]}, which user {closed[0].stat().st_uid} owns{_more(len(closed))}: results that several "
+                "people write need --group-writable from the beginning, or another --out."
+            )
+
+    def _closed(self, spec: RunSpec) -> Path | None:
+        """The cell's folder, or the nearest one above it that there is, where this user cannot write into it."""
+        folder = self.folder(spec)
+        while not folder.exists():
+            folder = folder.parent
+        return None if os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids) else folder
 
     def folder(self, spec: RunSpec) -> Path:
         """Where the cell lies, whether or not it exists."""
@@ -158,9 +190,13 @@ class ResultStore:
         """Says that the cell failed, and why, in one sentence. OSError where the disk does not take it."""
         self._write_state(spec, "failed", {}, error)
 
-    def stop(self, spec: RunSpec, why: str) -> None:
-        """Says that nobody works on the cell any more, though it is not finished, and why. OSError as above."""
+    def stop(self, spec: RunSpec | Path, why: str) -> None:
+        """Says that nobody works on the cell (or that of a folder) any more, though it is not finished, and why. OSError as above."""
         self._write_state(spec, "stopped", {}, why)
+
+    def give_up(self, spec: RunSpec, why: str) -> None:
+        """Says that the cell failed because it was started too often, which says nothing against its resume file. OSError as above."""
+        self._write_state(spec, "failed", {"given_up": True}, why)
 
     def begin_attempt(self, spec: RunSpec) -> None:
         """Notes that the SLURM job of this process starts the cell.
@@ -169,18 +205,18 @@ class ResultStore:
         """
         folder, facts = self.folder(spec), job_facts()
         folder.mkdir(parents=True, exist_ok=True)
-        facts["time"] = _now()
-        write_together(folder, {f"attempt_{facts['job']}_{facts['restart']}.json": _json(facts)}, durable=False)
+        content = {**facts, "time": _now(), "resume": resume_stamp(folder)}
+        write_together(folder, {f"attempt_{facts['job']}_{facts['restart']}.json": _json(content)}, durable=False)
 
-    def save(self, record: Record, images: pd.DataFrame, history: pd.DataFrame, tuned: bytes | None) -> Path:
+    def save(self, record: Record, images: pd.DataFrame, history: pd.DataFrame, tuned: bytes | None, replaces: bytes = b"") -> Path:
         """Stores the cell's result and returns its folder.
 
         Everything is on the disk under temporary names before the first file appears, and the record appears last. A disk
         that is full raises OSError and leaves no file of this result. Where another copy of the cell was faster, its result
-        stays and this one is dropped.
+        stays and this one is dropped. replaces: the `stamp` of a result that lay there when this one was begun, and goes now.
         """
         folder = self.folder(record.spec)
-        if self.status_of(folder).phase == "stored":
+        if self.status_of(folder).phase == "stored" and self.stamp(record.spec) != replaces:
             self._tidy(record.spec)
             return folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,6 +224,12 @@ class ResultStore:
         write_together(folder, {name: content for name, content in files.items() if content is not None})
         self._tidy(record.spec)
         return folder
+
+    def stamp(self, spec: RunSpec) -> bytes:
+        """What tells the result that is there from another one of the same cell; empty where there is none."""
+        with contextlib.suppress(OSError):
+            return (self.folder(spec) / RECORD).read_bytes()
+        return b""
 
     def read(self, cell: RunSpec | Path) -> Record:
         """A cell's record, by spec or by folder (which may have been moved); DamagedRecord where it is not as it must be."""
@@ -224,6 +266,14 @@ class ResultStore:
         self.compared.remember()
         return Scan(columns.table("path"), tuple(sorted(damaged, key=lambda item: str(item.path))))
 
+    def reset(self, spec: RunSpec) -> None:
+        """Forgets how the cell ended before it is computed anew: its state, its starts, and, unless it was only given up, its resume
+        file. A result stays until there is another one."""
+        folder = self.folder(spec)
+        given_up = (read_state(folder) or {}).get("progress", {}).get("given_up")
+        for path in (folder / STATE, *attempts(folder), *([] if given_up else [folder / RESUME])):
+            path.unlink(missing_ok=True)
+
     def discard(self, spec: RunSpec) -> None:
         """Removes what the cell wrote, the result first, and nothing else."""
         folder = self.folder(spec)
@@ -248,8 +298,29 @@ class ResultStore:
             return tuple(_grid_cell(cell) for cell in _parsed(path.read_bytes()))
         except FileNotFoundError:
             return ()
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, RecursionError, RequestError) as error:
             raise RequestError(f"Cannot read {path}: {error}; remove it, or run again.") from None
+
+    def cost_file(self, method: MethodChoice, backbone: str, machine: str) -> Path:
+        """Where the costs of a method are kept that were measured on a machine, apart from all cells."""
+        return self.root / "costs" / f"{backbone}_{method.name}_{_short((backbone, method_id(method), machine))}.json"
+
+    def keep_cost(self, method: MethodChoice, backbone: str, machine: str, found: Mapping[str, Any]) -> None:
+        """Keeps COST_FIELDS as they were measured, and what else is said of the measurement."""
+        path = self.cost_file(method, backbone, machine)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        which = {"backbone": backbone, "label": method.label, "method_id": method_id(method), "machine": machine, "time": _now()}
+        write_together(path.parent, {path.name: _json({**which, **found})})
+
+    def costs(self) -> dict[tuple[str, str, str], Mapping[str, float]]:
+        """(backbone, method_id, machine) -> COST_FIELDS, of all that was measured; a file that cannot be read is passed over."""
+        found: dict[tuple[str, str, str], Mapping[str, float]] = {}
+        for path in sorted((self.root / "costs").glob("*.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                cost = json.loads(path.read_bytes())
+                which = str(cost["backbone"]), str(cost["method_id"]), str(cost["machine"])
+                found[which] = {name: float(cost[name]) for name in COST_FIELDS if name in cost}
+        return found
 
     def _folder_of(self, cell: RunSpec | Path) -> Path:
         return self.folder(cell) if isinstance(cell, RunSpec) else Path(cell)
@@ -264,8 +335,8 @@ class ResultStore:
             (self.folder(spec) / RESUME).unlink(missing_ok=True)
             self._write_state(spec, "stored", {}, error=None)
 
-    def _write_state(self, spec: RunSpec, phase: str, progress: Mapping[str, Any], error: str | None) -> None:
-        folder = self.folder(spec)
+    def _write_state(self, spec: RunSpec | Path, phase: str, progress: Mapping[str, Any], error: str | None) -> None:
+        folder = self._folder_of(spec)
         folder.mkdir(parents=True, exist_ok=True)
         state = {"phase": phase, "progress": dict(progress), "error": error, "pid": os.getpid(), "host": socket.gethostname()}
         state |= {"time": _now(), **({"slurm": facts} if (facts := job_facts()) else {})}
@@ -276,6 +347,24 @@ def attempts(folder: Path) -> list[Path]:
     """The files that the starts of a cell by SLURM jobs left in its folder, oldest job first."""
     found = [path for path in folder.glob("attempt_*.json") if ATTEMPT.fullmatch(path.name)]
     return sorted(found, key=lambda path: tuple(map(int, path.stem.split("_")[1:])))
+
+
+def resume_stamp(folder: Path) -> int:
+    """What changes when a cell makes progress that outlives it; 0 before that."""
+    with contextlib.suppress(OSError):
+        return (folder / RESUME).stat().st_mtime_ns
+    return 0
+
+
+def starts_without_progress(folder: Path) -> int:
+    """How many of the latest starts by SLURM jobs found the cell as it is now."""
+    now, count = resume_stamp(folder), 0
+    for path in sorted(attempts(folder), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_bytes()).get("resume", now) != now:
+                break
+        count += 1
+    return count
 
 
 def read_record(folder: Path, compared: Compared | None = None) -> Record:
@@ -325,8 +414,7 @@ def _record(content: Mapping[str, Any]) -> Record:
     if not scores:
         raise ValueError("no scores")
     record = Record(spec_from_json(content["spec"]), scores, content["cost"], content["provenance"])
-    if fault := misfit({name: _fact(content, name) for name in FACTS}, FACTS):
-        raise ValueError(fault)
+    part("it", {name: _fact(content, name) for name in FACTS}, FACTS)
     if not record.spec.settings.selections:
         raise ValueError("no selections")
     return record
@@ -334,10 +422,10 @@ def _record(content: Mapping[str, Any]) -> Record:
 
 def _fact(content: Any, name: str) -> Any:
     """What a record says by a dotted name; None where it says nothing."""
-    for part in name.split("."):
+    for key in name.split("."):
         if content is not None and not isinstance(content, dict):
-            raise ValueError(f"{part} of {name} is in no table")
-        content = None if content is None else content.get(part)
+            raise ValueError(f"{key} of {name} is in no table")
+        content = None if content is None else content.get(key)
     return content
 
 
@@ -359,9 +447,9 @@ def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
     method = MethodChoice(**{name: _tuples(value) for name, value in content["method"].items()})
     settings = Settings(**{name: _tuples(value) for name, value in content["settings"].items()})
     spec = RunSpec(**{**content, "method": method, "settings": settings})
-    for part, kinds in ((spec, hints(RunSpec)), (method, hints(MethodChoice)), (settings, SETTING_TYPES)):
-        if fault := misfit(vars(part), kinds):
-            raise ValueError(fault)
+    for item in (spec, method, settings):
+        known = kinds(type(item))  # type: ignore[arg-type]
+        part("it", {name: value for name, value in vars(item).items() if name in known}, known)
     return spec
 
 
@@ -411,8 +499,12 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, RecursionError):
         return {}
-    sound = isinstance(state, dict) and not misfit(state, STATES) and not misfit(state.get("progress") or {}, PROGRESS)
-    return state if sound and (state.get("time") is None or TIME.fullmatch(state["time"])) else {}
+    try:
+        for table, known in ((state, STATES), (state.get("progress") or {}, PROGRESS)):
+            part("it", {name: table[name] for name in known if name in table}, known)
+    except (RequestError, AttributeError, TypeError):
+        return {}
+    return state if state.get("time") is None or TIME.fullmatch(state["time"]) else {}
 
 
 def _running(state: Mapping[str, Any]) -> CellStatus:
@@ -429,8 +521,7 @@ def _running(state: Mapping[str, Any]) -> CellStatus:
 
 def _grid_cell(content: Mapping[str, Any]) -> GridCell:
     cell = GridCell(**content)
-    if fault := misfit(content, hints(GridCell)):
-        raise ValueError(fault)
+    part("it", content, kinds(GridCell))
     if not is_below(cell.folder):
         raise ValueError(f"folder = {cell.folder!r} is not below runs")
     return cell
@@ -441,39 +532,57 @@ def grid_cell(spec: RunSpec) -> GridCell:
     who = (spec.dataset, spec.method.label, spec.shots, spec.draw, spec.seed)
     which = (spec.backbone, spec.protocol, spec.checkpoint_sha256, spec.key)
     same = _identities(spec)
-    return GridCell(*who, *which, same["method_id"], same["recipe"], spec.folder.as_posix())
+    return GridCell(*who, *which, same["method_id"], same["recipe"], spec.folder.as_posix(), not spec.method.is_zero_shot)
 
 
 def row(record: Record, folder: Path) -> dict[str, Any]:
     """A record as one flat row.
 
     Columns: what the cell is (`label` is the method with its shown parameters), `selection` (the one whose weights are kept),
-    `key`, `method_id` and `recipe` (equal for cells that differ in no more than the data set, or the draw and seed),
-    `<selection>.<score>`, `cost.*`, `provenance.*` and `path`.
+    `lr` (in words: by group of parameters, where those differ), `key`, `method_id` and `recipe` (equal for cells that differ in no more
+    than the data set, or the draw and seed), `<selection>.<score>`, `cost.*`, `provenance.*` and `path`.
     """
     spec, settings, method = record.spec, record.spec.settings, record.spec.method
     parameters = dict(method.parameters)
     names = {"dataset": spec.dataset, "method": method.name, "label": method.label, "decoder": parameters.get("decoder")}
     run = {"shots": spec.shots, "draw": spec.draw, "seed": spec.seed, "backbone": spec.backbone, "protocol": spec.protocol}
     fixed = {"checkpoint_sha256": spec.checkpoint_sha256, "evaluation_prompt": settings.evaluation_prompt}
-    fixed["released_sha256"] = spec.released_sha256
+    fixed |= {"released_sha256": spec.released_sha256, "lr": settings.rates_in_words}
     kept = {
         "selection": settings.selections[0],
         "dataset_revision": spec.dataset_revision,
         "generated": spec.generated,
         "method_revision": method.revision,
+        "trains": trains(record.cost),
+        "augmentation_stream": settings.augmentation_stream,
+        "stream_revision": settings.stream_revision,
+        "eval_mode_after_first_look": settings.eval_mode_after_first_look,
     }
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
     nested = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}
     return {**names, **run, **fixed, **kept, **_identities(spec), "key": spec.key, **scores, **nested, "path": str(folder)}
 
 
+def trains(cost: Mapping[str, Any]) -> bool:
+    """Whether a record's costs are of something that was trained; what was not has one number for all shots, draws and seeds."""
+    return cost.get("trainable_parameters") != 0
+
+
+def method_id(method: MethodChoice) -> str:
+    """Equal for choices that are the same method."""
+    return _short((method.name, method.parameters, method.revision))
+
+
 def _identities(spec: RunSpec) -> dict[str, str]:
     """A released checkpoint is a method apart, which every data set may have another file of."""
     method: tuple[Any, ...] = (spec.method.name, spec.method.parameters, spec.method.revision)
     recipe: tuple[Any, ...] = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
+    if spec.settings.lr_by_group:
+        recipe = (*recipe, spec.settings.lr_by_group)
     if spec.released_sha256:
         method, recipe = (*method, RELEASED), (*recipe, spec.released_sha256)
+    if spec.settings.stream_revision > 1:
+        recipe = (*recipe, spec.settings.stream_revision)
     return {"method_id": _short(method), "recipe": _short(recipe)}
 
 
@@ -487,3 +596,7 @@ def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
         name = f"{prefix}.{key}"
         flat |= _flat(name, value) if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+def _more(count: int) -> str:
+    return f" ({count - 1} more like it)" if count > 1 else ""

@@ -31,13 +31,20 @@ def choose(device: torch.device) -> str:
 
 
 def attention(
-    attn: Attention, y: Tensor, window: int, prompts: Tensor, qkv: Projection, onto: Tensor | None = None
+    attn: Attention,
+    y: Tensor,
+    window: int,
+    prompts: Tensor,
+    qkv: Projection,
+    onto: Tensor | None = None,
+    prompt_qkv: Projection | None = None,
 ) -> tuple[Tensor, Tensor]:
     """SAM's attention over y (B, h, w, C), in windows of a side or, where `window` is 0, at once; every window also sees prompts
     (B, P, C). Returns what it made of y, (B, h, w, C), on top of `onto` if that is given, and what it made of the prompts, (B, P, C),
     averaged over the windows.
 
-    qkv is called with y, and once more with the prompts and the padding (B, E, C) where there are any."""
+    qkv is called with y, and once more with the prompts and the padding (B, E, C) where there are any; the prompts are left to
+    prompt_qkv if that is given."""
     b, h, w, _ = y.shape
     n, side = prompts.shape[1], (window, window) if window else (h, w)
     padded = h % side[0] > 0 or w % side[1] > 0
@@ -45,7 +52,9 @@ def attention(
     parts = (3, attn.num_heads, y.shape[-1] // attn.num_heads)
     places = qkv(y.flatten(1, 2)).unflatten(-1, parts).unflatten(1, (h, w))  # (B, h, w, 3, heads, c)
     extra = places.new_empty(b, 0, *parts)  # (B, E, 3, heads, c)
-    if n or padded:
+    if prompt_qkv is not None:
+        extra = torch.cat([prompt_qkv(prompts), *map(qkv, padding)], 1).unflatten(-1, parts)
+    elif n or padded:
         extra = qkv(torch.cat([prompts, *padding], 1)).unflatten(-1, parts)
     kernel, tables = ATTENTION[choose(y.device)], (attn.rel_pos_h, attn.rel_pos_w)
     shape, windowed, out = places.shape, _Windowed.apply(places, extra, side, n), []

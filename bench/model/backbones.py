@@ -6,26 +6,28 @@ from typing import Annotated
 
 from bench import ROOT
 from bench.errors import CheckpointError, unknown
-from bench.grid.checks import Range
+from bench.types import Range
+
+Size = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True)
 class SamConfig:
     """The sizes of a SAM. Sizes of images and patches in pixels, of a window in patches."""
 
-    image_size: Annotated[int, Range(16, 8192)]
-    patch_size: Annotated[int, Range(1, 1024)]
-    width: Annotated[int, Range(1, 65_536)]
-    depth: Annotated[int, Range(1, 1024)]
-    heads: Annotated[int, Range(1, 1024)]
-    window: Annotated[int, Range(0, 1024)]
-    global_blocks: tuple[int, ...]
-    decoder_width: Annotated[int, Range(8, 65_536)] = 256
-    decoder_mlp: Annotated[int, Range(1, 65_536)] = 2048
-    decoder_heads: Annotated[int, Range(1, 1024)] = 8
-    decoder_depth: Annotated[int, Range(1, 1024)] = 2
-    mask_channels: Annotated[int, Range(4, 65_536)] = 16
-    iou_width: Annotated[int, Range(1, 65_536)] = 256
+    image_size: Size
+    patch_size: Size
+    width: Size
+    depth: Size
+    heads: Size
+    window: Size
+    global_blocks: tuple[Annotated[int, Range(0)], ...]
+    decoder_width: Size = 256
+    decoder_mlp: Size = 2048
+    decoder_heads: Size = 8
+    decoder_depth: Size = 2
+    mask_channels: Size = 16
+    iou_width: Size = 256
 
     @property
     def grid(self) -> int:

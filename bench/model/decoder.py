@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextvars import copy_context
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,8 @@ class Decoder(nn.Module):
         logits = [masks[rows] for rows in batch.rows]
         if fixed is not None:
             logits = [
-                low + mask_maps.masks_of_one(weights[rows], fixed[i]) for i, (low, rows) in enumerate(zip(logits, batch.rows, strict=True))
+                low + mask_maps.masks_of_one(weights[rows, : fixed.shape[-1]], fixed[i])
+                for i, (low, rows) in enumerate(zip(logits, batch.rows, strict=True))
             ]
         return Decoded(logits, [scores[rows] for rows in batch.rows])
 
@@ -71,7 +73,7 @@ class Decoder(nn.Module):
 
         if not again:
             return torch.cat([read(*part) for part in parts])
-        return torch.cat([checkpoint(read, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+        return torch.cat([checkpoint(copy_context().run, read, *part, use_reentrant=False) for part in parts])
 
     def _reference(self, sam: Sam, features: Features, prompts: Sequence[Prompts]) -> Decoded:
         """`forward` as SAM writes it: the reference that the fast path is tested and timed against."""

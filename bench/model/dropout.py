@@ -25,10 +25,7 @@ def part_of_batch(first: int, images: int) -> Iterator[None]:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout for (B, …), a row an image: a part of a batch gets its rows of the mask that the whole batch would get.
-
-    What all images of a batch share (prompt tokens) takes nn.Dropout.
-    """
+    """nn.Dropout for (B, …), a row an image: a part of a batch gets its rows of the mask that the whole batch would get."""
 
     def forward(self, x: Tensor) -> Tensor:
         part = _part.get()

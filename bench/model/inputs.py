@@ -5,13 +5,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.data.image_files import read_image
+from bench.data.image_files import check_name, eight_bits, read_image
 from bench.errors import DataError, InputError
 from bench.types import Prompts
 
@@ -25,17 +24,17 @@ LABELS = (1, 0, -1)
 PLURALS = {"box": "boxes", "point": "points", "mask": "masks"}
 
 
-def read_picture(image: "Picture") -> Tensor:
+def read_picture(image: "Picture", bits: int = 0) -> Tensor:
     """A picture as a (3, H, W) tensor, RGB 0–255.
 
-    Arrays (H, W, 3) and tensors (3, H, W) of any number type are taken as they are. Files and PIL images of any mode become RGB:
-    grey is repeated, 16 bits become 8, alpha is dropped. A file is turned upright by its orientation tag; a PIL image is not.
-    InputError or DataError where it is no such picture.
+    Arrays (H, W, 3) and tensors (3, H, W) of any number type are taken as they are. A file is read as a data set's, `bits` of 16
+    used (see `read_image`). A PIL image of any mode becomes RGB: grey is repeated, 16 bits become 8, alpha is dropped; it is not
+    turned. InputError or DataError where it is no such picture.
     """
     if isinstance(image, str | PathLike):
-        image = cv2.cvtColor(read_image(Path(image), cv2.IMREAD_COLOR, upright=True), cv2.COLOR_BGR2RGB)
+        image = read_image(Path(image), bits)
     elif hasattr(image, "convert"):
-        image = _rgb(image)
+        image = _rgb(image, bits)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(f"An array of shape {image.shape} is no image: (H, W, 3), RGB in 0–255, is needed.")
@@ -47,10 +46,10 @@ def read_picture(image: "Picture") -> Tensor:
     return _in_range(image)
 
 
-def _rgb(image: Any) -> np.ndarray:
+def _rgb(image: Any, bits: int) -> np.ndarray:
     """A PIL image (H, W, 3) uint8."""
     if image.mode.startswith("I;16"):
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, 2)
+        return np.repeat(eight_bits("PIL image", np.asarray(image), bits)[..., None], 3, 2)
     if image.mode in ("I", "F"):
         raise InputError(f"A PIL image of mode {image.mode} has no known range: an image of mode RGB, L or I;16 is needed.")
     return np.array(image.convert("RGB"))
@@ -74,7 +73,7 @@ def image_files(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not found:
         raise DataError(f"The folder {folder} holds no image ({', '.join(SUFFIXES)}).")
-    return found
+    return [check_name(path) for path in found]
 
 
 def prompts_from(

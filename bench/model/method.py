@@ -13,9 +13,11 @@ from bench.grid.spec import choose_method, parse_call
 from bench.model.decoder import Decoder, HQDecoder
 from bench.model.retuned import RetunedDecoder
 from bench.model.sam import Sam, Tuner
-from bench.model.segmenter import PromptableSegmenter
+from bench.model.segmenter import ALL_ONE_GROUP, PromptableSegmenter
 
+LATER = {"later": True}  # metadata of a parameter that came after cells were stored: its default means what they have
 DECODERS: Mapping[str, Callable[[Sam], Decoder]] = {"sam": lambda sam: Decoder(), "hq": HQDecoder, "tuned": RetunedDecoder}
+DECODER_GROUPS: Mapping[str, Mapping[str, str]] = {"sam": {}, "hq": {"decoder": "hq"}, "tuned": {"decoder": "decoder"}}
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Method:
     """A tuning method: a frozen dataclass of its hyper-parameters, registered with `@METHODS.register(name)`.
 
     title: as tables print it. source: the paper. revision: raised when the meaning of the method changes, so that cells of
-    the old one are not mistaken for it. trains: False where there is nothing to train, so that its cells are short.
+    the old one are not mistaken for it. also_loads: earlier revisions that differ in training alone. trains: False where there is
+    nothing to train, so that its cells are short.
     retunes_backbone: True where the model has a copy of the backbone's weights for itself, so that it is as large as SAM.
     """
 
@@ -31,12 +34,22 @@ class Method:
     title: ClassVar[str]
     source: ClassVar[str]
     revision: ClassVar[int] = 1
+    also_loads: ClassVar[tuple[int, ...]] = ()
     trains: ClassVar[bool] = True
     retunes_backbone: ClassVar[bool] = False
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         """Newly initialised parts for this backbone, drawn from torch's current random state."""
         raise NotImplementedError
+
+    def groups(self) -> Mapping[str, str]:
+        """Which of the trained tensors belong to which group, for which a protocol may have a learning rate of its own.
+
+        The start of a name of `PromptableSegmenter.tuned` ("decoder", "tuner.bridges") -> group; the longest start counts, and "" is
+        that of all names. By convention "encoder" is what is trained in the encoder, "decoder" SAM's own decoder, and "hq" the HQ
+        decoder's new parts; a method may name others, which have the rate of all where a protocol does not know them.
+        """
+        return ALL_ONE_GROUP
 
     def at_least(self, **least: float) -> None:
         """RequestError where a parameter is below what is given for it."""
@@ -69,6 +82,9 @@ class EncoderMethod(Method):
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         return self.tuner(sam), DECODERS[self.decoder](sam)
 
+    def groups(self) -> Mapping[str, str]:
+        return {"tuner": "encoder", **DECODER_GROUPS[self.decoder]}
+
 
 def build(name: str, sam: Sam, seed: int = 0, protocol: str = "clean") -> PromptableSegmenter:
     """The model of a method on a frozen SAM, newly initialised.
@@ -88,4 +104,5 @@ def build_parts(method: Method, sam: Sam, seed: int, normalise_native_size: bool
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tuner, decoder = method.build(sam)
-    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size)
+    groups = method.groups() if hasattr(method, "groups") else ALL_ONE_GROUP
+    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size, groups)

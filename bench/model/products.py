@@ -5,7 +5,7 @@ PyTorch has oneDNN's product of ordinary tensors as an operator of its compiler 
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from bench.model.sam_modules import MLPBlock
 
 TOKENS_AT_ONCE = 1000  # of 4096; malloc has room for a part's map where a map of all tokens was, but not where one of the same size was
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+M = TypeVar("M", bound=nn.Module)
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # as F.linear
 
 
@@ -43,13 +44,19 @@ def project(layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
         for part in layer:
             x = project(part, x)
         projected = x
-    elif type(layer) is not nn.Linear or implementation() == "reference":
+    elif not is_stock(layer, nn.Linear) or implementation() == "reference":
         projected = layer(x)
-    elif onto is None or not _is_ordinary(x, layer.weight):
+    elif onto is None or layer.bias is None or not _is_ordinary(x, layer.weight):
         projected = product(x, layer.weight, layer.bias)
     else:
         return _onto(onto.flatten(0, -2), x.flatten(0, -2), layer.weight, layer.bias).view(onto.shape)
     return projected if onto is None else onto + projected
+
+
+def is_stock(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
+    """Whether calling the module is nothing but that class's forward, so that its tensors may be computed with directly."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) is kind and not hooks and "forward" not in vars(module)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -68,8 +75,9 @@ def _by(x: Tensor) -> str:
     return choose_product(x.device.type)
 
 
-def _learns(*parameters: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
+def _learns(*tensors: Tensor | None) -> bool:
+    """Whether any of these gets a gradient: trained itself, or computed from what is."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 class _Product(torch.autograd.Function):
@@ -92,17 +100,21 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def perceptron(mlp: Any, x: Tensor, onto: Tensor) -> Tensor:
     """onto + mlp(x). SAM's, frozen, is computed for some tokens at a time on a CPU, where large and short-lived maps cost new memory."""
-    if implementation() == "reference" or not _is_sams(mlp) or not _is_ordinary(x, mlp.lin1.weight) or _learns(*mlp.parameters()):
+    weights = _weights(mlp) if implementation() == "fast" else None
+    if weights is None or not _is_ordinary(x, weights[0]) or _learns(*weights):
         out: Tensor = onto + mlp(x)
         return out
-    weights = mlp.lin1.weight, mlp.lin1.bias, mlp.lin2.weight, mlp.lin2.bias
     parts: Tensor = _Perceptron.apply(onto.flatten(0, -2), x.flatten(0, -2), *weights)
     return parts.view(x.shape)
 
 
-def _is_sams(mlp: Any) -> bool:
-    layers = type(mlp) is MLPBlock and type(mlp.lin1) is type(mlp.lin2) is nn.Linear
-    return layers and type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
+def _weights(mlp: Any) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """The tensors that SAM's MLP computes with; None of another one."""
+    is_sams = is_stock(mlp, MLPBlock) and is_stock(mlp.lin1, nn.Linear) and is_stock(mlp.lin2, nn.Linear)
+    if not is_sams or not is_stock(mlp.act, nn.GELU) or mlp.act.approximate != "none":
+        return None
+    weights = mlp.lin1.weight, mlp.lin1.bias, mlp.lin2.weight, mlp.lin2.bias
+    return None if any(weight is None for weight in weights) else weights
 
 
 class _Perceptron(torch.autograd.Function):
@@ -125,6 +137,8 @@ class _Perceptron(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight1, weight2, *kept = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return grad, None, None, None, None, None
         linear, out = PRODUCTS[_by(grad)], torch.empty_like(grad)
         for part, hidden, into in zip(grad.split(TOKENS_AT_ONCE), kept, out.split(TOKENS_AT_ONCE), strict=True):
             of_hidden = torch.ops.aten.gelu_backward(linear(part, weight2.mT, None), hidden)

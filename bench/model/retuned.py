@@ -33,9 +33,10 @@ def retuned(module: M, own: Callable[[str], bool], above: str = "") -> M:
 
 
 def used_parameters(*modules: nn.Module) -> int:
-    """How many numbers these modules compute with, each tensor counted once: shared ones count, what stands behind a copy does not."""
+    """How many numbers these modules compute with, each tensor counted once: shared ones count, and those that a tuner computed in
+    place of the frozen ones; what stands behind a copy does not."""
     held = (x for top in modules for module in top.modules() for x in (*module._parameters.values(), *vars(module).values()))
-    return sum(tensor.numel() for tensor in {id(x): x for x in held if isinstance(x, nn.Parameter)}.values())
+    return sum(tensor.numel() for tensor in {id(x): x for x in held if isinstance(x, Tensor)}.values())
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:

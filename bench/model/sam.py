@@ -204,22 +204,32 @@ def _checkpointed(step: Callable[..., tuple[Tensor, Any]], i: int, block: Block,
 
 
 def attend(
-    block: Block, x: Tensor, prompts: Tensor | None = None, qkv: Projection | None = None, by_window: bool = False
+    block: Block,
+    x: Tensor,
+    prompts: Tensor | None = None,
+    qkv: Projection | None = None,
+    by_window: bool = False,
+    prompt_qkv: Projection | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The block's first half: x + attention(norm1(x)), where every window also sees `prompts`.
 
     x: (B, g, g, C). prompts: (B, P, C), taken as they are (not through norm1); they have no position, so no relative-position
-    bias. qkv: stands in for the block's own projection (…, C) -> (…, 3C), which stays as it is.
+    bias. qkv: stands in for the block's own projection (…, C) -> (…, 3C), which stays as it is. It must treat all tokens alike, which
+    come in any number and order: padding may reach it once for all windows. prompt_qkv: the same for the prompts, which it gets by
+    themselves, (B or B·windows, P, C); None leaves them to qkv.
     by_window: qkv is given every window by itself, with its padding, row by row, (B·windows, side², C), as a layer in SAM's place
-    would be; there may be no prompts then. Otherwise it must treat all tokens alike: padding may reach it once for all windows.
+    would be; prompts need a prompt_qkv then.
     Returns x and what the attention made of the prompts, (B, P, C), averaged over the windows of an image.
     """
     prompts = x.new_empty(len(x), 0, x.shape[-1]) if prompts is None else prompts
+    prompt_qkv = prompt_qkv if prompts.shape[1] else None
+    if by_window and prompts.shape[1] and prompt_qkv is None:
+        raise ValueError("attend(by_window=True) gives qkv the image tokens of a window alone: prompts need a prompt_qkv.")
     if implementation() == "reference":
-        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention)
+        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, _attention)
     if by_window:
-        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, _attention_at_once)
-    return attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv), x)
+        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, _attention_at_once)
+    return attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv), x, prompt_qkv)
 
 
 def feed_forward(block: Block, x: Tensor) -> Tensor:
@@ -227,10 +237,12 @@ def feed_forward(block: Block, x: Tensor) -> Tensor:
     return perceptron(block.mlp, block.norm2(x), x)
 
 
-Inner = Callable[[Attention, Tensor, Tensor, Projection], tuple[Tensor, Tensor]]
+Inner = Callable[[Attention, Tensor, Tensor, Projection, Projection | None], tuple[Tensor, Tensor]]
 
 
-def _attend_by_window(block: Block, x: Tensor, prompts: Tensor, qkv: Projection, inner: Inner) -> tuple[Tensor, Tensor]:
+def _attend_by_window(
+    block: Block, x: Tensor, prompts: Tensor, qkv: Projection, prompt_qkv: Projection | None, inner: Inner
+) -> tuple[Tensor, Tensor]:
     """`attend` as SAM writes it, window by window; with `_attention` it is the reference that `bench.model.attention` is tested and timed
     against."""
     b, h, w, _ = x.shape
@@ -238,26 +250,29 @@ def _attend_by_window(block: Block, x: Tensor, prompts: Tensor, qkv: Projection,
     if block.window_size:
         y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
     windows = y.shape[0] // b
-    y, p = inner(block.attn, y, prompts.repeat_interleave(windows, 0), qkv)
+    y, p = inner(block.attn, y, prompts.repeat_interleave(windows, 0), qkv, prompt_qkv)
     if block.window_size:
         y = window_unpartition(y, block.window_size, padded, (h, w))
     return x + y, p.unflatten(0, (b, windows)).mean(1)
 
 
-def _attention_at_once(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
-    """As `_attention`, with the kernels of `bench.model.attention`; `prompts` is empty."""
-    return attention(attn, x, 0, prompts, qkv)
+def _attention_at_once(
+    attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection, prompt_qkv: Projection | None
+) -> tuple[Tensor, Tensor]:
+    """As `_attention`, with the kernels of `bench.model.attention`."""
+    return attention(attn, x, 0, prompts, qkv, prompt_qkv=prompt_qkv)
 
 
-def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection) -> tuple[Tensor, Tensor]:
+def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection, prompt_qkv: Projection | None) -> tuple[Tensor, Tensor]:
     """SAM's attention over x (B, H, W, C) with P tokens in front of it; relative positions between image tokens only."""
     b, h, w, _ = x.shape
     n, heads = prompts.shape[1], attn.num_heads
-    tokens = torch.cat([prompts, x.flatten(1, 2)], 1)  # (B, P + H·W, C)
-    q, k, v = qkv(tokens).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)  # each (B·heads, P + H·W, c)
+    image = x.flatten(1, 2)
+    projected = qkv(torch.cat([prompts, image], 1)) if prompt_qkv is None else torch.cat([prompt_qkv(prompts), qkv(image)], 1)
+    q, k, v = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)  # each (B·heads, P + H·W, c)
     logits = (q * attn.scale) @ k.transpose(-2, -1)
-    image = logits[:, n:, n:].contiguous()
-    logits[:, n:, n:] = add_decomposed_rel_pos(image, q[:, n:], attn.rel_pos_h, attn.rel_pos_w, (h, w), (h, w))
+    between = logits[:, n:, n:].contiguous()
+    logits[:, n:, n:] = add_decomposed_rel_pos(between, q[:, n:], attn.rel_pos_h, attn.rel_pos_w, (h, w), (h, w))
     out = (logits.softmax(-1) @ v).unflatten(0, (b, heads)).transpose(1, 2).flatten(2)  # (B, P + H·W, C)
     out = attn.proj(out)
     return out[:, n:].unflatten(1, (h, w)), out[:, :n]

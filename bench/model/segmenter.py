@@ -26,6 +26,7 @@ from bench.types import Features, Prompts
 if TYPE_CHECKING:
     from bench.model.inputs import Picture
 
+ALL_ONE_GROUP: Mapping[str, str] = {"": "encoder"}
 KINDS = ("box", "boxes", "point", "points", "labels", "mask", "masks")  # of what `predict` takes as prompts
 
 
@@ -43,11 +44,14 @@ class PromptableSegmenter(nn.Module):
     """A promptable segmentation model on a shared frozen backbone.
 
     tuner, decoder: hold all that is trained. normalise_native_size: False takes images of exactly the model's size raw, with
-    their prompts unrounded, as the reference does (see configs/protocols/paper.toml).
+    their prompts unrounded, as the reference does (see configs/protocols/paper.toml). groups: as of `Method.groups`.
     """
 
-    def __init__(self, sam: Sam, tuner: Tuner, decoder: Decoder, normalise_native_size: bool = True) -> None:
+    def __init__(
+        self, sam: Sam, tuner: Tuner, decoder: Decoder, normalise_native_size: bool = True, groups: Mapping[str, str] = ALL_ONE_GROUP
+    ) -> None:
         super().__init__()
+        self.groups = groups
         self.sam, self.decoder = sam, decoder
         self.encoder = ImageEncoder(sam.image_encoder, tuner)
         self.normalise_native_size = normalise_native_size
@@ -190,6 +194,14 @@ class PromptableSegmenter(nn.Module):
         for name, parameter in named:
             found.setdefault(parameter, name)
         return {name: parameter for parameter, name in found.items() if parameter.requires_grad}
+
+    def group_of(self, name: str) -> str:
+        """The group of one of `tuned`'s parameters: that of the longest name among `groups` which it is, or is a part of. RequestError
+        where there is none."""
+        found = [above for above in self.groups if not above or name == above or name.startswith(f"{above}.")]
+        if not found:
+            raise RequestError(f"The trained tensor {name} is in no group: the method has groups for {', '.join(self.groups)} alone.")
+        return self.groups[max(found, key=len)]
 
     @torch.no_grad()
     def load_tuned(self, tensors: Mapping[str, Tensor]) -> None:

@@ -6,12 +6,14 @@ image without any prompt. With the column `prompt`, rows of an image that have t
 """
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.errors import DataError, unknown
+from bench.grid.files import read_text
 
 BOX, POINT = ("x0", "y0", "x1", "y1"), ("x", "y")
 COLUMNS = ("image", "prompt", *BOX, *POINT, "label")
@@ -37,12 +39,11 @@ class TablePrompt:
 def read_prompts(path: Path) -> dict[str, list[TablePrompt]]:
     """Image -> its prompts, in the file's order; DataError, with the row, for what cannot be read."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="", skipinitialspace=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            _check_columns(path, columns)
-            rows = [(reader.line_num, _cells(path, reader.line_num, row)) for row in reader]
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restkey="", skipinitialspace=True)
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        _check_columns(path, columns)
+        rows = [(reader.line_num, _cells(path, reader.line_num, row)) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"The prompts {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if not rows:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from torch import Tensor
 
-from bench.data.image_files import read_image
+from bench.data.image_files import read_mask
 from bench.errors import DataError, InputError, RequestError
 from bench.grid.files import is_below
 from bench.model.inputs import image_files, prompts_from, read_picture
@@ -23,12 +22,14 @@ Keywords = dict[str, Any]  # of `prompts_from`
 
 @dataclass(frozen=True)
 class Task:
-    """One image: where it lies, its prompts, each element decoded as one batch, and where mask and overlay go (None: no overlay)."""
+    """One image: where it lies, its prompts, each element decoded as one batch, and where mask and overlay go (None: no overlay).
+    bits: see `read_image`."""
 
     image: Path
     prompts: tuple[tuple[str, Keywords], ...]  # with what a message calls them
     mask: Path
     overlay: Path | None
+    bits: int = 0
 
 
 def single_task(given: Namespace) -> Task:
@@ -54,12 +55,12 @@ def single_task(given: Namespace) -> Task:
             raise RequestError(f"{path} is what the mask is made from: give another file to write.")
     if overlay and overlay.resolve() == given.out.resolve():
         raise RequestError(f"{overlay} would be the mask and the overlay: give two files.")
-    return Task(given.image, (("", keywords),), given.out, overlay)
+    return Task(given.image, (("", keywords),), given.out, overlay, given.bits)
 
 
 def _mask_file(path: Path) -> np.ndarray:
     """A mask (H, W) of 0 and 1 from a grey file."""
-    grey = read_image(path, cv2.IMREAD_GRAYSCALE, upright=True)
+    grey = read_mask(path)
     if 0 < grey.max() <= 127:
         raise DataError(f"The mask {path} has no value above 127, which is foreground; its largest is {grey.max()}.")
     return (grey > 127).astype(np.uint8)
@@ -90,7 +91,7 @@ def folder_tasks(given: Namespace) -> list[Task]:
             if not path.resolve().is_relative_to(given.out.resolve()):
                 raise RequestError(f"{path} leads out of {given.out} by a link: give another --out.")
         owner[mask] = name
-        tasks.append(Task(image, tuple(_alike(given.prompts, prompts)), mask, None if given.no_overlay else overlay))
+        tasks.append(Task(image, tuple(_alike(given.prompts, prompts)), mask, None if given.no_overlay else overlay, given.bits))
     return tasks
 
 
@@ -112,7 +113,7 @@ def _alike(table: Path, prompts: Sequence[TablePrompt]) -> Iterator[tuple[str, K
 
 def prepared(task: Task, grid: int) -> tuple[Tensor, list[Prompts]]:
     """The image (3, H, W) uint8 and its prompts; RequestError where it cannot be read or they do not fit it."""
-    image = read_picture(task.image)
+    image = read_picture(task.image, task.bits)
     found = []
     for where, keywords in task.prompts:
         try:

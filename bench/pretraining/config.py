@@ -3,17 +3,21 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
-from bench.errors import RequestError, unknown
-from bench.grid.checks import SEEDS, Range, fits, hints, misfit, range_of
-from bench.grid.protocol import read_toml
+from bench.errors import RequestError
+from bench.grid.toml_reader import NO_KEY, build, kinds, part, read_toml
 from bench.model.backbones import CONFIGS, SamConfig
+from bench.types import Range
 
-RATE = Range(0.0, 1000.0)
 LENGTH = ("summary", "steps", "cooldown_steps", "evaluate_every")  # what may change when a run goes on
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[int, Range(1)]
+Amount = Annotated[float, Range(0.0)]
+Share = Annotated[float, Range(0.0, 1.0)]
 
 
 @dataclass(frozen=True)
@@ -22,38 +26,32 @@ class PretrainConfig:
     its [model] section sizes of the tiny architecture."""
 
     summary: str
-    seed: Annotated[int, SEEDS]
-    threads: Annotated[int, Range(1, 1024)]  # of the CPU
-    cache_images: Annotated[int, Range(1, 10_000_000)]
-    held_out_images: Annotated[int, Range(1, 100_000)]
-    steps: Annotated[int, Range(4, 100_000_000)]  # the last `cooldown_steps` of them bring the learning rate linearly to 0
-    cooldown_steps: Annotated[int, Range(0, 100_000_000)]
-    warmup_steps: Annotated[int, Range(1, 100_000_000)]
-    half_size_steps: Annotated[
-        int, Range(0, 100_000_000)
-    ]  # the first steps see the images at half their size: a quarter of the tokens, four times as fast
-    half_size_batch: Annotated[int, Range(1, 65_536)]  # images a step, in those
-    batch: Annotated[int, Range(1, 65_536)]  # images a step
-    objects: Annotated[int, Range(1, 1024)]  # prompts an image, at most
-    prompt_shares: tuple[float, ...]  # of images prompted with boxes, points and noisy masks
-    lr_matrices: Annotated[float, RATE]  # Muon, for the matrices of encoder blocks and the decoder's transformer; 0: AdamW for all
-    lr: Annotated[float, RATE]  # AdamW, for everything else
-    weight_decay: Annotated[float, RATE]
-    bce_weight: Annotated[float, RATE]
-    iou_weight: Annotated[float, RATE]  # of the squared error of SAM's own IoU estimate; dice has weight 1
-    ema_decay: Annotated[float, Range(0.0, 1.0)]
-    evaluate_every: Annotated[int, Range(1, 100_000_000)]  # steps
-    model: SamConfig = field(default=CONFIGS["tiny"])
+    seed: Annotated[int, Range(0, 2**32 - 1)]
+    threads: Positive  # of the CPU
+    cache_images: Positive
+    held_out_images: Positive
+    steps: Positive  # the last `cooldown_steps` of them bring the learning rate linearly to 0
+    cooldown_steps: Natural
+    warmup_steps: Positive
+    half_size_steps: Natural  # the first steps see the images at half their size: a quarter of the tokens, four times as fast
+    half_size_batch: Positive  # images a step, in those
+    batch: Positive  # images a step
+    objects: Positive  # prompts an image, at most
+    prompt_shares: tuple[Share, Share, Share]  # of images prompted with boxes, points and noisy masks
+    lr_matrices: Amount  # Muon, for the matrices of encoder blocks and the decoder's transformer; 0: AdamW for all
+    lr: Amount  # AdamW, for everything else
+    weight_decay: Amount
+    bce_weight: Amount
+    iou_weight: Amount  # of the squared error of SAM's own IoU estimate; dice has weight 1
+    ema_decay: Share
+    evaluate_every: Positive  # steps
+    model: SamConfig = field(default=CONFIGS["tiny"], metadata=NO_KEY)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            allowed = range_of(PretrainConfig, name)
-            if allowed and (fault := allowed.fault(value)):
-                raise RequestError(f"{name} = {value} {fault}.")
         least = self.half_size_steps + self.warmup_steps + self.cooldown_steps
         if self.steps < least:
             raise RequestError(f"steps = {self.steps} is too small: half size, warm-up and cool-down together take {least}.")
-        if len(self.prompt_shares) != 3 or not math.isclose(sum(self.prompt_shares), 1):
+        if not math.isclose(sum(self.prompt_shares), 1):
             raise RequestError(f"prompt_shares = {list(self.prompt_shares)} must be three shares (box, point, mask) that sum to 1.")
 
     def rate(self, step: int) -> float:
@@ -81,54 +79,11 @@ def squeezed(config: PretrainConfig, steps: int) -> PretrainConfig:
 
 
 def read_config(path: Path, device: str) -> PretrainConfig:
-    """The config of a file, as it holds on `device`; RequestError for a key that is unknown, missing or of another type."""
-    content = read_toml(path)
-    gpu, model = content.pop("gpu", {}), content.pop("model", {})
-    known = {name: kind for name, kind in get_type_hints(PretrainConfig).items() if name != "model"}
-    _check_keys(f"{path}", content, known)
-    _check_keys(f"{path} [gpu]", gpu, known)
-    _check_keys(f"{path} [model]", model, [f.name for f in fields(SamConfig)])
-    content |= gpu if device == "cuda" else {}
-    missing = [name for name in known if name not in content]
-    if missing:
-        raise RequestError(f"{path} lacks {', '.join(missing)}.")
-    values = {name: _typed(f"{path}: {name}", content[name], kind) for name, kind in known.items()}
-    sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
-    return PretrainConfig(**values, model=_sized(str(path), replace(CONFIGS["tiny"], **sizes)))
-
-
-def _sized(path: str, model: SamConfig) -> SamConfig:
-    """The architecture; RequestError for a size that is not allowed, or does not go with the others."""
-    if fault := misfit(vars(model), hints(SamConfig)):
-        raise RequestError(f"{path} [model]: {fault}.")
-    whole = {
-        "image_size": model.patch_size,
-        "width": model.heads,
-        "decoder_width": math.lcm(8, 2 * model.decoder_heads),
-        "mask_channels": 4,
-    }
-    for name, part in whole.items():
-        if getattr(model, name) % part:
-            raise RequestError(f"{path} [model]: {name} = {getattr(model, name)} must be a multiple of {part}.")
-    if any(not 0 <= block < model.depth for block in model.global_blocks):
-        raise RequestError(f"{path} [model]: global_blocks = {list(model.global_blocks)} must be below the depth, {model.depth}.")
-    return model
-
-
-def _check_keys(where: str, given: dict[str, Any], allowed: Any) -> None:
-    for key in given:
-        if key not in allowed:
-            raise unknown(f"key in {where}", key, allowed)
-
-
-def _typed(where: str, value: Any, kind: Any) -> Any:
-    if kind is float and type(value) is int and fits(value, float):
-        return float(value)
-    if kind == tuple[float, ...] and isinstance(value, list) and all(type(v) in (int, float) for v in value):
-        return tuple(map(float, value))
-    if type(value) is kind:
-        return value
-    raise RequestError(f"{where} = {value!r} has the wrong type: {getattr(kind, '__name__', kind)} is needed.")
+    """The config of a file, as it holds on `device`; RequestError for a key that is unknown, missing or has a wrong value."""
+    gpu, model = (Annotated[Mapping[str, Any], kinds(cls)] for cls in (PretrainConfig, SamConfig))
+    values = part(str(path), read_toml(path), {**kinds(PretrainConfig), "gpu": gpu, "model": model})
+    on_gpu, sizes = values.pop("gpu", {}), values.pop("model", {})
+    return build(str(path), values | (on_gpu if device == "cuda" else {}), PretrainConfig, model=replace(CONFIGS["tiny"], **sizes))
 
 
 def run_key(config: PretrainConfig) -> str:

@@ -1,6 +1,8 @@
 """Muon (Jordan et al., 2024) in float32: momentum made orthogonal, for a network's hidden matrices.
 
-torch.optim.Muon does the same in bfloat16 and matrix by matrix, which is several times slower on a CPU.
+torch.optim.Muon (2.13) makes the same update (a test compares them: they differ by bfloat16's rounding, about 1 %), but always in bfloat16
+and matrix by matrix. On a CPU without bfloat16 instructions, which the tiny SAM is trained on, its step over the 56 matrices takes 5.4 s
+of a core, and this one 0.28 s: 1600 steps would take two hours longer than the three quarters of an hour that they take now.
 """
 
 from collections import defaultdict

@@ -55,7 +55,9 @@ def planned(cells: int) -> list[RunSpec]:
 def made_up(spec: RunSpec) -> Record:
     """A record as full as a real one, its numbers drawn by the cell's key."""
     draw = random.Random(spec.key)
-    scores = {kind: {f"{score}_{rule}": draw.uniform(40, 90) for score in SCORES for rule in RULES} for kind in spec.settings.selections}
+    scores = {
+        str(kind): {f"{score}_{rule}": draw.uniform(40, 90) for score in SCORES for rule in RULES} for kind in spec.settings.selections
+    }
     counts = {"trainable_parameters": 1333248, "total_parameters": 313684000, "tuned_bytes": 5333000, "steps": 2000, "looks": 100}
     spent = {"training_seconds": draw.random(), "evaluation_seconds": draw.random(), "peak_memory_mb": draw.random()}
     packages = dict.fromkeys(PACKAGES, "1.0.0")

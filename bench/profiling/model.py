@@ -54,11 +54,11 @@ class Job:
 
 def cpu_jobs(methods: Sequence[str]) -> list[tuple[Job, Job]]:
     """(fast, plain) of vit_b: a training step with 1 box, an image evaluated with 10."""
-    jobs = [Job("vit_b", method, work, 1, 10 if work == "evaluate" else 1, "cpu", "fast") for method in methods for work in _works(method)]
+    jobs = [Job("vit_b", method, work, 1, 10 if work == "evaluate" else 1, "cpu", "fast") for method in methods for work in works(method)]
     return [(job, replace(job, path="reference")) for job in jobs]
 
 
-def _works(method: str) -> tuple[str, ...]:
+def works(method: str) -> tuple[str, ...]:
     """A method that trains nothing is evaluated only."""
     return WORKS if getattr(METHODS.get(parse_call(method)[0]), "trains", True) else WORKS[:1]
 
@@ -69,7 +69,7 @@ def gpu_jobs(methods: Sequence[str]) -> list[tuple[Job, Job]]:
     pairs = []
     for backbone, modes in (("vit_b", ()), ("vit_l", COMPILE_MODES), ("vit_h", ())):
         for method in methods:
-            for work in _works(method):
+            for work in works(method):
                 for images in (1, 4):
                     plain = Job(backbone, method, work, images, 10, "cuda", "reference", "fp32", "medium")
                     fast = [replace(plain, path="fast", precision=precision) for precision in ("bf16", "fp32")]
@@ -85,21 +85,21 @@ def measure(job: Job) -> dict[str, Any]:
     model = build(job.method, load_sam(CONFIGS[job.backbone], device=job.device), seed=0)
     if job.compile:
         model.encoder.compile_walk(job.compile)
-    call = _call(model, job)
+    call = call_of(model, job)
     on_gpu = job.device == "cuda"
     reset_peak_memory(model.device)
     with use(job.path):
         tflop = None
         if on_gpu or job.path == "reference":
             with Operations() as operations:
-                times = _timed(call)
+                times = timed(call)
             tflop = operations.flop / 1e12 if job.path == "reference" else None
         else:
-            times = _timed(call)
+            times = timed(call)
         if on_gpu:
             for _ in range(3):
-                _timed(call)
-            times["seconds"] = median(_timed(call)["wall"] for _ in range(10))
+                timed(call)
+            times["seconds"] = median(timed(call)["wall"] for _ in range(10))
     peak = peak_memory_mb(model.device)
     return {**times, "peak_mb": round(peak, 1), "tflop": tflop, "gemm_tflops": gemm_tflops(job)}
 
@@ -120,7 +120,8 @@ class Operations(TorchDispatchMode):
         return out
 
 
-def _call(model: PromptableSegmenter, job: Job) -> Callable[[], object]:
+def call_of(model: PromptableSegmenter, job: Job) -> Callable[[], object]:
+    """A training step or an evaluation of the job's images, drawn at random, to be called again and again."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8, generator=generator) for _ in range(job.images)]
     corners = torch.rand(job.images, job.boxes, 2, generator=generator) * 600
@@ -148,7 +149,8 @@ def _call(model: PromptableSegmenter, job: Job) -> Callable[[], object]:
     return evaluated
 
 
-def _timed(call: Callable[[], object]) -> dict[str, float]:
+def timed(call: Callable[[], object]) -> dict[str, float]:
+    """What a call takes: `seconds` of the processor, `user_seconds` of them, and `wall`."""
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -165,7 +167,7 @@ def gemm_tflops(job: Job) -> float:
     kind = torch.bfloat16 if job.precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=job.device, dtype=kind) for _ in range(2))
     key = "wall" if job.device == "cuda" else "seconds"
-    return 2 * side**3 / 1e12 / min(_timed(way)[key] for way in (lambda: a @ b.T, lambda: product(a, b)) for _ in range(6))
+    return 2 * side**3 / 1e12 / min(timed(way)[key] for way in (lambda: a @ b.T, lambda: product(a, b)) for _ in range(6))
 
 
 if __name__ == "__main__":

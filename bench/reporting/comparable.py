@@ -11,28 +11,35 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError
-from bench.grid.store import Damaged, GridCell, ResultStore
+from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore
 from bench.reporting.table import Cell
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, with an ending and a temporary name's
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
+Identity = tuple[str, str, str, str]  # backbone, protocol, shots, checkpoint: of a board
+IDENTITY = ("backbone", "protocol", "shots", "checkpoint_sha256")
+MACHINE = "provenance.device_name"
+FILES, TIME = "provenance.data.fingerprint", "provenance.time"
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
-    "device": "provenance.device_name",
+    "device": MACHINE,
     "torch": "provenance.packages.torch",
 }
+ONLY_SAMPLE = "provenance.only_training_sample"
 
 
 @dataclass(frozen=True)
 class CellQuery:
-    """Which cells and which of their numbers a table takes; None leaves it to what is stored."""
+    """Which cells and which of their numbers a table takes; None leaves it to what is stored. against: what methods are compared
+    with, "best", "pairs" or a label."""
 
     selection: str | None = None
     rule: str = "all"
     shots: str | None = None
     protocol: str | None = None
     backbone: str | None = None
+    against: str = "best"
 
     def takes(self, shots: str, protocol: str, backbone: str) -> bool:
         """Whether a cell of these is asked for."""
@@ -45,16 +52,19 @@ class ComparableCells:
     """The cells that share a table.
 
     identity: (backbone, protocol, shots, checkpoint); frame: the stored cells, one row each, as `bench.grid.store.row`;
-    gaps: for every cell that was asked for and is not stored, its run, phase and reason.
+    gaps: for every cell that was asked for and is not stored, its run, phase and reason. other_files: a sentence for each run on other
+    data files than its data set's newest cell has.
     """
 
-    identity: tuple[str, str, str, str]
+    identity: Identity
     selection: str
     rule: str
     frame: pd.DataFrame
     gaps: Mapping[Position, tuple[tuple[Run, str, str], ...]]
     notes: tuple[str, ...]
     scores: Mapping[Position, Mapping[Run, float]] = field(default_factory=dict)
+    against: str = "best"
+    other_files: Mapping[Position, tuple[str, ...]] = field(default_factory=dict)
 
     def labels_of(self, datasets: Iterable[str]) -> list[str]:
         """The methods, with their shown parameters, that were run or asked for on any of the data sets."""
@@ -70,6 +80,7 @@ class ComparableCells:
         """Mean ± standard deviation over draws and seeds, or why there is none; a missing run is never averaged away."""
         scores, gaps = self.scores.get((label, dataset), {}), self.gaps.get((label, dataset), ())
         of, notes = len(scores) + len(gaps), tuple(_gap_note(gap) for gap in gaps if gap[1] != "pending" or scores)
+        notes += self.other_files.get((label, dataset), ())
         if not of:
             return Cell(reason="not run")
         if not scores:
@@ -119,6 +130,28 @@ class ComparableCells:
         return (f"GENERATED STAND-INS, not the real images: {names}. These numbers say nothing about the real data sets.",)
 
     @property
+    def training(self) -> tuple[str, ...]:
+        """What a reader would not expect of the cells' training: one picture for all epochs; dropout that stops."""
+        if not len(self.frame):
+            return ()
+        learnt, notes = self.frame[trained(self.frame)], []
+        repeated = learnt[learnt["augmentation_stream"] != "fresh"]
+        if self.identity[2] == "1" and len(repeated):
+            samples = repeated.get(ONLY_SAMPLE, pd.Series(None, index=repeated.index, dtype=object))
+            counts = samples.fillna("not the reference's, but one that an earlier version drew").value_counts()
+            shown = "; ".join(f"{sample} ({count} of {len(repeated)} cells)" for sample, count in counts.items())
+            notes.append(f"ONE PICTURE: one-shot training repeats a single augmented sample in every epoch: {shown}.")
+        stopped = sorted(set(learnt.loc[learnt["eval_mode_after_first_look"], "label"]))
+        if stopped:
+            notes.append(f"Trained in evaluation mode, without dropout, after the first evaluation: {', '.join(stopped)}.")
+        return tuple(notes)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be known before its numbers are read."""
+        return (*self.stand_ins, *self.training, *self.mixed)
+
+    @property
     def mixed(self) -> tuple[str, ...]:
         """A warning for each thing in which the cells of one table should not differ, and do."""
         warnings = []
@@ -152,29 +185,82 @@ def _gap_note(gap: tuple[Run, str, str]) -> str:
     return f"{run}: {phase}" if phase == "pending" else f"{run}: {phase}: {reason}"
 
 
+@dataclass(frozen=True)
+class Part:
+    """What belongs to one board: its stored cells, those of what trains nothing, and what was asked for."""
+
+    frame: pd.DataFrame
+    untrained: pd.DataFrame
+    asked: Sequence[GridCell]
+
+
 def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCells]:
     """What is stored and what the last run asked for, parted by backbone, protocol, shots and weights.
 
+    What trains nothing has no shots of its own: it stands once in every board of its backbone, protocol and weights.
     RequestError, one sentence, where there is no cell at all, or none that is asked for.
     """
     scan, grid = store.scan(), store.grid()
     if scan.table.empty and not grid:
         lost = f" ({len(scan.damaged)} damaged records were left out)" if scan.damaged else ""
         raise RequestError(f"No cell is stored or asked for below {store.runs}{lost}: start one with `python -m bench.run`.")
-    stored = {_identity(key): frame for key, frame in _grouped(scan.table, ["backbone", "protocol", "shots", "checkpoint_sha256"])}
-    asked: dict[tuple[str, str, str, str], list[GridCell]] = {}
-    for cell in grid:
-        asked.setdefault(_identity((cell.backbone, cell.protocol, cell.shots, cell.checkpoint_sha256)), []).append(cell)
-    found = sorted({*stored, *asked})
-    taken = [key for key in found if query.takes(key[2], key[1], key[0])]
+    parts = _parts(_with_costs(scan.table, store.costs()), grid)
+    taken = [key for key in parts if query.takes(key[2], key[1], key[0])]
     if not taken:
-        there = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in found)
+        there = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in parts)
         raise RequestError(f"No cell is of the shots, protocol and backbone asked for; there are: {there}.")
     notes = _damage_notes(store, scan.damaged)
-    return [_comparable(store, query, key, stored.get(key, scan.table.head(0)), asked.get(key, []), notes) for key in taken]
+    return [_comparable(store, query, key, parts[key], notes) for key in taken]
 
 
-def _identity(key: Iterable[object]) -> tuple[str, str, str, str]:
+def _with_costs(frame: pd.DataFrame, costs: Mapping[tuple[str, str, str], Mapping[str, float]]) -> pd.DataFrame:
+    """The cells with `measured.*`, what was measured of their method, backbone and machine apart from them; NaN where nothing was."""
+    if frame.empty or not costs:
+        return frame
+    which = list(zip(*(frame.get(name, [""] * len(frame)) for name in ("backbone", "method_id", MACHINE)), strict=True))
+    columns = {f"measured.{name}": [costs.get(key, {}).get(name, math.nan) for key in which] for name in COST_FIELDS}
+    return frame.assign(**columns)
+
+
+def _parts(table: pd.DataFrame, grid: Sequence[GridCell]) -> dict[Identity, Part]:
+    """Board by board, in order; what trains nothing has a board of its own only where nothing else is there."""
+    trained = table[table["trains"].astype(bool)] if len(table) else table
+    once = _once(table.drop(trained.index), grid)
+    stored, alone = ({_identity(key): of for key, of in _grouped(frame, list(IDENTITY))} for frame in (trained, once))
+    asked: dict[Identity, list[GridCell]] = {}
+    for cell in grid:
+        asked.setdefault(_identity(getattr(cell, name) for name in IDENTITY), []).append(cell)
+    keys = {*stored, *(key for key, of in asked.items() if any(cell.trains for cell in of))}
+    for key in sorted({*alone, *asked} - keys):
+        keys |= {key} if not any(_family(key) == _family(other) for other in keys) else set()
+    parts = {}
+    for key in sorted(keys):
+        own = [cell for cell in asked.get(key, []) if cell.trains]
+        shared = [cell for other, of in asked.items() if _family(other) == _family(key) for cell in of if not cell.trains]
+        rows = [of for other, of in alone.items() if _family(other) == _family(key)]
+        parts[key] = Part(stored.get(key, table.head(0)), pd.concat(rows) if rows else table.head(0), (*own, *shared))
+    return parts
+
+
+def _once(frame: pd.DataFrame, grid: Sequence[GridCell]) -> pd.DataFrame:
+    """Of what trains nothing one cell a data set, whatever shots, draws and seeds it is stored with: as the last run asked for it,
+    else the newest."""
+    place = ("backbone", "protocol", "checkpoint_sha256", "label", "dataset")
+    asked: dict[tuple[Any, ...], set[str]] = {}
+    for cell in grid:
+        asked.setdefault((cell.backbone, cell.protocol, cell.checkpoint_sha256, cell.method, cell.dataset), set()).add(cell.recipe)
+    kept = []
+    for key, rows in _grouped(_ranked(frame), list(place)):
+        kept.append((rows[rows["recipe"].isin(asked[key])] if key in asked else rows).tail(1))
+    return pd.concat(kept) if kept else frame
+
+
+def _family(key: Identity) -> tuple[str, str, str]:
+    backbone, protocol, _, checkpoint = key
+    return backbone, protocol, checkpoint
+
+
+def _identity(key: Iterable[object]) -> Identity:
     backbone, protocol, shots, checkpoint = map(str, key)
     return backbone, protocol, shots, checkpoint
 
@@ -189,17 +275,67 @@ def _damage_notes(store: ResultStore, damaged: Iterable[Damaged]) -> tuple[str, 
     return tuple(f"Left out: {item.path.relative_to(store.root).as_posix()}: {item.reason}." for item in damaged)
 
 
-def _comparable(
-    store: ResultStore, query: CellQuery, key: tuple[str, str, str, str], frame: pd.DataFrame, asked: list[GridCell], notes: tuple[str, ...]
-) -> ComparableCells:
-    one_method = _current(frame, ["label"], "method_id", {(cell.method,): cell.method_id for cell in asked})
+def _comparable(store: ResultStore, query: CellQuery, key: Identity, part: Part, notes: tuple[str, ...]) -> ComparableCells:
+    frame, asked = part.frame, part.asked
+    one_method = _current(_of_newest_samples(frame), ["label"], "method_id", {(cell.method,): cell.method_id for cell in asked})
     current = _current(one_method, ["label", "dataset"], "recipe", {(cell.method, cell.dataset): cell.recipe for cell in asked})
     left_out = len(frame) - len(current)
     if left_out:
         notes = (*notes, f"Left out: cells of an older revision or of other settings under the same names ({left_out}).")
+    known = set(zip(*(part.untrained.get(name, []) for name in ("label", "dataset")), strict=True))
+    gaps = _gaps(store, [cell for cell in asked if (cell.method, cell.dataset) not in known], set(frame.get("key", ())))
+    current = pd.concat([current, part.untrained]) if len(current) and len(part.untrained) else max(current, part.untrained, key=len)
+    notes = (*_rates(current), *notes)
     selection = query.selection or _first_selection(current)
     scores = _scores(current, f"{selection}.miou_{query.rule}")
-    return ComparableCells(key, selection, query.rule, current, _gaps(store, asked, set(frame.get("key", ()))), notes, scores)
+    others = _other_files(current)
+    if others:
+        notes = (*notes, f"Cells of other data files are compared with none of the newer ones ({sum(map(len, others.values()))}).")
+    return ComparableCells(key, selection, query.rule, current, gaps, notes, scores, query.against, others)
+
+
+def _other_files(frame: pd.DataFrame) -> dict[Position, tuple[str, ...]]:
+    """See ComparableCells; what is not known to differ does not."""
+    found: dict[Position, tuple[str, ...]] = {}
+    if not {FILES, TIME} <= set(frame):
+        return found
+    known = frame[[isinstance(files, str) for files in frame[FILES]]].sort_values(TIME, kind="stable", key=lambda time: time.astype(str))
+    newest = dict(zip(known["dataset"], known[FILES], strict=True))
+    for label, dataset, draw, seed, files in zip(*(known[name] for name in ("label", "dataset", "draw", "seed", FILES)), strict=True):
+        if files != newest[dataset]:
+            run = f"seed {seed}" if draw == 0 else f"draw {draw} seed {seed}"
+            note = (
+                f"{run}: of other data files ({files[:8]}) than the newest cell of {dataset} ({newest[dataset][:8]}), not compared with it"
+            )
+            found[label, dataset] = (*found.get((label, dataset), ()), note)
+    return found
+
+
+def trained(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Which of the stored cells were trained, and not only evaluated."""
+    return frame.get("cost.steps", pd.Series(math.nan, index=frame.index)) != 0
+
+
+def _of_newest_samples(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without cells that were trained on samples of an earlier version, where there are others; what is not trained stays."""
+    if frame.empty:
+        return frame
+    learnt = frame[trained(frame)]
+    newest = learnt.groupby("augmentation_stream")["stream_revision"].transform("max")
+    return frame.drop(learnt.index[learnt["stream_revision"] < newest])
+
+
+def _rates(frame: pd.DataFrame) -> tuple[str, ...]:
+    """A note with the learning rates of the methods that train, where they are not all the same."""
+    learnt = frame if frame.empty else frame[trained(frame)]
+    if learnt.empty or learnt["lr"].nunique() < 2:
+        return ()
+    by_rate: dict[str, list[str]] = {}
+    for label, cells in learnt.groupby("label"):
+        for rate, of in cells.groupby("lr"):
+            where = "" if len(of) == len(cells) else f" on {', '.join(sorted(set(of['dataset'])))}"
+            by_rate.setdefault(str(rate), []).append(f"{label}{where}")
+    return ("Learning rates: " + "; ".join(f"{rate}: {', '.join(labels)}" for rate, labels in sorted(by_rate.items())) + ".",)
 
 
 def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mapping[tuple[str, ...], str]) -> pd.DataFrame:
@@ -207,12 +343,22 @@ def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mappin
     the highest revision, else the one stored last."""
     if frame.empty:
         return frame
-    time = frame["provenance.time"].fillna("") if "provenance.time" in frame else ""
-    ranked = frame.assign(time=time).sort_values(["method_revision", "dataset_revision", "time", identity], kind="stable")
-    newest = ranked.groupby(names)[identity].transform("last").reindex(frame.index)
+    newest = _ranked(frame).groupby(names)[identity].transform("last").reindex(frame.index)
     places = zip(*(frame[name] for name in names), strict=True)
     chosen = [asked.get(place, other) for place, other in zip(places, newest, strict=True)]
     return frame[frame[identity] == chosen]
+
+
+def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
+    """The newest last."""
+    if frame.empty:
+        return frame
+    time = frame[TIME].fillna("") if TIME in frame else ""
+    return (
+        frame.assign(time=time)
+        .sort_values(["method_revision", "dataset_revision", "time", "method_id", "recipe"], kind="stable")
+        .drop(columns="time")
+    )
 
 
 def _first_selection(frame: pd.DataFrame) -> str:

@@ -1,47 +1,47 @@
-"""Every pair of a board's methods, on the same images and runs."""
+"""A board's methods compared, on the same images, draws and seeds: with the best of each column, with one of them, or in pairs."""
 
 import math
 
-from bench.grid.published import Published, heading
+from bench.grid.published import Published, heading, ordered
 from bench.reporting.comparable import ComparableCells
-from bench.reporting.table import Cell, Column, Row, Table
-from bench.reporting.table_statistics import AVERAGE, Comparison, dataset_of, table_statistics
+from bench.reporting.table import Cell, Column, Facts, Row, Table
+from bench.reporting.table_statistics import BEST, PAIRS, Comparison, dataset_of, interval_notes, table_statistics
+
+MEANING = (
+    "Δ: difference in points. p: two-sided, after Holm's correction for the comparisons of its column; the interval of Δ is at the level "
+    "which that leaves it, 95 % or more, so it excludes 0 exactly where p < 0.05. d: Cohen's d of the images' IoUs. n: runs that both have."
+)
 
 
 def comparisons_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
-    """Pairs of methods as rows; for every data set and the average: the difference, its interval, corrected p and effect size."""
-    datasets = comparable.datasets
+    """Methods, or pairs of them, as rows; for every data set and the average: the difference, its interval, corrected p and effect size."""
+    datasets, against = comparable.datasets, comparable.against
     known = table_statistics(comparable, datasets, averaged=len(datasets) > 1)
-    found = {(c.a, c.b, c.column): c for c in known.comparisons}
-    groups = (*datasets, AVERAGE) if len(datasets) > 1 else tuple(datasets)
+    comparisons = known.comparisons(against)
     parts = (("Δ", 1, True), ("p", 4, False), ("d", 2, True))
-    columns = tuple(Column(group, name, digits, signed, dataset_of(group)) for group in groups for name, digits, signed in parts)
+    columns = tuple(Column(group, name, digits, signed, dataset_of(group)) for group in known.columns for name, digits, signed in parts)
+    by_pair = against == PAIRS
+    found: dict[tuple[tuple[str, ...], str], Comparison] = {((c.a, c.b) if by_pair else (c.a,), c.column): c for c in comparisons}
+    best = {((c.b,), c.column) for c in comparisons if not by_pair}
+    pairs: list[tuple[str, ...]] = list(dict.fromkeys((c.a, c.b) for c in comparisons))
+    methods = ordered({label for pair in pairs for label in pair} - {against}, published)
+    keys: list[tuple[str, ...]] = pairs if by_pair else [(label,) for label in methods]
     rows = []
-    for a, b in dict.fromkeys((c.a, c.b) for c in known.comparisons):
-        cells = [cell for group in groups for cell in _compared(found.get((a, b, group)))]
-        rows.append(Row(f"{heading(a, published)} - {heading(b, published)}", tuple(cells), (("method", a), ("method", b))))
-    notes = (
-        *comparable.stand_ins,
-        *comparable.mixed,
-        f"Δ: difference in points with its 95 % interval; p: two-sided, after Holm's correction for {len(found)} comparisons; "
-        "d: Cohen's d of the images' IoUs; n: runs that both have.",
-        *comparable.notes,
-    )
-    return Table(
-        comparable.name("comparisons"),
-        "Methods compared on the same images and runs",
-        comparable.context,
-        "pair",
-        columns,
-        tuple(rows),
-        notes,
-    )
+    for key in keys:
+        cells = [cell for group in known.columns for cell in _compared(found.get((key, group)), (key, group) in best)]
+        about: Facts = tuple(("method", label) for label in key)
+        rows.append(Row(" - ".join(heading(label, published) for label in key), tuple(cells), about))
+    what = {BEST: "Methods compared with the best of each column", PAIRS: "Methods compared in pairs"}
+    title = what.get(against, f"Methods compared with {heading(against, published)}")
+    notes = (*comparable.warnings, MEANING, *interval_notes(known.counts), *comparable.notes)
+    name = comparable.name("comparisons" if against == BEST else f"comparisons-{against}")
+    return Table(name, title, comparable.context, "pair" if by_pair else "method", columns, tuple(rows), notes)
 
 
-def _compared(found: Comparison | None) -> tuple[Cell, Cell, Cell]:
+def _compared(found: Comparison | None, best: bool) -> tuple[Cell, Cell, Cell]:
     if found is None:
-        return Cell(reason="no common runs"), Cell(), Cell()
+        return Cell(reason="best" if best else "not compared"), Cell(), Cell()
     d = found.difference
-    ends = d.interval
     size = Cell(d.effect) if math.isfinite(d.effect) else Cell(reason="no spread")
-    return Cell(d.value, None, d.runs, low=ends.low, high=ends.high, images=d.images), Cell(found.p_holm), size
+    p = Cell(reason="one run") if d.p is None else Cell(d.p)
+    return Cell(d.value, None, d.runs, low=d.interval.low, high=d.interval.high, images=d.images), p, size

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from bench.errors import RequestError
-from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, read_record, spec_to_json
-from bench.reporting.statistics import Counts, Difference, difference, holm, sampled
+from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, read_record, spec_to_json, trains
+from bench.reporting.comparisons import MEANING
+from bench.reporting.statistics import Column as Methods
+from bench.reporting.statistics import Counts, Difference, Pair, Pooled, Run, differences, effect_size
 from bench.reporting.table import Cell, Column, Row, Table
-from bench.reporting.table_statistics import SIGNIFICANT, read_rows
+from bench.reporting.table_statistics import read_rows
 
 EXACT = ("dataset", "label", "shots", "draw", "seed", "backbone", "protocol")
 LOOSE = EXACT[:5]
@@ -117,16 +119,16 @@ def results(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule:
     groups: dict[tuple[Any, ...], list[tuple[Stored, Stored]]] = {}
     for a, b in pairs:
         groups.setdefault(a.at(("dataset", "label", "shots")), []).append((a, b))
-    tested = {key: _difference(of, selection, rule) for key, of in groups.items()}
-    known = {key: found.p for key, found in tested.items() if found is not None}
-    corrected = dict(zip(known, holm(list(known.values())), strict=True))
+    groups = {key: of if any(trains(pair[i].record.cost) for pair in of for i in (0, 1)) else of[:1] for key, of in groups.items()}
+    known = {key: pair for key, of in groups.items() if (pair := _pair(of, selection, rule))}
+    tested = dict(zip(known, differences(list(known.values())), strict=True))
     rows = []
     for key, of in sorted(groups.items(), key=lambda item: tuple(map(str, item[0]))):
         means = [_mean([_score(pair[i], selection, rule) for pair in of]) for i in (0, 1)]
-        rows.append(Row(" ".join(map(str, key)), (*means, *_verdict(means, tested[key], corrected.get(key)))))
+        rows.append(Row(" ".join(map(str, key)), (*means, *_verdict(means, tested.get(key)))))
     numbers = (Column("", "A"), Column("", "B"), Column("", "A - B", 2, True), Column("", "p", 4), Column("", "d", 2, True))
     columns = (*numbers, Column("", "verdict"))
-    notes = ("A - B in points with its 95 % interval over images and runs; p after Holm's correction; d: Cohen's d of the images' IoUs.",)
+    notes = (MEANING,)
     shown = (("selection", selection or "the first of each protocol"), ("rule", rule))
     return Table("results", "Foreground mIoU (%)", shown, "cells", columns, tuple(rows), notes)
 
@@ -136,15 +138,17 @@ def _mean(scores: Sequence[float]) -> Cell:
     return Cell(reason="undefined") if np.isnan(mean) else Cell(mean, n=len(scores))
 
 
-def _verdict(means: Sequence[Cell], found: Difference | None, p: float | None) -> tuple[Cell, Cell, Cell, Cell]:
-    if found is None or p is None:
+def _verdict(means: Sequence[Cell], found: Difference | None) -> tuple[Cell, Cell, Cell, Cell]:
+    if found is None:
         gap = None if means[0].value is None or means[1].value is None else means[0].value - means[1].value
-        return Cell(gap), Cell(), Cell(), Cell(reason="not tested: other images, or none")
-    higher = "A is higher" if found.value > 0 else "A is lower"
+        return Cell(gap), Cell(), Cell(), Cell(reason="not tested: other images or data files, or too few")
     effect = Cell(found.effect) if np.isfinite(found.effect) else Cell(reason="no spread")
     ends = found.interval
     delta = Cell(found.value, n=found.runs, low=ends.low, high=ends.high, images=found.images)
-    return delta, Cell(p), effect, Cell(reason=higher if p < SIGNIFICANT else "inside the noise")
+    if found.p is None:
+        return delta, Cell(), effect, Cell(reason="one run cannot tell")
+    higher = "A is higher" if found.value > 0 else "A is lower"
+    return delta, Cell(found.p), effect, Cell(reason=higher if found.significant else "inside the noise")
 
 
 def _score(cell: Stored, selection: str | None, rule: str) -> float:
@@ -152,16 +156,24 @@ def _score(cell: Stored, selection: str | None, rule: str) -> float:
     return cell.record.scores.get(chosen, {}).get(f"miou_{rule}", float("nan"))
 
 
-def _difference(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule: str) -> Difference | None:
-    a, b = (_counts([pair[i] for pair in pairs], selection, rule) for i in (0, 1))
-    return None if a is None or b is None else difference([(a, b)], [(sampled(a), sampled(b))])
+def _pair(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule: str) -> Pair | None:
+    """The two to be compared; None where the images are not known to be the same."""
+    if any(len({cell.record.fingerprint for cell in pair} - {""}) > 1 for pair in pairs):
+        return None
+    runs = tuple((pair[0].at(("draw", "backbone", "protocol")), pair[0].record.spec.seed) for pair in pairs)
+    a, b = (_counts([pair[i] for pair in pairs], runs, selection, rule) for i in (0, 1))
+    if a is None or b is None or a.images != b.images:
+        return None
+    methods = Methods({"A": Pooled.of(a), "B": Pooled.of(b)})
+    return Pair(methods.difference("A", "B"), methods.tells("A", "B"), effect_size(a, b), len(a.runs), len(a.images))
 
 
-def _counts(cells: Sequence[Stored], selection: str | None, rule: str) -> Counts | None:
-    """The counts of one side, its runs numbered by pair; None unless all have rows for the same images."""
+def _counts(cells: Sequence[Stored], runs: tuple[Run, ...], selection: str | None, rule: str) -> Counts | None:
+    """The counts of one side; None unless all have rows for the same images, and enough of them."""
     tables = [read_rows(cell.folder, selection or cell.record.spec.settings.selections[0], rule) for cell in cells]
     if any(not table for table in tables) or len({tuple(table) for table in tables if table}) != 1:
         return None
     images = tuple(tables[0] or ())
     pixels = np.array([[table[name] for name in images] for table in tables if table], dtype=float)
-    return Counts(tuple(f"pair {i}" for i in range(len(cells))), images, pixels[:, :, 0], pixels[:, :, 1])
+    counts = Counts(runs, images, pixels[:, :, 0], pixels[:, :, 1], any(trains(cell.record.cost) for cell in cells))
+    return None if counts.lack else counts

@@ -1,4 +1,4 @@
-"""What methods cost: parameters, bytes, seconds and memory, from the records' costs."""
+"""What methods cost: parameters, bytes and device hours from the records; seconds and memory as measured apart from the cells."""
 
 import math
 
@@ -17,16 +17,11 @@ COSTS = {  # column -> digits
     "test images/s": 2,
     "device hours, all cells": 3,
 }
-COST_FIELDS = (
-    "trainable_parameters",
-    "total_parameters",
-    "tuned_bytes",
-    "training_seconds",
-    "evaluation_seconds",
-    "steps",
-    "looks",
-    "test_images",
-    "peak_memory_mb",
+RECORDED = ("trainable_parameters", "total_parameters", "tuned_bytes", "training_seconds", "evaluation_seconds")
+MEASURED = {"s/step": "step_seconds", "peak memory MB": "peak_memory_mb", "test images/s": "images_per_second"}
+HOW = (
+    "s/step, peak memory and test images/s are measured apart from the cells, each method warm in a process of its own (on a CPU: seconds "
+    "of one thread, memory of the process), with one image of 900×1000 pixels: 1 box to train with, 10 to test."
 )
 
 
@@ -38,26 +33,21 @@ def efficiency_table(comparable: ComparableCells, published: Published, paper_sh
     for label in ordered(comparable.labels_of(comparable.datasets), published):
         mine = frame[frame["label"] == label] if len(frame) else frame
         rows.append(Row(heading(label, published), tuple(_cost_cell(mine, name) for name in COSTS), (("method", label),)))
-    notes = (*comparable.stand_ins, *comparable.mixed, *_hardware_notes(comparable), *comparable.notes)
+    notes = (*comparable.warnings, *_measured_notes(comparable), *_hardware_notes(comparable), *comparable.notes)
     return Table(comparable.name("efficiency"), "What the methods cost", comparable.context, "method", columns, tuple(rows), notes)
 
 
 def _costs(frame: pd.DataFrame) -> dict[str, pd.Series]:
     """The columns of COSTS from the records' costs; NaN where a record lacks one."""
     none = pd.Series(math.nan, index=frame.index)
-    cost = {name: frame.get(f"cost.{name}", none).astype(float) for name in COST_FIELDS}
-    looked_at_val = frame.get("val.miou_all", none).notna()  # its images are not counted in the record
-    evaluated = (cost["test_images"] * cost["looks"].clip(lower=1)).where(~looked_at_val)
-    values = (
-        cost["trainable_parameters"],
-        100 * cost["trainable_parameters"] / cost["total_parameters"],
-        cost["tuned_bytes"] / 1e6,
-        cost["training_seconds"] / cost["steps"].where(cost["steps"] > 0),
-        cost["peak_memory_mb"],
-        evaluated / cost["evaluation_seconds"].where(cost["evaluation_seconds"] > 0),
-        (cost["training_seconds"] + cost["evaluation_seconds"]) / 3600,
-    )
-    return dict(zip(COSTS, values, strict=True))
+    cost = {name: frame.get(f"cost.{name}", none).astype(float) for name in RECORDED}
+    return {
+        "trainable": cost["trainable_parameters"],
+        "share %": 100 * cost["trainable_parameters"] / cost["total_parameters"],
+        "adapter MB": cost["tuned_bytes"] / 1e6,
+        "device hours, all cells": (cost["training_seconds"] + cost["evaluation_seconds"]) / 3600,
+        **{name: frame.get(f"measured.{field}", none) for name, field in MEASURED.items()},
+    }
 
 
 def _cost_cell(cells: pd.DataFrame, name: str) -> Cell:
@@ -68,8 +58,19 @@ def _cost_cell(cells: pd.DataFrame, name: str) -> Cell:
         return Cell(reason="-")
     if name.startswith("device hours"):
         return Cell(float(values.sum()))
+    if name in MEASURED and values.nunique() == 1:
+        return Cell(float(values.iloc[0]))
     partly = (f"known of {len(values)} of {len(cells)} cells",) if len(values) < len(cells) else ()
     return Cell(float(values.mean()), n=len(values), of=len(cells), notes=partly)
+
+
+def _measured_notes(comparable: ComparableCells) -> tuple[str, ...]:
+    """How costs were measured, and how to measure those that are missing."""
+    frame = comparable.frame
+    known = frame.get("measured.images_per_second", pd.Series(math.nan, index=frame.index)).notna()
+    lacking = sorted(set(frame.loc[~known, "label"])) if len(frame) else []
+    command = f'python -m bench.perf cost --backbone {comparable.identity[0]} --methods "{",".join(lacking)}"'
+    return (*((HOW,) if known.any() else ()), *((f"Not measured on the cells' machine yet: `{command}`.",) if lacking else ()))
 
 
 def _hardware_notes(comparable: ComparableCells) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from bench.types import FULL
 MIOU = "foreground mIoU (%)"
 COSTS = {
     "parameters": ("cost.trainable_parameters", "trainable parameters"),
-    "memory": ("cost.peak_memory_mb", "peak memory (MB)"),
+    "memory": ("measured.peak_memory_mb", "peak memory, measured apart from the cells (MB)"),
     "time": ("cost.training_seconds", "training time (s)"),
 }
 DASHES = ("-", "--", ":", "-.")  # of curves that share a colour
@@ -281,7 +281,7 @@ def _of_view(view: View, store: ResultStore) -> list[Picture]:
     said = f"{comparable.identity[0]}, {comparable.identity[2]} shots, {comparable.identity[1]}"
     found = [Picture(name("bars"), f"Foreground mIoU with 95 % intervals ({said})", lambda: bars(view))]
     for cost, (column, words) in COSTS.items():
-        if column in comparable.frame:
+        if column in comparable.frame and comparable.frame[column].notna().any():
             caption = f"{words[0].upper()}{words[1:]} against mIoU ({said})"
             found.append(Picture(name(cost), caption, lambda cost=cost: cost_against_miou(view, cost)))  # type: ignore[misc]
     found.append(Picture(name("curves"), f"Training loss ({said})", lambda: curves(view, store)))

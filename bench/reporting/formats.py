@@ -1,10 +1,14 @@
 """LaTeX and HTML of a table, beside the markdown and CSV that `bench.reporting.table` has; FORMATS names all four."""
 
-from collections.abc import Callable, Iterable, Mapping
-from html import escape
+from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
-from bench.reporting.table import Cell, Column, Table, count, csv, footnote_numbers, interval, markdown, number
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bench.reporting.table import Cell, Column, Facts, Table, count, csv, footnote_numbers, interval, markdown, number
 
 SPECIAL = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
@@ -86,48 +90,44 @@ def _tex_cell(cell: Cell, column: Column, footnotes: list[str]) -> str:
 
 def html(table: Table) -> str:
     """A `<table>` with a caption, heads with scope, each number's full value to sort by, and the notes below it."""
-    footnotes: list[str] = []
-    rows = []
-    for row in table.rows:
-        cells = [_html_cell(cell, column, footnotes, table.name) for cell, column in zip(row.cells, table.columns, strict=True)]
-        rows.append(f'<tr{data_attributes(row.about)}><th scope="row">{escape(row.heading)}</th>{"".join(cells)}</tr>')
-    heads = [(table.corner, ""), *((f"{column.group} {column.name}".strip(), data_attributes(column.about)) for column in table.columns)]
-    head = "".join(f'<th scope="col"{data}>{escape(name)}</th>' for name, data in heads)
-    common = " · ".join(f"{name} {value}" for name, value in table.context)
-    notes = [f"<p>{escape(note)}</p>" for note in table.notes]
-    numbered = [f'<li id="{_label(table.name)}-{i}">{escape(note)}</li>' for i, note in enumerate(footnotes, 1)]
-    about = data_attributes(fact for fact in table.context if fact[0] in ("dataset", "shots"))
-    listed = [f"<ol>{''.join(numbered)}</ol>"] if numbered else []
-    return "\n".join(
-        [
-            f'<figure class="table" id="{_label(table.name)}"{about}>',
-            f'<div class="scroll"><table><caption><span>{escape(table.title)}<br><small>{escape(common)}</small></span></caption>',
-            f"<thead><tr>{head}</tr></thead>",
-            "<tbody>",
-            *rows,
-            "</tbody></table></div>",
-            f'<figcaption class="notes">{"".join([*notes, *listed])}</figcaption>',
-            "</figure>\n",
-        ]
+    return render("table.html", table=table, region=False)
+
+
+def render(template: str, **values: Any) -> str:
+    """A file of templates/, filled in; what a value holds is text and never markup."""
+    return _templates().get_template(template).render(values)
+
+
+@cache
+def _templates() -> Environment:
+    """The environment of all templates."""
+    folder = FileSystemLoader(Path(__file__).parent / "templates")
+    made = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    made.filters |= {"data": _data_attributes, "said": _context}
+    made.globals |= {
+        "label": _label,
+        "number": number,
+        "interval": interval,
+        "count": count,
+        "footnote_numbers": footnote_numbers,
+        "zip": zip,
+    }
+    return made
 
 
-def _html_cell(cell: Cell, column: Column, footnotes: list[str], name: str) -> str:
-    numbers = footnote_numbers(cell, footnotes)
-    marks = "".join(f'<sup><a href="#{_label(name)}-{i}" aria-label="note {i}">{i}</a></sup>' for i in numbers)
-    if cell.value is None:
-        return f'<td class="gap"{data_attributes(column.about)}>{escape(cell.reason or "-")}{marks}</td>'
-    tag = {"": "span", "best": "strong", "second": "u"}[cell.mark]
-    rest, about = escape(interval(cell, column) + count(cell)), data_attributes(column.about)
-    return f'<td data-value="{cell.value!r}"{about}><{tag}>{number(cell, column)}</{tag}><small>{rest}</small>{marks}</td>'
-
-
-def data_attributes(about: Iterable[tuple[str, str]]) -> str:
-    """What a page can filter by, as attributes; several values of one name stand between bars."""
-    names: dict[str, list[str]] = {}
+def _data_attributes(about: Facts, *names: str) -> dict[str, str]:
+    """What a page can filter by (of these names only, if any), as attributes; several values of one name stand between bars."""
+    found: dict[str, list[str]] = {}
     for name, value in about:
-        names.setdefault(name, []).append(value)
-    return "".join(f' data-{name}="{escape("|".join(values))}"' for name, values in names.items())
+        if not names or name in names:
+            found.setdefault(f"data-{name}", []).append(value)
+    return {name: "|".join(values) for name, values in found.items()}
+
+
+def _context(context: Facts) -> str:
+    return " · ".join(f"{name} {value}" for name, value in context)
 
 
 FORMATS: Mapping[str, Callable[[Table], str]] = {"md": markdown, "csv": csv, "latex": latex, "html": html}

@@ -11,6 +11,7 @@ import cv2
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 
 from bench.grid.metrics import count, image_iou
 from bench.grid.store import ResultStore, read_record
@@ -40,14 +41,14 @@ def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path
     for spare in places[:, 2 + len(cells) :].ravel():
         spare.set_axis_off()
     for row, sample, given in zip(places, samples, prompts, strict=True):
-        _show(row[0], sample.image, "image, prompts")
-        _draw_prompts(row[0], given)
-        _show(row[1], overlay(sample.image, sample.mask, TRUTH), "ground truth")
+        show(row[0], sample.image, "image, prompts")
+        draw_prompts(row[0], given)
+        show(row[1], overlay(sample.image, sample.mask, TRUTH), "ground truth")
     for column, (title, folder) in enumerate(cells.items(), 2):
         masks = predict_masks(load_run(folder, sam), samples, prompts)
         for row, sample, given, mask in zip(places, samples, prompts, masks, strict=True):
             iou = image_iou(count(sample.name, given.count, mask, sample.mask))
-            _show(row[column], overlay(sample.image, mask, PREDICTED, sample.mask), _captioned(title, iou))
+            show(row[column], overlay(sample.image, mask, PREDICTED, sample.mask), _captioned(title, iou))
     for ax, title in zip(places[:, 0], names or (), strict=False):
         ax.set_ylabel(title, fontsize=7)
     figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5)
@@ -77,7 +78,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: Sequence[float], truth:
     return shown
 
 
-def _show(ax: Axes, image: np.ndarray, below: str) -> None:
+def show(ax: Axes, image: np.ndarray, below: str) -> None:
     ax.imshow(image, interpolation="nearest")
     ax.set_xlabel(below, fontsize=6.5, labelpad=2)
     ax.set_xticks([])
@@ -92,8 +93,11 @@ def _captioned(title: str, iou: float) -> str:
     return "\n".join([f"{name}: IoU {iou:.0f}", *rest])
 
 
-def _draw_prompts(ax: Axes, prompts: Prompts) -> None:
-    """Boxes as frames; points as dots, those of the background crossed out."""
+def draw_prompts(ax: Axes, prompts: Prompts) -> None:
+    """Boxes as frames; points as dots, those of the background crossed out; masks tinted over the image that `ax` shows."""
+    if prompts.masks is not None:
+        tint = np.ma.masked_equal(prompts.masks.amax((0, 1)).numpy(), 0)
+        ax.imshow(tint, ListedColormap([BOX]), alpha=0.6, extent=ax.images[0].get_extent(), interpolation="nearest")
     boxes = torch.zeros(0, 4) if prompts.boxes is None else prompts.boxes
     for x0, y0, x1, y1 in boxes.tolist():
         ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=BOX, linewidth=0.9))

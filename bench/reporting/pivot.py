@@ -15,15 +15,17 @@ from bench.grid.protocol import SELECTIONS
 from bench.grid.published import Published, heading, ordered
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, Position, Run, comparable_cells
-from bench.reporting.statistics import sampled
+from bench.reporting.statistics import Column as Methods
+from bench.reporting.statistics import Counts, Interval, Pooled
 from bench.reporting.table import Cell, Column, Facts, Row, Table
-from bench.reporting.table_statistics import IN_BRACKETS, bracketed, counts_of
+from bench.reporting.table_statistics import bracketed, counts_of, interval_notes
 
 FIELDS = ("backbone", "checkpoint", "protocol", "shots", "dataset", "label", "selection", "rule")
 POOLED = "miou"  # the metric that rows by image give an interval
 RUN = ("draw", "seed")  # averaged over, where a pivot does not show them
 ALSO = {"method": "label", "weights": "checkpoint"}
 Gap = tuple[Run, str, str]
+Known = Mapping[tuple[str, ...], tuple[Counts, Interval]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Entry:
     value: float = math.nan
     gap: Gap | None = None
     folder: Path | None = None
+    trains: bool = True
 
 
 def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: Published) -> list[Table]:
@@ -80,13 +83,37 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
 
     parts = [(key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)]
     notes = tuple(
-        dict.fromkeys(
-            note for comparable in comparable_cells(store, query) for note in (*comparable.stand_ins, *comparable.mixed, *comparable.notes)
-        )
+        dict.fromkeys(note for comparable in comparable_cells(store, query) for note in (*comparable.warnings, *comparable.notes))
     )
-    tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), published) for key, of in parts]
-    known = any(cell.low is not None for table in tables for row in table.rows for cell in row.cells)
-    return [replace(table, notes=(*((IN_BRACKETS,) if known else ()), *notes)) for table in tables]
+    known = _known(found, pivot)
+    tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), published, known) for key, of in parts]
+    said = [interval_notes(_counted(of, pivot, known)) for _, of in parts]
+    return [replace(table, notes=(*of, *notes)) for table, of in zip(tables, said, strict=True)]
+
+
+def _counted(found: Sequence[Entry], pivot: Pivot, known: Known) -> dict[Position, Counts]:
+    places = {(entry.at["label"], entry.at["dataset"]): _place(entry, pivot) for entry in found}
+    return {name: known[place][0] for name, place in places.items() if place in known}
+
+
+def _known(found: Sequence[Entry], pivot: Pivot) -> Known:
+    """Counts and interval of every place of a pivot of mIoU that has rows by image; methods of one column share what runs tell."""
+    columns: dict[tuple[str, ...], dict[str, Counts]] = {}
+    stored = [entry for entry in found if entry.folder and pivot.metric == POOLED]
+    for place, of in groupby(sorted(stored, key=lambda entry: (_place(entry, pivot), entry.run)), key=lambda entry: _place(entry, pivot)):
+        runs = list(of)
+        at, folders = runs[0].at, [(entry.run, entry.folder) for entry in runs if entry.folder]
+        counts = counts_of(at["dataset"], folders, at["selection"], at["rule"], runs[0].trains)
+        if isinstance(counts, Counts):
+            columns.setdefault(place[:-1], {})[place[-1]] = counts
+    made = {key: Methods({label: Pooled.of(counts) for label, counts in of.items()}) for key, of in columns.items()}
+    return {(*key, label): (counts, made[key].mean(label).interval()) for key, of in columns.items() for label, counts in of.items()}
+
+
+def _place(entry: Entry, pivot: Pivot) -> tuple[str, ...]:
+    """What an entry is, but for the draw and seed that the pivot does not show; the method last."""
+    shown = [name for name in RUN if name in (*pivot.rows, *pivot.columns)]
+    return tuple(entry.at[name] for name in (*(name for name in FIELDS if name != "label"), *shown, "label"))
 
 
 def entries(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Entry]:
@@ -112,11 +139,11 @@ def _entries(comparable: ComparableCells, selection: str, rule: str, metric: str
     common |= {"selection": selection, "rule": rule}
     column = metric if metric in comparable.frame else f"{selection}.{metric}_{rule}"
     values = comparable.frame[column] if column in comparable.frame else pd.Series(math.nan, index=comparable.frame.index)
-    names = [list(comparable.frame.get(name, ())) for name in ("label", "dataset", "draw", "seed", "path")]
+    names = [list(comparable.frame.get(name, ())) for name in ("label", "dataset", "draw", "seed", "path", "trains")]
     stored = []
-    for label, dataset, draw, seed, path, value in zip(*names, values, strict=True):
+    for label, dataset, draw, seed, path, trains, value in zip(*names, values, strict=True):
         run = int(draw), int(seed)
-        stored.append(Entry(_at(common, label, dataset, run), run, _float(metric, value), folder=Path(path)))
+        stored.append(Entry(_at(common, label, dataset, run), run, _float(metric, value), None, Path(path), bool(trains)))
     asked = [(_at(common, label, dataset, gap[0]), gap) for (label, dataset), gaps in comparable.gaps.items() for gap in gaps]
     return stored + [Entry(at, gap[0], gap=gap) for at, gap in asked]
 
@@ -136,7 +163,7 @@ def _float(metric: str, value: object) -> float:
         raise RequestError(f"The column {metric!r} holds {value!r}, which is not a number: choose one that does.") from None
 
 
-def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], published: Published) -> Table:
+def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], published: Published, known: Known) -> Table:
     scores: dict[tuple[str, str], dict[Run, float]] = {}
     gaps: dict[tuple[str, str], tuple[Gap, ...]] = {}
     rows, columns = _keys(found, pivot.rows, published), _keys(found, pivot.columns, published)
@@ -154,7 +181,7 @@ def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], publi
     body = tuple(
         Row(
             _heading(key, pivot, published),
-            tuple(_cell(comparable, key, column, pivot.metric, behind) for column in columns),
+            tuple(_cell(comparable, key, column, pivot, behind, known) for column in columns),
             _about(pivot.rows, key),
         )
         for key in rows
@@ -171,21 +198,19 @@ def _about(names: Sequence[str], key: Sequence[str]) -> Facts:
 
 
 def _cell(
-    comparable: ComparableCells, row: tuple[str, ...], column: tuple[str, ...], metric: str, behind: Mapping[Position, Sequence[Entry]]
+    comparable: ComparableCells,
+    row: tuple[str, ...],
+    column: tuple[str, ...],
+    pivot: Pivot,
+    behind: Mapping[Position, Sequence[Entry]],
+    known: Known,
 ) -> Cell:
     place = "\n".join(row), "\n".join(column)
     cell = comparable.cell(*place)
     if cell.reason == "undefined":
-        return replace(cell, notes=(*cell.notes[:-1], f"a run without `{metric}` here"))
-    return cell if cell.value is None or metric != POOLED else _with_interval(cell, behind[place])
-
-
-def _with_interval(cell: Cell, entries: Sequence[Entry]) -> Cell:
-    """The cell with the interval of its runs, which are of one method, data set, selection and rule; without rows by image as it is."""
-    at = entries[0].at
-    runs = [(f"draw {entry.run[0]} seed {entry.run[1]}", entry.folder) for entry in sorted(entries, key=lambda entry: entry.run)]
-    counts = counts_of(at["dataset"], [(name, folder) for name, folder in runs if folder], at["selection"], at["rule"])
-    return cell if isinstance(counts, str) else bracketed(cell, sampled(counts).interval, len(counts.images))
+        return replace(cell, notes=(*cell.notes[:-1], f"a run without `{pivot.metric}` here"))
+    found = known.get(_place(behind[place][0], pivot)) if cell.value is not None else None
+    return bracketed(cell, found[1], len(found[0].images)) if found else cell
 
 
 def _digits(metric: str) -> int:

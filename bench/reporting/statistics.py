@@ -1,48 +1,77 @@
-"""Uncertainty of pooled IoU: bootstrap intervals over images and runs, paired differences, Holm's correction, effect sizes.
+"""One model of a table's numbers, from which its intervals, its p values and its marks all come.
 
-A method's value is the mean over runs (seeds and draws) of the IoU pooled over all test images. Both are resampled: images by
-multinomial counts, the same for every run and every method, so that differences are paired; runs by normal weights on their
-deviations (a multiplier bootstrap), the same for every method, because two runs have but three resamples with replacement. How
-lopsided an interval is, the resamples say. How long it is, the variances of images and of runs say, with Student's t for the
-number of each (see `quantile`): resamples of two or three runs alone understate how far runs lie apart.
+The number is the pooled IoU of a method, its mean over draws of the shots, seeds and test images. Seeds are nested in draws, and both
+are crossed with the methods, which see the same images:
 
-Simulated coverage of the 95 % intervals, where the variance that runs add to the mean is 0 to 100 times that of the images: 91 to 97 %
-for 2 runs (98 % where each takes to the images as differently as images differ), 94 to 97 % for 3, 94 to 96 % for 5 and 10. Where
-two runs differ by much more than images explain, their interval is 12.7 standard errors to each side, which is all that one degree
-of freedom is worth; Welch and Satterthwaite's degrees of freedom give shorter ones that hold the truth in 87 % of cases. One run
-says nothing of other runs: its interval speaks of the images alone and holds the method's own value in 2Φ(1.96/√(1 + r)) - 1 of
-cases, r being that ratio of variances: 95 % at r = 0, 92 % at 0.25, 83 % at 1, 62 % at 4. No construction can do better, for one run
-does not tell r.
+    IoU(method, draw, seed) = mean(method) + draw + method x draw + seed within these + test images
+
+What repeats as a whole are the draws, each with the mean of its seeds, or the seeds where there is one draw: the *units*. The
+variance of the mean is that of the units, with one degree of freedom less than there are of them, and what the test images add,
+by the jackknife of the ratio, with one less than there are images. What the images do to each unit differently is in the first
+already and is taken out of the second. One draw says nothing of others, so the statement is then about this draw's seeds and
+images; one run says nothing of others, so it is about images alone, and no methods are compared by it. What trains nothing
+(SAM as it is) has no units: its images are all.
+
+Two or three units say little of their own variance, so three and more methods of a column that have the same units share theirs: the
+true variances are taken as scaled inverse chi-square around the column's mean s0² with d0 degrees of freedom, which the scatter of
+their logarithms gives (Smyth 2004, doi 10.2202/1544-6115.1027, as in limma), and a method's own s² with d degrees becomes
+(d0 s0² + d s²) / (d0 + d) with d0 + d, though never more than the column has: d M / (1 + (M - 1) c) for M methods whose units go
+up and down together with correlation r, c = r^0.75 in place of r², because a few units hardly tell r. Where methods differ much in
+their variance, the interval holds on average over them, not for the noisiest.
+
+Student's t for a sum of variances V = V1 + V2, of runs and of images: q² = z² + (t1² - z²) g(V1/V) + (t2² - z²) g(V2/V) with
+g(w) = 1 - (1 - w^(7/4 + 3/4n²))^(1 + 5/2n²) for n degrees of freedom, chosen on simulations: for n = 1 it covers 93.5 to 96.5 %
+whatever V1/V is, where Satterthwaite's falls to 88 % and Cochran's rises to 98 %; for more, 94.5 to 96 %. `python -m bench.check
+statistics` simulates all this; results/studies/statistics.md is what it found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from hashlib import sha256
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
-from scipy.special import stdtrit
+from scipy.special import ndtri, polygamma, stdtrit
 
 LEVEL = 0.95
-RESAMPLES = 4000
+ALPHA = 1 - LEVEL
 SMALLEST_P = 1e-15
-Values = np.ndarray  # float64; percent unless said otherwise
+COMMON_EXPONENT = 0.75  # chosen on simulated coverage, as is `_weight`, see above
+FEWEST_TO_SHARE = 3  # methods of a column; two tell nothing of how variances scatter
+DEGREES = np.geomspace(0.1, 1e4, 2000)  # of a prior
+TRIGAMMA = polygamma(1, DEGREES / 2)
+Values = np.ndarray  # float64; percent unless said otherwise; leading axes are repetitions, of a simulation say
+Run = tuple[Hashable, int]  # draw, seed
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixel counts of one method on one data set: (runs, images) arrays whose rows and columns are named."""
+    """Pixel counts of one method on one data set: (..., runs, images) arrays whose rows and columns are named.
 
-    runs: tuple[str, ...]
+    trains: False for what trains nothing, whose one run holds for all draws and seeds.
+    """
+
+    runs: tuple[Run, ...]
     images: tuple[str, ...]
     intersections: Values
     unions: Values
+    trains: bool = True
+
+    @property
+    def lack(self) -> str:
+        """Why the images give no interval, "" if they do: every run needs two with pixels in the union."""
+        most = self.unions.max(axis=-1)
+        return "fewer than two of its test images have pixels in prediction or truth" if (self.unions.sum(axis=-1) <= most).any() else ""
+
+    def of_runs(self, runs: Sequence[Run]) -> "Counts":
+        """The same with only these runs, in this order."""
+        at = [self.runs.index(run) for run in runs]
+        return Counts(tuple(runs), self.images, self.intersections[..., at, :], self.unions[..., at, :], self.trains)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The ends of a 95 % interval, in percent; it speaks of images alone where there is one run."""
+    """The ends of an interval, in percent."""
 
     low: float
     high: float
@@ -53,159 +82,287 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A pooled IoU, or a difference or mean of several, in percent: of every run (runs,), and under every resample of the images
-    (resamples, runs); `images` are those behind it."""
+class Estimate:
+    """A mean or a difference with its two variances and their degrees of freedom; every field has the same leading axes."""
 
-    runs: tuple[str, ...]
-    values: Values
-    drawn: Values
-    images: int
-
-    def of_runs(self, runs: Sequence[str]) -> "Sampled":
-        """The same with only these runs, in this order."""
-        at = [self.runs.index(run) for run in runs]
-        return Sampled(tuple(runs), self.values[at], self.drawn[:, at], self.images)
-
-    def minus(self, other: "Sampled") -> "Sampled":
-        """The difference, run by run; both have the same runs and images."""
-        return Sampled(self.runs, self.values - other.values, self.drawn - other.drawn, self.images)
-
-    @cached_property
-    def value(self) -> float:
-        """The mean over runs."""
-        return float(self.values.mean())
-
-    @cached_property
-    def variances(self) -> tuple[float, float, float]:
-        """Of the mean over runs: the variance that comes from the images; what the runs add to it; and all by which runs differ.
-
-        Runs differ by how good each is, and by how each takes to the images at hand, which the first holds already: with e the
-        resamples' IoU, the mean of Var(e) over runs exceeds Var(mean of e) by n-1 times that share, so that much is not added.
-        """
-        n, unbiased = len(self.runs), self.images / max(1, self.images - 1)
-        of_images = float(self.drawn.mean(axis=1).var()) * unbiased
-        if n < 2:
-            return of_images, 0.0, 0.0
-        shared = (float(self.drawn.var(axis=0).mean()) * unbiased - of_images) / (n - 1)
-        of_runs = float(self.values.var(ddof=1)) / n
-        return of_images, max(0.0, of_runs - shared), of_runs
+    value: Values
+    of_runs: Values
+    runs_df: Values
+    of_images: Values
+    images_df: float
 
     @property
-    def error(self) -> float:
-        """The standard error of the mean over runs."""
-        of_images, added, _ = self.variances
-        return float(np.sqrt(of_images + added))
+    def error(self) -> Values:
+        """The standard error."""
+        error: Values = np.sqrt(self.of_runs + self.of_images)
+        return error
 
-    def quantile(self, p: float | Values) -> Values:
-        """How many standard errors a two-sided test at level p allows: Student's t, between that of the images and of the runs.
+    def quantile(self, p: Values | float) -> Values:
+        """How many standard errors a two-sided test at level p allows."""
+        normal = ndtri(np.asarray(p) / 2) ** 2
+        total = np.maximum(self.of_runs + self.of_images, np.finfo(float).tiny)
+        squared = normal
+        for variance, df in ((self.of_runs, self.runs_df), (self.of_images, self.images_df)):
+            squared = squared + (stdtrit(df, np.asarray(p) / 2) ** 2 - normal) * _weight(variance / total, df)
+        return np.asarray(np.sqrt(squared))
 
-        By the runs' share w of the variance to the power of 3/2: the textbook's two are Cochran's w, which covers up to 98 % with
-        two runs, and Welch's, which falls to 87 %.
-        """
-        images, _, runs = self.variances
-        quantile: Values = -stdtrit(self.images - 1, p / 2)
-        if runs:
-            quantile = quantile + (-stdtrit(len(self.runs) - 1, p / 2) - quantile) * (runs / (images + runs)) ** 1.5
-        return quantile
+    def half(self, p: Values | float = ALPHA) -> Values:
+        """Half the length of the interval that a test at level p belongs to."""
+        return np.asarray(self.quantile(p) * self.error)
 
-    @cached_property
-    def interval(self) -> Interval | None:
-        """The 95 % interval; None for fewer than two images, or where any resample is not defined."""
-        if self.images < 2 or np.isnan(self.drawn).any() or np.isnan(self.values).any():
-            return None
-        low, high = np.quantile(self._resampled_runs(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - self.value
-        half = self.error * float(self.quantile(1 - LEVEL))
-        stretch = 2 * half / (high - low) if high > low else 0.0
-        ends = (self.value + low * stretch, self.value + high * stretch)
-        return Interval(*(round(float(end), 6) for end in ends))  # the last bits depend on the machine's matrix product
+    def interval(self, p: float = ALPHA) -> Interval:
+        """The interval that holds what a two-sided test at level p does not reject; it is symmetric around the value."""
+        half = self.half(p)
+        return Interval(float(self.value - half), float(self.value + half))
 
     @cached_property
-    def p(self) -> float:
-        """Two-sided, that the mean is 0: the level at which it is as many standard errors away as `quantile` allows.
-
-        With two or three runs whose share of the variance is above nine tenths, a p far below 0.01 is too small by a factor of ten
-        and more; five runs are enough for all that a table of many comparisons asks.
-        """
-        if not self.error:
-            return 1.0 if not self.value else 2 / (len(self.drawn) + 1)
-        low, high = np.log(SMALLEST_P), 0.0
+    def p(self) -> Values:
+        """Two-sided, that the value is 0: the level whose interval ends there, not below SMALLEST_P."""
+        low, high = np.full(np.shape(self.value), np.log(SMALLEST_P)), np.zeros(np.shape(self.value))
         for _ in range(50):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.quantile(np.exp(middle)) * self.error > abs(self.value) else (low, middle)
-        return float(f"{np.exp(high):.6g}")
-
-    def _resampled_runs(self) -> Values:
-        """The mean over runs under every resample of images and runs (resamples,)."""
-        n, centre = len(self.runs), self.drawn.mean(axis=1)
-        if n < 2:
-            return np.asarray(centre)
-        shift: Values = ((self.drawn - centre[:, None]) * _multipliers(_seed(self.runs), n, len(self.drawn))).sum(axis=1)
-        return centre + shift / np.sqrt(n * (n - 1))
+            inside = self.half(np.exp(middle)) >= np.abs(self.value)
+            low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+        return np.asarray(np.exp(high))
 
 
 @dataclass(frozen=True)
-class Difference:
-    """a - b in percentage points on the same images and runs; `p` is two-sided; `effect` is Cohen's d of the images' IoUs."""
+class Pooled:
+    """A method's pooled IoU in percent, taken apart.
 
-    value: float
-    interval: Interval
-    p: float
+    units: draws, or seeds of one draw; none where nothing is trained. deviations: of every unit from the mean, (..., units).
+    influences: of every image on every unit, (..., units or 1, images), so that the squares of their mean over units sum up to
+    its variance. df: of the images.
+    """
+
+    value: Values
+    units: tuple[Hashable, ...]
+    deviations: Values
+    influences: Values
+    images: int
+    df: int
+
+    @classmethod
+    def of(cls, counts: Counts) -> "Pooled":
+        """From pixel counts that have no `lack`. Draws count by their seeds, as in the mean over runs."""
+        values, influences = pooled(counts), _influences(counts)
+        if not counts.trains:
+            values, influences = values[..., :1], influences[..., :1, :]
+        draws = list(dict.fromkeys(draw for draw, _ in counts.runs))
+        names: list[Hashable] = draws if len(draws) > 1 else list(counts.runs)
+        member = np.array([[(run[0] if len(draws) > 1 else run) == name for run in counts.runs] for name in names], float)
+        member = member[:1, :1] if not counts.trains else member
+        weights = member * len(member) / member.sum()  # (units, runs): their product with runs has the mean over runs as its mean
+        value = values.mean(axis=-1)
+        deviations = (values - value[..., None]) @ weights.T
+        used = int((counts.unions > 0).any(axis=tuple(range(counts.unions.ndim - 1))).sum())
+        units = tuple(names) if counts.trains else ()
+        return cls(value, units, deviations, np.asarray(weights @ influences), len(counts.images), used - 1)
+
+    @property
+    def trains(self) -> bool:
+        """Whether draws and seeds mean anything to it."""
+        return bool(self.units)
+
+    def minus(self, other: "Pooled") -> "Pooled":
+        """The difference on the same images; of the same units, or of one side that has none."""
+        units = self.units or other.units
+        deviations, influences = self.deviations - other.deviations, self.influences - other.influences
+        return Pooled(self.value - other.value, units, deviations, influences, self.images, self.df)
+
+    def images_variance(self) -> Values:
+        """Of the mean over units: what the images at hand add to the variance of the units, never below 0."""
+        n = self.influences.shape[-2]
+        of_mean = np.square(self.influences.mean(axis=-2)).sum(axis=-1)
+        if n < 2:
+            return np.asarray(of_mean)
+        apart = np.square(self.influences).sum(axis=-1).mean(axis=-1)
+        return np.asarray(np.maximum(0.0, of_mean - (apart - of_mean) / (n - 1)))
+
+
+def averaged(parts: Sequence[Pooled]) -> Pooled | None:
+    """The mean over data sets, each with images of its own; None unless all have the same units."""
+    if len({part.units for part in parts}) != 1:
+        return None
+    value, deviations = (np.mean([getattr(part, name) for part in parts], axis=0) for name in ("value", "deviations"))
+    influences = np.concatenate([part.influences for part in parts], axis=-1) / len(parts)
+    return Pooled(value, parts[0].units, deviations, influences, sum(p.images for p in parts), sum(p.df for p in parts))
+
+
+class Column:
+    """The methods of a table's column, on the same test images: their means and differences by one model (see above)."""
+
+    def __init__(self, methods: Mapping[str, Pooled]) -> None:
+        self.methods = methods
+        groups: dict[tuple[Hashable, ...], list[str]] = {}
+        for name, method in methods.items():
+            if len(method.units) > 1:
+                groups.setdefault(method.units, []).append(name)
+        self.shared = {
+            units: (names, Shared.of(np.stack([methods[name].deviations for name in names], axis=-2))) for units, names in groups.items()
+        }
+
+    def mean(self, name: str) -> Estimate:
+        """A method's mean over what its units generalise to."""
+        method = self.methods[name]
+        variance, df = np.zeros(np.shape(method.value)), np.asarray(1.0)
+        if len(method.units) > 1:
+            names, shared = self.shared[method.units]
+            variance, df = shared.mean(names.index(name))
+        return _estimate(method, variance, df)
+
+    def difference(self, a: str, b: str) -> Estimate:
+        """a - b, unit by unit; both have the same units, or one has none. Over images alone where `tells` says no."""
+        one, other = self.methods[a], self.methods[b]
+        found = one.minus(other)
+        if len(found.units) < 2:
+            return _estimate(found, np.zeros(np.shape(found.value)), np.asarray(1.0))
+        names, shared = self.shared[found.units]
+        if one.trains and other.trains:
+            return _estimate(found, *shared.difference(found.deviations))
+        return _estimate(found, *shared.mean(names.index(a if one.trains else b)))
+
+    def comparable(self, a: str, b: str) -> bool:
+        """Whether both are here with the same units, or one has none."""
+        units = {self.methods[name].units for name in (a, b) if name in self.methods and self.methods[name].trains}
+        return {a, b} <= set(self.methods) and len(units) < 2
+
+    def tells(self, a: str, b: str) -> bool:
+        """Whether runs can tell a from b: each that is trained has two units or more."""
+        return all(len(self.methods[name].units) > 1 for name in (a, b) if self.methods[name].trains)
+
+
+def _weight(share: Values, df: Values | float) -> Values:
+    """g of a variance's share and degrees of freedom, see above."""
+    once = 1 / np.square(np.asarray(df))
+    return np.asarray(1 - (1 - share ** (1.75 + 0.75 * once)) ** (1 + 2.5 * once))
+
+
+def _estimate(found: Pooled, variance: Values, df: Values) -> Estimate:
+    return Estimate(np.asarray(found.value), variance / max(1, len(found.units)), df, found.images_variance(), float(found.df))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What methods with the same units tell of each other's variance: own, (..., methods); column and of_differences, (..., 1);
+    prior: d0; most: the degrees of freedom that the whole column has."""
+
+    own: Values
+    df: int
+    column: Values
+    of_differences: Values
+    prior: Values
+    most: Values
+
+    @classmethod
+    def of(cls, deviations: Values) -> "Shared":
+        """From (..., methods, units)."""
+        methods, df = deviations.shape[-2], deviations.shape[-1] - 1
+        own = np.square(deviations).sum(axis=-1) / df
+        column = own.mean(axis=-1, keepdims=True)
+        if methods < FEWEST_TO_SHARE:
+            none = np.zeros_like(column)
+            return cls(own, df, column, column, none, none + df)
+        together = deviations.mean(axis=-2, keepdims=True)
+        common = np.square(together).sum(axis=-1) / df
+        alone = np.maximum(0.0, column - common) * methods / (methods - 1)  # the methods' own, without what moves them all
+        share = np.divide(methods * common, column, out=np.ones_like(common), where=column > 0)
+        correlation = np.clip((share - 1) / (methods - 1), 0.0, 1.0)
+        prior = _prior(np.square(deviations - together).sum(axis=-1) / df, df)
+        return cls(own, df, column, 2 * alone, prior, df * methods / (1 + (methods - 1) * correlation**COMMON_EXPONENT))
+
+    def mean(self, i: int) -> tuple[Values, Values]:
+        """The variance of a unit of method i, and its degrees of freedom."""
+        variance = self._moderated(self.own[..., i], self.column[..., 0])
+        return variance, np.minimum(self.prior + self.df, self.most)[..., 0]
+
+    def difference(self, deviations: Values) -> tuple[Values, Values]:
+        """The same for the difference of two methods, whose units deviate by this."""
+        own, methods = np.square(deviations).sum(axis=-1) / self.df, self.own.shape[-1]
+        variance = self._moderated(own, self.of_differences[..., 0])
+        return variance, np.minimum(self.prior + self.df, self.df * max(1, methods - 1))[..., 0]
+
+    def _moderated(self, own: Values, column: Values) -> Values:
+        prior = self.prior[..., 0]
+        return np.asarray((prior * column + self.df * own) / (prior + self.df))
+
+
+def _prior(variances: Values, df: int) -> Values:
+    """d0 of a scaled inverse chi-square that variances (..., methods) with df degrees each come from, (..., 1), at most DEGREES[-1]."""
+    logs = np.log(np.maximum(variances, np.finfo(float).tiny))
+    beyond = logs.var(axis=-1, ddof=1, keepdims=True) - polygamma(1, df / 2)
+    return np.asarray(np.interp(-beyond, -TRIGAMMA, DEGREES))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two methods that are to be compared: a - b, whether runs tell, the effect size, runs that both have, and images."""
+
+    estimate: Estimate
+    tells: bool
     effect: float
     runs: int
     images: int
 
 
+@dataclass(frozen=True)
+class Difference:
+    """a - b in percentage points on the same images; `effect` is Cohen's d of the images' IoUs.
+
+    p: two-sided, corrected for all that are compared together; None where one run cannot tell. interval: at the level that the
+    correction leaves this comparison, so that it excludes 0 exactly where p is below 0.05; over images alone where there is no p.
+    """
+
+    value: float
+    interval: Interval
+    p: float | None
+    effect: float
+    runs: int
+    images: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether a and b are told apart."""
+        return self.p is not None and self.p < ALPHA
+
+
+def differences(pairs: Sequence[Pair]) -> list[Difference]:
+    """Comparisons that are made together, by Holm's correction."""
+    found = [float(pair.estimate.p) for pair in pairs if pair.tells]
+    corrected = iter(zip(found, holm(found), strict=True))
+    made = []
+    for pair in pairs:
+        p, of = next(corrected) if pair.tells else (None, None)
+        interval = pair.estimate.interval(ALPHA * p / of if p and of else ALPHA)
+        made.append(Difference(float(pair.estimate.value), interval, of, pair.effect, pair.runs, pair.images))
+    return made
+
+
 def pooled(counts: Counts) -> Values:
-    """Each run's pooled IoU in percent (runs,); NaN where its union is empty."""
-    return _ratio(counts.intersections.sum(axis=1), counts.unions.sum(axis=1))
+    """Each run's pooled IoU in percent, (..., runs); NaN where its union is empty."""
+    return _ratio(counts.intersections.sum(axis=-1), counts.unions.sum(axis=-1))
 
 
-def sampled(counts: Counts, resamples: int = RESAMPLES) -> Sampled:
-    """A method's pooled IoU under resamples of the images; NaN where a resample has no union.
-
-    The resamples follow from the names of the images and runs alone: equal for all methods, and the same at every call.
-    """
-    weights = _weights(_seed(counts.images), len(counts.images), resamples)  # (resamples, images)
-    drawn = _ratio(weights @ counts.intersections.T, weights @ counts.unions.T)  # (resamples, runs)
-    return Sampled(counts.runs, pooled(counts), drawn, len(counts.images))
-
-
-def averaged(parts: Sequence[Sampled]) -> Sampled | None:
-    """The mean over data sets, whose images are resampled apart; None unless all have the same runs."""
-    if len({part.runs for part in parts}) != 1:
-        return None
-    values, drawn = (np.mean([getattr(part, name) for part in parts], axis=0) for name in ("values", "drawn"))
-    return Sampled(parts[0].runs, values, drawn, sum(part.images for part in parts))
+def _influences(counts: Counts) -> Values:
+    """Of every image on every run's pooled IoU, by leaving it out; their squares sum up to the jackknife's variance."""
+    used = (counts.unions > 0).sum(axis=-1, keepdims=True)
+    totals = counts.unions.sum(axis=-1, keepdims=True)
+    ratio = counts.intersections.sum(axis=-1, keepdims=True) / totals
+    moved = (counts.intersections - ratio * counts.unions) / (totals - counts.unions)
+    return np.asarray(100 * moved * np.sqrt((used - 1) / used))
 
 
-def difference(pairs: Sequence[tuple[Counts, Counts]], draws: Sequence[tuple[Sampled, Sampled]]) -> Difference | None:
-    """The mean of a - b over data sets, each a pair of counts and their resamples, on the runs that all have.
-
-    The effect size is the mean of theirs. None where images differ, no run is common, or NaN occurs.
-    """
-    runs = [run for run in pairs[0][0].runs if all(run in side.runs for pair in pairs for side in pair)]
-    if not runs or any(a.images != b.images for a, b in pairs):
-        return None
-    found = averaged([a.of_runs(runs).minus(b.of_runs(runs)) for a, b in draws])
-    if found is None or found.interval is None:
-        return None
-    effect = float(np.mean([effect_size(a, b, runs) for a, b in pairs]))
-    return Difference(found.value, found.interval, found.p, effect, len(runs), found.images)
-
-
-def effect_size(a: Counts, b: Counts, runs: Sequence[str]) -> float:
+def effect_size(a: Counts, b: Counts) -> float:
     """Cohen's d of the paired images: mean over standard deviation of IoU(a) - IoU(b), runs averaged; 0 where all are equal."""
-    gaps = _mean_ious(a, runs) - _mean_ious(b, runs)
+    gaps = _mean_ious(a) - _mean_ious(b)
     std = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
     if std:
         return float(gaps.mean()) / std
     return float(np.sign(gaps.mean()) * np.inf) if gaps.any() else 0.0
 
 
-def _mean_ious(counts: Counts, runs: Sequence[str]) -> Values:
-    at = [counts.runs.index(run) for run in runs]
-    return np.asarray(_ratio(counts.intersections[at], counts.unions[at], 0.0).mean(axis=0))
+def _mean_ious(counts: Counts) -> Values:
+    return np.asarray(_ratio(counts.intersections, counts.unions, 0.0).mean(axis=0))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -233,19 +390,3 @@ def critical_difference(methods: int, datasets: int) -> float:
 def _ratio(parts: Values, wholes: Values, empty: float = np.nan) -> Values:
     ratio: Values = np.divide(100.0 * parts, wholes, out=np.full(np.shape(parts), empty, float), where=np.asarray(wholes) > 0)
     return ratio
-
-
-def _seed(names: Sequence[str]) -> int:
-    return int.from_bytes(sha256("\n".join(names).encode()).digest()[:8], "big")
-
-
-@lru_cache(maxsize=8)
-def _weights(seed: int, n: int, resamples: int) -> Values:
-    """How often each of n things is drawn, (resamples, n), float64 for the matrix product."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
-
-
-@lru_cache(maxsize=8)
-def _multipliers(seed: int, n: int, resamples: int) -> Values:
-    """Standard normal weights, (resamples, n): on n deviations over √(n(n-1)) they spread as the mean of n runs does."""
-    return np.random.default_rng(seed).standard_normal((resamples, n))

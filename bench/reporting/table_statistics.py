@@ -1,8 +1,7 @@
-"""What a board's per-image rows say: every value's interval, every pair of methods compared on the same images and runs."""
+"""What per-image rows say: every value's interval, and methods compared on the same images and units (`bench.reporting.statistics`)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import combinations, groupby
 from pathlib import Path
 
@@ -10,92 +9,124 @@ import numpy as np
 
 from bench.grid.metrics import under_rule
 from bench.grid.rows import read_image_rows
-from bench.reporting.comparable import ComparableCells, Position
-from bench.reporting.statistics import Counts, Difference, Interval, Sampled, averaged, difference, holm, sampled
+from bench.reporting.comparable import FILES, ComparableCells, Position
+from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
 from bench.reporting.table import Cell, Facts, Mark
 
-SIGNIFICANT = 0.05
 AVERAGE = "average"
-IN_BRACKETS = "In brackets: 95 % bootstrap interval over test images and runs (images alone where there is one run)."
+BEST, PAIRS = "best", "pairs"  # what methods are compared with, if not with one of them
+FEW_IMAGES = 20
+ONE_RUN = "test images of this one run alone"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods of a column; `p_holm` is corrected for all comparisons of the table."""
+    """Two methods of a column; its p and interval are corrected for all that are compared with it in this column."""
 
     column: str
     a: str
     b: str
     difference: Difference
-    p_holm: float
-
-    @property
-    def significant(self) -> bool:
-        """Whether the difference is outside the noise."""
-        return self.p_holm < SIGNIFICANT
 
 
 @dataclass(frozen=True)
 class TableStatistics:
-    """A board's counts by (label, data set), or why they are lacking, and what follows from them."""
+    """A board's counts by (label, data set), or why they are lacking, and what follows from them. files: the fingerprints of what the
+    runs were tested on, where they are known; methods are compared on the same files alone."""
 
     counts: Mapping[Position, Counts]
     datasets: tuple[str, ...]
     averaged: bool
     lacking: Mapping[Position, str] = field(default_factory=dict)
-    cache: dict[Position, Sampled] = field(default_factory=dict, compare=False)
-
-    @cached_property
-    def comparisons(self) -> tuple[Comparison, ...]:
-        """All pairs of methods, data set by data set, then their averages; corrected together."""
-        found = [(column, a, b, d) for column in self._columns() for a, b, d in self._pairs(column)]
-        corrected = holm([d.p for *_, d in found])
-        return tuple(Comparison(column, a, b, d, p) for (column, a, b, d), p in zip(found, corrected, strict=True))
+    files: Mapping[Position, str] = field(default_factory=dict)
+    cache: dict[str, Column] = field(default_factory=dict, compare=False)
 
     def with_interval(self, cell: Cell, label: str, column: str) -> Cell:
         """The cell with its interval, cut at 0 and 100, and number of images, if it has a value and its images are known."""
-        counts = self._counts(label, column)
-        if cell.value is None or counts is None:
-            return cell
-        return bracketed(cell, self.interval(label, column), sum(len(of.images) for of in counts))
+        found = self.column(column).methods.get(label)
+        return cell if cell.value is None or found is None else bracketed(cell, self.interval(label, column), found.images)
 
     def interval(self, label: str, column: str) -> Interval | None:
         """The 95 % interval of a method on a data set, or of its average; None where it is not defined."""
-        if self._counts(label, column) is None:
-            return None
-        found = averaged(self._draws(label, column))
-        return None if found is None else found.interval
+        methods = self.column(column)
+        return methods.mean(label).interval() if label in methods.methods else None
 
     def marks(self, values: Mapping[str, float], column: str) -> dict[str, Mark]:
-        """label -> "best" or "second" of a column's values, each only if it differs from the next beyond the noise."""
+        """label -> "best" or "second" of a column's values: who is told apart from all that are behind, and who is so after the best."""
         ranked = sorted(values, key=lambda label: -values[label])
-        apart = {frozenset((c.a, c.b)) for c in self.comparisons if c.column == column and c.significant}
-        marks: tuple[Mark, Mark] = ("best", "second")
-        return {a: mark for mark, a, b in zip(marks, ranked, ranked[1:], strict=False) if frozenset((a, b)) in apart}
+        marks: dict[str, Mark] = {}
+        kinds: tuple[Mark, Mark] = ("best", "second")
+        for mark, label, behind in zip(kinds, ranked, (ranked[1:], ranked[2:]), strict=False):
+            found = self.compared([(label, other) for other in behind], column).values()
+            if not behind or len(found) < len(behind) or not all(of.significant and of.value > 0 for of in found):
+                break
+            marks[label] = mark
+        return marks
 
-    def _columns(self) -> list[str]:
+    def comparisons(self, against: str = BEST) -> tuple[Comparison, ...]:
+        """Column by column: all methods with the column's best, or with one of them (a label), or all pairs."""
+        found = []
+        for column in self.columns:
+            labels = sorted(self.column(column).methods)
+            pairs = list(combinations(labels, 2))
+            if against != PAIRS:
+                values = {label: float(self.column(column).methods[label].value) for label in labels}
+                one = max(labels, key=lambda label: values[label], default="") if against == BEST else against
+                pairs = [(label, one) for label in labels if label != one and one in values]
+            found += [Comparison(column, *pair, difference) for pair, difference in self.compared(pairs, column).items()]
+        return tuple(found)
+
+    def compared(self, pairs: Sequence[tuple[str, str]], column: str) -> dict[tuple[str, str], Difference]:
+        """Pairs of a column, corrected together; those with no run in common or with other images are left out."""
+        asked = {pair: found for pair in pairs if (found := self._pair(*pair, column))}
+        return dict(zip(asked, differences(list(asked.values())), strict=True))
+
+    def lacks(self) -> dict[Position, str]:
+        """Why values have no interval, averages too."""
+        labels = {label for label, _ in self.counts} if self.averaged else set()
+        apart = [label for label in sorted(labels) if self._counts(label, AVERAGE) and label not in self.column(AVERAGE).methods]
+        return {**self.lacking, **{(label, AVERAGE): "its data sets have different draws or seeds" for label in apart}}
+
+    @property
+    def columns(self) -> list[str]:
+        """The data sets, and the average where there is one."""
         return [*self.datasets, *([AVERAGE] if self.averaged else [])]
+
+    def column(self, name: str) -> Column:
+        """The methods whose counts are known on a data set, or on all that an average is over."""
+        if name not in self.cache:
+            labels = {label for label, _ in self.counts}
+            whole = {label: counts for label in sorted(labels) if (counts := self._counts(label, name))}
+            found = {label: averaged([Pooled.of(part) for part in counts]) for label, counts in whole.items()}
+            self.cache[name] = Column({label: pooled for label, pooled in found.items() if pooled is not None})
+        return self.cache[name]
 
     def _counts(self, label: str, column: str) -> list[Counts] | None:
         found = [self.counts.get((label, name)) for name in (self.datasets if column == AVERAGE else [column])]
         return None if None in found or not found else [counts for counts in found if counts is not None]
 
-    def _draws(self, label: str, column: str) -> list[Sampled]:
-        """The resamples of each data set behind a column, drawn once."""
-        places = [(label, name) for name in (self.datasets if column == AVERAGE else [column])]
-        for place in places:
-            if place not in self.cache:
-                self.cache[place] = sampled(self.counts[place])
-        return [self.cache[place] for place in places]
+    def _pair(self, a: str, b: str, column: str) -> Pair | None:
+        """Two methods by the column's model where they have the same units, else by themselves on the runs that both have."""
+        one, other = self._counts(a, column), self._counts(b, column)
+        if not one or not other or not self._same_files(a, b, column) or any(x.images != y.images for x, y in zip(one, other, strict=True)):
+            return None
+        trained = [part for part in (*one, *other) if part.trains]
+        common = [run for run in trained[0].runs if all(run in part.runs for part in trained)] if trained else []
+        if trained and not common:
+            return None
+        whole = self.column(column)
+        if not whole.comparable(a, b):
+            one, other = ([part.of_runs(common) if part.trains else part for part in side] for side in (one, other))
+            sides = {name: averaged([Pooled.of(part) for part in side]) for name, side in ((a, one), (b, other))}
+            whole = Column({name: pooled for name, pooled in sides.items() if pooled})
+        effect = float(np.mean([effect_size(x, y) for x, y in zip(one, other, strict=True)]))
+        return Pair(whole.difference(a, b), whole.tells(a, b), effect, max(1, len(common)), sum(len(part.images) for part in one))
 
-    def _pairs(self, column: str) -> Iterator[tuple[str, str, Difference]]:
-        labels = sorted({label for label, _ in self.counts})
-        known = {label: counts for label in labels if (counts := self._counts(label, column)) is not None}
-        for a, b in combinations(known, 2):
-            draws = list(zip(self._draws(a, column), self._draws(b, column), strict=True))
-            found = difference(list(zip(known[a], known[b], strict=True)), draws)
-            if found is not None:
-                yield a, b, found
+    def _same_files(self, a: str, b: str, column: str) -> bool:
+        """Whether nothing says that two methods were tested on different files."""
+        names = self.datasets if column == AVERAGE else [column]
+        files = [{self.files[label, name] for label in (a, b) if (label, name) in self.files} for name in names]
+        return all(len(of_dataset) < 2 for of_dataset in files)
 
 
 def bracketed(cell: Cell, found: Interval | None, images: int) -> Cell:
@@ -109,26 +140,67 @@ def dataset_of(column: str) -> Facts:
     return () if column == AVERAGE else (("dataset", column),)
 
 
+def scope(counts: Counts) -> str:
+    """Over what an interval from these runs generalises."""
+    if not counts.trains:
+        return "test images, as nothing is trained"
+    if len({draw for draw, _ in counts.runs}) > 1:
+        return "draws of the shots, each with its seeds, and test images"
+    return "seeds and test images, for this one draw of the shots" if len(counts.runs) > 1 else ONE_RUN
+
+
+def interval_notes(counts: Mapping[Position, Counts]) -> tuple[str, ...]:
+    """Over what a table's intervals generalise, what one run cannot tell, and which data sets have few images."""
+    over: dict[str, list[str]] = {}
+    for (label, dataset), of in counts.items():
+        over.setdefault(scope(of), []).append(f"{label} on {dataset}")
+    if not over:
+        return ()
+    usual, *others = sorted(over, key=lambda text: -len(over[text]))
+    told = "".join(f"; of {_some(over[text])} over {text}" for text in others)
+    notes = [f"In brackets: 95 % interval over {usual}{told}."]
+    if ONE_RUN in over:
+        who = "no method here" if len(over) == 1 else _some(over[ONE_RUN])
+        notes.append(f"One run cannot tell methods apart, for another seed may turn them round: {who} is marked or tested by one run.")
+    few = {dataset: len(of.images) for (_, dataset), of in sorted(counts.items()) if len(of.images) < FEW_IMAGES}
+    if few:
+        said = ", ".join(f"{dataset} has {images}" for dataset, images in few.items())
+        notes.append(f"Fewer than {FEW_IMAGES} test images say little of others, and intervals from them are rough: {said}.")
+    return tuple(notes)
+
+
+def _some(places: Sequence[str], most: int = 4) -> str:
+    rest = f" and {len(places) - most} more" if len(places) > most else ""
+    return ", ".join(places[:most]) + rest
+
+
 def table_statistics(comparable: ComparableCells, datasets: Sequence[str], averaged: bool) -> TableStatistics:
     """The evidence of a board's stored cells on these data sets; a cell without readable rows by image has none."""
     counts: dict[Position, Counts] = {}
     lacking: dict[Position, str] = {}
+    files: dict[Position, str] = {}
     wanted = comparable.frame[comparable.frame["dataset"].isin(list(datasets))] if len(comparable.frame) else comparable.frame
     order = wanted.sort_values(["label", "dataset", "draw", "seed"]) if len(wanted) else wanted
-    columns = ("label", "dataset", "draw", "seed", "path")
-    rows = list(zip(*(order[name] for name in columns), strict=True)) if len(order) else []
-    for place, runs in groupby(rows, key=lambda row: (str(row[0]), str(row[1]))):
-        folders = [(f"draw {draw} seed {seed}", Path(path)) for _, _, draw, seed, path in runs]
-        found = counts_of(place[1], folders, comparable.selection, comparable.rule)
+    columns = ("label", "dataset", "draw", "seed", "path", "trains")
+    fingerprints = order.get(FILES, [None] * len(order))
+    rows = list(zip(*(order[name] for name in columns), fingerprints, strict=True)) if len(order) else []
+    for place, of_place in groupby(rows, key=lambda row: (str(row[0]), str(row[1]))):
+        runs = list(of_place)
+        folders = [((int(draw), int(seed)), Path(path)) for _, _, draw, seed, path, *_ in runs]
+        known = {str(run[6]) for run in runs if isinstance(run[6], str)}
+        found: Counts | str = "its runs were tested on different data files"
+        if len(known) < 2:
+            found = counts_of(place[1], folders, comparable.selection, comparable.rule, any(run[5] for run in runs))
+            files |= zip([place], known, strict=False)
         if isinstance(found, Counts):
             counts[place] = found
         else:
             lacking[place] = found
-    return TableStatistics(counts, tuple(datasets), averaged, lacking)
+    return TableStatistics(counts, tuple(datasets), averaged, lacking, files)
 
 
-def counts_of(dataset: str, runs: Sequence[tuple[str, Path]], selection: str, rule: str) -> Counts | str:
-    """The counts of a method's runs on a data set, or why there are none: they need the same test images."""
+def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, rule: str, trains: bool) -> Counts | str:
+    """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels."""
     tables = [read_rows(folder, selection, rule) for _, folder in runs]
     unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if not table]
     if unread:
@@ -138,7 +210,8 @@ def counts_of(dataset: str, runs: Sequence[tuple[str, Path]], selection: str, ru
     images = tuple(tables[0] or ())
     pixels = np.array([[table[name] for name in images] for table in tables if table], dtype=float)
     names = tuple(f"{dataset}/{name}" for name in images)
-    return Counts(tuple(run for run, _ in runs), names, pixels[:, :, 0], pixels[:, :, 1])
+    counts = Counts(tuple(run for run, _ in runs), names, pixels[:, :, 0], pixels[:, :, 1], trains)
+    return counts.lack or counts
 
 
 def read_rows(folder: Path, selection: str, rule: str) -> dict[str, tuple[int, int]] | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.errors import RequestError
+from bench.errors import RequestError, unknown
 from bench.grid.published import PUBLISHED, Published, heading, ordered, read_published
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells
@@ -17,7 +17,7 @@ from bench.reporting.efficiency import efficiency_table, size_cells, sizes
 from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
 from bench.reporting.table import Cell, Column, Row, Table, markdown
-from bench.reporting.table_statistics import AVERAGE, IN_BRACKETS, TableStatistics, dataset_of, table_statistics
+from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, table_statistics
 
 
 def paper_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
@@ -44,8 +44,7 @@ def paper_table(comparable: ComparableCells, published: Published, paper_shots: 
         columns,
         tuple(rows),
         (
-            *comparable.stand_ins,
-            *comparable.mixed,
+            *comparable.warnings,
             *_published_notes(comparable, published, paper_shots),
             *_evidence_notes(known),
             *comparable.notes,
@@ -84,13 +83,12 @@ def _evidence_notes(known: TableStatistics) -> tuple[str, ...]:
     if not known.counts:
         return ()
     images = ", ".join(f"{name} {len(of.images)}" for name, of in sorted({name: of for (_, name), of in known.counts.items()}.items()))
-    tests = len(known.comparisons)
     return (
-        IN_BRACKETS,
-        f"Bold: best, underlined: second, only where the difference from the next is outside the noise (paired bootstrap on the same "
-        f"images and runs, p < 0.05 after Holm's correction for the {tests} comparisons of this table).",
+        *interval_notes(known.counts),
+        "Bold: ahead of every other method of the column; underlined: of all but the bold one. Both by paired differences on the same "
+        "images, draws and seeds (p < 0.05 after Holm's correction for those behind), which brackets that overlap do not show.",
         f"Test images: {images}.",
-        *(f"No interval: {label} on {dataset}: {why}." for (label, dataset), why in known.lacking.items()),
+        *(f"No interval: {label} on {dataset}: {why}." for (label, dataset), why in known.lacks().items()),
     )
 
 
@@ -124,7 +122,7 @@ def plain_table(comparable: ComparableCells, published: Published, paper_shots: 
         )
         for label in ordered(comparable.labels_of(datasets), published)
     ]
-    notes = (*comparable.stand_ins, *comparable.mixed, *_evidence_notes(known), *comparable.notes)
+    notes = (*comparable.warnings, *_evidence_notes(known), *comparable.notes)
     return Table(comparable.name("plain"), "Foreground mIoU (%)", comparable.context, "method", columns, tuple(rows), notes)
 
 
@@ -147,7 +145,11 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
         return pivoted(store, query, PIVOTS[like])
     made = []
     reference = read_published(PUBLISHED["1"])
-    for comparable in comparable_cells(store, query):
+    found = comparable_cells(store, query)
+    labels = {label for comparable in found for label in comparable.labels_of(comparable.datasets)}
+    if query.against not in (BEST, PAIRS, *labels):
+        raise unknown("method to compare with", query.against, (BEST, PAIRS, *sorted(labels)))
+    for comparable in found:
         path = PUBLISHED.get(comparable.identity[2])
         made.append(LIKE[like](comparable, read_published(path) if path else reference, path is not None))
     reading = (READING,) if like in ("paper", "plain") else ()

@@ -76,10 +76,11 @@ def cell_folder(cell: str | Path, results: Path = RESULTS) -> Path:
 def _check_method(folder: Path, stored: MethodChoice) -> None:
     """RequestError unless the method of this code is the one that the cell was made with, as far as its revision says."""
     try:
-        now = choose_method(METHODS.get(stored.name), dict(stored.parameters))
+        cls = METHODS.get(stored.name)
+        now = choose_method(cls, dict(stored.parameters))
     except RequestError as error:
         raise RequestError(f"{folder} has a method that this code cannot build: {error}") from None
-    if now.revision != stored.revision:
+    if stored.revision not in (now.revision, *cls.also_loads):  # type: ignore[attr-defined]
         raise RequestError(
             f"{folder} was made with revision {stored.revision} of {stored.name}, and this code has revision {now.revision}: "
             "take the code that made it."

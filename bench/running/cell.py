@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from bench.errors import DivergedError
+from bench.errors import DataError, DivergedError
 from bench.grid.files import write_together
 from bench.grid.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
 from bench.grid.protocol import Settings
@@ -33,7 +33,7 @@ from bench.model.segmenter import PromptableSegmenter
 from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
-from bench.training.train import Log, fit, optimizer_of
+from bench.training.train import Log, fit, optimizer_of, repeats_one_sample, samples_of
 from bench.types import WHOLE, Dataset, Memory, ProgressCallback, Split
 
 Tensors = dict[str, Tensor]
@@ -77,7 +77,7 @@ class Cell:
     resume files. memory: how a training step is cut to fit the device. prepared: what earlier cells on this data set left to use again.
     process_group: the processes that run this cell together; rank 0 alone writes, and its on_progress alone may stop them.
     released: the trained tensors of a released checkpoint, by `tuned`'s names: they are evaluated as they are, and nothing is trained.
-    compile: torch.compile's mode for the encoder, "" for none.
+    compile: torch.compile's mode for the encoder, "" for none. fingerprint: of the data set's files; a resume file of others is not used.
     """
 
     def __init__(
@@ -93,8 +93,9 @@ class Cell:
         process_group: ProcessGroup = SINGLE_PROCESS,
         released: Tensors | None = None,
         compile: str = "",
+        fingerprint: str | None = None,
     ) -> None:
-        self.process_group = process_group
+        self.process_group, self.fingerprint = process_group, fingerprint
         self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
         self.resume_file, self.on_progress, self.save_every = folder / RESUME, on_progress, save_every
         self.prepared = prepared or Prepared(dataset)
@@ -109,6 +110,7 @@ class Cell:
         images = {split: len(dataset.names(split)) for split in ("test", "val")}
         self.work = Work.of(self.settings, len(self.support), images, self.optimizer is not None)
         self._saved_at = time.monotonic()
+        self._saved = self._position()  # a resume file changes only where something was trained or looked at since
         self._latest: tuple[Tensors, list[ImageRow]] | None = None
 
     def run(self, provenance: Mapping[str, Any]) -> Result:
@@ -125,7 +127,15 @@ class Cell:
                 raise
             self._save_state()  # the selections that follow change the model's weights
         outside = third_party(self.spec.method.name, self.spec.dataset)
-        return self._result(self._selected_rows(), {**provenance, **({"third_party": outside} if outside else {})})
+        said = {**provenance, **self._only_sample(), **({"third_party": outside} if outside else {})}
+        return self._result(self._selected_rows(), said)
+
+    def _only_sample(self) -> dict[str, str]:
+        """What the one sample is, in a few words, that all of the training shows; nothing where there is more than one."""
+        if self.optimizer is None or not repeats_one_sample(self.support, self.settings):
+            return {}
+        (sample,) = samples_of(self.dataset, self.support, self.settings, self.spec.seed, 0, 0, self.model.sam.config.grid)
+        return {"only_training_sample": f"{sample.augmentation}, prompt: {sample.kind}"}
 
     def _built(self, sam: Sam) -> PromptableSegmenter:
         model = build_model(self.spec, sam)
@@ -172,7 +182,7 @@ class Cell:
         """selection -> rows of the test images; the first selection's weights are what remains in the model."""
         last = self._weights()
         chosen = {selection: self.state.kept.get(selection, (0.0, last, [])) for selection in self.settings.selections}
-        found = {}
+        found: dict[str, list[ImageRow]] = {}
         for selection, (_, weights, rows) in chosen.items():
             if selection == "best" and rows:  # chosen on the test images: they were evaluated then
                 found[selection] = [ImageRow(*row) for row in rows]
@@ -186,7 +196,7 @@ class Cell:
         """The test images' rows under the current weights; evaluated once if they are the latest that were."""
         weights = self._weights()
         if self._latest is None or not all(torch.equal(self._latest[0][name], weights[name]) for name in weights):
-            self._latest = (weights, self._evaluate(self.settings.evaluation_split, doing))  # type: ignore[arg-type]
+            self._latest = (weights, self._evaluate(self.settings.evaluation_split, doing))
         return self._latest[1]
 
     def _evaluate(self, split: Split, doing: str) -> list[ImageRow]:
@@ -199,6 +209,8 @@ class Cell:
             self._report(doing)
         rows = self.process_group.gather(rows)
         self.state.seconds["evaluation"] += time.monotonic() - started
+        if not any(row.truth for row in rows):
+            raise DataError(f"None of the {len(rows)} images of the {split} split has any foreground, so that no score is defined.")
         return rows
 
     def _weights(self) -> Tensors:
@@ -209,12 +221,13 @@ class Cell:
 
     def _save_state(self) -> None:
         """Writes the resume file by rename. The weights and the optimizer are those after `state.step` steps."""
-        if self.process_group.rank:
+        if self.process_group.rank or (self._saved == self._position() and self.resume_file.is_file()):
             return
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
         content = {
             "key": self.spec.key,
+            "fingerprint": self.fingerprint,
             "course": {IN_RESUME_FILE.get(k, k): v for k, v in vars(self.state).items()},
             "weights": self._weights(),
             "optimizer": optimizer,
@@ -222,7 +235,10 @@ class Cell:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_together(self.resume_file.parent, {RESUME: buffer.getvalue()}, durable=False)  # two copies of a cell may write at once
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved = time.monotonic(), self._position()
+
+    def _position(self) -> tuple[int, int]:
+        return self.state.step, self.state.evaluated_epoch
 
     def _resumed(self) -> TrainingState:
         """The state in the resume file, its weights and optimizer taken over; a new one without a usable file."""
@@ -232,6 +248,8 @@ class Cell:
             content = torch.load(self.resume_file, map_location="cpu", weights_only=True)
             if content["key"] != self.spec.key:
                 raise ValueError(f"it belongs to {content['key']}")
+            if content.get("fingerprint", self.fingerprint) != self.fingerprint:  # an older version did not note it
+                raise ValueError("the data set's files were others")
             self.model.load_tuned(content["weights"])
             self.optimizer.load_state_dict(content["optimizer"])
             return TrainingState(**{name: content["course"][IN_RESUME_FILE.get(name, name)] for name in vars(TrainingState())})
@@ -249,7 +267,7 @@ class Cell:
             "tuned_bytes": len(tuned),
             "training_seconds": round(self.state.seconds["training"], 3),
             "evaluation_seconds": round(self.state.seconds["evaluation"], 3),
-            "peak_memory_mb": round(peak_memory_mb(self.model.device), 1),
+            **({"peak_memory_mb": round(peak_memory_mb(self.model.device), 1)} if self.model.device.type == "cuda" else {}),
             "execution": self.model.execution,
             "devices": self.process_group.size,
             "micro_batch": self.memory.micro_batch,

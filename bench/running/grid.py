@@ -1,23 +1,26 @@
 """A grid on this machine: its cells that are missing, run one after the other or by several workers; what became of all of them."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_origin
 
-from bench.data.manifest import remember_data
+from bench.data.manifest import manifest_of, remember_data
 from bench.errors import STOPPED, RequestError
 from bench.grid.catalogue import Catalogue, catalogue
-from bench.grid.checks import Range, range_of
 from bench.grid.files import file_sha256
-from bench.grid.plan import Request, RunContext, choose_methods, open_datasets, specs_of, title
+from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, open_dataset, open_datasets, specs_of, title
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
-from bench.grid.store import CellStatus, ResultStore
+from bench.grid.store import CellStatus, ResultStore, grid_cell
+from bench.grid.toml_reader import kinds, part
 from bench.model.backbones import checkpoint_path
 from bench.training.launch import is_main_process
-from bench.types import KEPT_BYTES, Dataset, Memory
+from bench.types import KEPT_BYTES, Dataset, Memory, Range
+
+NAMED = 5  # cells that a sentence lists
 
 
 @dataclass(frozen=True)
@@ -39,43 +42,49 @@ class Options:
     checkpointing: bool = False
     devices: Annotated[int, Range(1, 1024)] = 1  # that train and evaluate each cell together, a process each
     compile: str = ""  # torch.compile's mode for the encoder
+    steal: bool = False  # cells that another process computes are computed here too
+    group_writable: bool = False  # results can be written by other people of the folder's group
     keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            allowed = range_of(Options, name)
-            if allowed and (fault := allowed.fault(value)):
-                raise RequestError(f"--{name.replace('_', '-')} {value} {fault}.")
+        ranges = {name: kind for name, kind in kinds(Options).items() if get_origin(kind) is Annotated}
+        part("The options", {name: value for name, value in vars(self).items() if name in ranges}, ranges)
 
 
 # (all cells, those to run, their methods, the checkpoint, the backbone, the options) -> the exit code
+Free = Callable[[Sequence[RunSpec], Path], list[RunSpec]]
 Launcher = Callable[[Sequence[RunSpec], Sequence[RunSpec], Catalogue, Path, str, "Options"], int]
 
 
-def run_grid(request: Request, options: Options, launcher: Launcher | None = None) -> int:
+def run_grid(request: Request, options: Options, launcher: Launcher | None = None, free: Free | None = None) -> int:
     """Runs the cells of a request that are to be run; the exit code.
 
-    launcher: sends them elsewhere instead; then the methods are known without torch.
+    launcher: sends them elsewhere instead; then the methods are known without torch. free: of some cells, those that are left to this
+    machine.
     """
     store = ResultStore(options.out)
     checkpoint = checkpoint_path(request.backbone, options.pretrained)
     known = catalogue(request.methods, options.out / "cache") if launcher or options.dry_run else None
-    choose = known.choose if known else choose_methods
-    specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data, choose)
+    found = (known.choose, known.registered) if known else (choose_methods, groups_by_method)
+    specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data, *found)
     states = {spec: store.status(spec) for spec in specs}
     store.compared.remember()
-    missing = [spec for spec in specs if to_run(states[spec], options.overwrite)]
+    changed = changed_data([spec for spec in specs if states[spec].phase == "stored"], store, options)
+    missing = [spec for spec in specs if to_run(states[spec], options.overwrite) or (options.overwrite == "changed" and spec in changed)]
+    if is_main_process():
+        _say_apart(specs, [spec for spec in changed if spec not in missing], store)
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         _list_cells(specs, states, missing)
     elif is_main_process():
-        store.check_writable()
+        store.check_writable(missing)
         remember_data(datasets.values(), options.out / "cache")
     if known and launcher:
         return launcher(specs, missing, known, checkpoint, request.backbone, options)
     if options.dry_run:
         return 0
-    if missing and _run_cells(request.backbone, checkpoint, missing, datasets, options, lambda: store.write_grid(specs)):
+    own = free(missing, options.out) if free and is_main_process() and not options.steal else missing
+    if missing and _run_cells(request.backbone, checkpoint, own, datasets, options, lambda: store.write_grid(specs)):
         print("Stopped; the same command goes on from here.")
         return STOPPED
     if not is_main_process():
@@ -103,6 +112,9 @@ def _run_cells(
     context = run_context(backbone, checkpoint, device_of(options.device), options)
     process_group, device = join_process_group(context.device)
     specs = process_group.broadcast(specs)
+    if not specs:
+        leave_process_group(process_group)
+        return False
     workers = min(options.workers, len(specs))
     context = replace(context, device=device, kept_bytes=context.kept_bytes // workers)
     sam = load_sam(backbone, checkpoint, device)
@@ -114,6 +126,29 @@ def _run_cells(
     if not stopped:
         leave_process_group(process_group)
     return stopped
+
+
+def changed_data(stored: Sequence[RunSpec], store: ResultStore, options: Options) -> list[RunSpec]:
+    """The stored cells whose data set has other files by now; one that is not here any more is passed over."""
+    now: dict[str, str | None] = {}
+    for name in dict.fromkeys(spec.dataset for spec in stored):
+        with contextlib.suppress(RequestError):
+            now[name] = manifest_of(open_dataset(name, options.data), options.out / "cache").fingerprint
+    return [spec for spec in stored if spec.dataset in now and store.read(spec).fingerprint not in ("", now[spec.dataset])]
+
+
+def _say_apart(specs: Sequence[RunSpec], changed: Sequence[RunSpec], store: ResultStore) -> None:
+    """Names the stored cells that look like those asked for, and which tables compare with none of them."""
+    if changed:
+        which = "; ".join(map(title, changed[:NAMED])) + ("; …" if len(changed) > NAMED else "")
+        print(f"Stored from other data files than those in the data folder now: {len(changed)} of these cells ({which}).")
+        print("  Tables say so and compare them with no newer cell; `--overwrite changed` runs them again.")
+    asked = {grid_cell(spec).named: spec.checkpoint_sha256 for spec in specs}
+    with contextlib.suppress(RequestError):  # a damaged file is written anew
+        before = [cell for cell in store.grid() if asked.get(cell.named, cell.checkpoint_sha256) != cell.checkpoint_sha256]
+        apart = [cell for cell in before if store.status_of(store.runs / cell.folder).phase == "stored"]
+        if apart:
+            print(f"Stored with other weights of {apart[0].backbone}: {len(apart)} of these cells, which stay in tables of their own.")
 
 
 def _say_outdated(kept: Sequence[RunSpec], store: ResultStore) -> None:
@@ -146,11 +181,13 @@ def run_context(backbone: str, checkpoint: Path, device: str, options: Options) 
         int(options.keep_gb * 2**30),
         options.devices,
         options.compile,
+        options.steal,
     )
 
 
 def to_run(status: CellStatus, overwrite: str) -> bool:
-    """Whether a cell is to be run: `never` leaves stored and failed cells, `failed` retries failed ones, `always` redoes all."""
+    """Whether a cell is to be run: `never` leaves stored and failed cells, `failed` retries failed ones, `always` redoes all;
+    `changed` those too whose data set has other files by now."""
     return status.phase in ("pending", "unfinished") or overwrite == "always" or (overwrite == "failed" and status.phase == "failed")
 
 

@@ -85,7 +85,7 @@ def _each(specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, ProgressCallba
                     result = evaluated(spec, progress.update)
                     record, folder, done = result.record, _kept(result, store, given), "evaluated"
             except Exception as error:
-                progress.done(f"FAILED: {failure(error)}")
+                progress.done(f"FAILED: {failure(error, spec.method.name)}")
                 continue
             progress.done(done)
             rows.append(_scores(record))

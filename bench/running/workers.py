@@ -6,20 +6,25 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from multiprocessing.queues import Queue
 from types import FrameType
 from typing import Any
 
 from bench.data.manifest import data_facts
 from bench.errors import DataError, DivergedError, ProcessGroupError, RequestError, untouched_by_interrupts
+from bench.grid.heartbeat import holder
 from bench.grid.plan import RunContext, open_datasets, title
+from bench.grid.plugins import place_in, reason
 from bench.grid.progress import Progress
 from bench.grid.provenance import provenance
+from bench.grid.registry import METHODS
 from bench.grid.spec import RunSpec
-from bench.grid.store import ResultStore
+from bench.grid.store import ResultStore, clears
 from bench.model.checkpoints import load_sam
 from bench.model.sam import Sam
 from bench.running.cell import Cell, Stopped
@@ -31,13 +36,17 @@ HEARTBEAT_SECONDS = 10.0
 TELL_SECONDS = 0.5
 
 
+Begin = Callable[[ResultStore, RunSpec, RunContext], str]
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
 class StopSignal:
     """Turns Ctrl-C and SIGTERM into a request to stop at the next step; a second one interrupts at once.
 
     signals: other ones than these two; patient: a second signal, as SLURM sends them in a row, interrupts nothing.
     """
 
-    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM), patient: bool = False) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = STOPS, patient: bool = False) -> None:
         self.asked = False
         self.signals, self.patient = signals, patient
 
@@ -55,13 +64,31 @@ class StopSignal:
         self.asked = True
 
 
+def begin_here(store: ResultStore, spec: RunSpec, context: RunContext) -> str:
+    """Makes a cell ready to be run by a process of this machine; why it is left to another process, or ""."""
+    if not context.steal and (other := holder(store.folder(spec))):
+        return f"is computed by {other}; --steal computes it here too"
+    if clears(store.status(spec), context.overwrite):
+        store.reset(spec)
+    return ""
+
+
 class CellRunner:
-    """The loaded backbone and the open data sets of a process, on which cells run one after the other."""
+    """The loaded backbone and the open data sets of a process, on which cells run one after the other.
+
+    begin: makes a cell ready, or says why it is not run.
+    """
 
     def __init__(
-        self, context: RunContext, sam: Sam, datasets: Mapping[str, Dataset], stop: StopSignal, process_group: ProcessGroup = SINGLE_PROCESS
+        self,
+        context: RunContext,
+        sam: Sam,
+        datasets: Mapping[str, Dataset],
+        stop: StopSignal,
+        process_group: ProcessGroup = SINGLE_PROCESS,
+        begin: Begin = begin_here,
     ) -> None:
-        self.process_group = process_group
+        self.process_group, self.begin = process_group, begin
         self.context, self.sam, self.datasets, self.stop = context, sam, datasets, stop
         self.store = ResultStore(context.out)
         self.prepared: Prepared | None = None
@@ -70,10 +97,9 @@ class CellRunner:
 
     def run(self, spec: RunSpec, on_progress: ProgressCallback) -> str:
         """Runs and stores one cell; returns what became of it, in a few words. A failure is noted in the cell's folder."""
-        if self.process_group.rank == 0 and (self.context.overwrite == "always" or self.store.status(spec).phase == "failed"):
-            self.store.discard(spec)
-        self.process_group.broadcast(None)  # the others look for a resume file only now
         try:
+            if why := self.process_group.broadcast(self._begun(spec)):  # the others look for a resume file only now
+                return why
             return self._run_or_retry(spec, on_progress)
         except (Stopped, KeyboardInterrupt):  # the second is a second Ctrl-C: the resume file is the last one that was written
             self.stop.asked = True
@@ -90,12 +116,22 @@ class CellRunner:
         except Exception as error:
             return self._failed(spec, error)
 
+    def _begun(self, spec: RunSpec) -> str:
+        """Why the cell is not run, by the process that writes; also where it could not be stored."""
+        if self.process_group.rank:
+            return ""
+        try:
+            self.store.check_writable([spec])
+            return self.begin(self.store, spec, self.context)
+        except (OSError, RequestError) as error:
+            return f"NOT RUN: {error}"
+
     def _failed(self, spec: RunSpec, error: Exception) -> str:
         """Notes why a cell failed. In a process group it ends all, ProcessGroupError, but for a loss that is the same in all processes."""
         alike = self.process_group.size == 1 or isinstance(error, DivergedError)
         if not alike and is_lost(error):
             raise ProcessGroupError from None
-        reason = failure(error)
+        reason = failure(error, spec.method.name)
         if not alike or self.process_group.rank == 0:
             with contextlib.suppress(OSError):
                 self.store.fail(spec, reason)
@@ -119,10 +155,12 @@ class CellRunner:
 
     def _run(self, spec: RunSpec, on_progress: ProgressCallback, memory: Memory) -> str:
         on_progress = ProgressWriter(spec, self.store, on_progress, self.stop) if self.process_group.rank == 0 else _silent
+        replaces = self.store.stamp(spec)
         on_progress(0.0, "starting")
         dataset, context = self.datasets[spec.dataset], self.context
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
             self.prepared = Prepared(dataset, context.kept_bytes)
+        data = self.process_group.broadcast(self._facts_of(dataset))
         cell = Cell(
             spec,
             self.sam,
@@ -134,10 +172,11 @@ class CellRunner:
             self.prepared,
             self.process_group,
             compile=context.compile,
+            fingerprint=data.get("fingerprint"),
         )
-        result = cell.run({**self.facts, "data": self._facts_of(dataset)})
+        result = cell.run({**self.facts, "data": data})
         if self.process_group.rank == 0:
-            self.store.save(result.record, result.images, result.history, result.tuned)
+            self.store.save(result.record, result.images, result.history, result.tuned, replaces)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
 
@@ -161,14 +200,20 @@ def device_of(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def failure(error: Exception) -> str:
-    """One sentence for a cell's failure; what nobody foresaw is printed in full to stderr as well."""
+def failure(error: Exception, method: str) -> str:
+    """One sentence for the failure of a method's cell; what nobody foresaw is printed in full to stderr as well, once a process."""
     if isinstance(error, DivergedError | DataError | RequestError):
         return str(error)
     if is_out_of_memory(error):
         return "Out of memory, also with smaller steps and activation checkpointing: take a smaller backbone, or a device with more memory."
-    traceback.print_exc()
-    return f"{type(error).__name__}: {error}"
+    said = reason(error, place_in(error, METHODS.get(method)))
+    _print_once("".join(traceback.format_exception(error)))
+    return said
+
+
+@cache
+def _print_once(text: str) -> None:
+    print(text, file=sys.stderr, end="")
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -236,17 +281,27 @@ def run_here(
     return False
 
 
-def run_in_workers(specs: Sequence[RunSpec], context: RunContext, workers: int) -> bool:
-    """Runs the cells in worker processes of one thread each; whether it was asked to stop.
+def run_in_workers(
+    specs: Sequence[RunSpec],
+    context: RunContext,
+    workers: int,
+    begin: Begin = begin_here,
+    signals: Sequence[signal.Signals] = STOPS,
+    threads: int = 1,
+) -> bool:
+    """Runs the cells in worker processes of so many threads each; whether it was asked to stop.
 
-    A worker that dies leaves its cell unfinished, and its message; the others go on.
+    A worker that dies leaves its cell unfinished, and its message; the others go on. begin: as of Bench, and a function that can be
+    pickled; signals: what asks to stop.
     """
     spawn = multiprocessing.get_context("spawn")
     tasks, events = spawn.Queue(), spawn.Queue()
     for task in [*enumerate(specs), *[None] * workers]:
         tasks.put(task)
-    processes = [spawn.Process(target=_work, args=(context, list(specs), tasks, events, i), daemon=True) for i in range(workers)]
-    with Progress() as progress, StopSignal() as stop:
+    processes = [
+        spawn.Process(target=_work, args=(context, list(specs), tasks, events, i, begin, threads), daemon=True) for i in range(workers)
+    ]
+    with Progress() as progress, StopSignal(signals, patient=signals is not STOPS) as stop:
         with untouched_by_interrupts():
             for process in processes:
                 process.start()
@@ -271,11 +326,13 @@ def _show(progress: Progress, specs: Sequence[RunSpec], kind: str, index: int, s
         progress.note(text)
 
 
-def _work(context: RunContext, specs: Sequence[RunSpec], tasks: "Queue[Any]", events: "Queue[Any]", worker: int) -> None:
+def _work(
+    context: RunContext, specs: Sequence[RunSpec], tasks: "Queue[Any]", events: "Queue[Any]", worker: int, begin: Begin, threads: int
+) -> None:
     """The life of a worker: cells from `tasks` until none is left; (kind, cell's index, share, text) to `events`."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     gpus = torch.cuda.device_count()
     device = f"cuda:{worker % gpus}" if context.device == "cuda" and gpus else context.device
     parent = multiprocessing.parent_process()
@@ -284,7 +341,9 @@ def _work(context: RunContext, specs: Sequence[RunSpec], tasks: "Queue[Any]", ev
         def stop_without_parent(share: float, doing: str) -> None:
             stop.asked |= parent is not None and not parent.is_alive()  # it was killed: nobody would hear of what follows
 
-        runner = CellRunner(context, load_sam(context.backbone, context.checkpoint, device), open_datasets(specs, context.data), stop)
+        runner = CellRunner(
+            context, load_sam(context.backbone, context.checkpoint, device), open_datasets(specs, context.data), stop, begin=begin
+        )
         while not stop.asked and (task := tasks.get()) is not None:
             index, spec = task
             events.put(("starts", index, 0.0, ""))

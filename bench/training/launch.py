@@ -54,7 +54,9 @@ def _ended(children: Sequence["subprocess.Popen[bytes]"]) -> int:
         while time.monotonic() < until and any(child.poll() is None for child in children):
             time.sleep(0.1)
     codes = [child.wait() for child in children]
-    return codes[0] if codes[0] > 0 else int(any(codes))
+    if codes[0] < 0:  # as a shell says it
+        return 128 - codes[0]
+    return codes[0] or int(any(codes))
 
 
 def _tell_of_signals(children: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -37,7 +37,7 @@ def upsampled_loss(low: Sequence[Tensor], targets: Sequence[Tensor]) -> Loss:
     This is what a training step takes: `upsampled_loss(model.decode_low(features, prompts).logits, targets)`.
     """
     pairs = list(zip(low, targets, strict=True))
-    if implementation() == "plain":
+    if implementation() == "reference":
         return segmentation_loss([resized(x, (t.shape[-2], t.shape[-1])) for x, t in pairs], targets)
     bce, dice = torch.stack([torch.stack(streamed_terms(x.float(), t.to(x.device))) for x, t in pairs]).mean(0)
     return Loss(bce + dice, bce, dice)

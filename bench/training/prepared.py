@@ -16,6 +16,7 @@ from bench.grid.protocol import Settings
 from bench.model.implementation import implementation
 from bench.model.segmenter import PromptableSegmenter
 from bench.training.prompts import box_prompts, point_prompts
+from bench.training.streams import FreshStream
 from bench.types import KEPT_BYTES, Dataset, Features, Prompts, Sample, Split
 
 BATCHES_AHEAD = 2
@@ -110,7 +111,7 @@ def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings) -> 
     objects = sample_objects(sample, dataset.rule)
     if settings.evaluation_prompt == "box":
         return box_prompts(objects)
-    return point_prompts(objects, np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode())))
+    return point_prompts(objects, FreshStream(np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode()))))
 
 
 def _together(features: Sequence[Features], device: torch.device) -> Features:

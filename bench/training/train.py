@@ -14,20 +14,21 @@ from torch import Tensor
 
 from bench.data.objects import sample_objects
 from bench.errors import DivergedError
-from bench.grid.protocol import Settings
+from bench.grid.protocol import SEEDS, Settings
 from bench.model.dropout import part_of_batch
 from bench.model.precision import computing
 from bench.model.segmenter import PromptableSegmenter
 from bench.training.losses import Loss, upsampled_loss
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
 from bench.training.prompts import training_prompts
-from bench.training.transforms import augment_sample
+from bench.training.streams import FreshStream, ReferenceStream, Stream
+from bench.training.transforms import Augmentation, augmented
 from bench.types import WHOLE, Dataset, Memory, Prompts
 
 
 @dataclass(frozen=True)
 class Log:
-    """One step, counted from 1, of `steps`; `epoch` is counted from 1 too. The losses are before the step."""
+    """One step, counted from 1, of `steps`; `epoch` is counted from 1 too. The losses are before the step; `lr` is the first group's."""
 
     step: int
     steps: int
@@ -48,12 +49,36 @@ class Example:
     target: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class TrainingSample:
+    """What training sees of an image at one step.
+
+    image: (H, W, 3) uint8; masks: its n objects, (n, H, W) bool; kind: of its prompts, "point", "box" or "mask", one for each
+    object; "none" where n is 0. augmentation: what made it of the image `name`.
+    """
+
+    name: str
+    image: np.ndarray
+    masks: np.ndarray
+    kind: str
+    prompts: Prompts
+    augmentation: Augmentation
+
+    @property
+    def example(self) -> Example:
+        """As tensors; without objects the target is one empty mask."""
+        target = self.masks if len(self.masks) else np.zeros((1, *self.image.shape[:2]), bool)
+        return Example(torch.tensor(self.image).permute(2, 0, 1), self.prompts, torch.from_numpy(target.astype(np.uint8)))
+
+
 ALL = slice(None)
 
 
 def optimizer_of(model: PromptableSegmenter, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters only."""
-    return torch.optim.AdamW(model.tuned().values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    """AdamW over the trainable parameters only, those of one learning rate together, in the order of `Settings.rates`."""
+    tuned = model.tuned()
+    groups = [{"params": [p for name, p in tuned.items() if model.group_of(name) == group]} for group, _ in settings.lr_by_group]
+    return torch.optim.AdamW(groups or tuned.values(), lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def fit(
@@ -73,11 +98,11 @@ def fit(
     process_group: the processes that share each batch; every one makes the same step.
     DivergedError, with the step and the last finite loss, where the loss is NaN or infinite.
     """
-    epoch_steps = math.ceil(len(support) / settings.batch)
-    steps, last_loss = epoch_steps * settings.epochs, float("nan")
+    each = epoch_steps(support, settings)
+    steps, last_loss = each * settings.epochs, float("nan")
     for step in range(first_step, steps):
-        epoch, batch = divmod(step, epoch_steps)
-        lr = cosine_lr(epoch, settings)
+        epoch, batch = divmod(step, each)
+        lrs = [cosine_lr(epoch, settings, rate) for rate in settings.rates]
         images = min(settings.batch, len(support) - batch * settings.batch)
         first, stop = process_group.share(images)
         examples = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid, slice(first, stop))
@@ -90,11 +115,11 @@ def fit(
         if not torch.isfinite(loss.total):
             now = loss.total.item()
             raise DivergedError(f"The loss became {now} at step {step + 1} of {steps}; the last finite one was {last_loss:.4g}.")
-        for group in optimizer.param_groups:
+        for group, lr in zip(optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
         optimizer.step()
         last_loss = loss.total.item()
-        yield Log(step + 1, steps, epoch + 1, batch + 1 == epoch_steps, last_loss, loss.bce.item(), loss.dice.item(), lr)
+        yield Log(step + 1, steps, epoch + 1, batch + 1 == each, last_loss, loss.bce.item(), loss.dice.item(), lrs[0])
 
 
 def backward(
@@ -128,46 +153,63 @@ def backward(
     return losses
 
 
-def cosine_lr(epoch: int, settings: Settings) -> float:
+def cosine_lr(epoch: int, settings: Settings, lr: float) -> float:
     """The learning rate of an epoch (counted from 0): a cosine over all epochs, without warm-up, from lr towards lr_min."""
-    return settings.lr_min + (settings.lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+    return settings.lr_min + (lr - settings.lr_min) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+
+
+def epoch_steps(support: Sequence[str], settings: Settings) -> int:
+    """The steps of an epoch; the last one may have fewer images."""
+    return math.ceil(len(support) / settings.batch)
+
+
+def repeats_one_sample(support: Sequence[str], settings: Settings) -> bool:
+    """Whether every epoch shows the same augmented sample, and no other."""
+    return settings.augmentation_stream == "reseeded_workers" and len(support) == 1
 
 
 def batch_of(
     dataset: Dataset, support: Sequence[str], settings: Settings, seed: int, epoch: int, batch: int, grid: int, part: slice = ALL
 ) -> list[Example]:
-    """The examples of one step, or a part of them: some of the epoch's shuffled support images, each with its own random recipe."""
+    """The examples of one step, or a part of them."""
+    return [sample.example for sample in samples_of(dataset, support, settings, seed, epoch, batch, grid, part)]
+
+
+def samples_of(
+    dataset: Dataset, support: Sequence[str], settings: Settings, seed: int, epoch: int, batch: int, grid: int, part: slice = ALL
+) -> list[TrainingSample]:
+    """What one step sees, or a part of it: some of the epoch's shuffled support images, each with its own random recipe."""
     order = _random("order", seed, epoch).permutation(len(support))
-    positions = range(batch * settings.batch, min((batch + 1) * settings.batch, len(support)))[part]
-    return [example(dataset, support[order[at]], settings, recipe(settings, seed, epoch, at), grid) for at in positions]
-
-
-def recipe(settings: Settings, seed: int, epoch: int, position: int) -> np.random.Generator:
-    """The randomness of the example at a position of an epoch's order.
-
-    "reseeded_workers" is the reference's: its loader's workers take batches in turn and start from one seed every epoch, so
-    an example's recipe follows from its place in its worker's stream, whatever the epoch and the worker.
-    """
+    positions = range(batch * settings.batch, min((batch + 1) * settings.batch, len(support)))
+    wanted = positions[part]
+    streams: dict[int, Stream]
     if settings.augmentation_stream == "fresh":
-        return _random("recipe", seed, epoch, position)
-    batch, within = divmod(position, settings.batch)
-    return _random("recipe", seed, batch // settings.loader_workers * settings.batch + within)
+        streams = {at: FreshStream(_random("recipe", seed, epoch, at)) for at in wanted}
+    else:  # a batch's samples share a stream: those before the part are drawn too
+        streams = dict.fromkeys(range(positions.start, wanted.stop), worker_stream(settings, seed, batch))
+    drawn = {at: training_sample(dataset, support[order[at]], settings, stream, grid) for at, stream in streams.items()}
+    return [drawn[at] for at in wanted]
 
 
-def example(dataset: Dataset, name: str, settings: Settings, rng: np.random.Generator, grid: int) -> Example:
-    """A training example of the image `name`: augmented, with prompts of one kind for its objects.
+def worker_stream(settings: Settings, seed: int, batch: int) -> ReferenceStream:
+    """The randomness of an epoch's batch as the reference has it ("reseeded_workers"), the same in every epoch.
 
-    An image without objects has no prompt and one all-zero target.
+    Its loader's workers take batches in turn, each with a stream that starts from the seed in every epoch. So a worker's first batch
+    has the reference's own numbers; later ones, which there go on where other images left the stream, start from numbers of ours.
     """
-    how = dataset.training_prompts
-    sample = augment_sample(dataset.load("train", name), rng, settings)
-    objects = sample_objects(sample, dataset.rule)
-    if how.max_objects is not None and len(objects) > how.max_objects:
-        objects = objects[np.sort(rng.choice(len(objects), how.max_objects, replace=False))]
-    kind = str(rng.choice(settings.prompt_types))
-    prompts = training_prompts(kind, objects, rng, how, 4 * grid)
-    target = objects.astype(np.uint8) if len(objects) else np.zeros((1, *sample.mask.shape), np.uint8)
-    return Example(torch.tensor(sample.image).permute(2, 0, 1), prompts, torch.from_numpy(target))
+    turn = batch // settings.loader_workers
+    return ReferenceStream(int(_random("worker", seed, turn).integers(SEEDS)) if turn else seed)
+
+
+def training_sample(dataset: Dataset, name: str, settings: Settings, stream: Stream, grid: int) -> TrainingSample:
+    """A training sample of the image `name`: augmented, with prompts of one kind for its objects; without objects there is no prompt."""
+    how, loaded = dataset.training_prompts, dataset.load("train", name)
+    height, width = loaded.mask.shape
+    augmentation = Augmentation.drawn(height, width, stream, settings)
+    sample = augmented(loaded, augmentation)
+    kind, masks = stream.kind_and_objects(settings.prompt_types, sample_objects(sample, dataset.rule), how.max_objects)
+    prompts = training_prompts(kind, masks, stream, how, 4 * grid)
+    return TrainingSample(name, sample.image, masks, kind if len(masks) else "none", prompts, augmentation)
 
 
 def _random(purpose: str, *numbers: int) -> np.random.Generator:

@@ -1,38 +1,49 @@
 """Training augmentation: flips and a random crop, as the reference does them."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from bench.grid.protocol import Settings
+from bench.training.streams import Stream
 from bench.types import Sample
 
 
-def augment_sample(sample: Sample, rng: np.random.Generator, settings: Settings) -> Sample:
-    """The sample after `augment`; the objects that it states go the same way as its mask."""
-    if sample.objects is None:
-        return Sample(sample.name, *augment(sample.image, sample.mask, rng, settings))
-    maps = np.dstack([sample.mask, *sample.objects.astype(np.uint8)])  # (H, W, 1 + n)
-    image, maps = augment(sample.image, maps, rng, settings)
-    return Sample(sample.name, image, maps[..., 0], maps[..., 1:].transpose(2, 0, 1) > 0)
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to an image: flipped first, then cut to some of its rows and columns, which are not resized here: the model
+    resizes what it gets. share: of the area that is kept."""
+
+    vertical: bool
+    horizontal: bool
+    rows: slice
+    columns: slice
+    share: float
+
+    @classmethod
+    def drawn(cls, height: int, width: int, stream: Stream, settings: Settings) -> "Augmentation":
+        """A random one for images of this size, with the flips and the crop that the settings ask for."""
+        vertical, horizontal = (stream.coin(), stream.coin()) if settings.flips else (False, False)
+        rows, columns = slice(0, height), slice(0, width)
+        if settings.random_crop:
+            rows, columns = stream.crop(height, width, settings.crop_area_min)
+        area = (rows.stop - rows.start) * (columns.stop - columns.start)
+        return cls(vertical, horizontal, rows, columns, area / (height * width))
+
+    def of(self, maps: np.ndarray) -> np.ndarray:
+        """An image or mask (H, W, …) after it."""
+        flipped = maps[:: -1 if self.vertical else 1, :: -1 if self.horizontal else 1]
+        return np.ascontiguousarray(flipped[self.rows, self.columns])
+
+    def __str__(self) -> str:
+        flips = {(True, True): "both flips", (True, False): "vertical flip", (False, True): "horizontal flip"}
+        crop = "no crop" if self.share == 1 else f"crop of {100 * self.share:.1f} %"
+        return f"{flips.get((self.vertical, self.horizontal), 'no flip')}, {crop}"
 
 
-def augment(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Vertical flip, horizontal flip and random crop of an image (H, W, 3) and its mask (H, W) or maps (H, W, n), as the settings ask.
-
-    The crop is not resized: the model resizes what it gets.
-    """
-    if settings.flips:
-        for axis in (0, 1):
-            if rng.random() < 0.5:
-                image, mask = np.flip(image, axis), np.flip(mask, axis)
-    if settings.random_crop:
-        rows, columns = random_crop(mask.shape[0], mask.shape[1], rng, settings.crop_area_min)
-        image, mask = image[rows, columns], mask[rows, columns]
-    return np.ascontiguousarray(image), np.ascontiguousarray(mask)
-
-
-def random_crop(height: int, width: int, rng: np.random.Generator, area_min: float) -> tuple[slice, slice]:
-    """Rows and columns of a crop of area share U(area_min, 1) at the image's own aspect ratio, at a uniform position."""
-    share = np.sqrt(rng.uniform(area_min, 1.0))
-    rows, columns = (max(1, round(side * share)) for side in (height, width))
-    top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
-    return slice(top, top + rows), slice(left, left + columns)
+def augmented(sample: Sample, how: Augmentation) -> Sample:
+    """The sample after an augmentation; the objects that it states go the same way as its mask."""
+    objects = sample.objects
+    if objects is not None:
+        objects = np.ascontiguousarray(how.of(objects.transpose(1, 2, 0)).transpose(2, 0, 1))
+    return Sample(sample.name, how.of(sample.image), how.of(sample.mask), objects)

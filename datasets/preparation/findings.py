@@ -1,17 +1,17 @@
 """What is worth saying of a data set's images, as problems and notes of one sentence each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from bench.data.manifest import Manifest
 from bench.types import Split
 from datasets.folder import Expected, FolderDataset, Survey
 from datasets.preparation.inspection import Inspection
 
+WHITE, BLUR, SHOWN = 255, 16, 12  # what a JPEG makes of black and white stays this near to them; ranges of values that are listed
+LABELS_KEY = 'if the values are ids or classes, `mask_values = "ids"` or "classes" must say so'
 MIDDLE = 127  # between black and white: where a mask that once was binary would be cut
 SPLITS = ("train", "val", "test")
 Inspected = Mapping[Split, Sequence[Inspection]]
@@ -56,38 +56,61 @@ def _counts(split: str, images: int, foreign: int, expected: Expected) -> Iterat
 
 
 def of_masks(split: str, seen: Sequence[Inspection], threshold: int) -> Iterator[Finding]:
-    """What the masks' values and sizes say."""
-    values = sum((look.values for look in seen if look.values is not None), np.zeros(256, np.int64))
+    """What the masks' values, sizes and objects say."""
+    values = sum((Counter(look.values) for look in seen if look.values), Counter[int]())
+    full = [look for look in seen if look.foreground == look.pixels[0] * look.pixels[1]]
     if seen and not any(look.foreground for look in seen):
-        brightest = f"; their brightest value is {np.flatnonzero(values).max()}, and > {threshold} is foreground" if values.any() else ""
+        brightest = f"; their brightest value is {max(values)}, and > {threshold} is foreground" if values else ""
         yield Finding(f"No mask of the {split} split has any foreground{brightest}.")
+    elif seen and not any(look.objects for look in seen):
+        yield Finding(f"No image of the {split} split has an object: every part of the foreground is too small to be one.")
+    if full:
+        which = f"such as {full[0].name}" if len(full) < len(seen) else "so that there is nothing to tell apart"
+        yield Finding(f"{split}: {len(full):,} of {len(seen):,} masks are 100 % foreground, {which}.", len(full) == len(seen))
+    if blank := [one for one in seen if one.blank]:
+        count = sum(one.blank for one in blank)
+        yield note(f"{split}: annotations without any pixel in their image, which are no objects: {count:,}, such as of {blank[0].name}.")
+    turned = [look for look in seen if look.turned]
+    if turned:
+        upright = f"turned upright by an orientation tag, such as {turned[0].name}; their masks must be drawn upright"
+        yield note(f"{split}: {_images(len(turned), 'is', 'are')} {upright}.")
     other = [look for look in seen if not look.fits]
     if other:
         yield note(f"{split}: {_images(len(other))} not the mask's size and are transposed or resized to it, such as {other[0].name}.")
-    mixed = [look for look in seen if look.values is not None and np.count_nonzero(look.values) > 2]
+    mixed = [look for look in seen if look.values and len(look.values) > 2]
     if mixed:
-        yield note(
-            f"{split}: {len(mixed):,} of {len(seen):,} masks are not binary, with the values {ranges(values)}; {_cut(values, threshold)}."
-        )
+        said = f"{len(mixed):,} of {len(seen):,} masks are not binary, with the values {ranges(values)}"
+        yield note(f"{split}: {said}; {_cut(values, threshold)}{_as_labels(values)}.")
 
 
-def _cut(values: NDArray[np.int64], threshold: int) -> str:
+def _cut(values: Mapping[int, int], threshold: int) -> str:
     """What the threshold makes of the values between it and the middle."""
     low, high = sorted((threshold, MIDDLE))
-    between, bright = int(values[low + 1 : high + 1].sum()), int(values[MIDDLE + 1 :].sum())
+    between, bright = (sum(n for value, n in values.items() if value > least) for least in (low, MIDDLE))
+    between -= sum(n for value, n in values.items() if value > high)
     does, otherwise = ("leaves out", "would keep") if threshold > MIDDLE else ("takes in", "would not")
-    return f"> {threshold} {does} {between:,} pixels that > {MIDDLE} {otherwise}, {100 * between / max(1, bright):.2f} % of that foreground"
+    all_of_it = bright if threshold > MIDDLE else between + bright
+    share = 100 * between / max(1, all_of_it)
+    return f"> {threshold} {does} {between:,} pixels that > {MIDDLE} {otherwise}, {share:.2f} % of that foreground"
 
 
-def ranges(counts: NDArray[np.int64]) -> str:
+def _as_labels(values: Mapping[int, int]) -> str:
+    """What to do where values are other than a blurred black and white."""
+    if max(values) in range(WHITE - BLUR, WHITE + 1) and all(value <= BLUR or value >= WHITE - BLUR for value in values):
+        return ""
+    return f". All of it is one foreground, in which objects that touch are one: {LABELS_KEY}"
+
+
+def ranges(values: Iterable[int]) -> str:
     """The values that occur, as people write them: 0–7, 248–255."""
     runs: list[list[int]] = []
-    for value in map(int, np.flatnonzero(counts)):
+    for value in sorted(values):
         if runs and value == runs[-1][1] + 1:
             runs[-1][1] = value
         else:
             runs.append([value, value])
-    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
+    shown = [str(first) if first == last else f"{first}–{last}" for first, last in runs]
+    return ", ".join(shown if len(shown) <= SHOWN else [*shown[: SHOWN - 1], "…", shown[-1]])
 
 
 def of_contents(manifest: Manifest, paths: Mapping[str, Path]) -> Iterator[Finding]:
@@ -102,5 +125,5 @@ def of_contents(manifest: Manifest, paths: Mapping[str, Path]) -> Iterator[Findi
         yield note(f"{_images(len(twice))} the same content as one of another split, such as {paths[twice[0]]}.")
 
 
-def _images(count: int) -> str:
-    return "1 image has" if count == 1 else f"{count:,} images have"
+def _images(count: int, one: str = "has", several: str = "have") -> str:
+    return f"1 image {one}" if count == 1 else f"{count:,} images {several}"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from bench.data.image_files import Values, orientation
 from bench.data.objects import object_count
 from bench.errors import DataError
 from bench.types import Dataset, ObjectRule, Sample, Split
-from datasets.folder import Entry, Pair, fitted, read_pair
+from datasets.folder import Entry, Pair
 
 AHEAD = 64  # images in memory at once, at most
 
@@ -21,18 +21,20 @@ AHEAD = 64  # images in memory at once, at most
 @dataclass(frozen=True)
 class Inspection:
     """One image. fault: why it cannot be read, else empty; pixels (H, W) of the mask; fits: whether the image has its mask's size;
-    values: how many of the mask's pixels have each grey value (256,), where there is such a mask; stated: whether the data set
-    itself says which objects there are."""
+    turned: whether an orientation tag turned it upright; values: how many of the mask's pixels have each value, where there is a mask
+    whose values say foreground alone; stated: whether the data set itself says which objects there are, of which `blank` have no pixel."""
 
     split: Split
     name: str
     fault: str = ""
     pixels: tuple[int, int] = (0, 0)
     fits: bool = True
+    turned: bool = False
     objects: int = 0
     foreground: int = 0
-    values: NDArray[np.int64] | None = None
+    values: Mapping[int, int] | None = None
     stated: bool = False
+    blank: int = 0
 
 
 def inspections(entries: Mapping[Split, Mapping[str, Entry]], rule: ObjectRule, on_step: Callable[[int], None]) -> Iterator[Inspection]:
@@ -48,20 +50,30 @@ def inspections(entries: Mapping[Split, Mapping[str, Entry]], rule: ObjectRule, 
 
 def inspect_entry(split: Split, name: str, entry: Entry, rule: ObjectRule) -> Inspection:
     """One image, read past every cache."""
+    values, fits = None, True
     try:
-        sample, values, fits = _grey(name, entry) if isinstance(entry, Pair) else (entry.read(name), None, True)
+        if isinstance(entry, Pair):
+            image, mask = entry.pixels()
+            sample, fits = entry.sample(name, image, mask), image.shape[:2] == mask.shape
+            values = value_counts(mask) if entry.labels is None else None
+        else:
+            sample = entry.read(name)
     except DataError as error:
         return Inspection(split, name, str(error))
     pixels = (sample.mask.shape[0], sample.mask.shape[1])
     counts = object_count(sample, rule), int(np.count_nonzero(sample.mask))
-    return Inspection(split, name, "", pixels, fits, *counts, values, sample.objects is not None)
+    turned = "image" in entry.files() and orientation(entry.files()["image"]) > 1
+    blank = 0 if sample.objects is None else int(np.count_nonzero(~sample.objects.any(axis=(1, 2))))
+    return Inspection(split, name, "", pixels, fits, turned, *counts, values, sample.objects is not None, blank)
 
 
-def _grey(name: str, pair: Pair) -> tuple[Sample, NDArray[np.int64], bool]:
-    image, grey = read_pair(pair)
-    values = np.bincount(grey.ravel(), minlength=256)
-    mask = (grey > pair.threshold).astype(np.uint8)
-    return Sample(name, fitted(image, grey.shape, pair.mask), mask), values, image.shape[:2] == grey.shape
+def value_counts(values: Values) -> dict[int, int]:
+    """How often each value occurs; fractions count as the next whole number, so that what is above 0 stays so."""
+    if values.dtype == np.uint8:
+        counts = np.bincount(values.ravel(), minlength=256)
+        return {value: int(counts[value]) for value in map(int, np.flatnonzero(counts))}
+    found = np.unique(np.ceil(values), return_counts=True)
+    return {int(value): int(count) for value, count in zip(*found, strict=True)}
 
 
 @dataclass(frozen=True)

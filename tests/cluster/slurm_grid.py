@@ -73,7 +73,7 @@ class Cluster:
     """A cluster, its commands, and what grids on it share."""
 
     def __init__(self, folder, data=None, environment=None):
-        self.folder, self.data = folder, data
+        self.folder, self.data, self.since = folder, data, {}
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "etc/slurm.conf"), "OMP_NUM_THREADS": "1", **(environment or {})}
 
     def manage(self, *words):
@@ -98,8 +98,10 @@ class Cluster:
             time.sleep(0.5)
 
     def release(self):
-        """Lifts the two minutes that SLURM lets a requeued job wait."""
-        for job in self.waiting():
+        """Lifts the two minutes that SLURM lets a requeued job wait, but for the seconds in which its node still ends its last life."""
+        now = time.monotonic()
+        self.since = {job: self.since.get(job, now) for job in self.waiting()}
+        for job in [job for job, since in self.since.items() if now > since + 3]:
             self.ask("scontrol", "update", f"jobid={job}", "starttime=now")
 
 
@@ -142,7 +144,8 @@ class Grid:
         done = self.run(self.launched(*more))
         assert done.returncode == rc, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
-        return done.stdout + done.stderr
+        self.said = done.stdout + done.stderr
+        return self.said
 
     def launch_braked(self, seconds, cells, *more):
         """Sends the grid; when so many cells have trained for a step of a second, each further step takes `seconds`, until `go`. A

@@ -1,6 +1,5 @@
 """What the SLURM launcher does before and beside SLURM; tests on a real cluster are apart from these."""
 
-import json
 import os
 import subprocess
 import sys
@@ -22,11 +21,11 @@ from bench.cluster.snapshot import code_files, take_snapshot
 from bench.cluster.submission import Array, Submission, live_cells, new_id, read_submission, submission_path
 from bench.errors import RequestError
 from bench.grid.catalogue import catalogue
-from bench.grid.plan import Request, RunContext, choose_methods, specs_of
+from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, specs_of
 from bench.grid.provenance import git_state, provenance
 from bench.grid.store import ResultStore, attempts
 from bench.model.segmenter import PromptableSegmenter
-from bench.running.workers import Bench, StopSignal
+from bench.running.workers import CellRunner, StopSignal
 from bench.types import Memory
 
 METHODS = "sam,lora(rank=8),lora,vpt_deep(decoder=hq,tokens=3),cat_sam_a(hidden=16)"
@@ -60,6 +59,7 @@ def test_methods_are_known_without_torch_as_with_it(tmp_path):
     assert list(catalogue(METHODS, tmp_path).choices) == choose_methods(METHODS)
     assert list(catalogue("all", tmp_path).choices) == choose_methods("all")
     assert catalogue(METHODS, tmp_path).untrained == {"sam"}  # from the cache now
+    assert catalogue(METHODS, tmp_path).registered() == groups_by_method()
     assert len(list((tmp_path / "methods").iterdir())) == 2
     for wrong in ("lorra", "lora(rnk=3)", "lora(decoder=best)", "lora(", ""):
         with pytest.raises(RequestError) as direct:
@@ -114,12 +114,15 @@ def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch, capsys):
         ("gpus = '1'", "wrong type: int"),
         ("time_min = 0", "at least 2"),
         ("setup = 'module load x'", "a list of strings"),
-        ("device = 'tpu'", "cpu and cuda"),
+        ("device = 'tpu'", "Unknown value of device in .*Known: cpu, cuda"),
         ("[flags]\narray = '0-3'", "set by the launcher"),
         ("[[override]]\ntime_min = 3", "at least one of backbones"),
         ("[[override]]\nshot = [1]", "Did you mean shots"),
         ("[[override]]\nshots = [1]\nattempts = 3", "Unknown key"),
         ("gpus = ", "Cannot read"),
+        ("gpu_flag = 'gpu'", "gres, gpus, gpus-per-node, gpus-per-task are allowed"),
+        ("time_min = 5\nsignal_s = 300", "less than 300 s are allowed"),
+        ("signal_s = 200\n[[override]]\nshots = [1]\ntime_min = 3", "less than 180 s are allowed"),
     ],
 )
 def test_a_wrong_profile_is_one_sentence(tmp_path, text, says):
@@ -141,15 +144,15 @@ def test_a_profile_asks_by_backbone_and_shots(tmp_path):
 
 
 def test_arrays_are_split_packed_and_throttled():
-    specs = grid(shots="1,full", seeds=",".join(map(str, range(10))))
+    specs = grid(methods="bitfit,lora", shots="1,full", seeds=",".join(map(str, range(10))))
     profile = Profile("p", parallel=6, evaluations_per_job=4, overrides=({"shots": ["full"], "time_min": 999},))
-    plans = array_plans(specs, profile, frozenset({"sam"}), array_size=8)
+    plans = array_plans(specs, profile, frozenset({"bitfit"}), array_size=8)
     assert sorted(key for plan in plans for pack in plan.packs for key in pack) == sorted(spec.key for spec in specs)
-    assert [len(plan.packs) for plan in plans] == [8, 5, 8, 5]  # 10 of lora and 3 packs of sam, twice
+    assert [len(plan.packs) for plan in plans] == [8, 5, 8, 5]  # 10 of lora and 3 packs of what is short, twice
     assert [plan.flags["time"] for plan in plans] == [240, 240, 999, 999]
     assert sum(plan.parallel for plan in plans) <= 6 and all(plan.parallel for plan in plans)
     by_key = {spec.key: spec.method.name for spec in specs}
-    assert {(len(pack), by_key[pack[0]]) for plan in plans for pack in plan.packs} == {(1, "lora"), (4, "sam"), (2, "sam")}
+    assert {(len(pack), by_key[pack[0]]) for plan in plans for pack in plan.packs} == {(1, "lora"), (4, "bitfit"), (2, "bitfit")}
 
 
 def test_a_snapshot_is_the_code_as_it_was(tmp_path):
@@ -248,7 +251,7 @@ def test_every_phase_of_a_cell_is_told_apart(tmp_path, monkeypatch):
     store.heartbeat(specs[0], "running", {"share": 0.25, "doing": "epoch 1/4"})
     store.heartbeat(specs[1], "running", {"share": 0.5})
     state = store.folder(specs[1]) / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "time": "2020-01-01T00:00:00Z"}))
+    os.utime(state, (time.time() - 3600,) * 2)
     store.fail(specs[2], "It diverged.")
     store.stop(specs[3], "stopped by a signal")
     tasks = [Task("12_0", "RUNNING", "None", "n1", sent.id, 0, 0), Task("12_4", "PENDING", "Resources", "", sent.id, 0, 4)]
@@ -291,7 +294,7 @@ def bench_on(folder, rectangles, smoke, **changes):
     folder.mkdir(exist_ok=True)
     (folder / "c").write_bytes(b"weights")
     spec = replace(grid()[-1], dataset="rectangles", shots=2, settings=replace(smoke, batch=2))
-    return Bench(place_in(folder, **changes), toy_backbone(), {"rectangles": rectangles}, StopSignal()), spec
+    return CellRunner(place_in(folder, **changes), toy_backbone(), {"rectangles": rectangles}, StopSignal()), spec
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -19,7 +19,8 @@ from bench.grid.registry import DATASETS, METHODS
 from bench.model.decoder import Decoded, Decoder
 from bench.model.implementation import implementation
 from bench.model.method import Method
-from bench.model.sam import Tuner
+from bench.model.retuned import retuned
+from bench.model.sam import Tuner, attend, feed_forward
 from bench.types import Sample
 
 
@@ -165,6 +166,154 @@ class HasDoubles(Sound):
         self.scale = nn.Parameter(torch.ones(1, dtype=torch.float64))
 
 
+class DecaysOnly(Sound):
+    """A tensor whose gradient is 0, which weight decay moves all the same."""
+
+    def __init__(self, sam):
+        super().__init__(sam)
+        self.spare = nn.Parameter(torch.ones(3))
+
+    def changed(self, x):
+        return super().changed(x) + 0 * self.spare.sum()
+
+
+class LearnsInOnePath(Sound):
+    path = "fast"
+
+    def changed(self, x):
+        return self.scale * x + (self.shift.detach() if implementation() == self.path else self.shift)
+
+
+class LearnsInTheOtherPath(LearnsInOnePath):
+    path = "reference"
+
+
+class LearnsHalfInOnePath(Sound):
+    """Half of a tensor; the other half has the gradients that it should have, and larger ones."""
+
+    def changed(self, x):
+        half = len(self.shift) // 2
+        first = self.shift[:half].detach() if implementation() == "fast" else self.shift[:half]
+        return self.scale * x + torch.cat([0.01 * first, self.shift[half:]])
+
+
+class PutsKeysByPlace(Tuner):
+    """Learned keys and values in the place of prompts, which it thinks to be the first rows."""
+
+    def __init__(self, sam):
+        super().__init__()
+        self.pairs = nn.Parameter(0.1 * torch.randn(sam.config.depth, 2, 3, sam.config.width))
+
+    def step(self, i, block, x, carry):
+        def qkv(tokens):
+            qkv = block.attn.qkv(tokens)
+            q, k, v = (part.clone() for part in qkv.chunk(3, -1))
+            k[:, :3], v[:, :3] = self.pairs[i].expand(len(x), 2, 3, -1).repeat_interleave(len(tokens) // len(x), 0).unbind(1)
+            return torch.cat([q, k, v], -1)
+
+        x, _ = attend(block, x, x.new_zeros(len(x), 3, x.shape[-1]), qkv)
+        return feed_forward(block, x), carry
+
+
+class Walks(Tuner):
+    """An encoder that computes with weights which follow from what is learned; nothing of it is a parameter of the encoder."""
+
+    def __init__(self, sam):
+        super().__init__()
+        self.vit = [retuned(sam.image_encoder, lambda name: False)]  # in a list: no module of this one
+        self.learned = nn.ParameterDict()
+        for name, layer in self.layers():
+            self.learned[name.replace(".", "/")] = nn.Parameter(self.start(layer.weight))
+
+    def layers(self):
+        return [(name, layer) for name, layer in self.vit[0].named_modules() if name.startswith("blocks.") and type(layer) is nn.Linear]
+
+    def walked(self, vit):
+        for name, layer in self.layers():
+            weight = vit.get_submodule(name).weight
+            layer.weight = self.computed(weight, self.learned[name.replace(".", "/")])
+        return self.vit[0]
+
+
+class WalksWithLowRank(Walks):
+    def start(self, weight):
+        return 0.02 * torch.randn(2, sum(weight.shape))
+
+    def computed(self, weight, learned):
+        b, a = learned.split(list(weight.shape), 1)
+        return weight + b.T @ a
+
+
+class WalksWithRotations(Walks):
+    """Cayley's map of a skew-symmetric matrix, as orthogonal fine-tuning turns a layer's rows."""
+
+    def start(self, weight):
+        return 0.01 * torch.randn(len(weight), len(weight))
+
+    def computed(self, weight, learned):
+        skew, one = learned - learned.T, torch.eye(len(learned))
+        return torch.linalg.solve(one + skew, (one - skew) @ weight)
+
+
+class WalksWithSingularValues(Walks):
+    def start(self, weight):
+        return 0.01 * torch.randn(min(weight.shape))
+
+    def computed(self, weight, learned):
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        return u @ ((s + learned)[:, None] * v)
+
+
+class PatchesForward(Tuner):
+    """Layers of its own twin whose forward adds to what they compute, by a hook or by another function."""
+
+    def __init__(self, sam):
+        super().__init__()
+        self.own = [retuned(sam.image_encoder, lambda name: False)]
+        self.shifts = nn.Parameter(0.01 * torch.randn(sam.config.depth, 2, sam.config.width))
+        for i, block in enumerate(self.own[0].blocks):
+            self.patch(block.mlp.lin2, (i, 0))
+            self.patch(block.attn.proj, (i, 1))
+
+    def patch(self, layer, at):
+        layer.forward = lambda x: nn.Linear.forward(layer, x) + self.shifts[at]
+
+    def walked(self, vit):
+        return self.own[0]
+
+
+class Hooks(PatchesForward):
+    def patch(self, layer, at):
+        layer.register_forward_hook(lambda module, given, out: out + self.shifts[at])
+
+
+class KeyValuePrompts(PutsKeysByPlace):
+    """The same learned keys and values, told apart from the image's; every other block gives them to windows one by one."""
+
+    def step(self, i, block, x, carry):
+        def of_prompts(zeros):
+            keys, values = self.pairs[i].expand(len(zeros), 2, 3, -1).unbind(1)
+            return torch.cat([zeros, keys, values], -1)
+
+        x, _ = attend(block, x, x.new_zeros(len(x), 3, x.shape[-1]), block.attn.qkv, by_window=i % 2 == 0, prompt_qkv=of_prompts)
+        return feed_forward(block, x), carry
+
+
+class ComputedDecoder(Decoder):
+    """SAM's decoder whose projections of queries and keys are computed."""
+
+    def __init__(self, sam):
+        super().__init__()
+        self.own = [retuned(sam.mask_decoder, lambda name: False)]
+        self.scales = nn.Parameter(1 + 0.1 * torch.randn(2))
+
+    def mask_decoder(self, sam):
+        for name, layer in self.own[0].named_modules():
+            if name.endswith((".q_proj", ".k_proj")):
+                layer.weight = sam.mask_decoder.get_submodule(name).weight * self.scales[int(name.endswith("k_proj"))]
+        return self.own[0]
+
+
 class Deaf(Decoder):
     """Evaluated, it has no finite logits for a mask."""
 
@@ -184,7 +333,8 @@ BROKEN = [
     ),
     ("leaves_the_backbone_as_it_is", AsksForGradients, "image_encoder.pos_embed got gradients"),
     ("trains_what_it_says", HasDoubles, "must be float32: tuner.scale is torch.float64"),
-    ("every_parameter_learns", HasSpareParameters, "1 of 3 tensors did not move in 4 steps: tuner.spare."),
+    ("every_parameter_learns", HasSpareParameters, "1 of 3 tensors had no gradient but 0 in 4 steps: tuner.spare."),
+    ("every_parameter_learns", DecaysOnly, "1 of 3 tensors had no gradient but 0 in 4 steps: tuner.spare."),
     ("same_seed_same_numbers", DrawsFromNumpy, "Two trainings with seed 0 have the losses"),
     ("saved_and_loaded_is_the_same_model", CountsInABuffer, "Its logits after loading what was saved differ by up to"),
     ("saved_and_loaded_is_the_same_model", HasNoEffect, "Training does not change its logits."),
@@ -194,14 +344,29 @@ BROKEN = [
     ("micro_batches_give_the_same_gradients", CentresTheBatch, "With micro-batches of one image, the gradient of tuner.s"),
     ("checkpointing_gives_the_same_gradients", CountsItsCalls, "With activation checkpointing, the gradient of tuner.s"),
     ("the_fast_path_is_the_reference", KnowsThePath, "of the largest value; 1e-04 is allowed."),
+    ("the_fast_path_is_the_reference", PutsKeysByPlace, "of the largest value; 1e-04 is allowed."),
+    ("the_fast_path_has_the_references_gradients", LearnsInOnePath, "In the fast path 1 of 2 tensors have no gradient: tuner.shift."),
+    (
+        "the_fast_path_has_the_references_gradients",
+        LearnsInTheOtherPath,
+        "In the reference path 1 of 2 tensors have no gradient: tuner.shift.",
+    ),
+    (
+        "the_fast_path_has_the_references_gradients",
+        LearnsHalfInOnePath,
+        "32 of 64 elements of the gradient of tuner.shift differ",
+    ),
     ("models_on_one_backbone_do_not_see_each_other", SharesItsClass, "The logits of another model of it on the same backbone"),
     ("models_on_one_backbone_do_not_see_each_other", MovesTheBackbone, "on the same backbone"),
     ("a_frozen_encoder_stays_frozen", HidesItsStep, "so its features are shared with the zero-shot SAM; they differ"),
-    ("works_on_another_backbone", KnowsOneWidth, "RuntimeError: "),
+    ("works_on_another_backbone", KnowsOneWidth, "RuntimeError in tests/conformance/test_conformance.py, line "),
     ("merges_into_plain_sam_weights", MergesWrongly, "Merged, its logits differ by"),
     ("merges_into_plain_sam_weights", MergesStrangely, "that SAM does not have in this shape: image_encoder.no_such_tensor."),
-    ("has_a_size_on_every_backbone", LooksAtWeights, "RuntimeError: "),
+    ("has_a_size_on_every_backbone", LooksAtWeights, "RuntimeError in tests/conformance/test_conformance.py, line "),
 ]
+
+
+SOUND = [WalksWithLowRank, WalksWithRotations, WalksWithSingularValues, PatchesForward, Hooks, KeyValuePrompts]
 
 
 @pytest.fixture
@@ -220,7 +385,7 @@ def registered():
         registry._classes.pop(name, None)
 
 
-def method_of(tuner, decoder=Decoder):
+def method_of(tuner, decoder=lambda sam: Decoder()):
     @dataclass(frozen=True)
     class OnPurpose(Method):
         """A method for a test."""
@@ -229,7 +394,7 @@ def method_of(tuner, decoder=Decoder):
         source: ClassVar[str] = "a test"
 
         def build(self, sam):
-            return tuner(sam), decoder()
+            return tuner(sam), decoder(sam)
 
     return OnPurpose
 
@@ -245,6 +410,25 @@ def test_a_sound_method_breaks_nothing(registered):
     unpromised = {f.check: f.said for f in findings if f.verdict == "not promised"}
     assert set(unpromised) == {"starts as the frozen model", "merges into plain sam weights"}
     assert "differ from the zero-shot SAM's by" in unpromised["starts as the frozen model"]
+
+
+@pytest.mark.parametrize(("tuner", "decoder"), [*((tuner, lambda sam: Decoder()) for tuner in SOUND), (Sound, ComputedDecoder)])
+def test_however_a_method_makes_its_weights_they_learn_in_both_paths(tuner, decoder, registered):
+    """Decided by the tensors that a block computes with, not by the parameters that its modules have."""
+    registered(METHODS, method_of(tuner, decoder))
+    subject = MethodSubject("on_purpose")
+    checks = ("every_parameter_learns", "the_fast_path_is_the_reference", "the_fast_path_has_the_references_gradients")
+    for check in (*checks, "leaves_the_backbone_as_it_is", "checkpointing_gives_the_same_gradients"):
+        assert found(METHOD_CHECKS, check, subject).verdict == "pass", found(METHOD_CHECKS, check, subject)
+    model, _ = subject.trained
+    frozen = sum(p.numel() for p in model.sam.parameters())
+    assert model.size == frozen + sum(p.numel() for p in model.tuned().values())
+
+
+def test_prompts_of_single_windows_need_a_projection_of_their_own(sam):
+    block, x = sam.image_encoder.blocks[0], torch.zeros(1, 4, 4, sam.config.width)
+    with pytest.raises(ValueError, match="prompts need a prompt_qkv"):
+        attend(block, x, x[:, 0], block.attn.qkv, by_window=True)
 
 
 class StartsTheSame(Sound):
@@ -268,9 +452,40 @@ def test_a_method_that_is_broken_on_purpose_is_told_so(check, tuner, says, regis
 
 
 def test_a_decoder_that_is_broken_on_purpose_is_told_so(registered):
-    registered(METHODS, method_of(Sound, Deaf))
+    registered(METHODS, method_of(Sound, lambda sam: Deaf()))
     finding = found(METHOD_CHECKS, "takes_every_kind_of_prompt", MethodSubject("on_purpose"))
     assert finding == Finding("takes every kind of prompt", "broken", "It has logits that are not finite.")
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        (
+            {"tuner": "encoder", "tuner.scal": "scales"},
+            "names the groups encoder, scales, and its trained tensors are of encoder: ",
+        ),
+        ({"tuner.scale": "scales"}, "The trained tensor tuner.shift is in no group: the method has groups for tuner.scale alone."),
+    ],
+)
+def test_groups_that_are_not_those_of_its_tensors_are_told(groups, says, registered):
+    registered(METHODS, type("Grouped", (method_of(Sound),), {"__doc__": "Grouped.", "groups": lambda self: groups}))
+    finding = found(METHOD_CHECKS, "its_tensors_are_of_the_groups_that_it_names", MethodSubject("on_purpose"))
+    assert finding.verdict == "broken" and says in finding.said
+
+
+class MissesAName(Sound):
+    def changed(self, x):
+        return x + no_such_name  # noqa: F821
+
+
+def test_an_error_in_a_methods_code_is_told_once_with_its_place(registered):
+    registered(METHODS, method_of(MissesAName))
+    findings = list(examined(METHOD_CHECKS, MethodSubject("on_purpose")))
+    line = next(n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "x + no_such_name" in text)
+    told = [f.said for f in findings if "no_such_name" in f.said]
+    assert told == [f"NameError in tests/conformance/test_conformance.py, line {line}: name 'no_such_name' is not defined."]
+    others = {f.said for f in findings if f.verdict == "broken"} - set(told)
+    assert others == {"It fails as the check above it, “leaves the backbone as it is”."}
 
 
 def test_a_method_that_describes_itself_badly_is_told_so(registered):
@@ -409,7 +624,8 @@ def test_a_sound_data_set_breaks_nothing(name, registered):
 
 
 def test_every_check_has_been_seen_to_fail():
-    methods = {check for check, *_ in BROKEN} | {"describes_itself", "takes_every_kind_of_prompt"}
+    methods = {check for check, *_ in BROKEN}
+    methods |= {"describes_itself", "takes_every_kind_of_prompt", "its_tensors_are_of_the_groups_that_it_names"}
     nobody_must = {"starts_as_the_frozen_model", "another_seed_another_start"}
     assert {check.__name__ for check in METHOD_CHECKS} - methods == nobody_must
     assert {check.__name__ for check in DATASET_CHECKS} == {check for check, *_ in BROKEN_DATA}
@@ -421,7 +637,7 @@ def test_every_check_has_been_seen_to_fail():
 def test_the_command_says_what_is_kept_and_what_is_broken(registered, capsys, tmp_path):
     assert main(["sam"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "sam" and lines[-1].startswith("15 of 20 checks pass, 5 not promised")
+    assert lines[0] == "sam" and lines[-1].startswith("15 of 22 checks pass, 7 not promised")
     assert "not promised  every parameter learns" in "\n".join(lines)
     registered(DATASETS, changed(title=""), "nameless")
     assert main(["nameless"]) == 1

@@ -12,9 +12,13 @@ from bench.conformance.checks import examined
 from bench.conformance.methods import METHOD_CHECKS
 from bench.errors import RequestError
 from bench.grid.registry import METHODS
+from bench.grid.spec import MethodChoice, choose_method
+from bench.model.decoder import Decoder, HQDecoder
+from bench.model.implementation import use
 from bench.model.method import build
 from bench.model.sam import attend, feed_forward
 from bench.training.train import batch_of
+from bench.types import Prompts
 
 ENCODER_METHODS = [name for name in METHODS.names() if "decoder" in METHODS.get(name).__dataclass_fields__]
 ALL = [*METHODS.names(), *(f"{name}(decoder=hq)" for name in ENCODER_METHODS)]
@@ -161,3 +165,43 @@ def test_a_wrong_name_or_parameter_gets_one_sentence(name, says, sam):
     with pytest.raises(RequestError) as error:
         build(name, sam)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["fast", "reference"])
+def test_hq_sam_adds_sams_own_logits_only_where_it_is_asked_to_and_not_in_training(sam, path):
+    """With one set of weights: HQ-SAM's output is the HQ mask's logits plus those of SAM's single-mask token in the same decoder."""
+    alone, summed = build("hq_sam", sam), build("hq_sam(add_sam_logits=True)", sam)
+    summed.load_tuned(alone.tuned())
+
+    class OfSamsToken(HQDecoder):
+        weights, masks, read, image_places = Decoder.weights, Decoder.masks, Decoder.read, Decoder.image_places
+
+    theirs = OfSamsToken(sam)
+    theirs.load_state_dict(alone.decoder.state_dict())
+    prompts = [Prompts(boxes=torch.tensor([[3.0, 4, 30, 35], [20, 10, 60, 60]])), Prompts()]
+    with use(path), torch.no_grad():
+        features = alone.encode([torch.rand(3, 40, 50) * 255, torch.rand(3, 64, 64) * 255])
+        found = [decoder.eval()(sam, features, prompts).logits for decoder in (alone.decoder, theirs, summed.decoder)]
+        trained = summed.decoder.train()(sam, features, prompts).logits
+    for hq, own, both, training in zip(*found, trained, strict=True):
+        torch.testing.assert_close(both, hq + own, atol=1e-5, rtol=1e-4)
+        assert own.abs().max() > 1e-2 and torch.equal(training, hq)
+
+
+def test_a_parameter_that_came_later_is_in_a_key_only_where_it_is_used():
+    hq = METHODS.get("hq_sam")
+    assert choose_method(hq, {}) == choose_method(hq, {"add_sam_logits": False}) == MethodChoice("hq_sam", (), 1, "")
+    assert choose_method(hq, {"add_sam_logits": True}).label == "hq_sam(add_sam_logits=True)"
+    assert choose_method(hq, {"add_sam_logits": True}).parameters == (("add_sam_logits", True),)
+
+
+@pytest.mark.parametrize("name", ["vpt_shallow", "vpt_deep"])
+def test_vpt_draws_dropout_for_each_image(sam, name):
+    model, seen = build(f"{name}(dropout=0.5)", sam).train(), []
+    sam.image_encoder.blocks[0].norm1.register_forward_hook(lambda layer, given, out: seen.append(given[0]))
+    model.encode([torch.rand(3, 64, 64) * 255] * 3)
+    (tokens,) = [x for x in seen if x.shape[:2] == (3, 5)]
+    dropped = tokens == 0
+    assert 0.3 < dropped.float().mean() < 0.7 and not torch.equal(dropped[0], dropped[1]) and not torch.equal(dropped[1], dropped[2])
+    cls = METHODS.get(name)
+    assert [choose_method(cls, {"dropout": p}).revision for p in (0.0, 0.1)] == [1, 2]  # without dropout nothing changed

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +19,14 @@ from bench.data.objects import object_count, sample_objects, tight_boxes
 from bench.errors import DataError
 from bench.grid.plan import open_dataset
 from bench.training.prepared import evaluation_prompts
-from bench.training.train import example
-from bench.training.transforms import augment_sample
+from bench.training.streams import FreshStream
+from bench.training.train import training_sample
+from bench.training.transforms import Augmentation, augmented
 from bench.types import ObjectRule, Sample
 from datasets import prepare
 from datasets.coco import read_coco, run_lengths
+from datasets.definition import Definition
+from datasets.own import own_class
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' own, of numpy 2
 HEIGHT, WIDTH = 40, 60
@@ -137,20 +141,20 @@ def test_objects_go_the_way_of_their_image(smoke, seed, crop):
     grey = (objects * np.array([1, 2, 4])[:, None, None]).sum(axis=0).astype(np.uint8)
     sample = Sample("x", np.dstack([grey] * 3), objects.any(axis=0).astype(np.uint8), objects)
     how = replace(smoke, flips=True, random_crop=crop)
-    found = augment_sample(sample, np.random.default_rng(seed), how)
+    drawn = Augmentation.drawn(HEIGHT, WIDTH, FreshStream(np.random.default_rng(seed)), how)
+    found = augmented(sample, drawn)
     assert all((found.objects[i] == ((found.image[..., 0] >> i) & 1)).all() for i in range(3))
     assert (found.mask == (found.image[..., 0] > 0)).all()
-    plain = augment_sample(replace(sample, objects=None), np.random.default_rng(seed), how)
+    plain = augmented(replace(sample, objects=None), drawn)
     assert (plain.image == found.image).all() and (plain.mask == found.mask).all() and plain.objects is None
 
 
 def test_a_training_example_has_a_prompt_and_a_target_for_each_annotation(data, smoke):
     dataset = opened(data, "coco_train")
     how = replace(smoke, flips=False, random_crop=False, prompt_types=("box",))
-    one = example(dataset, "sub/a", how, np.random.default_rng(0), 8)
+    one, empty = (training_sample(dataset, name, how, FreshStream(np.random.default_rng(0)), 8).example for name in ("sub/a", "c"))
     objects = dataset.load("train", "sub/a").objects
     assert (one.target.numpy() == objects).all() and (one.prompts.boxes.numpy() == tight_boxes(objects)).all()
-    empty = example(dataset, "c", how, np.random.default_rng(0), 8)
     assert empty.prompts.count == 0 and empty.target.shape == (1, HEIGHT, WIDTH) and not empty.target.any()
 
 
@@ -196,6 +200,11 @@ def change(data: Path, edit) -> None:
         (lambda c: c["annotations"][0].update(segmentation=[]), "Annotation 44 in {path} has no segmentation"),
         (lambda c: c["annotations"][3]["segmentation"].update(counts=[1, 2]), "Annotation 20 in {path} has run lengths that do not fill"),
         (lambda c: c["annotations"][3]["segmentation"].update(size=[9, 9]), "Annotation 20 in {path} has run lengths of the size [9, 9]"),
+        (lambda c: c["annotations"][0].update(category_id=99), "Annotation 44 in {path} is of category 99, which the file does not list"),
+        (lambda c: c["annotations"][0].update(iscrowd="no"), "Annotation 44 in {path} has iscrowd = 'no': 0 and 1 are allowed"),
+        (lambda c: c["images"][0].update(height=0), "The image 70 in {path} has (0, 60) pixels (H, W): 1 to 2^30 are allowed"),
+        (lambda c: c["images"][0].update(height=10**6, width=10**6), "The image 70 in {path} has (1000000, 1000000) pixels"),
+        (lambda c: c["images"][0].update(file_name="b\udcff.jpg"), r"{path} lists the image 'b\udcff.jpg', whose name is not UTF-8"),
     ],
 )
 def test_what_is_wrong_with_the_annotations_is_one_sentence(edit, said, data):
@@ -204,6 +213,66 @@ def test_what_is_wrong_with_the_annotations_is_one_sentence(edit, said, data):
         opened(data, "coco_wrong")
     text = str(error.value)
     assert said.format(path=data / "train.json", folder=data / "train") in text and "\n" not in text and text.endswith(".")
+
+
+@pytest.mark.parametrize("coordinate", [1e9, -1e9, 10**400, 1e300, float("inf"), float("nan"), 601, -601])
+def test_a_coordinate_far_outside_is_a_fault_of_its_annotation(coordinate, data):
+    change(data, lambda c: c["annotations"][0].update(segmentation=[[0, 0, coordinate, 0, 20, 20]]))
+    with pytest.raises(
+        DataError, match=r"Annotation 44 in .*train\.json has a polygon with the coordinate .*, far outside its image of 60×40"
+    ):
+        opened(data, "coco_far")
+
+
+@pytest.mark.parametrize("coordinate", [600, -600])
+def test_a_polygon_that_leaves_its_image_is_cut_at_the_border(coordinate, data):
+    change(data, lambda c: c["annotations"][0].update(segmentation=[[10, 10, coordinate, 10, coordinate, 20, 10, 20]]))
+    found = opened(data, "coco_beyond").load("train", "sub/a").objects[2]
+    assert (
+        found[12, 12] == (coordinate > 0) and not found[30].any() and found.sum() == pytest.approx(500 if coordinate > 0 else 100, abs=40)
+    )
+
+
+@pytest.mark.parametrize("polygon", [[-50, -50, -20, -50, -20, -20], [5, 5, 5, 5, 5, 5]])
+def test_an_annotation_without_any_pixel_is_noted(polygon, data, capsys):
+    change(data, lambda c: c["annotations"][0].update(segmentation=[polygon]))
+    opened(data, "coco_blank")
+    assert prepare.main(["verify", "coco_blank", "--data", str(data), "--out", str(data / "out")]) == 0
+    assert "train: annotations without any pixel in their image, which are no objects: 1, such as of sub/a." in capsys.readouterr().out
+
+
+def test_bad_annotations_can_be_left_out_counted_and_named(data, capsys):
+    def edit(c):
+        c["annotations"][0].update(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]])
+        c["annotations"][1].update(category_id=99)
+        c["annotations"][2].update(segmentation=[])
+
+    change(data, edit)
+    with pytest.raises(DataError, match="2 more"):
+        opened(data, "coco_bad")
+    dataset = opened(data, "coco_skipping", f"skip_bad_annotations = true\n{TEXT}")
+    assert [len(dataset.load("train", name).objects) for name in dataset.names("train")] == [2, 0, 0]
+    assert prepare.main(["verify", "coco_skipping", "--data", str(data), "--out", str(data / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of 6 annotations in" in printed and all(f"Left out: Annotation {number} in" in printed for number in (44, 9, 21))
+    assert prepare.main(["verify", "coco_bad", "--data", str(data), "--out", str(data / "out")]) == 1
+    assert "With `skip_bad_annotations = true` the others are left out." in capsys.readouterr().out
+    revisions = {own_class(data / f"coco_{name}.toml").revision_of(data) for name in ("bad", "skipping")}
+    assert len(revisions) == 1  # without the key there is no number: cells of an earlier version stay what they are
+
+
+def test_a_name_may_be_written_in_several_ways(data):
+    accent = "caf\u00e9"
+    (data / "train/sub/a.png").rename(data / f"train/sub/{unicodedata.normalize('NFD', accent)}.png")
+
+    def edit(c):
+        c["images"][0].update(file_name="./b.jpg")
+        c["images"][1].update(file_name=f"sub\\{accent}.png")
+        c["images"][2].update(file_name=".//c.jpg")
+
+    change(data, edit)
+    dataset = opened(data, "coco_names")
+    assert dataset.names("train") == ("b", "c", f"sub/{accent}") and len(dataset.load("train", f"sub/{accent}").objects) == 3
 
 
 def test_a_file_that_is_no_json_is_one_sentence(data):
@@ -229,11 +298,10 @@ def test_the_check_names_everything_and_counts_annotations(data, capsys):
         assert words in printed
 
 
-def test_compressed_run_lengths_that_are_nonsense_are_named_when_they_are_read(data):
+def test_compressed_run_lengths_that_are_nonsense_are_named(data):
     change(data, lambda c: c["annotations"][2]["segmentation"].update(counts="zzz"))
-    dataset = opened(data, "coco_nonsense")
-    with pytest.raises(DataError, match="Annotation 21 in"):
-        dataset.load("train", "sub/a")
+    with pytest.raises(DataError, match=r"Annotation 21 in .*has run lengths that do not fill its image"):
+        opened(data, "coco_nonsense")
 
 
 @settings(max_examples=40, deadline=None)
@@ -251,5 +319,5 @@ def test_a_real_sized_file_is_read_in_seconds(tmp_path):
         (tmp_path / "i" / image["file_name"]).touch()
     annotations = [annotation(5000 - i, i % 500, box(1, 1, 9, 9)) for i in range(5000)]
     (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}))
-    found = read_coco(tmp_path / "a.json", tmp_path / "i")
+    found = read_coco(tmp_path / "a.json", tmp_path / "i", Definition())
     assert len(found.images) == 500 and not found.faults and [n for n, _ in found.images["7"].objects][:2] == [493, 993]

@@ -1,5 +1,6 @@
 """The three readers over generated archives, end to end; what they say of bad input; the generated domains themselves."""
 
+import dataclasses
 import shutil
 import struct
 import subprocess
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import ROOT
-from bench.data.image_files import is_complete
+from bench.data.image_files import is_complete, read_mask
 from bench.data.objects import object_masks
 from bench.errors import DataError, RequestError
 from bench.grid.registry import DATASETS
@@ -206,27 +207,27 @@ def write_pair(root: Path, image: np.ndarray, mask: np.ndarray, suffixes: tuple[
 
 def test_an_image_with_swapped_sides_is_transposed(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    sample = folder.read_sample("a", write_pair(tmp_path, image, np.zeros((30, 20), np.uint8)), 0)
+    sample = write_pair(tmp_path, image, np.zeros((30, 20), np.uint8)).read("a")
     assert (sample.image == image[..., ::-1].transpose(1, 0, 2)).all()
 
 
 def test_an_image_of_another_size_is_resized_to_its_mask(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    sample = folder.read_sample("a", write_pair(tmp_path, image, np.zeros((24, 40), np.uint8)), 0)
+    sample = write_pair(tmp_path, image, np.zeros((24, 40), np.uint8)).read("a")
     assert (sample.image == cv2.resize(image[..., ::-1], (40, 24), interpolation=cv2.INTER_LINEAR)).all()
 
 
 def test_a_mask_of_another_shape_is_not_this_images(tmp_path):
     image = np.zeros((20, 30, 3), np.uint8)
     with pytest.raises(DataError, match=r"mask\.png has \(30, 30\) pixels \(H, W\) and its image \(20, 30\)"):
-        folder.read_sample("a", write_pair(tmp_path, image, np.zeros((30, 30), np.uint8)), 0)
+        write_pair(tmp_path, image, np.zeros((30, 30), np.uint8)).read("a")
 
 
 def test_a_mask_with_three_channels_and_a_grey_image_are_read(tmp_path):
     mask = np.zeros((12, 10), np.uint8)
     mask[3:6, 2:7] = 255
     pair = write_pair(tmp_path, np.full((12, 10), 77, np.uint8), np.dstack([mask] * 3))
-    sample = folder.read_sample("a", pair, 254)
+    sample = dataclasses.replace(pair, threshold=254).read("a")
     assert (sample.mask == mask // 255).all() and (sample.image == 77).all() and sample.image.shape == (12, 10, 3)
 
 
@@ -248,10 +249,10 @@ def test_a_palette_mask_is_read_as_grey_and_its_lost_palette_is_noticed(tmp_path
     pixels[4:9, 3:8] = 1
     path = tmp_path / "mask.tif"
     path.write_bytes(palette_tif(pixels, palette))
-    assert (folder.read_image(path, cv2.IMREAD_GRAYSCALE) == pixels * 255).all()
+    assert (read_mask(path) == pixels * 255).all()
     path.write_bytes(palette_tif(pixels, palette)[:-100])
     with pytest.raises(DataError, match="cut short"):
-        folder.read_image(path, cv2.IMREAD_GRAYSCALE)
+        read_mask(path)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

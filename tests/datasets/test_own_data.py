@@ -1,26 +1,42 @@
 """Data sets that a TOML file describes: what it may say, what it means, and that it works as any other data set does."""
 
+import contextlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import toy_backbone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
-from bench import ROOT
+from bench import ROOT, run
 from bench.data.manifest import manifest_of
+from bench.data.objects import sample_objects
 from bench.errors import DataError, RequestError
 from bench.grid.plan import Request, RunContext, open_dataset, open_datasets, specs_of
-from bench.running.workers import Bench, StopSignal
+from bench.grid.store import ResultStore
+from bench.model.inputs import read_picture
+from bench.reporting.comparable import CellQuery, comparable_cells
+from bench.reporting.table_statistics import table_statistics
+from bench.running.cell import Cell, Stopped
+from bench.running.workers import CellRunner, StopSignal
 from bench.types import ObjectRule, TrainingPrompts, hash_order
 from datasets import prepare
 from datasets.definition import Definition, read_definition
 from datasets.own import CONFIGS, own_class
+from datasets.preparation.findings import of_masks
+from datasets.preparation.inspection import Inspection
 
 PLAIN = 'images = "pics"\nmasks = "truth"\ntest_share = 0.25\n'
 
@@ -157,6 +173,88 @@ def test_the_examples_can_be_read_and_say_what_the_defaults_are():
         assert json.loads(shown) == getattr(Definition(), key), key
 
 
+def write_ids(data: Path, dtype: type, palette: bool = False) -> np.ndarray:
+    """Masks of two squares that touch and a third one apart, of the values 1, 2 and 1, or as a palette's indices of one colour."""
+    ids = np.zeros((40, 48), dtype)
+    ids[4:16, 4:12], ids[4:16, 12:24], ids[24:34, 20:30] = 1, 2, 1
+    for path in (data / "truth").iterdir():
+        path.unlink()
+        if palette:
+            image = Image.fromarray(ids.astype(np.uint8), "P")
+            image.putpalette([0, 0, 0, 90, 90, 90, 90, 90, 90])
+            image.save(path)
+        else:
+            cv2.imwrite(str(path.with_suffix(".tif")), ids)
+    return ids
+
+
+@pytest.mark.parametrize("palette", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
+def test_values_of_a_mask_are_foreground_ids_or_classes(dtype, palette, data, capsys):
+    ids = write_ids(data, dtype, palette)
+    for what, areas in (("foreground", [240, 100]), ("ids", [196, 144]), ("classes", [96, 100, 144])):
+        name = f"values_{what}_{np.dtype(dtype).name}_{palette}"
+        described(data, name, f'mask_values = "{what}"\n{PLAIN}')
+        dataset = open_dataset(name, data)
+        sample = dataset.load("train", dataset.names("train")[0])
+        assert (sample.mask == (ids > 0)).all()
+        assert [int(found.sum()) for found in sample_objects(sample, dataset.rule)] == areas
+        assert prepare.main(["verify", name, "--data", str(data), "--out", str(data / "out")]) == 0
+        printed = capsys.readouterr().out
+        assert ("if the values are ids or classes, `mask_values" in printed) == (what == "foreground" and not palette)
+        assert f"| {sum(map(len, (areas,))) * len(dataset.names('train'))} |" in " ".join(printed.split())
+    described(data, "values_other", f'mask_values = "id"\n{PLAIN}')
+    with pytest.raises(RequestError, match=r"Unknown mask_values in .* 'id'. Did you mean ids"):
+        open_dataset("values_other", data)
+
+
+def test_names_and_lists_may_come_from_any_editor(data):
+    accent, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    (data / "pics/a1.jpg").rename(data / f"pics/{decomposed}.jpg")
+    (data / "truth/a1.png").rename(data / f"truth/{accent}.png")
+    (data / "train.txt").write_bytes(f"{accent}.jpg\r\n./a2\r\n".encode("utf-8-sig"))
+    (data / "test.txt").write_bytes("a3\r\na4.jpg\r\n".encode("utf-16"))
+    (data / "shots.txt").write_text(accent)
+    text = 'images = "pics"\nmasks = "truth"\n[splits.train]\nlist = "train.txt"\n[splits.test]\nlist = "test.txt"\n'
+    text += '[few_shot]\n1 = "shots.txt"\n'
+    described(data, "edited").write_bytes(text.encode("utf-8-sig"))
+    dataset = open_dataset("edited", data)
+    assert dataset.names("train") == ("a2", decomposed) and dataset.names("test") == ("a3", "a4")
+    assert dataset.support(1) == (decomposed,) and dataset.load("train", decomposed).mask.any()
+    (data / "train.txt").write_bytes(f"{accent}\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"the list .*train\.txt cannot be read: it is no text in UTF-8\."):
+        open_dataset("edited", data)
+
+
+def test_a_file_name_that_is_not_utf_8_is_named_by_all(data, capsys):
+    os.rename(data / "pics/a1.jpg", os.fsencode(data) + b"/pics/a\xff.jpg")
+    described(data, "bytes")
+    with pytest.raises(DataError) as error:
+        open_dataset("bytes", data)
+    assert r"pics/a\udcff.jpg' is not UTF-8: rename it" in sentence(error)
+    assert prepare.main(["verify", "bytes", "--data", str(data), "--out", str(data / "out")]) == 1
+    assert "is not UTF-8: rename it" in capsys.readouterr().out
+
+
+def test_images_are_upright_for_run_check_and_prediction(data, capsys):
+    mask = cv2.imread(str(data / "truth/a0.png"), 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in (data / "pics").iterdir():
+        Image.open(path).save(path, exif=exif)
+        cv2.imwrite(str(data / f"truth/{path.stem}.png"), np.rot90(mask, -1))
+    described(data, "turned")
+    dataset = open_dataset("turned", data)
+    name = dataset.names("train")[0]
+    assert np.array_equal(dataset.load("train", name).image, read_picture(data / f"pics/{name}.jpg").permute(1, 2, 0).numpy())
+    assert prepare.main(["verify", "turned", "--data", str(data), "--out", str(data / "out")]) == 0
+    assert f"train: 9 images are turned upright by an orientation tag, such as {name}; their masks" in capsys.readouterr().out
+    cv2.imwrite(str(data / f"truth/{name}.png"), mask)  # drawn on the image as it is stored
+    with pytest.raises(DataError) as error:
+        open_dataset("turned", data).load("train", name)
+    assert f"pics/{name}.jpg is turned upright by its orientation tag, 6, and its mask" in sentence(error)
+
+
 # --- the key
 
 
@@ -205,17 +303,17 @@ def test_a_cell_whose_definition_changed_since_is_not_run(data):
     ("text", "said"),
     [
         ("imges = 1", "Unknown key in {path} 'imges'. Did you mean images"),
-        ("[splits.trian]", "Unknown split in {path} 'trian'. Did you mean train?"),
+        ("[splits.trian]", "Unknown value of a key in {path} [splits] 'trian'. Did you mean train?"),
         ('[splits.train]\nmask = "x"', "Unknown key in {path} [splits.train] 'mask'. Did you mean masks"),
         ("[training_prompts]\nmax_object = 1", "Did you mean max_objects?"),
         ('threshold = "high"', "threshold = 'high' has the wrong type: int is needed"),
-        ("threshold = 255", "threshold = 255 is not allowed: 0 to 254 is"),
-        ("connectivity = 6", "connectivity = 6 is not allowed: 4 and 8 are"),
-        ("min_area = -1", "min_area = -1 is not allowed: 0 or more is"),
-        ("extensions = []", "a list of words, at least one, is needed"),
-        ('extensions = [".gif"]', "the extension '.gif' cannot be read: .png"),
-        ("[few_shot]\nmany = ['a']", "'many' is no number of shots"),
-        ("splits = 3", "splits = 3 must be a table, [splits]"),
+        ("threshold = -1", "threshold = -1 is too small: at least 0 is needed"),
+        ("connectivity = 6", "Unknown value of connectivity in {path} '6'. Known: 4, 8."),
+        ("min_area = -1", "min_area = -1 is too small: at least 0 is needed"),
+        ("extensions = []", "extensions = [] is empty: at least one is needed"),
+        ('extensions = [".gif"]', "extensions = '.gif' cannot be read: .png"),
+        ("[few_shot]\nmany = ['a']", "[few_shot]: a key = 'many' has the wrong type: int is needed"),
+        ("splits = 3", "splits = 3 has the wrong type: a table is needed"),
         ('[splits.train]\nlist = "x"', "`test_share` and [splits.train] are not allowed together"),
         ('categories = ["dog"]', "`categories` belong to `annotations`"),
         ('annotations = "a.json"', "needs either `masks`, a folder, or `annotations`"),
@@ -300,6 +398,32 @@ def test_a_threshold_above_every_value_is_found_by_the_check(data, capsys):
     assert "images = 3 has the wrong type" in capsys.readouterr().err
 
 
+def test_masks_without_objects_and_without_anything_else_are_found_by_the_check(data, capsys):
+    described(data, "covered", f"min_area = 2000\n{PLAIN}")
+
+    def printed(code: int) -> str:
+        assert prepare.main(["verify", "covered", "--data", str(data), "--out", str(data / "out")]) == code
+        return capsys.readouterr().out
+
+    for split in ("train", "test"):
+        assert f"No image of the {split} split has an object: every part of the foreground is too small to be one." in printed(1)
+    described(data, "covered", f"min_area = 0\n{PLAIN}")
+    name = open_dataset("covered", data).names("train")[0]
+    cv2.imwrite(str(data / f"truth/{name}.png"), np.full((40, 48), 9, np.uint8))
+    assert f"train: 1 of 9 masks are 100 % foreground, such as {name}." in printed(0)
+    for path in (data / "truth").iterdir():
+        cv2.imwrite(str(path), np.full((40, 48), 9, np.uint8))
+    assert "train: 9 of 9 masks are 100 % foreground, so that there is nothing to tell apart." in printed(1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.integers(0, 300), st.integers(1, 10**6), min_size=3), st.integers(0, 300))
+def test_no_share_is_above_100_percent(values, threshold):
+    looks = [Inspection("train", "a", pixels=(1, 1), objects=1, foreground=1, values=values)]
+    text = " ".join(finding.text for finding in of_masks("train", looks, threshold))
+    assert all(float(share) <= 100 for share in re.findall(r"([0-9.]+) %", text)) and "are not binary" in text
+
+
 # --- a run
 
 
@@ -313,9 +437,9 @@ def test_a_cell_of_ones_own_data_is_stored_with_its_fingerprint(data, tmp_path):
     sha = "0" * 64
     spec = replace(specs_of(Request("lora", "ours", protocol="smoke"), sha, data)[0], shots=2)
     opened = open_datasets([spec], data)
-    bench = Bench(context(data, tmp_path), toy_backbone(), opened, StopSignal())
+    bench = CellRunner(context(data, tmp_path), toy_backbone(), opened, StopSignal())
     assert bench.run(spec, lambda share, doing: None).startswith("mIoU")
-    record = bench.grid.store.read(spec)
+    record = bench.store.read(spec)
     manifest = manifest_of(opened["ours"], None)
     assert record.provenance["data"] == {
         "title": "Our squares",
@@ -323,8 +447,86 @@ def test_a_cell_of_ones_own_data_is_stored_with_its_fingerprint(data, tmp_path):
         "files": 24,
         "bytes": manifest.bytes,
     }
-    assert bench.grid.store.records()["provenance.data.fingerprint"][0] == manifest.fingerprint
+    assert bench.store.records()["provenance.data.fingerprint"][0] == manifest.fingerprint
     assert [path.name.startswith("ours_") for path in (tmp_path / "cache/manifests").iterdir()] == [True]
+
+
+def test_a_score_that_is_not_defined_is_no_result(data, tmp_path):
+    for path in (data / "truth").iterdir():
+        cv2.imwrite(str(path), np.zeros((40, 48), np.uint8))
+    described(data, "nothing")
+    spec = specs_of(Request("sam", "nothing", protocol="smoke"), "0" * 64, data)[0]
+    bench = CellRunner(context(data, tmp_path), toy_backbone(), open_datasets([spec], data), StopSignal())
+    said = bench.run(spec, lambda share, doing: None)
+    assert said == "FAILED: None of the 3 images of the test split has any foreground, so that no score is defined."
+    assert bench.store.status(spec).phase == "failed"
+
+
+def test_cells_of_other_data_files_are_said_and_never_compared(data, tmp_path, capsys):
+    """Every mask loses an object between two runs into one results folder."""
+    described(data, "changing")
+    out = str(tmp_path / "out")
+    words = [
+        "--datasets",
+        "changing",
+        "--data",
+        str(data),
+        "--backbone",
+        "tiny",
+        "--protocol",
+        "smoke(selections=['last'],epochs=1)",
+        "--out",
+        out,
+    ]
+
+    def ran(*more: str, code: int = 0) -> str:
+        assert run.main([*words, *more]) == code
+        return capsys.readouterr().out
+
+    def compared() -> tuple[int, tuple[str, ...], str]:
+        (found,) = comparable_cells(ResultStore(Path(out)), CellQuery())
+        cell = found.cell("sam", "changing")
+        return len(table_statistics(found, found.datasets, False).comparisons), cell.notes, " ".join(found.notes)
+
+    assert "data files" not in ran("--methods", "sam,bitfit")
+    assert compared() == (1, (), "")
+    for path in (data / "truth").iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path), 0) * (np.arange(40)[:, None] < 20))
+    said = "Stored from other data files than those in the data folder now: 1 of these cells (changing sam 1-shot seed 0)"
+    assert said in ran("--methods", "sam", "--dry-run")
+    assert said in ran("--methods", "sam,lora")
+    comparisons, notes, of_board = compared()
+    assert comparisons == 1  # sam and bitfit, of the same files
+    assert len(notes) == 1 and "of other data files (" in notes[0] and "than the newest cell of changing" in notes[0]
+    assert "compared with none of the newer ones (2)" in of_board
+    assert "--overwrite changed" not in ran("--methods", "sam,lora", "--overwrite", "changed")
+    assert compared()[:2] == (1, ()) and "newer ones (1)" in compared()[2]  # bitfit stays as it is
+    assert "data files" not in ran("--methods", "sam,lora")
+
+
+def test_a_resume_file_of_other_data_files_is_not_gone_on_with(data, tmp_path, capsys):
+    described(data, "resumed")
+    spec = specs_of(Request("bitfit", "resumed", protocol="smoke"), "0" * 64, data)[0]
+    opened = open_datasets([spec], data)["resumed"]
+
+    def steps(fingerprint: str) -> int:
+        told: list[float] = []
+
+        def watch(share: float, doing: str) -> None:
+            told.append(share)
+            if doing.startswith("epoch 2"):
+                raise Stopped
+
+        cell = Cell(spec, toy_backbone(), opened, tmp_path, watch, fingerprint=fingerprint)
+        with contextlib.suppress(Stopped):
+            cell.run({})
+        return cell.state.step
+
+    steps("one")
+    first = torch.load(tmp_path / "resume.pt", weights_only=True)["course"]["step"]
+    assert first and Cell(spec, toy_backbone(), opened, tmp_path, lambda *_: None, fingerprint="one").state.step == first
+    assert Cell(spec, toy_backbone(), opened, tmp_path, lambda *_: None, fingerprint="two").state.step == 0
+    assert "the data set's files were others" in capsys.readouterr().err
 
 
 def test_the_command_lists_the_cells_and_jobs_of_ones_own_data(data, tmp_path):

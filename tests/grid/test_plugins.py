@@ -12,8 +12,9 @@ from bench import ROOT
 from bench.cluster.snapshot import take_snapshot
 from bench.errors import RequestError
 from bench.grid.catalogue import catalogue
+from bench.grid.plan import choose_methods
 from bench.grid.plugins import VARIABLE, plugin_files, use_plugin
-from bench.grid.registry import DATASETS, METHODS
+from bench.grid.registry import DATASETS, METHODS, Registry
 from bench.run import main
 
 METHOD = '''
@@ -191,6 +192,34 @@ def test_a_plugin_that_cannot_be_loaded_is_one_sentence(kind, tmp_path, monkeypa
     assert "\n" not in str(error.value)
     monkeypatch.setenv(VARIABLE, "")
     assert METHODS.get("lora").__module__ == "methods.lora"
+
+
+def test_an_error_in_a_method_is_told_with_file_and_line(tmp_path, here, capfd):
+    """At its making, and in a cell, where what nobody foresaw is printed in full besides, once for both cells."""
+    late = write(tmp_path / "late.py", METHOD.replace("x + self.scale", "x + self.scale + no_name"), "late")
+    early = write(tmp_path / "early.py", METHOD + "\n    def __post_init__(self):\n        no_name\n", "early")
+    use_plugin(early)
+    with pytest.raises(
+        RequestError, match=rf"The method early cannot be made: NameError in {early}, line 28: name 'no_name' is not defined"
+    ):
+        choose_methods("early")
+    grid = ["--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--seeds", "0,1"]
+    assert main(["--plugin", str(late), "--methods", "late", *grid, "--out", str(tmp_path / "out")]) == 1
+    out, error = capfd.readouterr()
+    assert out.count(f"seed 1: NameError in {late}, line 16: name 'no_name' is not defined.") == 1
+    assert error.count("Traceback") == 1
+
+
+def test_a_broken_file_of_the_projects_own_is_one_sentence(tmp_path, monkeypatch):
+    write(tmp_path / "own_methods" / "__init__.py", "")
+    bad = write(tmp_path / "own_methods" / "bad.py", "\nno_name\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Registry("method", "own_methods", "nobodys.group")
+    for _ in range(2):
+        with pytest.raises(RequestError, match=rf"{bad} cannot be loaded: NameError in line 2: name 'no_name' is not defined\."):
+            registry.names()
+    bad.write_text("")
+    assert registry.names() == []
 
 
 def test_plugins_are_named_by_whole_paths_once_each(tmp_path, monkeypatch):

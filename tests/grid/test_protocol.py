@@ -6,9 +6,10 @@ import pytest
 
 from bench.errors import RequestError
 from bench.grid.plan import Request, choose_methods, specs_of
-from bench.grid.protocol import PROTOCOLS, load_protocol, protocol_names, read_toml
+from bench.grid.protocol import PROTOCOLS, load_protocol, protocol_names
 from bench.grid.published import PUBLISHED, heading, read_published, titles
 from bench.grid.registry import METHODS
+from bench.grid.toml_reader import read_toml
 
 PAPER = ["sam", "vpt_shallow", "vpt_deep", "adaptformer", "lora", "hq_sam", "cat_sam_t", "cat_sam_a"]
 SETTINGS = (PROTOCOLS / "smoke.toml").read_text()
@@ -37,10 +38,84 @@ def test_the_paper_quirks_are_rows_of_its_file() -> None:
     assert paper.resolve("cat_sam_t", "whu", 1).random_crop
     assert (paper.resolve("lora", "whu", 1).lr, paper.resolve("full", "whu", 1).lr) == (1e-3, 1e-4)
     assert not paper.resolve("cat_sam_t", "kvasir", 16).random_crop
-    assert paper.resolve("cat_sam_t", "sbu", 1).prompt_types == ("point",)
-    assert paper.resolve("cat_sam_t", "sbu", 16).prompt_types == ("point", "box", "mask")
+    assert paper.resolve("cat_sam_t", "sbu", 1).prompt_types == ("point", "box", "mask")  # its stream draws a point
+    trained_so = {name for name in METHODS.names() if paper.resolve(name, "whu", 1).eval_mode_after_first_look}
+    assert trained_so == {"cat_sam_t", "cat_sam_a", "sam"}
     assert paper.resolve("cat_sam_a", "sbu", 1).selections == ("best", "last")
     assert load_protocol("clean").resolve("cat_sam_a", "sbu", 1).selections == ("last",)
+
+
+def rates(protocol: str, call: str, **changes: object) -> dict[str, float] | float:
+    """The learning rates of a method: one, or those by group."""
+    (choice,) = choose_methods(call)
+    settings = load_protocol(protocol, changes).resolve(choice.name, "synth_polyps", 1, choice.groups)
+    assert settings.lr == settings.rates[0]
+    return dict(settings.lr_by_group) or settings.lr
+
+
+def test_a_tuned_decoder_has_its_own_rate() -> None:
+    assert rates("demo", "lora(decoder=tuned)") == {"encoder": 1e-2, "decoder": 1e-4}
+    assert rates("demo", "lora(decoder=hq)") == {"encoder": 1e-2, "hq": 3e-3}
+    assert rates("demo", "adaptformer(decoder=hq)") == 3e-3
+    for protocol in ("paper", "clean"):
+        assert rates(protocol, "lora(decoder=tuned)") == {"encoder": 1e-3, "decoder": 1e-4}
+        assert rates(protocol, "lora(decoder=hq)") == rates(protocol, "cat_sam_t") == 1e-3
+    assert rates("smoke", "lora(decoder=tuned)") == 1e-3
+
+
+def test_a_number_is_for_all_groups_and_a_table_for_its_own() -> None:
+    assert rates("demo", "lora(decoder=tuned)", lr=1e-3) == 1e-3
+    assert rates("demo", "lora(decoder=tuned)", lr={"decoder": 1e-3}) == {"encoder": 1e-2, "decoder": 1e-3}
+    assert rates("demo", "lora(decoder=tuned)", lr={"decoder": 1e-2}) == 1e-2
+    assert load_protocol("demo", {"lr": {"hq": 1e-3, "decoder": 0.1}}).name == "demo(lr=decoder:0.1+hq:0.001)"
+    for wrong, said in (
+        ("fast", "lr of decoder = 'fast' has the wrong type"),
+        (-1.0, "lr of decoder = -1.0 is too small"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            rates("demo", "lora(decoder=tuned)", lr={"decoder": wrong})
+
+
+# By protocol, what was learned with before there were groups; each method in it as it is, without parameters given.
+RATES = {
+    "paper": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4}),
+    "clean": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4}),
+    "smoke": (1e-3, {}),
+    "demo": (
+        3e-3,
+        {"decoder": 1e-4, "sam_adapter": 1e-4, "full": 3e-4, "cat_sam_t": 1e-3}
+        | dict.fromkeys(("vpt_shallow", "vpt_deep", "lora", "bitfit", "layernorm", "ssf"), 1e-2),
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", RATES)
+def test_the_methods_as_they_are_learn_as_before_and_keep_their_keys(protocol: str) -> None:
+    common, others = RATES[protocol]
+    assert {name: rates(protocol, name) for name in METHODS.names()} == {name: others.get(name, common) for name in METHODS.names()}
+    for spec in specs_of(Request("all", "synth_polyps", protocol=protocol), "0" * 64):
+        assert "lr_by_group" not in spec.canonical()["settings"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            "methods = ['lorra']\nflips = false",
+            "Unknown method in a row of protocol mine, which therefore matches nothing: 'lorra'.",
+        ),
+        (
+            "datasets = ['whu', 'kvasirr']\nflips = false",
+            "Unknown data set in a row of protocol mine, .* 'kvasirr'. Did you mean kvasir",
+        ),
+        ("lr = { decodr = 1e-4 }", "Unknown group of parameters in a row of protocol mine, .* 'decodr'. Did you mean decoder or encoder"),
+    ],
+)
+def test_a_row_that_matches_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, said: str) -> None:
+    (tmp_path / "mine.toml").write_text(f"{SETTINGS}\n[[override]]\n{row}\n")
+    monkeypatch.setattr("bench.grid.plan.load_protocol", lambda name, changes: load_protocol(name, changes, tmp_path))
+    with pytest.raises(RequestError, match=said):
+        specs_of(Request("lora", "whu", protocol="mine"), "0" * 64)
 
 
 @pytest.mark.parametrize("name", protocol_names())
@@ -72,17 +147,30 @@ def test_unknown_setting_in_a_change() -> None:
         (SETTINGS.replace("lr = 1e-3", "learning_rate = 1e-3"), "'learning_rate'"),
         (SETTINGS.replace("epochs = 4", "epoch = 4"), "'epoch'. Did you mean epochs?"),
         (SETTINGS.replace("[settings]", "[setting]"), "'setting'. Did you mean settings?"),
-        (SETTINGS.replace("lr = 1e-3\n", ""), "Protocol mine lacks the settings lr."),
+        (SETTINGS.replace("lr = 1e-3\n", ""), "Protocol mine lacks lr."),
         (SETTINGS.replace("lr = 1e-3", 'lr = "fast"'), "lr = 'fast' has the wrong type: float is needed."),
         (SETTINGS.replace("epochs = 4", "epochs = 4.5"), "epochs = 4.5 has the wrong type: int is needed."),
         (SETTINGS.replace("flips = true", "flips = 1"), "flips = 1 has the wrong type: bool is needed."),
         (SETTINGS.replace('["point", "box", "mask"]', '["point", 3]'), "has the wrong type"),
         (SETTINGS.replace('evaluation_prompt = "box"', 'evaluation_prompt = "boxes"'), "'boxes'. Did you mean box?"),
-        (SETTINGS.replace('["last", "best", "val"]', "[]"), "selections is empty: at least one of last, best, val is needed."),
+        (SETTINGS.replace('["last", "best", "val"]', "[]"), "[settings]: selections = [] is empty: at least one is needed."),
         (SETTINGS.replace("batch = 1", "batch = 0"), "batch = 0 is too small"),
-        (SETTINGS.replace("max_shots = 1\n", ""), "every [[schedule]] needs max_shots"),
-        (SETTINGS.replace('max_shots = "full"', "max_shots = 1").replace("max_shots = 1\n", "max_shots = 0\n"), "no schedule for 1 shots"),
+        (SETTINGS.replace("crop_area_min = 0.1", "crop_area_min = 1.5"), "crop_area_min = 1.5 is too large: at most 1.0 is allowed."),
+        (SETTINGS.replace("lr = 1e-3", "stream_revision = 1"), "'stream_revision'"),
+        (SETTINGS.replace("max_shots = 1\n", ""), "has no max_shots: a number or 'full' is needed."),
+        (SETTINGS.replace("max_shots = 1\n", "max_shots = 0\n"), "[schedule 1]: max_shots = 0 is too small: at least 1 is needed."),
+        (SETTINGS.partition("[[schedule]]")[0], "no schedule for 1 shots"),
         (SETTINGS + "\n[[override]]\nmethod = ['lora']\n", "'method'. Did you mean methods"),
+        (SETTINGS + "\n[[override]]\nmethods = 3\n", "[override 1]: methods = 3 has the wrong type: string is needed."),
+        (SETTINGS + "\n[[override]]\ndatasets = []\n", "[override 1]: datasets = [] is empty: at least one is needed."),
+        (
+            SETTINGS + "\n[[override]]\nshots = ['1']\n",
+            "[override 1]: shots = '1' has the wrong type: int or full is needed.",
+        ),
+        (
+            SETTINGS.replace("lr = 1e-3", "lr = { decoder = 1e-4 }"),
+            "Protocol mine has no learning rate for the group encoder: give",
+        ),
         (SETTINGS.replace("lr = 1e-3", "lr = = 1"), "mine.toml: "),
         ("\ufeff\0", "mine.toml: "),
     ],
@@ -104,6 +192,18 @@ def test_every_suite_is_a_grid(suite: str, cells: int) -> None:
     request = Request().with_suite(PROTOCOLS.parent / "suites" / f"{suite}.toml")
     assert len(specs_of(request, "0" * 64)) >= cells
     assert [choice.name for choice in choose_methods(request.methods)] == PAPER
+
+
+def test_what_trains_nothing_is_run_once_whatever_is_asked_for() -> None:
+    def keys(**asked: str) -> list[str]:
+        return [spec.key for spec in specs_of(Request("sam", "synth_polyps", **asked), "0" * 64)]
+
+    default = keys()
+    assert len(default) == 1
+    for asked in ({"shots": "1,16,full"}, {"seeds": "5,6"}, {"draws": "0,1,2"}, {"shots": "16", "seeds": "9", "draws": "4"}):
+        assert keys(**asked) == default
+    both = specs_of(Request("sam,lora", "synth_polyps", shots="1,16", seeds="0,1"), "0" * 64)
+    assert [spec.method.name for spec in both] == ["sam", *["lora"] * 4]
 
 
 def test_groups_of_methods_may_be_mixed_with_names() -> None:

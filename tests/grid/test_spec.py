@@ -1,5 +1,6 @@
 """What a cell is called: keys, folders, and the words that a user names methods with."""
 
+import json
 import keyword
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from bench import ROOT
 from bench.errors import RequestError
 from bench.grid.protocol import Settings
 from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
+from bench.grid.store import _identities, spec_from_json, spec_to_json
 
 SETTINGS = Settings(
     epochs=2000,
@@ -84,6 +86,18 @@ def test_a_setting_that_came_later_is_in_the_key_only_where_it_is_used() -> None
     assert replace(SPEC, settings=replace(SETTINGS, precision="bf16")).key != SPEC.key
 
 
+def test_rates_by_group_are_in_the_key_the_recipe_and_the_record() -> None:
+    """Where there are none, all three are as they were before there were groups; an older grid still names its cells."""
+    apart = replace(SPEC, settings=replace(SETTINGS, lr_by_group=(("encoder", 1e-3), ("decoder", 1e-4))))
+    told = [_identities(spec)["recipe"] for spec in (SPEC, apart)]
+    assert told[0] == "f4dff0aacd65" != told[1] and apart.key != SPEC.key
+    content = json.loads(json.dumps(spec_to_json(apart)))
+    assert content["settings"]["lr_by_group"] == [["encoder", 1e-3], ["decoder", 1e-4]] and spec_from_json(content) == apart
+    older = json.loads(json.dumps(spec_to_json(SPEC)))
+    del older["settings"]["lr_by_group"], older["method"]["groups"]
+    assert spec_from_json(older) == SPEC
+
+
 def test_what_is_only_shown_does_not_change_the_key() -> None:
     assert replace(SPEC, method=replace(LORA, shown="")).key == SPEC.key
 
@@ -143,10 +157,16 @@ def test_what_is_no_call_is_named(text: str) -> None:
 def test_wrong_parameters_are_named_with_what_is_allowed() -> None:
     with pytest.raises(RequestError, match=r"Unknown parameter of toy 'rnk'\. Did you mean rank\? Known: bias, decoder, rank, scale\."):
         choose_method(Toy, {"rnk": 8})
-    with pytest.raises(RequestError, match=r"toy\(rank=…\) must be of type int like its default 4, not 'eight'\."):
+    with pytest.raises(RequestError, match=r"toy: rank = 'eight' has the wrong type: int is needed\."):
         choose_method(Toy, {"rank": "eight"})
-    with pytest.raises(RequestError, match="type int"):
+    with pytest.raises(RequestError, match="rank = True has the wrong type: int"):
         choose_method(Toy, {"rank": True})
+
+
+def test_annotations_that_name_nothing_are_one_sentence() -> None:
+    cls = dataclass(type("Elsewhere", (), {"__annotations__": {"rank": "Absent"}, "rank": 4, "name": "elsewhere"}))
+    with pytest.raises(RequestError, match=r"The annotations of Elsewhere cannot be read: name 'Absent' is not defined\."):
+        choose_method(cls, {})
 
 
 def test_planning_and_tables_do_not_wait_for_torch() -> None:

@@ -72,6 +72,19 @@ def test_explicit_prompts_are_the_formulas(name, sam):
     torch.testing.assert_close(model.encoder(image)[0], walked(vit, image, step), atol=1e-4, rtol=1e-4)
 
 
+def test_sam_adapters_released_code_mixes_channels_and_places(sam):
+    """What its docstring says: with the patch embedding read as the released code reads it, the encoder's output is another one."""
+    model, image = moved("sam_adapter(reduction=8)", sam), images()
+    mended = model.encoder(image)[0]
+    begin = type(model.tuner).begin
+    as_released = lambda x: x.reshape(len(x), x.shape[3], -1).mT.reshape(x.shape)  # noqa: E731
+    released = lambda image, x: begin(model.tuner, image, as_released(x))  # noqa: E731
+    model.tuner.begin = released
+    assert (model.encoder(image)[0] - mended).abs().max() > 1e-3
+    x = torch.arange(2 * 2 * 3, dtype=torch.float32).view(1, 2, 2, 3)
+    assert as_released(x).flatten().tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
+
+
 def filtered(z, weight, bias):
     """A convolution with zero padding, one offset at a time: z (B, i, h, w), weight (o, i, n, n)."""
     n = weight.shape[-1]

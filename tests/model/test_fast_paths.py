@@ -6,11 +6,15 @@ from test_levers import TRAINED, examples, started
 
 import bench
 from bench.model.attention import ATTENTION, GPU_ONLY
-from bench.model.implementation import use
+from bench.model.decoder import Decoder
+from bench.model.implementation import implementation, use
 from bench.model.kernels import Bias
 from bench.model.products import PRODUCTS, choose_product, perceptron, product, project
+from bench.model.sam import Tuner
 from bench.model.sam_modules import MLPBlock
+from bench.model.segmenter import PromptableSegmenter
 from bench.training.train import backward
+from bench.types import Prompts
 
 METHODS = [*TRAINED, "lora(decoder=hq)"]
 
@@ -108,6 +112,19 @@ def test_layers_onto_what_is_there_are_the_layers_and_a_sum(way, learns, trains,
     assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_mlp_of_frozen_tokens_onto_trained_ones(way, bias):
+    """As a side network beside a frozen encoder; of layers with and without a bias."""
+    generator = torch.Generator().manual_seed(0)
+    mlp, layer = MLPBlock(6, 24).requires_grad_(False), torch.nn.Linear(6, 6, bias=bias).requires_grad_(False)
+    mlp.lin2 = torch.nn.Linear(24, 6, bias=bias).requires_grad_(False)
+    x, onto = (torch.randn(2, 5, 6, generator=generator) for _ in range(2))
+    onto.requires_grad_()
+    for mine, theirs in ((project(layer, x, onto), onto + layer(x)), (perceptron(mlp, x, onto), onto + mlp(x))):
+        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), onto)[0] for out in (mine, theirs)))
+
+
 def test_each_processor_has_its_product(monkeypatch):
     found = []
     for name in ("AMD EPYC 9654", "Intel(R) Xeon(R) Processor", None):
@@ -128,6 +145,26 @@ def test_a_compiled_encoder_computes_the_same(method):
     with torch.no_grad():
         features = compiled.eval().encode([examples()[0].image])
     torch.testing.assert_close(features.embedding, outputs[0][:1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_that_draws_numbers_draws_them_again_in_backward(monkeypatch, sam):
+    """Its wide maps are computed again there; other numbers than in forward would be the gradient of something else."""
+    monkeypatch.setattr("bench.model.decoder.VALUES_AT_ONCE", {"cpu": 1})
+    drawn = []
+
+    class Noisy(Decoder):
+        def read(self, weights, upscaled):
+            drawn.append((float(torch.rand(1)), implementation()))
+            return super().read(weights, upscaled)
+
+    model = PromptableSegmenter(sam, Tuner(), Noisy())
+    features = model.encode([torch.ones(3, 64, 64)])
+    features.embedding.requires_grad_()
+    logits = model.decode_low(features, [Prompts(boxes=torch.ones(3, 4))]).logits[0]
+    forward = list(drawn)
+    torch.manual_seed(7)
+    logits.sum().backward()
+    assert len(forward) == 3 and sorted(drawn[3:]) == sorted(forward)
 
 
 def test_a_trained_bias_of_a_frozen_layer_learns(sam):

@@ -345,6 +345,9 @@ def test_prompts_are_read_row_by_row_and_joined_by_name(tmp_path):
     found = read_prompts(table(tmp_path / "p.csv", *lines))
     cup = TablePrompt(3, (1.0, 1.0, 9.0, 9.0), ((5.0, 6.0), (7.0, 8.0)), (1.0, 0.0))
     assert found == {"a.png": [TablePrompt(2, (1.0, 2.0, 3.0, 4.0)), cup], "b/c.png": []}
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "p.csv").write_bytes("\r\n".join(lines).encode(encoding))
+        assert read_prompts(tmp_path / "p.csv") == found
     assert cup.keywords == {"boxes": [cup.box], "points": [cup.points], "labels": [cup.labels]}
 
 

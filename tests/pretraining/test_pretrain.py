@@ -20,7 +20,7 @@ from bench.pretrain import main
 from bench.pretraining.config import read_config, squeezed
 from bench.pretraining.curve import read_curve
 from bench.pretraining.data import held_out, object_masks, open_cache, training_batch
-from bench.pretraining.muon import orthogonal
+from bench.pretraining.muon import Muon, orthogonal
 from bench.pretraining.trainer import grown, initialised, pooled_iou
 
 SMOKE = ROOT / "configs" / "pretrain" / "smoke.toml"
@@ -136,7 +136,7 @@ def test_a_damaged_resume_file_is_named(smoke, tmp_path, capsys):
         ("seed = 0", 'seed = "0"', "wrong type"),
         ("seed = 0\n", "", "lacks seed"),
         ("steps = 12", "steps = 9", "steps = 9"),
-        ("[0.6, 0.2, 0.2]", "[0.6, 0.2]", "three shares"),
+        ("[0.6, 0.2, 0.2]", "[0.6, 0.2]", "a list of 3 floats is needed"),
         ("[model]", "[model]\nwidht = 3", "'widht'"),
     ],
 )
@@ -187,6 +187,20 @@ def test_muon_makes_orthogonal():
     matrices = torch.randn(2, 48, 16, generator=torch.Generator().manual_seed(0))
     singular = torch.linalg.svdvals(orthogonal(matrices))
     assert singular.min() > 0.5 and singular.max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48)])
+def test_muon_updates_as_torchs_does(shape):
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.full(shape, 0.5)) for _ in range(2))
+    pairs = [(ours, Muon([ours], 0.02, weight_decay=0.1)), (theirs, torch.optim.Muon([theirs], 0.02, weight_decay=0.1))]
+    for _ in range(3):  # the momentum counts from the second
+        gradient = torch.randn(shape, generator=draw)
+        for parameter, optimiser in pairs:
+            parameter.grad = gradient.clone()
+            optimiser.step()
+    moved = (ours - 0.5).norm()
+    assert (ours - theirs).norm() < 0.02 * moved  # bfloat16 has 8 bits; another scale, momentum or decay is far more than that
 
 
 def test_growing_keeps_what_has_no_position():

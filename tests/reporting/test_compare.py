@@ -23,7 +23,7 @@ def test_two_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     b = store.folder(put(store, 80.0, settings=replace(SETTINGS, lr=1e-4)))
     out = said(capsys, a, b)
     assert "| spec.settings.lr |" in out and "0.001 | 0.0001 |" in out
-    assert "A is lower" in out and "spec.settings.epochs" not in out
+    assert "one run cannot tell" in out and "spec.settings.epochs" not in out
 
 
 def test_two_folders_pair_by_what_the_cells_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,10 +31,25 @@ def test_two_folders_pair_by_what_the_cells_are(tmp_path: Path, capsys: pytest.C
     for seed in range(3):
         put(mine, 70.0, seed=seed)
         put(theirs, 70.0, seed=seed, checkpoint_sha256="cd" * 32)
+        put(mine, 70.0, dataset="sbu", seed=seed)
+        put(theirs, 80.0, dataset="sbu", seed=seed, checkpoint_sha256="cd" * 32)
     put(theirs, 10.0, method=CAT)
     out = said(capsys, mine.root, theirs.root)
-    assert "pairs 3" in out and "inside the noise" in out and "cat_sam_t" not in out
+    assert "pairs 6" in out and "A is lower" in out and "inside the noise" in out and "cat_sam_t" not in out
     assert "| spec.checkpoint_sha256 |" in out
+
+
+def test_cells_of_other_data_files_are_not_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = []
+    for number, fingerprint in enumerate(("aa", "bb", "aa")):
+        store = ResultStore(tmp_path / str(number))
+        folders.append(store.folder(put(store, 70.0 + number)))
+        content = json.loads((folders[-1] / "record.json").read_text())
+        content["provenance"] = {"data": {"fingerprint": fingerprint}}
+        (folders[-1] / "record.json").write_text(json.dumps(content))
+    out = said(capsys, folders[0], folders[1])
+    assert "not tested: other images or data files" in out and "| provenance.data.fingerprint |" in out
+    assert "not tested" not in said(capsys, folders[0], folders[2])
 
 
 def test_two_commits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

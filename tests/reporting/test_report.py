@@ -1,6 +1,7 @@
 """The report: what it holds, and that it works in a real browser, from a file, without a network."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from test_spec import SPEC
 from bench.grid.store import ResultStore
 from bench.report import main
 from bench.reporting.comparable import CellQuery, comparable_cells
-from bench.reporting.report import _inlined
+from bench.reporting.formats import render
+from bench.reporting.report import Image, inlined
 from bench.reporting.tables import tables
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -74,8 +76,17 @@ def test_cells_of_other_code_or_hardware_in_one_table_are_warned_of(tmp_path: Pa
 
 
 def test_pictures_beyond_the_limit_are_named() -> None:
-    text, rest = _inlined([("a", "A", "png", b"x" * 900), ("b", "B", "png", b"x" * 90_000), ("c", "C", "png", b"")], 5000)
+    images = [Image("a", "A", "png", b"x" * 900), Image("b", "B", "png", b"x" * 90_000), Image("c", "C", "png", b"")]
+    kept, rest = inlined(images, 5000)
+    text = render("pictures.html", inlined=kept)
     assert text.count("<img") == 2 and "see the folder figures: b." in text and 0 < rest < 5000
+    assert len(text.encode()) <= 5000 - rest
+
+
+def test_every_link_of_the_page_leads_somewhere(page: Path) -> None:
+    text = page.read_text()
+    ids, links = re.findall(r' id="([^"]+)"', text), re.findall(r' href="#([^"]+)"', text)
+    assert len(ids) == len(set(ids)) and len(links) > 8 and set(links) <= set(ids)
 
 
 def test_an_empty_store_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,6 +184,17 @@ def test_the_page_never_scrolls_sideways(page: Path, browser: Any, width: int, m
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
     browser.get(page.as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_a_row_keeps_its_heading_where_it_is_scrolled_sideways(page: Path, browser: Any) -> None:
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
+    metrics = {"width": 375, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    moved = """const scroll = document.querySelector('figure.table .scroll'); scroll.scrollLeft = 200;
+      const [head, cell] = [...scroll.querySelectorAll('tbody tr:first-child > *')].map(e => e.getBoundingClientRect().left);
+      return [scroll.scrollLeft, head - scroll.getBoundingClientRect().left, cell < head]"""
+    assert browser.execute_script(moved) == [200, 0, True]
 
 
 def test_every_control_picture_and_table_has_a_name(page: Path, browser: Any) -> None:

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import Rectangles, toy_backbone
+from safetensors.torch import load
 
 from bench.errors import DivergedError
 from bench.grid.registry import METHODS
 from bench.grid.spec import RunSpec, choose_method
-from bench.running.cell import Cell, Stopped
+from bench.running.cell import Cell, Stopped, build_model
 
 
 def spec_of(settings, method="lora", **changes):
@@ -50,6 +51,21 @@ def test_stopping_at_any_moment_changes_nothing(smoke, tmp_path):
         assert outcome(run(spec, tmp_path / str(n))) == outcome(whole), f"stopped at {n} of {counter.calls}"
 
 
+@pytest.mark.parametrize("still", ["encoder", "decoder"])
+def test_each_group_learns_at_its_own_rate_also_after_a_stop(still, smoke, tmp_path):
+    """A rate of 0 moves nothing, weight decay included, and the other group's tensors all move."""
+    rates = tuple((group, 0.0 if group == still else 0.03) for group in ("encoder", "decoder"))
+    spec = spec_of(replace(smoke, lr=rates[0][1], lr_by_group=rates, lr_min=0.0, selections=("last",)), decoder="tuned")
+    whole = run(spec, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(spec, tmp_path / "stopped", StopAt(3))
+    assert outcome(run(spec, tmp_path / "stopped")) == outcome(whole)
+    tuned, start = load(whole.tuned), build_model(spec, toy_backbone()).tuned()
+    assert {name.startswith("decoder.") for name in tuned} == {True, False}
+    for name, tensor in tuned.items():
+        assert torch.equal(tensor, start[name]) == (name.startswith("decoder.") == (still == "decoder")), name
+
+
 def test_a_stop_twice_in_one_place_still_ends(smoke, tmp_path):
     spec, whole = spec_of(smoke), None
     whole = run(spec, tmp_path / "whole")
@@ -68,8 +84,6 @@ def test_best_is_the_best_look_and_last_the_last(smoke, tmp_path):
 
 
 def test_the_kept_weights_are_the_first_selections(smoke, tmp_path):
-    from safetensors.torch import load
-
     settings = replace(smoke, epochs=6, evaluate_every=1, lr=0.3)
     best, last = (run(spec_of(replace(settings, selections=s)), tmp_path / s[0]) for s in (("best", "last"), ("last", "best")))
     assert best.record.scores == last.record.scores

@@ -15,8 +15,9 @@ from bench.data.objects import object_masks
 from bench.errors import DivergedError
 from bench.grid.protocol import load_protocol
 from bench.training.prompts import box_prompts, mask_prompts, point_prompts
-from bench.training.train import batch_of, cosine_lr, example, fit, optimizer_of, recipe
-from bench.training.transforms import augment, random_crop
+from bench.training.streams import FreshStream
+from bench.training.train import batch_of, cosine_lr, fit, optimizer_of, samples_of, training_sample, worker_stream
+from bench.training.transforms import Augmentation
 from bench.types import TrainingPrompts
 
 
@@ -41,20 +42,29 @@ def test_learning_rate_equals_torchs_cosine(smoke):
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=how.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=30, eta_min=how.lr_min)
     for epoch in range(30):
-        assert cosine_lr(epoch, how) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        assert cosine_lr(epoch, how, how.lr) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
         optimizer.step()
         schedule.step()
 
 
-def test_the_references_workers_repeat_their_recipes():
+def test_the_references_workers_repeat_their_recipes(rectangles):
     """16-shot with four workers and batches of four: four recipes, the same for every worker and epoch; one-shot: one."""
-    paper = load_protocol("paper").resolve("lora", "whu", 16)
-    drawn = {recipe(paper, 3407, epoch, position).random() for epoch in range(3) for position in range(16)}
-    assert len(drawn) == 4
-    one_shot = replace(paper, batch=1)
-    assert len({recipe(one_shot, 3407, epoch, 0).random() for epoch in range(5)}) == 1
-    fresh = load_protocol("clean").resolve("lora", "whu", 16)
-    assert len({recipe(fresh, 0, epoch, position).random() for epoch in range(3) for position in range(16)}) == 48
+    support = tuple(rectangles.names("train")) * 4
+
+    def recipes(settings, seed, batches):
+        drawn = [samples_of(rectangles, support, settings, seed, epoch, batch, 8) for epoch in range(3) for batch in range(batches)]
+        return {(a.vertical, a.horizontal, round(a.share, 1)) for samples in drawn for a in (sample.augmentation for sample in samples)}
+
+    paper, fresh = (load_protocol(name).resolve("lora", "whu", 16) for name in ("paper", "clean"))
+    assert len(recipes(paper, 3407, 4)) == 4
+    assert len(recipes(replace(paper, batch=1), 3407, 4)) == 1
+    assert len(recipes(fresh, 0, 4)) > 20
+
+
+def test_a_worker_goes_on_with_other_numbers_after_its_first_batch():
+    paper = load_protocol("paper").resolve("lora", "whu", 100)
+    drawn = [worker_stream(paper, 3407, batch).python.random() for batch in range(12)]
+    assert [drawn.index(number) for number in drawn] == [0] * 4 + [4] * 4 + [8] * 4
 
 
 def test_one_shot_training_of_the_paper_sees_one_sample(rectangles):
@@ -76,7 +86,7 @@ def test_every_image_of_an_epoch_is_seen_once(rectangles, smoke):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 10**6))
 def test_a_crop_keeps_its_share_and_aspect(height, width, seed):
-    rows, columns = random_crop(height, width, np.random.default_rng(seed), 0.1)
+    rows, columns = FreshStream(np.random.default_rng(seed)).crop(height, width, 0.1)
     h, w = rows.stop - rows.start, columns.stop - columns.start
     assert rows.start >= 0 and rows.stop <= height and columns.start >= 0 and columns.stop <= width
     assert abs(h / height - w / width) <= 0.5 / height + 0.5 / width + 1e-9 or min(h, w) == 1
@@ -88,16 +98,21 @@ def test_flips_come_half_the_time_and_image_and_mask_move_together(smoke):
     mask = image[..., 0] // 3
     how, seen = replace(smoke, random_crop=False), []
     for seed in range(400):
-        flipped, same = augment(image, mask, np.random.default_rng(seed), how)
+        drawn = Augmentation.drawn(4, 5, FreshStream(np.random.default_rng(seed)), how)
+        flipped, same = drawn.of(image), drawn.of(mask)
         assert np.array_equal(flipped[..., 0] // 3, same)
         seen.append((same[0, 0] >= mask[2, 0], same[0, 0] % 5 == 4))
     assert all(0.4 < np.mean(axis) < 0.6 for axis in zip(*seen, strict=True))
 
 
+def example(dataset, name, settings, seed):
+    return training_sample(dataset, name, settings, FreshStream(np.random.default_rng(seed)), 8).example
+
+
 def test_training_prompts_are_drawn_evenly_and_fit_their_objects(rectangles, smoke):
     kinds = {"boxes": 0, "points": 0, "masks": 0}
     for seed in range(150):
-        got = example(rectangles, "train1", replace(smoke, random_crop=False), np.random.default_rng(seed), 8)
+        got = example(rectangles, "train1", replace(smoke, random_crop=False), seed)
         given_kinds = [name for name in kinds if getattr(got.prompts, name) is not None]
         assert len(given_kinds) == 1 and len(got.prompts) == len(got.target) == 1
         kinds[given_kinds[0]] += 1
@@ -109,7 +124,7 @@ def test_training_prompts_are_drawn_evenly_and_fit_their_objects(rectangles, smo
 
 def test_an_image_without_objects_has_no_prompt_and_one_empty_target(rectangles, smoke):
     how = type("Empty", (Rectangles,), {"load": lambda self, split, name: Rectangles.load(self, "test", "test4")})()
-    got = example(how, "train0", smoke, np.random.default_rng(0), 8)
+    got = example(how, "train0", smoke, 0)
     assert got.prompts.count == 0 and len(got.prompts) == 1 and not got.target.any() and len(got.target) == 1
 
 
@@ -124,13 +139,13 @@ def test_at_most_max_objects_are_trained_on(smoke):
             return replace(sample, mask=mask)
 
     how = replace(smoke, random_crop=False)
-    assert len(example(Many(), "train0", how, np.random.default_rng(0), 8).target) == 5
+    assert len(example(Many(), "train0", how, 0).target) == 5
 
 
 def test_mask_prompts_are_noisy_at_the_border_only():
     mask = np.zeros((1, 64, 64), bool)
     mask[0, 16:48, 16:48] = True
-    prompt = mask_prompts(mask, np.random.default_rng(0), TrainingPrompts(), 64).masks
+    prompt = mask_prompts(mask, FreshStream(np.random.default_rng(0)), TrainingPrompts(), 64).masks
     assert prompt.shape == (1, 1, 64, 64) and set(prompt.unique().tolist()) == {0.0, 1.0}
     wrong = np.argwhere(prompt[0, 0].numpy() != mask[0])
     assert len(wrong) and all(min(abs(i - e) for e in (15.5, 47.5) for i in at) < 9 for at in wrong)
@@ -138,7 +153,7 @@ def test_mask_prompts_are_noisy_at_the_border_only():
 
 def test_prompts_of_nothing_are_no_prompt(rectangles):
     nothing = object_masks(rectangles.load("test", "test4").mask, rectangles.rule)
-    for prompts in (box_prompts(nothing), point_prompts(nothing, np.random.default_rng(0))):
+    for prompts in (box_prompts(nothing), point_prompts(nothing, FreshStream(np.random.default_rng(0)))):
         assert prompts.count == 0
 
 
