@@ -281,9 +281,9 @@ def test_the_time_that_is_left_is_known_before_a_cell_is_stored(tmp_path):
 
 
 def test_of_two_copies_of_a_cell_the_first_result_stays(tmp_path, rectangles, smoke):
-    bench, spec = bench_on(tmp_path, rectangles, smoke)
-    assert bench.run(spec, lambda share, doing: None).startswith("mIoU")
-    store, folder = bench.grid.store, bench.grid.store.folder(spec)
+    runner, spec = bench_on(tmp_path, rectangles, smoke)
+    assert runner.run(spec, lambda share, doing: None).startswith("mIoU")
+    store, folder = runner.store, runner.store.folder(spec)
     before = {name: (folder / name).read_bytes() for name in ("record.json", "images.csv", "history.csv", "tuned.safetensors")}
     late = replace(store.read(spec), provenance={"late": True})
     store.save(late, pd.DataFrame({"a": [1]}), pd.DataFrame({"b": [1]}), b"other")
@@ -323,7 +323,7 @@ def test_out_of_memory_is_retried_once_with_smaller_steps(tmp_path, rectangles, 
 
 
 def test_nothing_smaller_is_not_tried_again(tmp_path, rectangles, smoke, monkeypatch):
-    bench, spec = bench_on(tmp_path, rectangles, smoke, memory=Memory(1, True))
+    runner, spec = bench_on(tmp_path, rectangles, smoke, memory=Memory(1, True))
     calls = []
 
     def too_small(self, images, *more):
@@ -331,7 +331,7 @@ def test_nothing_smaller_is_not_tried_again(tmp_path, rectangles, smoke, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(PromptableSegmenter, "encode", too_small)
-    assert bench.run(spec, lambda share, doing: None).startswith("FAILED: Out of memory") and len(calls) == 1
+    assert runner.run(spec, lambda share, doing: None).startswith("FAILED: Out of memory") and len(calls) == 1
 
 
 @pytest.mark.parametrize(
