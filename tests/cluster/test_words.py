@@ -212,7 +212,7 @@ def test_17_many_lost_cells_are_counted_and_not_listed(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_17_the_status_of_many_cells_and_launches_is_there_at_once(tmp_path, monkeypatch):
     """1,200 cells, stored half of them by name, and 50 launches; three times what it takes here is allowed."""
-    store, specs = ResultStore(tmp_path), grid(methods="lora,sam", seeds=",".join(map(str, range(600))))
+    store, specs = ResultStore(tmp_path), grid(methods="lora,bitfit", seeds=",".join(map(str, range(600))))
     store.write_grid(specs)
     packs = tuple((spec.key,) for spec in specs)
     first = submitted(tmp_path, specs, packs)
@@ -240,7 +240,7 @@ def test_17_the_logs_say_where_the_launcher_itself_failed(tmp_path, capsys):
 def test_17_a_dry_run_of_many_cells_is_there_at_once(tmp_path):
     """1,200 cells, methods known from the run before; seconds of this process and its children, which other load does not lengthen."""
     seeds = ",".join(map(str, range(600)))
-    words = ["--methods", "lora,sam", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--out", str(tmp_path)]
+    words = ["--methods", "lora,bitfit", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "bench.run", *words, "--launcher", "slurm", "--profile", "testcluster", "--dry-run", "--seeds"]
     subprocess.run([*command, "0"], cwd=ROOT, check=True, capture_output=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
