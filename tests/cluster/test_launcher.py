@@ -120,7 +120,7 @@ def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch, capsys):
         ("[[override]]\nshot = [1]", "Did you mean shots"),
         ("[[override]]\nshots = [1]\nattempts = 3", "Unknown key"),
         ("gpus = ", "Cannot read"),
-        ("gpu_flag = 'gpu'", "gres, gpus, gpus-per-node, gpus-per-task are allowed"),
+        ("gpu_flag = 'gpu'", "Known: gpus, gpus-per-node, gpus-per-task, gres"),
         ("time_min = 5\nsignal_s = 300", "less than 300 s are allowed"),
         ("signal_s = 200\n[[override]]\nshots = [1]\ntime_min = 3", "less than 180 s are allowed"),
     ],
@@ -135,7 +135,7 @@ def test_a_wrong_profile_is_one_sentence(tmp_path, text, says):
 def test_a_profile_asks_by_backbone_and_shots(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("partition='a'\nmem_gb=8\n[[override]]\nbackbones=['tiny']\nmem_gb=2.5\n[[override]]\nshots=[16,'full']\ntime_min=90\n")
-    profile, few, many = load_profile(str(path)), grid()[0], grid(shots="full")[0]
+    profile, few, many = load_profile(str(path)), grid()[0], grid(shots="full")[-1]
     assert profile.of_cell(few).sbatch_flags() == {**profile.sbatch_flags(), "mem": "2560M"}
     assert profile.of_cell(many).sbatch_flags()["time"] == 90
     assert [load_profile(path.stem).name for path in PROFILES.glob("*.toml")]  # those that are shipped
