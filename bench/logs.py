@@ -4,7 +4,6 @@ CELL is the key that bench.status shows, the start of it, or the cell's folder.
 """
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from bench.cluster.queue import job_state
 from bench.cluster.submission import FOLDER, submissions, use_cluster
 from bench.errors import one_sentence
 from bench.grid.job_environment import task_id
-from bench.grid.store import GridCell, ResultStore, attempts
+from bench.grid.store import GridCell, ResultStore, attempts, read_attempt
 
 
 @one_sentence
@@ -54,7 +53,7 @@ def show(out: Path, cell: GridCell, lines: int) -> int:
 def jobs_of(out: Path, cell: GridCell) -> list[str]:
     """The jobs that were to run the cell, and those that did, oldest first."""
     sent = [job for submission in submissions(out) for job in submission.jobs().get(cell.key, [])]
-    ran = [task_id(json.loads(path.read_bytes())) for path in attempts(out / "runs" / cell.folder)]
+    ran = [task_id(facts) for path in attempts(out / "runs" / cell.folder) if (facts := read_attempt(path))]
     return list(dict.fromkeys([*sent, *ran]))
 
 

@@ -183,6 +183,7 @@ def _usages() -> dict[str, list[Usage]]:
         "bench.status": [Usage(("--out", "out", "--all"), OUT, 16)],
         "bench.logs": [Usage(("0123456789ab", "--out", "out"), OUT, 6)],
         "bench.cancel": [Usage(("--out", "out", "--dry-run"), OUT)],
+        "bench.clean": [Usage(("--out", "out"), OUT, 2)],
         "bench.check": [Usage(("lora",), (), 3, MOMENT), Usage(("mine", "--data", "data"), DATA, 6)],
         "bench.evaluate": [Usage(("--checkpoint", "released.pth", *GRID), ("released.pth", *DATA), 8)],
         "bench.predict": [

@@ -2,7 +2,6 @@
 code that the job is to be queued again. `job.sh` around it asks SLURM, which a container may not reach."""
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -18,7 +17,7 @@ from bench.grid.heartbeat import holder
 from bench.grid.job_environment import job_facts, task_id
 from bench.grid.plan import RunContext
 from bench.grid.spec import RunSpec
-from bench.grid.store import ResultStore, attempts, clears, read_state, starts_without_progress
+from bench.grid.store import ResultStore, attempts, clears, read_attempt, read_state, starts_without_progress
 from bench.training.launch import is_distributed, is_main_process, launch_processes
 
 if TYPE_CHECKING:  # the launcher imports this module, and must not wait for torch
@@ -140,7 +139,7 @@ def _forgets(store: ResultStore, spec: RunSpec, context: RunContext) -> bool:
     """Whether the job begins with what the launch is to overwrite, and not with what an earlier start of this array left."""
     if not clears(store.status(spec), context.overwrite):
         return False
-    return not any(_is_own(json.loads(path.read_bytes())) for path in attempts(store.folder(spec)))
+    return not any(_is_own(read_attempt(path)) for path in attempts(store.folder(spec)))
 
 
 def _mark(sent: Submission) -> Path:

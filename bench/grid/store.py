@@ -22,7 +22,7 @@ import pandas as pd
 from bench.errors import RequestError
 from bench.grid.columns import Columns
 from bench.grid.files import is_below, staged_file, write_together
-from bench.grid.job_environment import job_facts
+from bench.grid.job_environment import job_facts, task_id
 from bench.grid.protocol import CellShots, Settings
 from bench.grid.rows import IMAGES, Compared
 from bench.grid.spec import RELEASED, MethodChoice, RunSpec
@@ -55,6 +55,7 @@ class DamagedRecord(Exception):
 
 
 STATES: Mapping[str, Any] = {**dict.fromkeys(("phase", "error", "time", "host"), str | None), "progress": dict | None, "slurm": dict | None}
+JOB: Mapping[str, Any] = {"job": str, "task": str, "array": str, "restart": str}
 PROGRESS: Mapping[str, Any] = {"share": Annotated[float, Range(0, 1)], "seconds_left": Amount, "doing": str}
 TIME = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\dZ")
 
@@ -349,6 +350,15 @@ def attempts(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: tuple(map(int, path.stem.split("_")[1:])))
 
 
+def read_attempt(path: Path) -> dict[str, Any]:
+    """What a start of a cell by a SLURM job left; empty where it cannot be read."""
+    try:
+        facts = _parsed(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) and all(isinstance(facts.get(name, ""), str) for name in JOB) and "job" in facts else {}
+
+
 def resume_stamp(folder: Path) -> int:
     """What changes when a cell makes progress that outlives it; 0 before that."""
     with contextlib.suppress(OSError):
@@ -360,9 +370,8 @@ def starts_without_progress(folder: Path) -> int:
     """How many of the latest starts by SLURM jobs found the cell as it is now."""
     now, count = resume_stamp(folder), 0
     for path in sorted(attempts(folder), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        with contextlib.suppress(OSError, ValueError):
-            if json.loads(path.read_bytes()).get("resume", now) != now:
-                break
+        if read_attempt(path).get("resume", now) != now:
+            break
         count += 1
     return count
 
@@ -500,9 +509,10 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return {}
     try:
-        for table, known in ((state, STATES), (state.get("progress") or {}, PROGRESS)):
+        for table, known in ((state, STATES), (state.get("progress") or {}, PROGRESS), (state.get("slurm") or {"job": ""}, JOB)):
             part("it", {name: table[name] for name in known if name in table}, known)
-    except (RequestError, AttributeError, TypeError):
+        task_id(state.get("slurm") or {"job": ""})
+    except (RequestError, AttributeError, TypeError, KeyError):
         return {}
     return state if state.get("time") is None or TIME.fullmatch(state["time"]) else {}
 
