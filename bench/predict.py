@@ -89,7 +89,7 @@ def _run(model: PromptableSegmenter, tasks: Sequence[Task], given: argparse.Name
             for number, (task, row, error) in enumerate(results(model, tasks), 1):
                 if len(tasks) > 1:
                     progress.cell(number, len(tasks), task.image.name)
-                    progress.done(error or _said(row))
+                    progress.done(error or _in_words(row))
                 if error:
                     failed.append(f"{task.image}: {error}")
                 else:
@@ -105,7 +105,7 @@ def _run(model: PromptableSegmenter, tasks: Sequence[Task], given: argparse.Name
     written = (
         f"{len(rows)} of {len(tasks)} masks are in {given.out}{_emptiness(rows)}"
         if given.images
-        else f"{given.out}: {_said(rows[0])}"
+        else f"{given.out}: {_in_words(rows[0])}"
         if rows
         else "Nothing was written"
     )
@@ -121,7 +121,7 @@ def _emptiness(rows: Sequence[dict[str, Any]]) -> str:
     return f"; {len(empty) if len(empty) < len(rows) else 'all'} of them are empty{why}" if empty else ""
 
 
-def _said(row: dict[str, Any]) -> str:
+def _in_words(row: dict[str, Any]) -> str:
     share = 100 * row["foreground_pixels"] / (row["height"] * row["width"])
     count = f"{row['prompts']} prompts" if row["prompts"] != 1 else "1 prompt"
     return f"{count if row['prompts'] else 'no prompt'}, foreground {share:.1f} % of {row['width']}×{row['height']} pixels"

@@ -63,7 +63,7 @@ def send(
     what it took."""
     refused = ""
     for index, plan in enumerate(plans):
-        lock.still_here()
+        lock.still_held()
         try:
             before = sent.arrays[plan.after].job if plan.after is not None else ""
             array, refused = _send_array(sent, index, plan, profile, checks[checked_partition(plan.flags)], before)
