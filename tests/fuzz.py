@@ -180,7 +180,7 @@ def _usages() -> dict[str, list[Usage]]:
             Usage(("CELL", "--format", "sam", "--out", "new.pth", "--pretrained", "pretrained"), (*OUT, *WEIGHTS), 6),
         ],
         "bench.compare": [Usage(("out", "out"), OUT, 10), Usage(("CELL", "CELL"), OUT)],
-        "bench.status": [Usage(("--out", "out", "--all"), OUT, 16)],
+        "bench.status": [Usage(("--out", "out", "--all"), OUT, 16, 2.0)],
         "bench.logs": [Usage(("0123456789ab", "--out", "out"), OUT, 6)],
         "bench.cancel": [Usage(("--out", "out", "--dry-run"), OUT)],
         "bench.clean": [Usage(("--out", "out"), OUT, 2)],

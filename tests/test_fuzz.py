@@ -2,7 +2,7 @@
 
 import fuzz
 
-SECONDS = 20.0
+SECONDS = 12.0
 
 
 def test_generated_mistakes_end_in_a_sentence():
