@@ -562,7 +562,7 @@ def test_the_writer_leaves_other_peoples_files_alone(tmp_path, capsys):
 )
 def test_too_few_images_are_one_sentence(arguments, said, tmp_path, capsys):
     assert synth.main([*arguments, "--out", str(tmp_path / "new")]) == 2
-    assert capsys.readouterr().err.strip() == said
+    assert capsys.readouterr().err.strip() == f"error: {said}"
     assert not (tmp_path / "new").exists()
 
 

@@ -204,7 +204,7 @@ def test_values_of_a_mask_are_foreground_ids_or_classes(dtype, palette, data, ca
         assert ("if the values are ids or classes, `mask_values" in printed) == (what == "foreground" and not palette)
         assert f"| {sum(map(len, (areas,))) * len(dataset.names('train'))} |" in " ".join(printed.split())
     described(data, "values_other", f'mask_values = "id"\n{PLAIN}')
-    with pytest.raises(RequestError, match=r"Unknown mask_values in .* 'id'. Did you mean ids"):
+    with pytest.raises(RequestError, match=r"Unknown value of mask_values in .* 'id'. Did you mean ids"):
         open_dataset("values_other", data)
 
 
