@@ -12,6 +12,7 @@ LAUNCHER   ?= local
 PROFILE    ?=
 OUT        ?= results
 WORKERS    ?= 2
+SLOW       ?=
 
 PY  := .venv/bin/python
 RUN := .venv/.setup-done
@@ -41,9 +42,9 @@ tables: $(RUN)
 	$(PY) -m bench.figures --out '$(OUT)'
 	$(PY) -m bench.report --out '$(OUT)'
 
-# One thread for each worker's torch, or they fight for the cores.
+# One thread for each worker's torch, or they fight for the cores. Without the tests that are marked slow; `make test SLOW=1` is all.
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(if $(SLOW),,-m "not slow")
 
 # On a cluster of its own on this machine; as root it installs what is missing from Debian's packages.
 test-slurm: $(DEV)

@@ -11,29 +11,23 @@ folder `masks/`, `overlays/` and `predictions.csv`. `bench.predicting.prompt_tab
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from bench.errors import STOPPED, RequestError, one_sentence
+from bench.errors import STOPPED, one_sentence
 from bench.grid.files import write_together
 from bench.grid.plugins import add_option
 from bench.grid.progress import Progress
 from bench.grid.spreadsheet import spreadsheet
 from bench.model.backbones import PRETRAINED
-from bench.model.segmenter import PromptableSegmenter, at_once
+from bench.model.segmenter import PromptableSegmenter
+from bench.predicting.masks import results
 from bench.predicting.tasks import TABLE, Task, folder_tasks, prepared, single_task
-from bench.reporting.overlays import overlay_picture
 from bench.running.adapted import RESULTS, load_run
 from bench.running.workers import device_of
-from bench.training.evaluation import predicted
-from bench.types import Prompts
 
 
 @one_sentence
@@ -95,7 +89,7 @@ def _run(model: PromptableSegmenter, tasks: Sequence[Task], given: argparse.Name
             for number, (task, row, error) in enumerate(results(model, tasks), 1):
                 if len(tasks) > 1:
                     progress.cell(number, len(tasks), task.image.name)
-                    progress.done(error or _said(row))
+                    progress.done(error or _in_words(row))
                 if error:
                     failed.append(f"{task.image}: {error}")
                 else:
@@ -111,7 +105,7 @@ def _run(model: PromptableSegmenter, tasks: Sequence[Task], given: argparse.Name
     written = (
         f"{len(rows)} of {len(tasks)} masks are in {given.out}{_emptiness(rows)}"
         if given.images
-        else f"{given.out}: {_said(rows[0])}"
+        else f"{given.out}: {_in_words(rows[0])}"
         if rows
         else "Nothing was written"
     )
@@ -127,61 +121,10 @@ def _emptiness(rows: Sequence[dict[str, Any]]) -> str:
     return f"; {len(empty) if len(empty) < len(rows) else 'all'} of them are empty{why}" if empty else ""
 
 
-def _said(row: dict[str, Any]) -> str:
+def _in_words(row: dict[str, Any]) -> str:
     share = 100 * row["foreground_pixels"] / (row["height"] * row["width"])
     count = f"{row['prompts']} prompts" if row["prompts"] != 1 else "1 prompt"
     return f"{count if row['prompts'] else 'no prompt'}, foreground {share:.1f} % of {row['width']}×{row['height']} pixels"
-
-
-def results(model: PromptableSegmenter, tasks: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any], str]]:
-    """Each task with its row of predictions.csv, files written, or with what went wrong; so many images at a time as fit in memory."""
-    size = at_once(model)[0]
-    for start in range(0, len(tasks), size):
-        ready: list[tuple[Task, Tensor, list[Prompts]]] = []
-        for task in tasks[start : start + size]:
-            try:
-                ready.append((task, *prepared(task, model.sam.config.grid)))
-            except RequestError as error:  # it was readable when the command began
-                yield task, {}, str(error)
-        for (task, image, prompts), mask in zip(ready, _masks(model, ready), strict=True):
-            yield task, _written(task, image, prompts, mask), ""
-
-
-@torch.inference_mode()
-def _masks(model: PromptableSegmenter, ready: Sequence[tuple[Task, Tensor, list[Prompts]]]) -> list[np.ndarray]:
-    """The union of all masks of each image, (H, W) bool; every image is encoded once, whatever kinds of prompts it has."""
-    if not ready:
-        return []
-    features = model.encode([image for _, image, _ in ready])
-    owners = [i for i, (_, _, prompts) in enumerate(ready) for _ in prompts]
-    unions = predicted(model, features.only(owners), [p for _, _, prompts in ready for p in prompts])
-    masks = [torch.zeros(size, dtype=torch.bool, device=model.device) for size in features.sizes]
-    for i, union in zip(owners, unions, strict=True):
-        masks[i] |= union
-    return [mask.cpu().numpy() for mask in masks]
-
-
-def _written(task: Task, image: Tensor, prompts: Sequence[Prompts], mask: np.ndarray) -> dict[str, Any]:
-    """Writes mask and overlay; the row of predictions.csv."""
-    _write(task.mask, mask.astype(np.uint8) * 255)
-    if task.overlay:
-        given = [keywords["mask"] for _, keywords in task.prompts if "mask" in keywords]
-        _write(task.overlay, overlay_picture(image.permute(1, 2, 0).numpy(), mask, prompts, given)[..., ::-1])
-    height, width = mask.shape
-    count = sum(p.count for p in prompts)
-    return {
-        "image": str(task.image),
-        "mask": str(task.mask),
-        "prompts": count,
-        "height": height,
-        "width": width,
-        "foreground_pixels": int(mask.sum()),
-    }
-
-
-def _write(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_together(path.parent, {path.name: cv2.imencode(".png", pixels)[1].tobytes()}, durable=False)
 
 
 if __name__ == "__main__":

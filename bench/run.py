@@ -49,9 +49,9 @@ def _launch_processes(arguments: Sequence[str], options: Options) -> int:
 
     from bench.running.workers import device_of
 
-    there = torch.cuda.device_count()
-    if device_of(options.device) == "cuda" and there < options.devices:
-        raise RequestError(f"--devices {options.devices}: torch finds {there} GPUs here; at most as many are allowed.")
+    available = torch.cuda.device_count()
+    if device_of(options.device) == "cuda" and available < options.devices:
+        raise RequestError(f"--devices {options.devices}: torch finds {available} GPUs here; at most as many are allowed.")
     return launch_processes(["-m", "bench.run", *arguments], options.devices)
 
 

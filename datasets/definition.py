@@ -50,7 +50,7 @@ class Definition:
     mask_extensions: Extensions = EXTENSIONS
     mask_suffix: str = ""
     mask_values: Literal["foreground", "ids", "classes"] = "foreground"
-    bits: Annotated[int, Range(8, 16)] = 0
+    bits: Literal[0] | Annotated[int, Range(8, 16)] = 0
     threshold: Annotated[int, Range(0, 65534)] = 0
     connectivity: Literal[4, 8] = 8
     min_area: Annotated[int, Range(0)] = 10

@@ -31,7 +31,7 @@ def array_plans(specs: Sequence[RunSpec], profile: Profile, untrained: frozenset
     array_size = min(array_size, profile.max_array_tasks or array_size)
     requests: dict[tuple[Any, ...], list[Pack]] = {}
     asked: dict[tuple[Any, ...], Profile] = {}
-    for own, cells in _alike(specs, profile):
+    for own, cells in _grouped(specs, profile):
         request = (own.signal_s, own.mem_gb_max, *map(str, own.sbatch_flags().items()))
         asked[request] = own
         short = [spec.key for spec in cells if spec.method.name in untrained]
@@ -56,7 +56,7 @@ def array_plans(specs: Sequence[RunSpec], profile: Profile, untrained: frozenset
     ]
 
 
-def _alike(specs: Iterable[RunSpec], profile: Profile) -> Iterator[tuple[Profile, list[RunSpec]]]:
+def _grouped(specs: Iterable[RunSpec], profile: Profile) -> Iterator[tuple[Profile, list[RunSpec]]]:
     """Cells by what they ask for, each group in the order of the grid."""
     groups: dict[str, tuple[Profile, list[RunSpec]]] = {}
     for spec in specs:

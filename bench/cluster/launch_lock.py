@@ -42,7 +42,7 @@ class LaunchLock:
         if _read(self.path) == self.mine:
             self.path.unlink(missing_ok=True)
 
-    def still_here(self) -> None:
+    def still_held(self) -> None:
         """Tells launchers on other machines that this one lives."""
         with contextlib.suppress(OSError):
             os.utime(self.path)

@@ -63,7 +63,7 @@ def send(
     what it took."""
     refused = ""
     for index, plan in enumerate(plans):
-        lock.still_here()
+        lock.still_held()
         try:
             before = sent.arrays[plan.after].job if plan.after is not None else ""
             array, refused = _send_array(sent, index, plan, profile, checks[checked_partition(plan.flags)], before)
@@ -102,10 +102,7 @@ def is_limit(error: Exception) -> bool:
 
 def _sbatch(sent: Submission, index: int, plan: ArrayPlan, profile: Profile, check: str, before: str) -> str:
     """Sends one array through submitit; its number. check: the job that it starts behind if that ends well; before: the array that it
-    starts behind however that ends; "" for none.
-
-    The script goes to the snapshot before its last line, because Python finds modules in its current folder before all others.
-    """
+    starts behind however that ends; "" for none."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -116,14 +113,6 @@ def _sbatch(sent: Submission, index: int, plan: ArrayPlan, profile: Profile, che
         flags["clusters"] = sent.cluster
     if waits := [*([f"afterok:{check}"] if check else []), *([f"afterany:{before}"] if before else [])]:
         flags |= {"dependency": ",".join(waits), "kill-on-invalid-dep": "yes"}
-    threads = f'export OMP_NUM_THREADS="$((n = ${{SLURM_CPUS_PER_TASK:-1}} / {sent.context.devices}, n > 0 ? n : 1))"'
-    around = [
-        f". {shlex.quote(str(sent.snapshot / 'bench' / 'cluster' / 'job.sh'))} || exit 1",
-        f"spb_logs={shlex.quote(str(sent.logs))} spb_attempts={sent.attempts} spb_mem_max={plan.mem_max_mb}",
-        "begin",
-    ]
-    go = f"cd {shlex.quote(str(sent.snapshot))} || exit 1"
-    path = f'export PYTHONPATH={shlex.quote(str(sent.snapshot))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     packs = len(plan.packs)
     with outside_of_jobs():
         executor = submitit.SlurmExecutor(folder=sent.logs, python=f"run_cells {python_of(profile)}")
@@ -131,7 +120,7 @@ def _sbatch(sent: Submission, index: int, plan: ArrayPlan, profile: Profile, che
             job_name=sent.name(index),
             use_srun=False,
             array_parallelism=plan.parallel,
-            setup=[*SETUP, threads, *around, *profile.setup, "ready", go, path],
+            setup=_lines_before_python(sent, plan, profile),
             wckey=None,
             additional_parameters=flags,
         )
@@ -140,6 +129,20 @@ def _sbatch(sent: Submission, index: int, plan: ArrayPlan, profile: Profile, che
         except (FailedJobError, FailedSubmissionError) as error:
             raise RequestError(f"SLURM refuses (sbatch): {last_word(str(error))}") from None
     return str(jobs[0].job_id).partition("_")[0]
+
+
+def _lines_before_python(sent: Submission, plan: ArrayPlan, profile: Profile) -> list[str]:
+    """The batch script but for its last line. It goes to the snapshot at the end, because Python finds modules in its current folder
+    before all others."""
+    threads = f'export OMP_NUM_THREADS="$((n = ${{SLURM_CPUS_PER_TASK:-1}} / {sent.context.devices}, n > 0 ? n : 1))"'
+    around = [
+        f". {shlex.quote(str(sent.snapshot / 'bench' / 'cluster' / 'job.sh'))} || exit 1",
+        f"spb_logs={shlex.quote(str(sent.logs))} spb_attempts={sent.attempts} spb_mem_max={plan.mem_max_mb}",
+        "begin",
+    ]
+    go = f"cd {shlex.quote(str(sent.snapshot))} || exit 1"
+    path = f'export PYTHONPATH={shlex.quote(str(sent.snapshot))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+    return [*SETUP, threads, *around, *profile.setup, "ready", go, path]
 
 
 def _refuse_what_never_starts(arrays: Sequence[Array]) -> None:

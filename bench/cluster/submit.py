@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bench.cluster.array_plan import ArrayPlan, array_plans, shown
 from bench.cluster.job import given_up
@@ -70,20 +69,14 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
     store.check_writable(wanted)
     with LaunchLock(out / FOLDER) as lock:
         live = _live(out, {spec.key for spec in wanted})
-        free = [spec for spec in wanted if spec.key not in live and _is_open(store, spec, grid.context.overwrite)]
-        free, elsewhere = _without_running(store, free, grid.context.steal)
-        free = _without_given_up(out, store, free, grid)
+        free, elsewhere = _free(store, [spec for spec in wanted if spec.key not in live], grid)
         if not free:
             store.write_grid(specs)
             print(f"{len(specs)} cells: nothing to send, {len(live)} are with SLURM already.{elsewhere}")
             return 0
         plans, left = _within_limits(array_plans(free, grid.profile, grid.untrained, limits().array_size), grid.profile)
         collect = grid.collect and grid.profile.collect_partition != NONE
-        for flags in {repr(plan.flags): plan.flags for plan in plans}.values():
-            refuse_what_never_starts(flags)
-            test_only({**flags, "output": "/dev/null"})
-        if collect:
-            _test_collector(collector_flags(plans[0].flags, grid.profile))
+        _test_requests(plans, grid.profile, collect)
         sent = _submission(free, plans, grid)
         with all_or_nothing(sent) as jobs:
             checks = _checks(sent, plans, grid.profile, jobs)
@@ -95,6 +88,13 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
     if elsewhere:
         print(elsewhere.strip())
     return _say_what_is_left(sent, left, refused)
+
+
+def _free(store: ResultStore, specs: Sequence[RunSpec], grid: Launch) -> tuple[list[RunSpec], str]:
+    """The cells that are still to be computed and that nobody computes or gave up, and a sentence on those that others compute."""
+    still = [spec for spec in specs if _is_open(store, spec, grid.context.overwrite)]
+    free, elsewhere = _without_running(store, still, grid.context.steal)
+    return _without_given_up(grid.context.out, store, free, grid), elsewhere
 
 
 def _without_running(store: ResultStore, specs: Sequence[RunSpec], steal: bool) -> tuple[list[RunSpec], str]:
@@ -138,10 +138,16 @@ def _without_given_up(out: Path, store: ResultStore, specs: Sequence[RunSpec], g
     return kept
 
 
-def _test_collector(flags: Mapping[str, Any]) -> None:
-    """RequestError where no node could run the collector; that a limit leaves no room for it now is said when it is sent."""
-    try:
+def _test_requests(plans: Sequence[ArrayPlan], profile: Profile, collect: bool) -> None:
+    """RequestError where SLURM would refuse an array, never start it, or no node could run the collector. That a limit leaves no room
+    for that one now is said when it is sent."""
+    for flags in {repr(plan.flags): plan.flags for plan in plans}.values():
+        refuse_what_never_starts(flags)
         test_only({**flags, "output": "/dev/null"})
+    if not collect:
+        return
+    try:
+        test_only({**collector_flags(plans[0].flags, profile), "output": "/dev/null"})
     except RequestError as error:
         if not is_limit(error):
             raise

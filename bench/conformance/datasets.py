@@ -77,7 +77,7 @@ def names_are_unique_and_sorted(data: DatasetSubject) -> str:
     return ", ".join(counts)
 
 
-def splits_are_apart(data: DatasetSubject) -> str:
+def splits_are_disjoint(data: DatasetSubject) -> str:
     train, val, test = (set(data.dataset.names(split)) for split in SPLITS)
     both = sorted(test & train) + sorted(test & val)
     need(not both, f"{len(both)} names are in test and in train or val: {', '.join(both[:3])}.")
@@ -182,7 +182,7 @@ def _few(values: Sequence[object]) -> str:
 DATASET_CHECKS: tuple[Check[DatasetSubject], ...] = (
     describes_itself,
     names_are_unique_and_sorted,
-    splits_are_apart,
+    splits_are_disjoint,
     official_lists_are_training_images,
     support_depends_on_its_arguments_alone,
     support_is_drawn_from_the_training_images,

@@ -97,17 +97,17 @@ def difference(model: PromptableSegmenter, folder: Path) -> float:
     embedding, first_global = model.encoder(image)
     features = Features(embedding, first_global, ((side, side),), (True,))
     parts = encoder.run(None, {"image": image.numpy()})
-    found = [_apart(a, b) for a, b in zip(parts, features[:2], strict=True)]
+    found = [_largest_difference(a, b) for a, b in zip(parts, features[:2], strict=True)]
     given = Prompts(boxes=box.flatten(1)), Prompts(points=point[:, :1], labels=torch.ones(1, 1))
     for prompts, coords, labels in zip(given, (box, point), (torch.tensor([[2.0, 3.0]]), torch.tensor([[1.0, -1.0]])), strict=True):
         low = model.decoder(model.sam, features, [prompts])
         inputs = (*parts, *(tensor.numpy() for tensor in no_masks(coords, labels, config.grid)))
         out = decoder.run(None, dict(zip(DecoderGraph.names[0], inputs, strict=True)))
-        found += [_apart(out[0], low.logits[0]), _apart(out[1], low.iou[0])]
+        found += [_largest_difference(out[0], low.logits[0]), _largest_difference(out[1], low.iou[0])]
     return max(found)
 
 
-def _apart(a: np.ndarray, b: Tensor) -> float:
+def _largest_difference(a: np.ndarray, b: Tensor) -> float:
     return float(np.abs(a - b.numpy()).max() / max(1.0, b.abs().max().item()))
 
 

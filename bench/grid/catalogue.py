@@ -92,7 +92,7 @@ def _state(text: str) -> str:
     included."""
     digest = sha256(f"{text}\0{sys.version}".encode())
     published = [path for path in PUBLISHED.values() if path.is_file()]  # they say what the group "paper" is
-    for path in sorted([*(ROOT / "bench").glob("*.py"), *(ROOT / "methods").rglob("*.py"), *published]):
+    for path in sorted([*(ROOT / "bench").rglob("*.py"), *(ROOT / "methods").rglob("*.py"), *published]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for point in sorted(entry_points(group=METHODS.group)):
         digest.update(f"\0{point.name}={point.value}".encode())

@@ -58,8 +58,10 @@ class Settings:
     # "tf32": products in TF32 whatever matmul_precision says; "bf16": autocast, float32 weights and losses
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     # Of STREAM_REVISIONS; no setting that a protocol has. 1 where nothing is trained, and in records from before there was another.
-    stream_revision: int = field(default=1, metadata=NO_KEY)
-    lr_by_group: tuple[tuple[str, float], ...] = field(default=(), metadata=NO_KEY)  # of every group, where they are not all the same
+    stream_revision: int = field(default=1, repr=False, metadata=NO_KEY)
+    lr_by_group: tuple[tuple[str, float], ...] = field(
+        default=(), repr=False, metadata=NO_KEY
+    )  # of every group, where they are not all the same
 
     @property
     def rates(self) -> tuple[float, ...]:

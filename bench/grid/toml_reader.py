@@ -94,7 +94,10 @@ def typed(where: str, key: str, value: Any, kind: Any) -> Any:
         names = [f"{key} {at}" if isinstance(item, dict) else key for at, item in enumerate(value, 1)]
         return tuple(typed(where, name, item, inner[0]) for name, item in zip(names, value, strict=True))
     elif needed(kind) == "a table" and isinstance(value, Mapping):
-        return _table(_below(where, key), value, kind)
+        try:
+            return _table(_below(where, key), value, kind)
+        except WrongType as error:  # in the table: no other type of a union can be meant
+            raise RequestError(str(error)) from None
     elif kind is Any or type(value) is kind or (kind is float and type(value) is int and abs(value) <= MOST):
         return _bounded(where, key, float(value) if kind is float else value)
     raise WrongType(f"{where}: {key} = {_shown(value)} has the wrong type: {needed(kind)} is needed.")

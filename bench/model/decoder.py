@@ -81,7 +81,7 @@ class Decoder(nn.Module):
         image_maps = self.image_maps(features)
         logits: list[Tensor] = [features.embedding[:0]] * len(prompts)
         iou = list(logits)
-        for images in _alike([sparse for sparse, _ in encoded]):  # prompts of one length are one batch
+        for images in _of_one_shape([sparse for sparse, _ in encoded]):  # prompts of one length are one batch
             counts = [len(encoded[i][0]) for i in images]
             sparse, dense = (torch.cat([encoded[i][k] for i in images]) for k in (0, 1))
             index = torch.tensor(images, device=sparse.device).repeat_interleave(torch.tensor(counts, device=sparse.device))
@@ -187,7 +187,7 @@ def _upscale(inner: int, middle: int, outer: int) -> list[nn.Module]:
     return [up[0], LayerNorm2d(middle), nn.GELU(), up[1]]
 
 
-def _alike(sparse: Sequence[Tensor]) -> list[list[int]]:
+def _of_one_shape(sparse: Sequence[Tensor]) -> list[list[int]]:
     """Indices of the images whose prompts have as many tokens."""
     groups: dict[int, list[int]] = defaultdict(list)
     for i, tokens in enumerate(sparse):

@@ -40,7 +40,7 @@ def batched(sam: Sam, embedding: Tensor, prompts: Sequence[Prompts]) -> PromptBa
     sparse: list[Tensor] = []
     sources: list[Tensor] = []
     which: list[int] = []
-    for images in _alike(prompts):
+    for images in _of_one_shape(prompts):
         joined = _joined([prompts[i] for i in images])
         counts = [prompts[i].count for i in images] if joined else [1] * len(images)
         start, known = len(which), sum(map(len, sources))
@@ -75,7 +75,7 @@ def encode_prompts(sam: Sam, prompts: Prompts) -> tuple[Tensor, Tensor]:
     return encoded
 
 
-def _alike(prompts: Sequence[Prompts]) -> list[list[int]]:
+def _of_one_shape(prompts: Sequence[Prompts]) -> list[list[int]]:
     """Indices of the images whose prompts are of the same kinds and lengths."""
     groups: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
     for i, p in enumerate(prompts):

@@ -91,11 +91,11 @@ def folder_tasks(given: Namespace) -> list[Task]:
             if not path.resolve().is_relative_to(given.out.resolve()):
                 raise RequestError(f"{path} leads out of {given.out} by a link: give another --out.")
         owner[mask] = name
-        tasks.append(Task(image, tuple(_alike(given.prompts, prompts)), mask, None if given.no_overlay else overlay, given.bits))
+        tasks.append(Task(image, tuple(_of_one_kind(given.prompts, prompts)), mask, None if given.no_overlay else overlay, given.bits))
     return tasks
 
 
-def _alike(table: Path, prompts: Sequence[TablePrompt]) -> Iterator[tuple[str, Keywords]]:
+def _of_one_kind(table: Path, prompts: Sequence[TablePrompt]) -> Iterator[tuple[str, Keywords]]:
     """An image's prompts for as many decodings as there are kinds (with a box or not, so many points); one without any if it has none."""
     if not prompts:
         yield "", {}

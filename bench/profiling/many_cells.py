@@ -86,27 +86,27 @@ def time_store(cells: int, read_back: Callable[[ResultStore], int]) -> int:
         store = ResultStore(Path(folder))
         began = time.perf_counter()
         names = len(METHODS.names()) + len(DATASETS.names())
-        _said(f"load {names} methods and data sets, and torch with them (once a process, not counted)", began)
+        _print_seconds(f"load {names} methods and data sets, and torch with them (once a process, not counted)", began)
         began = time.perf_counter()
         specs = planned(cells)
         pending = sum(store.status(spec).phase == "pending" for spec in specs)
-        planning = _said(f"plan {cells} cells: specs, keys, state ({pending} pending)", began)
+        planning = _print_seconds(f"plan {cells} cells: specs, keys, state ({pending} pending)", began)
         began = time.perf_counter()
         store.write_grid(specs)
         fill(store, specs)
         del specs
-        _said("write their records (no limit)", began)
+        _print_seconds("write their records (no limit)", began)
         began = time.perf_counter()
         made = read_back(store)
-        reading = _said(f"read them back into the paper's table ({made} tables)", began)
-        loading, peak = _load_apart(store.root)
+        reading = _print_seconds(f"read them back into the paper's table ({made} tables)", began)
+        loading, peak = _load_in_subprocess(store.root)
     kept = planning + reading <= limit and loading <= limit and peak <= LIMIT_MB
     print(f"planning and reading back: {planning + reading:.2f} s, loading: {loading:.2f} s; the limit of each is {limit:g} s")
     print(f"peak memory of loading: {peak:.0f} MB; the limit is {LIMIT_MB:g} MB; limits: {'kept' if kept else 'EXCEEDED'}")
     return 0 if kept else 1
 
 
-def _load_apart(root: Path) -> tuple[float, float]:
+def _load_in_subprocess(root: Path) -> tuple[float, float]:
     """The seconds and peak megabytes of `bench.results()` in a process of its own."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(root)], cwd=ROOT, check=True, capture_output=True, text=True)
     rows, seconds, spent, megabytes = map(float, done.stdout.split())
@@ -156,7 +156,7 @@ def _cpu_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _said(what: str, began: float) -> float:
+def _print_seconds(what: str, began: float) -> float:
     seconds = time.perf_counter() - began
     print(f"{what}: {seconds:.2f} s", flush=True)
     return seconds

@@ -33,7 +33,7 @@ Measured = tuple[Pair, tuple[Found, Found]]
 _one_large_job = Lock()  # a plain training step takes 15 GiB
 
 
-def measured_apart(job: Job) -> Found:
+def measured_in_subprocess(job: Job) -> Found:
     """`bench.profiling.model.measure` in a new process with ALLOCATOR's settings and one thread."""
     environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "bench.profiling.model", json.dumps(asdict(job))]
@@ -53,7 +53,7 @@ def turns(pairs: Sequence[Pair], rounds: int, seconds: float, at_once: int) -> I
         chosen = affordable(cost, left, at_once)
         with ThreadPoolExecutor(at_once) as workers:
             jobs = [job for pair in chosen for job in (pair if turn % 2 == 0 else pair[::-1])]
-            found = dict(zip(jobs, workers.map(_timed_and_said, jobs), strict=True))
+            found = dict(zip(jobs, workers.map(_timed_and_printed, jobs), strict=True))
         for pair in chosen:
             cost[pair] = sum(found[job][1] for job in pair)
         yield [((fast, plain), (found[fast][0], found[plain][0])) for fast, plain in chosen]
@@ -70,7 +70,7 @@ def affordable(cost: Mapping[Pair, float], seconds: float, at_once: int) -> list
     return [pair for pair in cost if pair in taken]
 
 
-def _timed_and_said(job: Job) -> tuple[Found, float]:
+def _timed_and_printed(job: Job) -> tuple[Found, float]:
     if job.path == "reference" and job.work == "train":
         with _one_large_job:
             return _timed(job)
@@ -79,7 +79,7 @@ def _timed_and_said(job: Job) -> tuple[Found, float]:
 
 def _timed(job: Job) -> tuple[Found, float]:
     began = time.monotonic()
-    found = measured_apart(job)
+    found = measured_in_subprocess(job)
     shown = {key: round(found[key], 3) for key in ("seconds", "user_seconds", "peak_mb") if key in found} or found
     print(f"{job.backbone} {job.method} {job.work} {job.path} {job.precision}: {shown}", flush=True)
     return found, time.monotonic() - began

@@ -1,4 +1,4 @@
-"""What is stored and what was asked for, parted into the boards whose cells may stand in one table."""
+"""What is stored and what was asked for, grouped into the cells that may stand in one table."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from bench.reporting.table import Cell
 LONGEST_NAME = 200  # bytes; file systems allow 255, with an ending and a temporary name's
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
-Identity = tuple[str, str, str, str]  # backbone, protocol, shots, checkpoint: of a board
+Identity = tuple[str, str, str, str]  # backbone, protocol, shots, checkpoint: of one table's cells
 IDENTITY = ("backbone", "protocol", "shots", "checkpoint_sha256")
 MACHINE = "provenance.device_name"
 FILES, TIME = "provenance.data.fingerprint", "provenance.time"
@@ -197,7 +197,7 @@ class Part:
 def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCells]:
     """What is stored and what the last run asked for, parted by backbone, protocol, shots and weights.
 
-    What trains nothing has no shots of its own: it stands once in every board of its backbone, protocol and weights.
+    What trains nothing has no shots of its own: it stands once in every table of its backbone, protocol and weights.
     RequestError, one sentence, where there is no cell at all, or none that is asked for.
     """
     scan, grid = store.scan(), store.grid()
@@ -207,8 +207,8 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     parts = _parts(_with_costs(scan.table, store.costs()), grid)
     taken = [key for key in parts if query.takes(key[2], key[1], key[0])]
     if not taken:
-        there = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in parts)
-        raise RequestError(f"No cell is of the shots, protocol and backbone asked for; there are: {there}.")
+        others = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in parts)
+        raise RequestError(f"No cell is of the shots, protocol and backbone asked for; there are: {others}.")
     notes = _damage_notes(store, scan.damaged)
     return [_comparable(store, query, key, parts[key], notes) for key in taken]
 
@@ -223,7 +223,7 @@ def _with_costs(frame: pd.DataFrame, costs: Mapping[tuple[str, str, str], Mappin
 
 
 def _parts(table: pd.DataFrame, grid: Sequence[GridCell]) -> dict[Identity, Part]:
-    """Board by board, in order; what trains nothing has a board of its own only where nothing else is there."""
+    """The cells of one table after another, in order; what trains nothing has a table of its own only where nothing else is stored."""
     trained = table[table["trains"].astype(bool)] if len(table) else table
     once = _once(table.drop(trained.index), grid)
     stored, alone = ({_identity(key): of for key, of in _grouped(frame, list(IDENTITY))} for frame in (trained, once))
@@ -299,7 +299,9 @@ def _other_files(frame: pd.DataFrame) -> dict[Position, tuple[str, ...]]:
     found: dict[Position, tuple[str, ...]] = {}
     if not {FILES, TIME} <= set(frame):
         return found
-    known = frame[[isinstance(files, str) for files in frame[FILES]]].sort_values(TIME, kind="stable", key=lambda time: time.astype(str))
+    known = frame[frame[FILES].map(lambda files: isinstance(files, str)).astype(bool)].sort_values(
+        TIME, kind="stable", key=lambda time: time.astype(str)
+    )
     newest = dict(zip(known["dataset"], known[FILES], strict=True))
     for label, dataset, draw, seed, files in zip(*(known[name] for name in ("label", "dataset", "draw", "seed", FILES)), strict=True):
         if files != newest[dataset]:

@@ -36,7 +36,7 @@ NAMED = 4  # images whose disagreement is named
 
 @dataclass(frozen=True)
 class View:
-    """A board ready to be drawn: its methods in the paper's order, with titles, and its evidence."""
+    """Comparable cells ready to be drawn: their methods in the paper's order, with titles, and their statistics."""
 
     comparable: ComparableCells
     known: TableStatistics
@@ -45,7 +45,7 @@ class View:
 
     @classmethod
     def of(cls, comparable: ComparableCells, published: Published) -> "View":
-        """The view of a board's methods that have cells."""
+        """The view of the methods that have cells."""
         labels = tuple(label for label in ordered(comparable.labels_of(comparable.datasets), published) if _stored(comparable, label))
         titles = tuple(heading(label, published).replace(" (", "\n(") for label in labels)
         return cls(comparable, table_statistics(comparable, comparable.datasets, averaged=len(comparable.datasets) > 1), labels, titles)
@@ -247,8 +247,8 @@ def shot_curves(views: Sequence[View]) -> Drawn:
 
 
 def _shot_line(ax: Axes, i: int, title: str, cells: Sequence[Cell]) -> None:
-    there = [(k, cell.value) for k, cell in enumerate(cells) if cell.value is not None]
-    ax.plot([k for k, _ in there], [value for _, value in there], color=colour(i), marker=marker(i), markersize=4, label=title)
+    points = [(k, cell.value) for k, cell in enumerate(cells) if cell.value is not None]
+    ax.plot([k for k, _ in points], [value for _, value in points], color=colour(i), marker=marker(i), markersize=4, label=title)
     for k, cell in enumerate(cells):
         if cell.low is not None and cell.high is not None:
             ax.vlines(k, cell.low, cell.high, color=colour(i), linewidth=0.8)

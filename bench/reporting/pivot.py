@@ -129,8 +129,8 @@ def entries(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Entry]:
 
 
 def _stored_selections(comparable: ComparableCells) -> list[str]:
-    there = {str(name).partition(".")[0] for name in comparable.frame.columns}
-    return [name for name in SELECTIONS if name in there] or [comparable.selection]
+    stored = {str(name).partition(".")[0] for name in comparable.frame.columns}
+    return [name for name in SELECTIONS if name in stored] or [comparable.selection]
 
 
 def _entries(comparable: ComparableCells, selection: str, rule: str, metric: str) -> list[Entry]:

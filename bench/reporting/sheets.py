@@ -29,7 +29,7 @@ class Sheet:
 
 
 def sheets(store: ResultStore, query: CellQuery) -> Iterator[Sheet]:
-    """The sheets of all boards; a data set whose methods have no draw and seed in common has none."""
+    """The sheets of all comparable cells; a data set whose methods have no draw and seed in common has none."""
     published = read_published(PUBLISHED["1"])
     for comparable in comparable_cells(store, query):
         for dataset in comparable.datasets:

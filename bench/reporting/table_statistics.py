@@ -175,7 +175,7 @@ def _some(places: Sequence[str], most: int = 4) -> str:
 
 
 def table_statistics(comparable: ComparableCells, datasets: Sequence[str], averaged: bool) -> TableStatistics:
-    """The evidence of a board's stored cells on these data sets; a cell without readable rows by image has none."""
+    """The statistics of the stored cells on these data sets; a cell without readable rows by image has none."""
     counts: dict[Position, Counts] = {}
     lacking: dict[Position, str] = {}
     files: dict[Position, str] = {}

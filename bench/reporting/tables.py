@@ -46,7 +46,7 @@ def paper_table(comparable: ComparableCells, published: Published, paper_shots: 
         (
             *comparable.warnings,
             *_published_notes(comparable, published, paper_shots),
-            *_evidence_notes(known),
+            *_statistics_notes(known),
             *comparable.notes,
         ),
     )
@@ -79,7 +79,7 @@ def _scored(comparable: ComparableCells, known: TableStatistics, datasets: Seque
     return scored
 
 
-def _evidence_notes(known: TableStatistics) -> tuple[str, ...]:
+def _statistics_notes(known: TableStatistics) -> tuple[str, ...]:
     if not known.counts:
         return ()
     images = ", ".join(f"{name} {len(of.images)}" for name, of in sorted({name: of for (_, name), of in known.counts.items()}.items()))
@@ -122,7 +122,7 @@ def plain_table(comparable: ComparableCells, published: Published, paper_shots: 
         )
         for label in ordered(comparable.labels_of(datasets), published)
     ]
-    notes = (*comparable.warnings, *_evidence_notes(known), *comparable.notes)
+    notes = (*comparable.warnings, *_statistics_notes(known), *comparable.notes)
     return Table(comparable.name("plain"), "Foreground mIoU (%)", comparable.context, "method", columns, tuple(rows), notes)
 
 

@@ -24,11 +24,11 @@ SAMPLING = ("batch", "flips", "random_crop", "crop_area_min", "prompt_types", "a
 
 def training_sheets(store: ResultStore, specs: Sequence[RunSpec], data: Path) -> Iterator[Path]:
     """Writes a sheet for all cells that see the same samples, and yields its path."""
-    alike: dict[tuple[object, ...], list[RunSpec]] = {}
+    identical: dict[tuple[object, ...], list[RunSpec]] = {}
     for spec in specs:
         how = [getattr(spec.settings, name) for name in SAMPLING]
-        alike.setdefault((spec.dataset, spec.backbone, spec.shots, spec.draw, spec.seed, spec.protocol, *how), []).append(spec)
-    for spec, *others in alike.values():
+        identical.setdefault((spec.dataset, spec.backbone, spec.shots, spec.draw, spec.seed, spec.protocol, *how), []).append(spec)
+    for spec, *others in identical.values():
         dataset = open_datasets([spec], data)[spec.dataset]
         support = dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
         epochs = min(spec.settings.epochs, -(-PER_LINE // len(support)))

@@ -72,7 +72,7 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     changed = changed_data([spec for spec in specs if states[spec].phase == "stored"], store, options)
     missing = [spec for spec in specs if to_run(states[spec], options.overwrite) or (options.overwrite == "changed" and spec in changed)]
     if is_main_process():
-        _say_apart(specs, [spec for spec in changed if spec not in missing], store)
+        _warn_of_other_data(specs, [spec for spec in changed if spec not in missing], store)
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         _list_cells(specs, states, missing)
@@ -106,7 +106,7 @@ def _run_cells(
     """Runs cells, none of which stops the others; whether the user stopped it. begin: is called when the checkpoint was read, before the
     first cell."""
     from bench.model.checkpoints import load_sam
-    from bench.running.workers import device_of, run_here, run_in_workers
+    from bench.running.workers import device_of, run_in_process, run_in_workers
     from bench.training.process_group import join_process_group, leave_process_group
 
     context = run_context(backbone, checkpoint, device_of(options.device), options)
@@ -122,7 +122,7 @@ def _run_cells(
         begin()
     if workers > 1:
         return run_in_workers(specs, context, workers)
-    stopped = run_here(specs, context, sam, datasets, process_group)
+    stopped = run_in_process(specs, context, sam, datasets, process_group)
     if not stopped:
         leave_process_group(process_group)
     return stopped
@@ -137,7 +137,7 @@ def changed_data(stored: Sequence[RunSpec], store: ResultStore, options: Options
     return [spec for spec in stored if spec.dataset in now and store.read(spec).fingerprint not in ("", now[spec.dataset])]
 
 
-def _say_apart(specs: Sequence[RunSpec], changed: Sequence[RunSpec], store: ResultStore) -> None:
+def _warn_of_other_data(specs: Sequence[RunSpec], changed: Sequence[RunSpec], store: ResultStore) -> None:
     """Names the stored cells that look like those asked for, and which tables compare with none of them."""
     if changed:
         which = "; ".join(map(title, changed[:NAMED])) + ("; …" if len(changed) > NAMED else "")

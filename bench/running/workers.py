@@ -64,7 +64,7 @@ class StopSignal:
         self.asked = True
 
 
-def begin_here(store: ResultStore, spec: RunSpec, context: RunContext) -> str:
+def begin_in_process(store: ResultStore, spec: RunSpec, context: RunContext) -> str:
     """Makes a cell ready to be run by a process of this machine; why it is left to another process, or ""."""
     if not context.steal and (other := holder(store.folder(spec))):
         return f"is computed by {other}; --steal computes it here too"
@@ -86,7 +86,7 @@ class CellRunner:
         datasets: Mapping[str, Dataset],
         stop: StopSignal,
         process_group: ProcessGroup = SINGLE_PROCESS,
-        begin: Begin = begin_here,
+        begin: Begin = begin_in_process,
     ) -> None:
         self.process_group, self.begin = process_group, begin
         self.context, self.sam, self.datasets, self.stop = context, sam, datasets, stop
@@ -128,14 +128,14 @@ class CellRunner:
 
     def _failed(self, spec: RunSpec, error: Exception) -> str:
         """Notes why a cell failed. In a process group it ends all, ProcessGroupError, but for a loss that is the same in all processes."""
-        alike = self.process_group.size == 1 or isinstance(error, DivergedError)
-        if not alike and is_lost(error):
+        identical = self.process_group.size == 1 or isinstance(error, DivergedError)
+        if not identical and is_lost(error):
             raise ProcessGroupError from None
         reason = failure(error, spec.method.name)
-        if not alike or self.process_group.rank == 0:
+        if not identical or self.process_group.rank == 0:
             with contextlib.suppress(OSError):
                 self.store.fail(spec, reason)
-        if not alike:
+        if not identical:
             raise ProcessGroupError(
                 f"Process {self.process_group.rank + 1} of {self.process_group.size}: {reason} The others stop too."
             ) from None
@@ -267,7 +267,7 @@ class ProgressWriter:
         return round((now - began) * (1.0 - share) / (share - at), 1)
 
 
-def run_here(
+def run_in_process(
     specs: Sequence[RunSpec], context: RunContext, sam: Sam, datasets: Mapping[str, Dataset], process_group: ProcessGroup = SINGLE_PROCESS
 ) -> bool:
     """Runs the cells in this process; whether it was asked to stop."""
@@ -285,7 +285,7 @@ def run_in_workers(
     specs: Sequence[RunSpec],
     context: RunContext,
     workers: int,
-    begin: Begin = begin_here,
+    begin: Begin = begin_in_process,
     signals: Sequence[signal.Signals] = STOPS,
     threads: int = 1,
 ) -> bool:

@@ -63,7 +63,7 @@ def plan(archive: Path, root: Path, tops: Sequence[Top]) -> Plan:
     for member in members:
         if member.info.flag_bits & ENCRYPTED:
             raise RequestError(f"The archive {archive} is encrypted; unpack it yourself, and give the folder to --from.")
-    absent = [member for member in members if not _is_there(archive, member)]
+    absent = [member for member in members if not _exists(archive, member)]
     for member in absent:
         _check_way(root, member.target)
     folders = frozenset(member.target.parent for member in members)
@@ -127,7 +127,7 @@ def _members(infos: Sequence[ZipInfo], root: Path, top: Top, base: str) -> Itera
                 yield Member(info, root / top.name / part.folder / name)
 
 
-def _is_there(archive: Path, member: Member) -> bool:
+def _exists(archive: Path, member: Member) -> bool:
     """Whether the file lies in its place; RequestError where another one does."""
     if not os.path.lexists(member.target):
         return False

@@ -17,7 +17,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found. seen: the looks at the images that could be read; opened, manifest: None where the data set does not open."""
+    """What was found. seen: what the images that could be read are like; opened, manifest: None where the data set does not open."""
 
     findings: tuple[Finding, ...]
     seen: Inspected = field(default_factory=dict)

@@ -139,7 +139,7 @@ def test_04_the_controller_is_away_when_a_job_is_warned(cluster, tmp_path):
 
 
 def test_05_the_users_own_variables_hide_nothing_and_are_heeded_where_they_fill_a_gap(cluster, tmp_path):
-    grid = Grid(cluster, tmp_path / "out", methods="sam", seeds="0,1", protocol=SHORT, profile=f"{LONELY}{HELD}")
+    grid = Grid(cluster, tmp_path / "out", methods="lora", seeds="0,1", protocol=SHORT, profile=f"{LONELY}{HELD}")
     grid.launch()
     hiding = {
         "SQUEUE_STATES": "RUNNING",
@@ -165,7 +165,7 @@ def test_05_the_users_own_variables_hide_nothing_and_are_heeded_where_they_fill_
 
 def test_06_everything_that_a_launch_sent_is_cancelled_and_none_of_it_is_lost(cluster, tmp_path):
     cluster.ask("sbatch", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 300")
-    grid = Grid(cluster, tmp_path / "out", methods="sam", seeds="0,1,2", protocol=SHORT, profile=LONELY)
+    grid = Grid(cluster, tmp_path / "out", methods="lora", seeds="0,1,2", protocol=SHORT, profile=LONELY)
     assert "waits itself (Resources)" in grid.launch("--collect")
     name = cluster.ask("squeue", "-h", "-o", "%j").split()
     (name,) = {one for one in name if one.endswith("_0")}
@@ -195,7 +195,7 @@ def test_07_what_another_process_computes_is_left_to_it_until_it_is_stolen(clust
 
 def test_08_two_users_share_a_folder(cluster, tmp_path):
     cluster.folder.chmod(0o755)
-    grid = Grid(cluster, tmp_path / "out", methods="sam", seeds="0,1", protocol=SHORT, profile=f"{LONELY}{HELD}")
+    grid = Grid(cluster, tmp_path / "out", methods="lora", seeds="0,1", protocol=SHORT, profile=f"{LONELY}{HELD}")
     grid.launch("--group-writable")
     assert (grid.out / "slurm" / "logs").stat().st_mode & 0o070 == 0o070
     name = cluster.ask("squeue", "-h", "-o", "%j").split()[0]
@@ -257,7 +257,7 @@ def test_11_what_cannot_be_cancelled_is_said_beside_the_first_failure(cluster, t
 
 
 def test_12_a_collector_for_which_a_limit_leaves_no_room_is_left_out_with_a_word(cluster, tmp_path):
-    grid = Grid(cluster, tmp_path / "out", methods="sam", seeds="0,1", protocol=SHORT, profile=f"{LONELY}check_partition = 'none'\n{HELD}")
+    grid = Grid(cluster, tmp_path / "out", methods="lora", seeds="0,1", protocol=SHORT, profile=f"{LONELY}check_partition = 'none'\n{HELD}")
     cluster.ask("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=2")
     try:
         said = grid.launch("--collect")
@@ -279,7 +279,7 @@ def test_13_what_sites_differ_in_is_a_key_of_the_profile(cluster, tmp_path, chan
     keys = {line.partition(" ")[0] for line in change.splitlines()}
     profile = "".join(f"{line}\n" for line in LONELY.splitlines() if line.partition(" ")[0] not in keys)
     profile += f"{change}\nhold = true\n" if "[flags]" in change else f"{change}\n{HELD}"
-    grid = Grid(cluster, tmp_path / "out", methods="sam", seeds="0,1,2", protocol=SHORT, profile=profile)
+    grid = Grid(cluster, tmp_path / "out", methods="lora", seeds="0,1,2", protocol=SHORT, profile=profile)
     grid.launch("--collect")
     found = set(cluster.ask("squeue", "-h", "-o", f"%j|{fields}").splitlines())
     cells = {line.partition("|")[2] for line in found if "collect" not in line}
@@ -296,7 +296,7 @@ def test_13_no_more_jobs_run_at_once_than_the_profile_says_over_all_arrays(clust
     grid = Grid(
         cluster,
         tmp_path / "out",
-        methods="sam",
+        methods="lora",
         seeds="0,1",
         protocol=SHORT,
         profile=f"{profile}evaluations_per_job = 1\n".replace("evaluations_per_job = 8\n", ""),

@@ -120,7 +120,7 @@ def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch, capsys):
         ("[[override]]\nshot = [1]", "Did you mean shots"),
         ("[[override]]\nshots = [1]\nattempts = 3", "Unknown key"),
         ("gpus = ", "Cannot read"),
-        ("gpu_flag = 'gpu'", "gres, gpus, gpus-per-node, gpus-per-task are allowed"),
+        ("gpu_flag = 'gpu'", "Known: gpus, gpus-per-node, gpus-per-task, gres"),
         ("time_min = 5\nsignal_s = 300", "less than 300 s are allowed"),
         ("signal_s = 200\n[[override]]\nshots = [1]\ntime_min = 3", "less than 180 s are allowed"),
     ],
@@ -135,7 +135,7 @@ def test_a_wrong_profile_is_one_sentence(tmp_path, text, says):
 def test_a_profile_asks_by_backbone_and_shots(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("partition='a'\nmem_gb=8\n[[override]]\nbackbones=['tiny']\nmem_gb=2.5\n[[override]]\nshots=[16,'full']\ntime_min=90\n")
-    profile, few, many = load_profile(str(path)), grid()[0], grid(shots="full")[0]
+    profile, few, many = load_profile(str(path)), grid()[0], grid(shots="full")[-1]
     assert profile.of_cell(few).sbatch_flags() == {**profile.sbatch_flags(), "mem": "2560M"}
     assert profile.of_cell(many).sbatch_flags()["time"] == 90
     assert [load_profile(path.stem).name for path in PROFILES.glob("*.toml")]  # those that are shipped
@@ -281,9 +281,9 @@ def test_the_time_that_is_left_is_known_before_a_cell_is_stored(tmp_path):
 
 
 def test_of_two_copies_of_a_cell_the_first_result_stays(tmp_path, rectangles, smoke):
-    bench, spec = bench_on(tmp_path, rectangles, smoke)
-    assert bench.run(spec, lambda share, doing: None).startswith("mIoU")
-    store, folder = bench.grid.store, bench.grid.store.folder(spec)
+    runner, spec = bench_on(tmp_path, rectangles, smoke)
+    assert runner.run(spec, lambda share, doing: None).startswith("mIoU")
+    store, folder = runner.store, runner.store.folder(spec)
     before = {name: (folder / name).read_bytes() for name in ("record.json", "images.csv", "history.csv", "tuned.safetensors")}
     late = replace(store.read(spec), provenance={"late": True})
     store.save(late, pd.DataFrame({"a": [1]}), pd.DataFrame({"b": [1]}), b"other")
@@ -323,7 +323,7 @@ def test_out_of_memory_is_retried_once_with_smaller_steps(tmp_path, rectangles, 
 
 
 def test_nothing_smaller_is_not_tried_again(tmp_path, rectangles, smoke, monkeypatch):
-    bench, spec = bench_on(tmp_path, rectangles, smoke, memory=Memory(1, True))
+    runner, spec = bench_on(tmp_path, rectangles, smoke, memory=Memory(1, True))
     calls = []
 
     def too_small(self, images, *more):
@@ -331,7 +331,7 @@ def test_nothing_smaller_is_not_tried_again(tmp_path, rectangles, smoke, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(PromptableSegmenter, "encode", too_small)
-    assert bench.run(spec, lambda share, doing: None).startswith("FAILED: Out of memory") and len(calls) == 1
+    assert runner.run(spec, lambda share, doing: None).startswith("FAILED: Out of memory") and len(calls) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 import json
 import os
+import resource
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 from test_launcher import bench_on, grid, in_a_job, submitted
 
-from bench import ROOT, status
+from bench import ROOT, logs, status
 from bench.cluster import grid_status, queue
 from bench.cluster.array_plan import array_plans
 from bench.cluster.limits import minutes, number
@@ -210,7 +212,7 @@ def test_17_many_lost_cells_are_counted_and_not_listed(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_17_the_status_of_many_cells_and_launches_is_there_at_once(tmp_path, monkeypatch):
     """1,200 cells, stored half of them by name, and 50 launches; three times what it takes here is allowed."""
-    store, specs = ResultStore(tmp_path), grid(methods="lora,sam", seeds=",".join(map(str, range(600))))
+    store, specs = ResultStore(tmp_path), grid(methods="lora,bitfit", seeds=",".join(map(str, range(600))))
     store.write_grid(specs)
     packs = tuple((spec.key,) for spec in specs)
     first = submitted(tmp_path, specs, packs)
@@ -223,3 +225,26 @@ def test_17_the_status_of_many_cells_and_launches_is_there_at_once(tmp_path, mon
     began = time.process_time()
     lines, _ = status.report(tmp_path)
     assert time.process_time() - began < 3.0 and "1200 cells: 600 pending, 600 unfinished" in lines[0]
+
+
+def test_17_the_logs_say_where_the_launcher_itself_failed(tmp_path, capsys):
+    store, specs = ResultStore(tmp_path), grid(methods="lora", seeds="0")
+    store.write_grid(specs)
+    sent = submitted(tmp_path, specs, ((specs[0].key,),))
+    replace(sent, arrays=(replace(sent.arrays[0], job=""),)).write()
+    assert logs.main([specs[0].key, "--out", str(tmp_path)]) == 1
+    assert f"the launcher of {sent.id} ended before SLURM took this cell" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_17_a_dry_run_of_many_cells_is_there_at_once(tmp_path):
+    """1,200 cells, methods known from the run before; seconds of this process and its children, which other load does not lengthen."""
+    seeds = ",".join(map(str, range(600)))
+    words = ["--methods", "lora,bitfit", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "bench.run", *words, "--launcher", "slurm", "--profile", "testcluster", "--dry-run", "--seeds"]
+    subprocess.run([*command, "0"], cwd=ROOT, check=True, capture_output=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([*command, seeds], cwd=ROOT, check=True, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "1200 cells, 1200 to run." in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4.0

@@ -571,8 +571,8 @@ BROKEN_DATA = [
     ("names_are_unique_and_sorted", naming(test=("test1", "test0")), "test split are not sorted"),
     ("names_are_unique_and_sorted", naming(test=("test0", "test0")), "has test0 more than once"),
     ("names_are_unique_and_sorted", changed(names=lambda self, split: ()), "train split is empty"),
-    ("splits_are_apart", naming(test=("test0", "train0")), "1 names are in test and in train or val: train0."),
-    ("splits_are_apart", naming(val=("train3", "val0")), "1 of 2 val images are in train"),
+    ("splits_are_disjoint", naming(test=("test0", "train0")), "1 names are in test and in train or val: train0."),
+    ("splits_are_disjoint", naming(val=("train3", "val0")), "1 of 2 val images are in train"),
     (
         "official_lists_are_training_images",
         changed(official={1: ("gone",)}),

@@ -69,8 +69,8 @@ def test_a_number_is_for_all_groups_and_a_table_for_its_own() -> None:
     assert rates("demo", "lora(decoder=tuned)", lr={"decoder": 1e-2}) == 1e-2
     assert load_protocol("demo", {"lr": {"hq": 1e-3, "decoder": 0.1}}).name == "demo(lr=decoder:0.1+hq:0.001)"
     for wrong, said in (
-        ("fast", "lr of decoder = 'fast' has the wrong type"),
-        (-1.0, "lr of decoder = -1.0 is too small"),
+        ("fast", r"protocol demo \[lr\]: decoder = 'fast' has the wrong type: float"),
+        (-1.0, r"\[lr\]: decoder = -1.0 is too small"),
     ):
         with pytest.raises(RequestError, match=said):
             rates("demo", "lora(decoder=tuned)", lr={"decoder": wrong})
@@ -148,7 +148,7 @@ def test_unknown_setting_in_a_change() -> None:
         (SETTINGS.replace("epochs = 4", "epoch = 4"), "'epoch'. Did you mean epochs?"),
         (SETTINGS.replace("[settings]", "[setting]"), "'setting'. Did you mean settings?"),
         (SETTINGS.replace("lr = 1e-3\n", ""), "Protocol mine lacks lr."),
-        (SETTINGS.replace("lr = 1e-3", 'lr = "fast"'), "lr = 'fast' has the wrong type: float is needed."),
+        (SETTINGS.replace("lr = 1e-3", 'lr = "fast"'), "lr = 'fast' has the wrong type: float or a table is needed."),
         (SETTINGS.replace("epochs = 4", "epochs = 4.5"), "epochs = 4.5 has the wrong type: int is needed."),
         (SETTINGS.replace("flips = true", "flips = 1"), "flips = 1 has the wrong type: bool is needed."),
         (SETTINGS.replace('["point", "box", "mask"]', '["point", 3]'), "has the wrong type"),
@@ -180,7 +180,7 @@ def test_a_mistake_in_a_file_gets_one_sentence(tmp_path: Path, broken: str, said
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
-    (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "x.toml").write_bytes(b"\xff\xff")
     with pytest.raises(RequestError, match=r"Cannot read .*x\.toml: "):
         read_toml(tmp_path / "x.toml")
     with pytest.raises(RequestError, match=r"Cannot read .*absent\.toml: "):

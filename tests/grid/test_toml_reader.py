@@ -129,7 +129,7 @@ def test_a_list_of_file_names_is_no_deep_key(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_text_or_is_not_there(tmp_path: Path) -> None:
-    (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "x.toml").write_bytes(b"\xff\xff")
     for name in ("x.toml", "absent.toml", "."):
         with pytest.raises(RequestError, match=r"Cannot read .*: ") as error:
             read_toml(tmp_path / name)

@@ -111,7 +111,9 @@ class Calls:
         return self.call
 
 
-@pytest.mark.parametrize("call", [(os.system, "touch evil"), (eval, "open('evil', 'w')"), (Path.touch, Path("evil"))], ids=str)
+@pytest.mark.parametrize(
+    "call", [(os.system, "touch evil"), (eval, "open('evil', 'w')"), (Path.touch, Path("evil"))], ids=["os", "builtins", "pathlib"]
+)
 @pytest.mark.parametrize("way", ["zip", "old", "bare", "zip without a version"])
 def test_code_is_called_what_it_is(tmp_path, monkeypatch, call, way):
     """A module that torch refuses by name, such as os, was said to be a damaged file."""

@@ -24,7 +24,8 @@ from bench.errors import CheckpointError, DataError, InputError, RequestError
 from bench.grid.plan import Request, specs_of
 from bench.grid.store import Record, ResultStore
 from bench.model.inputs import check_prompts, image_files, read_picture
-from bench.predict import main, results
+from bench.predict import main
+from bench.predicting.masks import results
 from bench.predicting.prompt_table import TablePrompt, read_prompts
 from bench.predicting.tasks import Task
 from bench.running.adapted import cell_folder, load_run
@@ -506,7 +507,7 @@ def test_masks_never_come_among_the_images_nor_over_the_table(cell, folder, tmp_
 
 
 def test_empty_masks_and_why_are_said(cell, folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bench.predict._masks", lambda model, ready: [np.zeros(image.shape[-2:], bool) for _, image, _ in ready])
+    monkeypatch.setattr("bench.predicting.masks._masks", lambda model, ready: [np.zeros(image.shape[-2:], bool) for _, image, _ in ready])
     out = tmp_path / "o"
     assert main(["--run", str(cell), "--images", str(folder), "--out", str(out)]) == 0
     said = capsys.readouterr().out

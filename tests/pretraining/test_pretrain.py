@@ -68,7 +68,7 @@ def test_a_second_run_gives_the_same_bytes(smoke, tmp_path):
 
 @pytest.mark.parametrize("steps", [4, 9], ids=["growing", "cool-down"])
 def test_an_interrupted_run_gives_the_same_bytes(smoke, tmp_path, monkeypatch, steps, capsys):
-    import bench.pretrain as module
+    import bench.pretraining.run as module
 
     taken = 0
     original = module.Trainer.train_step
@@ -89,7 +89,7 @@ def test_an_interrupted_run_gives_the_same_bytes(smoke, tmp_path, monkeypatch, s
 
 
 def test_a_run_can_be_made_longer_before_it_cools_down(smoke, tmp_path, monkeypatch):
-    import bench.pretrain as module
+    import bench.pretraining.run as module
 
     longer, stops = edited(tmp_path, "steps = 12", "steps = 20"), iter([False] * 7 + [True])
     config = read_config(longer, "cpu")

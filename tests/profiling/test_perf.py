@@ -73,7 +73,7 @@ def test_measurements_become_a_table_and_a_file(tmp_path, monkeypatch, capsys):
 
 
 def test_what_was_measured_that_day_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.profiling.turns.measured_apart", lambda job: {"failed": "no memory"})
+    monkeypatch.setattr("bench.profiling.turns.measured_in_subprocess", lambda job: {"failed": "no memory"})
     for count in (1, 2, 3):
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         assert compare("cpu", ["hq_sam"], 1, 5.0, 2, tmp_path) == 1
