@@ -643,13 +643,13 @@ FLAGS: dict[str, list[argparse.Action]] = {}
 def outcomes(numbers: Sequence[int], seed: int = 0, seconds: float = float("inf")) -> Iterator[Outcome]:
     """The outcomes of these cases, in this order, as far as the seconds allow."""
     torch.set_num_threads(1)
-    began = time.monotonic()
     missing = [command for command in commands() if command not in USAGES]
     assert not missing, f"{missing} have no sound call in tests/fuzz.py"
     FLAGS.update({command: flags_of(parser_of(command)) for command in USAGES})
     with tempfile.TemporaryDirectory() as folder:
         world, top = Path(folder) / "world", Path(folder)
         build(world)
+        began = time.monotonic()
         for number in numbers:
             if time.monotonic() - began > seconds:
                 return
