@@ -4,6 +4,7 @@ import ast
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from bench.grid.protocol import ONE_GROUP, CellShots, Settings
 from bench.grid.toml_reader import kinds, part
 from bench.types import SEED, Range, Shots
 
+WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
 RELEASED = "released"  # shown with a method whose weights somebody else trained
 ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
 
@@ -152,6 +154,10 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     """
     name: str = cls.name  # type: ignore[attr-defined]
     values = part(name, given, kinds(cls), "parameter of")
+    for key, value in values.items():
+        if isinstance(value, str) and not WORD.fullmatch(value):
+            allowed = "letters, digits and what else a folder's name can have, without spaces, brackets and quotes,"
+            raise RequestError(f"{name}({key}={value[:60]!a}): {allowed} are allowed.")
     try:
         method = cls(**values)
     except RequestError:
