@@ -76,7 +76,7 @@ def test_a_grid_gives_the_table_of_a_local_run_with_a_gpu_for_each_cell(cluster,
     assert any({("n1", "0"), ("n1", "1")} <= at_once for at_once in together), f"never two at a time on a node: {together}"
     assert remote.scores() == local.scores()
     assert set(remote.starts().values()) == {1}
-    assert "17 stored" in remote.command("status") and "nothing to send" in remote.launch()
+    assert "18 stored" in remote.command("status") and "nothing to send" in remote.launch()
     remote.wait_idle()
     tables = sorted((remote.out / "tables").glob("*.csv"))
     assert tables and (remote.out / "report" / "index.html").exists(), "the collector made no tables"
