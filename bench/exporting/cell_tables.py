@@ -22,6 +22,7 @@ COLUMNS = {
     "protocol": "the protocol's name with its changed settings",
     "checkpoint_sha256": "of the backbone's weights",
     "released_sha256": "of the released checkpoint whose weights were evaluated; empty for weights that were trained here",
+    "trains": "whether the method trains anything",
     "lr": "the learning rate in words, by group of parameters where they differ: `encoder 0.01, decoder 0.0001`",
     "evaluation_prompt": "box or point",
     "selection": "the selection rule whose weights are kept",

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, get_origin
+from typing import Annotated
 
 from bench.data.manifest import manifest_of, remember_data
 from bench.errors import STOPPED, RequestError
@@ -15,7 +15,7 @@ from bench.grid.plan import Request, RunContext, choose_methods, groups_by_metho
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
 from bench.grid.store import CellStatus, ResultStore, grid_cell
-from bench.grid.toml_reader import kinds, part
+from bench.grid.toml_reader import kinds
 from bench.model.backbones import checkpoint_path
 from bench.training.launch import is_main_process
 from bench.types import KEPT_BYTES, Dataset, Memory, Range
@@ -47,8 +47,10 @@ class Options:
     keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
     def __post_init__(self) -> None:
-        ranges = {name: kind for name, kind in kinds(Options).items() if get_origin(kind) is Annotated}
-        part("The options", {name: value for name, value in vars(self).items() if name in ranges}, ranges)
+        for name, kind in kinds(Options).items():
+            for fault in (check(getattr(self, name)) for check in getattr(kind, "__metadata__", ())):
+                if fault:
+                    raise RequestError(f"--{name.replace('_', '-')} {getattr(self, name)} {fault}.")
 
 
 # (all cells, those to run, their methods, the checkpoint, the backbone, the options) -> the exit code

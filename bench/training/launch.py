@@ -46,6 +46,7 @@ def is_main_process() -> bool:
 
 def _ended(children: Sequence["subprocess.Popen[bytes]"]) -> int:
     """The exit code, when all have ended: by themselves, or made to."""
+    failed_by_itself = children[0].poll() is not None
     for make in (None, subprocess.Popen.terminate, subprocess.Popen.kill):
         for child in children:
             if make and child.poll() is None:
@@ -54,9 +55,9 @@ def _ended(children: Sequence["subprocess.Popen[bytes]"]) -> int:
         while time.monotonic() < until and any(child.poll() is None for child in children):
             time.sleep(0.1)
     codes = [child.wait() for child in children]
-    if codes[0] < 0:  # as a shell says it
+    if codes[0] < 0 and failed_by_itself:  # as a shell says it
         return 128 - codes[0]
-    return codes[0] or int(any(codes))
+    return codes[0] if codes[0] > 0 else int(any(codes))
 
 
 def _tell_of_signals(children: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -38,7 +38,7 @@ from methods.lora import LoRA, LoRATuner
 class BrakedTuner(LoRATuner):
     def begin(self, image, x):
         brake = Path(os.environ.get("DRILL_BRAKE", "/nowhere"))
-        until = time.monotonic() + (float(brake.read_text()) if self.training and brake.exists() else 0.0)
+        until = time.monotonic() + (float(brake.read_text() or 0) if self.training and brake.exists() else 0.0)
         while time.monotonic() < until and brake.exists():
             time.sleep(0.05)
         return super().begin(image, x)
@@ -48,6 +48,15 @@ class BrakedTuner(LoRATuner):
 class Braked(LoRA):
     def tuner(self, sam):
         return BrakedTuner(sam, self.rank, (self.alpha or self.rank) / self.rank)
+
+@METHODS.register("diverging")
+@dataclass(frozen=True)
+class Diverging(LoRA):
+    def tuner(self, sam):
+        tuner = super().tuner(sam)
+        for parameter in tuner.parameters():
+            parameter.data.fill_(float("nan"))
+        return tuner
 """
 
 

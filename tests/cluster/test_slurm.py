@@ -211,7 +211,7 @@ def test_a_full_disk_while_results_are_written(cluster, tmp_path):
 
 
 def test_a_cell_that_always_fails_fails_alone(cluster, tmp_path):
-    grid = Grid(cluster, tmp_path / "out", methods="sam,lora", protocol="smoke(lr=1e20,selections=['last'])", seeds="0", profile=PACKED)
+    grid = Grid(cluster, tmp_path / "out", methods="sam,diverging", protocol="smoke(selections=['last'])", seeds="0", profile=PACKED)
     grid.launch()
     grid.wait_idle()
     status = grid.command("status")

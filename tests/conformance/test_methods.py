@@ -190,7 +190,7 @@ def test_hq_sam_adds_sams_own_logits_only_where_it_is_asked_to_and_not_in_traini
 
 def test_a_parameter_that_came_later_is_in_a_key_only_where_it_is_used():
     hq = METHODS.get("hq_sam")
-    assert choose_method(hq, {}) == choose_method(hq, {"add_sam_logits": False}) == MethodChoice("hq_sam", (), 1, "")
+    assert choose_method(hq, {}) == choose_method(hq, {"add_sam_logits": False}) == MethodChoice("hq_sam", (), 1, "", ("hq",))
     assert choose_method(hq, {"add_sam_logits": True}).label == "hq_sam(add_sam_logits=True)"
     assert choose_method(hq, {"add_sam_logits": True}).parameters == (("add_sam_logits", True),)
 

@@ -14,25 +14,25 @@ from bench.training.launch import launch_processes
 
 GRADIENTS = """
 import sys
-sys.path[:0] = [{root!r}, {tests!r}]
+sys.path[:0] = [{root!r}, *{tests!r}]
 import torch
 from test_levers import TRAINED, examples, started
-from bench.training.process_group import join
+from bench.training.process_group import join_process_group
 from bench.training.train import backward
 from bench.types import Memory
 
-team, _ = join("cpu")
-first, stop = team.share(3)
+group, _ = join_process_group("cpu")
+first, stop = group.share(3)
 found = {{}}
 for method in TRAINED:
     model = started(method)
     own = backward(model, examples()[:3][first:stop], 7, Memory(1), "fp32", (first, 3))
-    loss = team.summed(list(model.tuned().values()), own)
+    loss = group.summed(list(model.tuned().values()), own)
     found[method] = loss, {{name: p.grad for name, p in model.tuned().items()}}
-    empty = team.share(1)
+    empty = group.share(1)
     backward(model, examples()[:1][empty[0]:empty[1]], 7, Memory(), "fp32", (empty[0], 1))  # a process without an image
-    team.summed(list(model.tuned().values()), own)
-if team.rank == 0:
+    group.summed(list(model.tuned().values()), own)
+if group.rank == 0:
     torch.save(found, {out!r})
 """
 
@@ -43,7 +43,9 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path):
     from bench.training.train import backward
 
     script = tmp_path / "gradients.py"
-    script.write_text(GRADIENTS.format(root=str(ROOT), tests=str(ROOT / "tests"), out=str(tmp_path / "found.pt")))
+    script.write_text(
+        GRADIENTS.format(root=str(ROOT), tests=[str(ROOT / "tests"), str(ROOT / "tests" / "model")], out=str(tmp_path / "found.pt"))
+    )
     assert launch_processes([str(script)], 2) == 0
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     for method in TRAINED:
