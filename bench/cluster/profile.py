@@ -123,6 +123,11 @@ class Profile(CellRequest):
         flags = {**{name: value for name, value in wanted.items() if value != ""}, **self.flags}
         return {name: value for name, value in flags.items() if value is not False}
 
+    @property
+    def at_once(self) -> int:
+        """Cells of a job that run side by side."""
+        return self.cells_per_gpu * max(1, self.gpus) if self.cells_per_gpu > 1 else 1
+
     def device_of(self, asked: str) -> str:
         """The device of the command line, or the profile's; never chosen by what a node happens to have."""
         if asked != "auto":

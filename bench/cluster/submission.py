@@ -94,7 +94,7 @@ class Submission:
         return self.path.parent.parent / "logs" / self.id
 
     def name(self, array: int | str) -> str:
-        """The name in SLURM's queue of an array, or of the "check" or "collect" job, which `slurm_queue` knows again."""
+        """The name in SLURM's queue of an array, or of the "check" or "collect" job, which `queue.NAME` knows again."""
         return f"spb_{self.id}_{array}"
 
     def jobs(self) -> dict[str, list[str]]:
@@ -132,7 +132,7 @@ def read_submission(path: Path) -> Submission:
 
 
 def _context(content: Mapping[str, Any]) -> RunContext:
-    """The place that JSON holds: whatever field it has, paths and the memory as such."""
+    """The context that JSON holds: whatever field it has, paths and the memory as such."""
     made: dict[Any, Callable[[Any], Any]] = {Path: Path, Memory: lambda memory: Memory(**memory)}
     kinds = get_type_hints(RunContext)
     return RunContext(**{name: made.get(kinds[name], lambda value: value)(value) for name, value in content.items()})

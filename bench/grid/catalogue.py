@@ -12,7 +12,6 @@ from hashlib import sha256
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from bench import ROOT
 from bench.errors import RequestError
@@ -22,17 +21,16 @@ from bench.grid.plugins import plugin_files
 from bench.grid.published import PUBLISHED
 from bench.grid.registry import METHODS
 from bench.grid.spec import MethodChoice
+from bench.grid.store import fields_of, method_from_json
 
 CACHE = "methods"
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The chosen methods in the order they were named, the names of those that train nothing, and every registered method with its
-    groups of parameters."""
+    """The chosen methods in the order they were named, and every registered method with its groups of parameters."""
 
     choices: tuple[MethodChoice, ...]
-    untrained: frozenset[str]
     groups: Mapping[str, tuple[str, ...]]
 
     def choose(self, text: str) -> list[MethodChoice]:
@@ -79,12 +77,7 @@ def _ask(text: str) -> tuple[str, list[str]]:
 
 def _read(said: str) -> Catalogue:
     content = json.loads(said)
-    choices = tuple(MethodChoice(**{name: _tuples(value) for name, value in choice.items()}) for choice in content["choices"])
-    return Catalogue(choices, frozenset(content["untrained"]), {name: tuple(groups) for name, groups in content["groups"].items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return Catalogue(tuple(map(method_from_json, content["choices"])), {name: tuple(groups) for name, groups in content["groups"].items()})
 
 
 def _state(text: str) -> str:
@@ -120,9 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RequestError as error:
         print(error, file=sys.stderr)
         return 2
-    untrained = sorted({choice.name for choice in choices if not getattr(METHODS.get(choice.name), "trains", True)})
-    content = [{name: getattr(choice, name) for name in MethodChoice.__dataclass_fields__} for choice in choices]
-    print(json.dumps({"choices": content, "untrained": untrained, "groups": groups_by_method()}))
+    print(json.dumps({"choices": list(map(fields_of, choices)), "groups": groups_by_method()}))
     return 0
 
 

@@ -30,8 +30,6 @@ from bench.grid.toml_reader import kinds, part
 from bench.types import SEED, Range
 
 RECORD, STATE, RESUME, TUNED, HISTORY = "record.json", "state.json", "resume.pt", "tuned.safetensors", "history.csv"
-WRITTEN = (RECORD, IMAGES, HISTORY, TUNED, RESUME, STATE)  # all that a cell writes, the result first
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a SLURM job: its number and restart count
 KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
 NAMES_AS_TEXT: dict[str, Callable[[str], str]] = dict.fromkeys(("name", "image", "stem"), str)  # an image called 007 stays "007"
@@ -275,17 +273,6 @@ class ResultStore:
         for path in (folder / STATE, *attempts(folder), *([] if given_up else [folder / RESUME])):
             path.unlink(missing_ok=True)
 
-    def discard(self, spec: RunSpec) -> None:
-        """Removes what the cell wrote, the result first, and nothing else."""
-        folder = self.folder(spec)
-        if not folder.is_dir():
-            return
-        leftovers = [path.name for path in folder.iterdir() if TEMPORARY.fullmatch(path.name) or ATTEMPT.fullmatch(path.name)]
-        for name in (*WRITTEN, *leftovers):
-            (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # someone else's file lies in it
-            folder.rmdir()
-
     def write_grid(self, specs: Iterable[RunSpec]) -> None:
         """Notes the cells that a run was asked for, so that tables can say what is missing."""
         cells = [asdict(grid_cell(spec)) for spec in specs]
@@ -448,12 +435,12 @@ def _number(name: str, value: Any) -> float:
 
 def spec_to_json(spec: RunSpec) -> dict[str, Any]:
     """The whole spec as JSON values, the order of a method's parameters included; `spec_from_json` reads it back."""
-    return {**_fields(spec), "method": _fields(spec.method), "settings": _fields(spec.settings)}
+    return {**fields_of(spec), "method": fields_of(spec.method), "settings": fields_of(spec.settings)}
 
 
 def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
     """The spec that `spec_to_json` wrote; TypeError or ValueError where a field is missing, unknown or cannot have its value."""
-    method = MethodChoice(**{name: _tuples(value) for name, value in content["method"].items()})
+    method = method_from_json(content["method"])
     settings = Settings(**{name: _tuples(value) for name, value in content["settings"].items()})
     spec = RunSpec(**{**content, "method": method, "settings": settings})
     for item in (spec, method, settings):
@@ -462,7 +449,12 @@ def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
     return spec
 
 
-def _fields(item: RunSpec | MethodChoice | Settings) -> dict[str, Any]:
+def method_from_json(content: Mapping[str, Any]) -> MethodChoice:
+    """The choice of the values that `fields_of` gave, lists for tuples."""
+    return MethodChoice(**{name: _tuples(value) for name, value in content.items()})
+
+
+def fields_of(item: RunSpec | MethodChoice | Settings) -> dict[str, Any]:
     """A dataclass's own fields, by name."""
     return {name: getattr(item, name) for name in item.__dataclass_fields__}
 

@@ -9,7 +9,7 @@ from typing import Annotated, get_origin
 
 from bench.data.manifest import manifest_of, remember_data
 from bench.errors import STOPPED, RequestError
-from bench.grid.catalogue import Catalogue, catalogue
+from bench.grid.catalogue import catalogue
 from bench.grid.files import file_sha256
 from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, open_dataset, open_datasets, specs_of, title
 from bench.grid.registry import third_party
@@ -51,9 +51,9 @@ class Options:
         part("The options", {name: value for name, value in vars(self).items() if name in ranges}, ranges)
 
 
-# (all cells, those to run, their methods, the checkpoint, the backbone, the options) -> the exit code
 Free = Callable[[Sequence[RunSpec], Path], list[RunSpec]]
-Launcher = Callable[[Sequence[RunSpec], Sequence[RunSpec], Catalogue, Path, str, "Options"], int]
+# (all cells, those to run, the checkpoint, the backbone, the options) -> the exit code
+Launcher = Callable[[Sequence[RunSpec], Sequence[RunSpec], Path, str, Options], int]
 
 
 def run_grid(request: Request, options: Options, launcher: Launcher | None = None, free: Free | None = None) -> int:
@@ -79,8 +79,8 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     elif is_main_process():
         store.check_writable(missing)
         remember_data(datasets.values(), options.out / "cache")
-    if known and launcher:
-        return launcher(specs, missing, known, checkpoint, request.backbone, options)
+    if launcher:
+        return launcher(specs, missing, checkpoint, request.backbone, options)
     if options.dry_run:
         return 0
     own = free(missing, options.out) if free and is_main_process() and not options.steal else missing
