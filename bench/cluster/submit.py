@@ -62,7 +62,6 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
     out, store = grid.context.out, ResultStore(grid.context.out)
     if "%" in str(out):
         raise RequestError(f"--out {out}: SLURM replaces what follows a % in the names of logs; a folder without it is needed.")
-    store.check_writable(wanted)
     with LaunchLock(out / FOLDER) as lock:
         live = _live(out, {spec.key for spec in wanted})
         free, elsewhere = _free(store, [spec for spec in wanted if spec.key not in live], grid)

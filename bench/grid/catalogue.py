@@ -12,10 +12,11 @@ from hashlib import sha256
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from bench import ROOT
 from bench.errors import RequestError
-from bench.grid.files import write_together
+from bench.grid.files import remember, remembered
 from bench.grid.plan import choose_methods, groups_by_method
 from bench.grid.plugins import plugin_files
 from bench.grid.published import PUBLISHED
@@ -48,36 +49,31 @@ def catalogue(text: str, cache_dir: Path) -> Catalogue:
     What a child process found is kept in `cache_dir/methods/` under a hash of the text and of every file that methods are made
     of. A cache that cannot be read or written is passed over.
     """
-    name = f"{_state(text)}.json"
+    path = cache_dir / CACHE / f"{_state(text)}.json"
     try:
-        return _read((cache_dir / CACHE / name).read_text())
-    except (OSError, ValueError, KeyError, TypeError):
+        return _read(remembered(path))
+    except (ValueError, KeyError, TypeError, AttributeError):
         said, warnings = _ask(text)
     if warnings:  # what failed may be repaired without any of this code changing
         print(*warnings, sep="\n", file=sys.stderr)
-        return _read(said)
-    try:
-        (cache_dir / CACHE).mkdir(parents=True, exist_ok=True)
-        write_together(cache_dir / CACHE, {name: said.encode()}, durable=False)
-    except OSError:
-        pass
+    else:
+        remember(path, said)
     return _read(said)
 
 
-def _ask(text: str) -> tuple[str, list[str]]:
-    """The last line that the child prints, and its warnings; its RequestError is raised here."""
+def _ask(text: str) -> tuple[dict[str, Any], list[str]]:
+    """What the child prints last, and its warnings; its RequestError is raised here."""
     done = subprocess.run([sys.executable, "-m", "bench.grid.catalogue", text], cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 2:
         raise RequestError(done.stderr.strip().splitlines()[-1])
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise RequestError(f"The methods cannot be loaded: {last}; `{Path(sys.executable).name} -m bench.grid.catalogue` shows it in full.")
-    return done.stdout.strip().splitlines()[-1], [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    return json.loads(done.stdout.strip().splitlines()[-1]), [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
 
 
-def _read(said: str) -> Catalogue:
-    content = json.loads(said)
-    return Catalogue(tuple(map(method_from_json, content["choices"])), {name: tuple(groups) for name, groups in content["groups"].items()})
+def _read(said: Mapping[str, Any]) -> Catalogue:
+    return Catalogue(tuple(map(method_from_json, said["choices"])), {name: tuple(groups) for name, groups in said["groups"].items()})
 
 
 def _state(text: str) -> str:

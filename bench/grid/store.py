@@ -382,7 +382,7 @@ def read_record(folder: Path, compared: Compared | None = None) -> Record:
     for where, key in (("it says", said), ("its folder is named", named[1] if named else said)):
         if key != record.spec.key:
             raise DamagedRecord(f"the key of its content is {record.spec.key}, but {where} {key}")
-    if differs := (compared or Compared(folder / "none")).disagreement(folder, path, record.scores):
+    if differs := (compared or Compared()).disagreement(folder, path, record.scores):
         raise DamagedRecord(differs)
     return record
 
@@ -561,7 +561,7 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
         "eval_mode_after_first_look": settings.eval_mode_after_first_look,
     }
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
-    nested = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}
+    nested = {**flat("cost", record.cost), **flat("provenance", record.provenance)}
     return {**names, **run, **fixed, **kept, **_identities(spec), "key": spec.key, **scores, **nested, "path": str(folder)}
 
 
@@ -592,12 +592,13 @@ def _short(identity: object) -> str:
     return sha256(repr(identity).encode()).hexdigest()[:12]
 
 
-def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values by dotted names, all of which begin with the prefix."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}.{key}"
-        flat |= _flat(name, value) if isinstance(value, Mapping) else {name: value}
-    return flat
+        found |= flat(name, value) if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def _more(count: int) -> str:

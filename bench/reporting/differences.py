@@ -1,7 +1,7 @@
 """What differs between two results: cells are paired by what they are, and their settings, origins and scores are compared."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import RequestError
-from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, read_record, spec_to_json, trains
+from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, flat, read_record, spec_to_json, trains
 from bench.reporting.comparisons import MEANING, difference_cells
 from bench.reporting.statistics import Column as Methods
 from bench.reporting.statistics import Counts, Difference, Pair, Pooled, Run, differences, effect_size
@@ -39,16 +39,7 @@ class Stored:
         """Everything in its spec and provenance by dotted name."""
         spec = spec_to_json(self.record.spec)
         spec["method"] = {**spec["method"], "parameters": dict(self.record.spec.method.parameters)}
-        return dict(_flat("", {"spec": spec, "provenance": self.record.provenance}))
-
-
-def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else key
-        if isinstance(value, Mapping):
-            yield from _flat(name, value)
-        else:
-            yield name, value
+        return {**flat("spec", spec), **flat("provenance", self.record.provenance)}
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,8 @@ Launcher = Callable[[Sequence[RunSpec], Sequence[RunSpec], Path, str, Options], 
 
 
 def run_grid(request: Request, options: Options, launcher: Launcher | None = None, free: Free | None = None) -> int:
-    """Runs the cells of a request that are to be run; the exit code.
-
-    launcher: sends them elsewhere instead; then the methods are known without torch. free: of some cells, those that are left to this
-    machine.
-    """
+    """Runs the cells of a request that are to be run; the exit code. launcher: sends them elsewhere instead; then the methods are known
+    without torch. free: of some cells, those that are left to this machine."""
     store = ResultStore(options.out)
     checkpoint = checkpoint_path(request.backbone, options.pretrained)
     known = catalogue(request.methods, options.out / "cache") if launcher or options.dry_run else None
