@@ -143,14 +143,14 @@ class Profile(CellRequest):
             raise RequestError(f"--devices {devices}: the profile {self.name} asks for {gpus} GPUs a job; at least as many are needed.")
 
 
-def load_profile(name_or_path: str, folder: Path = PROFILES) -> Profile:
+def load_profile(name_or_path: str) -> Profile:
     """The profile `slurm/<name>.toml`, or of any path that ends in .toml; RequestError for unknown names, keys and values."""
-    known = sorted(path.stem for path in folder.glob("*.toml"))
+    known = sorted(path.stem for path in PROFILES.glob("*.toml"))
     if not name_or_path:
         raise RequestError(f"The SLURM launcher needs --profile: {', '.join(known)}, or the path of a .toml file.")
     if not name_or_path.endswith(".toml") and name_or_path not in known:
         raise unknown("profile", name_or_path, known)
-    path = Path(name_or_path) if name_or_path.endswith(".toml") else folder / f"{name_or_path}.toml"
+    path = Path(name_or_path) if name_or_path.endswith(".toml") else PROFILES / f"{name_or_path}.toml"
     profile = load(path, Profile, name=path.stem)
     for row in ({}, *profile.overrides):
         replace(profile, **{key: value for key, value in row.items() if key not in SELECTORS}).check_warning()

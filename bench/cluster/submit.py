@@ -97,7 +97,7 @@ def _without_running(store: ResultStore, specs: Sequence[RunSpec], steal: bool) 
     is noted, so that the next job need not wait for its silence."""
     now = disk_now(store.root)
     others = {spec: said for spec in specs if not steal and (said := holder(store.folder(spec), now))}
-    jobs = {spec: task_id(facts) for spec in others if (facts := (read_state(store.folder(spec)) or {}).get("slurm"))}
+    jobs = {spec: task_id(facts) for spec in others if (facts := read_state(store.folder(spec)).get("slurm"))}
     gone = ended(set(jobs.values()))
     for spec, job in jobs.items():
         if job in gone:

@@ -177,9 +177,9 @@ class ResultStore:
                 return CellStatus("failed", f"its record is damaged: {damage}")
             return CellStatus("stored")
         state = read_state(folder)
-        if state is None and not (folder / RESUME).exists():
+        if not state and not any((folder / name).exists() for name in (STATE, RESUME)):
             return CellStatus("pending", "not started")
-        return _running(state or {})
+        return _running(state)
 
     def heartbeat(self, spec: RunSpec, phase: str, progress: Mapping[str, Any] | None = None) -> None:
         """Says that this process works on the cell, and how far it is. OSError where the disk does not take it."""
@@ -269,7 +269,7 @@ class ResultStore:
         """Forgets how the cell ended before it is computed anew: its state, its starts, and, unless it was only given up, its resume
         file. A result stays until there is another one."""
         folder = self.folder(spec)
-        given_up = (read_state(folder) or {}).get("progress", {}).get("given_up")
+        given_up = (read_state(folder).get("progress") or {}).get("given_up")
         for path in (folder / STATE, *attempts(folder), *([] if given_up else [folder / RESUME])):
             path.unlink(missing_ok=True)
 
@@ -492,12 +492,10 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
-    """What was last said of a cell that runs or ran; None where nothing was, empty where it cannot be read."""
+def read_state(folder: Path) -> dict[str, Any]:
+    """What was last said of a cell that runs or ran; empty where nothing was, or it cannot be read."""
     try:
         state = _parsed((folder / STATE).read_bytes())
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, RecursionError):
         return {}
     try:

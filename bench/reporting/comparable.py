@@ -113,7 +113,7 @@ class ComparableCells:
         return (*common, ("prompts", "+".join(prompts) or "-"), ("selection", self.selection), ("rule", self.rule))
 
     def name(self, kind: str) -> str:
-        """A file name for a kind of table or figure of this board."""
+        """A file name for a kind of table or figure of these cells."""
         backbone, protocol, shots, checkpoint = self.identity
         return file_name((kind, backbone, checkpoint[:8], f"{shots}shot", protocol, self.selection, self.rule))
 
@@ -195,7 +195,7 @@ def _in_words(draw: int, seed: int) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs to one board: its stored cells, those of what trains nothing, and what was asked for."""
+    """What belongs to one table: its stored cells, those of what trains nothing, and what was asked for."""
 
     frame: pd.DataFrame
     untrained: pd.DataFrame

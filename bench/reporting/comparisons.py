@@ -1,4 +1,4 @@
-"""A board's methods compared, on the same images, draws and seeds: with the best of each column, with one of them, or in pairs."""
+"""A table's methods compared, on the same images, draws and seeds: with the best of each column, with one of them, or in pairs."""
 
 import math
 

@@ -31,7 +31,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TableStatistics:
-    """A board's counts by (label, data set), or why they are lacking, and what follows from them. files: the fingerprints of what the
+    """A table's counts by (label, data set), or why they are lacking, and what follows from them. files: the fingerprints of what the
     runs were tested on, where they are known; methods are compared on the same files alone."""
 
     counts: Mapping[Position, Counts]
