@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.cluster.launch_lock import LaunchLock
 from bench.cluster.queue import CLUSTER, need_slurm, tasks
-from bench.cluster.submission import FOLDER, submissions, use_cluster
+from bench.cluster.submission import FOLDER, submission_files, submissions, use_cluster
 from bench.errors import one_sentence
 
 
@@ -51,7 +51,7 @@ def superfluous(out: Path, days: float) -> list[Path]:
             kept.add(sent.snapshot.name)
         else:
             going += [sent.path, *([sent.logs] if sent.logs.is_dir() else [])]
-    known = len(every) == len(list((out / FOLDER / "submissions").glob("*.json")))  # else one needs nobody knows what
+    known = len(every) == len(submission_files(out))  # else one needs nobody knows what
     snapshots = (out / FOLDER / "snapshots").glob("*") if known else ()
     return [*going, *sorted(path for path in snapshots if path.name not in kept and path.stat().st_mtime < old)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import ROOT
 from bench.errors import RequestError, one_sentence
 from bench.grid.plan import Request, protocol_of
-from bench.grid.store import ResultStore, Scan
+from bench.grid.store import RECORD, ResultStore, Scan
 from bench.reporting.comparable import CellQuery
 from bench.reporting.tables import print_and_write, tables
 from bench.running.grid import Options, run_grid
@@ -91,7 +91,7 @@ def _title(method: str, label: str) -> str:
 
 
 def _is_newer(sheet: Path, cells: dict[str, Path]) -> bool:
-    records = [folder / "record.json" for folder in cells.values()]
+    records = [folder / RECORD for folder in cells.values()]
     return sheet.exists() and all(sheet.stat().st_mtime >= record.stat().st_mtime for record in records)
 
 

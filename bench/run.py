@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from bench.errors import ProcessGroupError, RequestError, one_sentence
@@ -55,8 +55,7 @@ def _launch_processes(arguments: Sequence[str], options: Options) -> int:
     return launch_processes(["-m", "bench.run", *arguments], options.devices)
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
-    """The request and the options of a command line; a suite file's values stand behind the flags."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=(__doc__ or "").splitlines()[0])
     for field in fields(Request):
         parser.add_argument(f"--{field.name}", help=f"default: {field.default or 'the protocol’s'}")
@@ -82,16 +81,19 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
     parser.add_argument("--group-writable", action="store_true", help="other people of the folder's group may write the results too")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")
     add_option(parser)
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
+    """The request and the options of a command line; a suite file's values stand behind the flags."""
+    given = _parser().parse_args(arguments)
     request = Request().with_suite(given.config) if given.config else Request()
-    flags = {field.name: getattr(given, field.name) for field in fields(Request)}
-    request = Request(**{name: getattr(request, name) if value is None else value for name, value in flags.items()})
+    request = replace(request, **{f.name: value for f in fields(Request) if (value := getattr(given, f.name)) is not None})
     if given.workers > 1 and (given.devices > 1 or is_distributed()):
         raise RequestError(f"--workers {given.workers}: cells that several devices run together are run one after the other, --workers 1.")
     if given.workers > 1 and given.launcher == "slurm":
         raise RequestError(f"--workers {given.workers}: how many cells share a job of SLURM is for the profile to say, cells_per_job.")
-    options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
-    return request, options
+    return request, Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the planning of a grid must not wait for torch
     from torch import Tensor
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 Shots = int | Literal["full"]
 ProgressCallback = Callable[[float, str], None]  # told the share of the work that is done, and what is being done; may raise to stop
 FULL: Final = "full"  # all labelled images; also the name of a method, which no code may branch on

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
@@ -274,10 +274,8 @@ class FolderDataset(ListedDataset):
             f"Data set {cls.name}: the image {images[stem]} has no mask {stem}{folders.mask_suffix} in {where}; every image needs one."
             for stem in sorted(set(used) - set(masks))
         ]
-        alone = sorted(masks.keys() - images.keys())
-        notes = [f"{len(alone)} masks without an image are not used, such as {masks[alone[0]]}."] if alone else []
         pairs = {stem: Pair(images[stem], masks[stem], cls.threshold) for stem in used if stem in masks}
-        return Survey({split: pairs}, tuple(bare), tuple(notes), foreign={split: len(images) - len(used)})
+        return Survey({split: pairs}, tuple(bare), tuple(unused_masks(masks, images)), foreign={split: len(images) - len(used)})
 
     @classmethod
     def _listing(cls, root: Path, folder: Path, suffix: str) -> dict[str, Path]:
@@ -308,6 +306,12 @@ class FolderDataset(ListedDataset):
             f"get {cls.archive} from {cls.home} and unpack it into {root} (`python -m datasets.prepare {cls.name} --from ZIP` does), "
             f"or write a generated stand-in with `python -m datasets.synth --layout {cls.name} --out {root}`"
         )
+
+
+def unused_masks(masks: Mapping[str, Path], wanted: Iterable[str]) -> list[str]:
+    """A sentence if there are masks that are not among those wanted, which no image has."""
+    left = sorted(masks.keys() - set(wanted))
+    return [f"{len(left)} masks without an image are not used, such as {masks[left[0]]}."] if left else []
 
 
 def fitted(image: Bytes, pair: Pair, shape: tuple[int, ...]) -> Bytes:

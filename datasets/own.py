@@ -16,14 +16,13 @@ from typing import Any, ClassVar, Self, cast
 from bench.errors import DataError, RequestError
 from bench.grid.files import composed, is_text, read_text
 from bench.grid.registry import DATASETS
-from bench.types import Dataset, ObjectRule, Split, hash_order
+from bench.types import SPLITS, Dataset, ObjectRule, Split, hash_order
 from datasets.coco import read_coco
 from datasets.definition import Definition, SplitFiles, read_definition
-from datasets.folder import CACHE_BYTES, Entry, Labels, ListedDataset, Pair, Survey
+from datasets.folder import CACHE_BYTES, Entry, Labels, ListedDataset, Pair, Survey, unused_masks
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "datasets"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Entries = Mapping[str, Entry]
 
 
@@ -105,7 +104,7 @@ class OwnDataset(ListedDataset):
             if of_image[name] not in masks
         ]
         pairs = {name: cls._pair(images[name], masks[of_image[name]]) for name in images if of_image[name] in masks}
-        return Listing(pairs, [*doubled, *doubled_masks, *bare], _alone(masks, of_image.values()))
+        return Listing(pairs, [*doubled, *doubled_masks, *bare], unused_masks(masks, of_image.values()))
 
     @classmethod
     def _pair(cls, image: Path, mask: Path) -> Pair:
@@ -193,11 +192,6 @@ def _known(names: Sequence[str], entries: Entries) -> tuple[str, ...]:
 def _image_ending(suffix: str) -> str:
     """The suffix if it is an image's: a name may have a point in it."""
     return suffix if suffix.lower() in Definition.extensions else ""
-
-
-def _alone(masks: Mapping[str, Path], wanted: Any) -> list[str]:
-    left = sorted(masks.keys() - set(wanted))
-    return [f"{len(left)} masks without an image are not used, such as {masks[left[0]]}."] if left else []
 
 
 class BrokenDataset(Dataset):

@@ -23,7 +23,7 @@ class ArrayPlan:
     mem_max_mb: int = 0  # of a second try after a node ended the job for its memory
 
 
-def array_plans(specs: Sequence[RunSpec], profile: Profile, untrained: frozenset[str], array_size: int) -> list[ArrayPlan]:
+def array_plans(specs: Sequence[RunSpec], profile: Profile, array_size: int) -> list[ArrayPlan]:
     """The arrays for these cells, at most `array_size` jobs each; the profile's throttle is shared among them by their sizes.
 
     Where there are more arrays than jobs may run at a time, arrays begin behind others, so that the throttle holds over all.
@@ -34,9 +34,9 @@ def array_plans(specs: Sequence[RunSpec], profile: Profile, untrained: frozenset
     for own, cells in _grouped(specs, profile):
         request = (own.signal_s, own.mem_gb_max, *map(str, own.sbatch_flags().items()))
         asked[request] = own
-        short = [spec.key for spec in cells if spec.method.name in untrained]
-        long = [spec.key for spec in cells if spec.method.name not in untrained]
-        together = max(own.cells_per_job, own.cells_per_gpu * max(1, own.gpus) if own.cells_per_gpu > 1 else 1)
+        short = [spec.key for spec in cells if not spec.method.trains]
+        long = [spec.key for spec in cells if spec.method.trains]
+        together = max(own.cells_per_job, own.at_once)
         packs = [*_cut(long, together), *_cut(short, max(together, own.evaluations_per_job))]
         requests.setdefault(request, []).extend(packs)
     chunks = [(asked[request], chunk) for request, packs in requests.items() for chunk in _cut(packs, array_size)]

@@ -101,7 +101,7 @@ def live_statuses(out: Path, tasks: Sequence[Task] | None) -> list[LiveStatus]:
         for key, names in submission.jobs().items():
             jobs.setdefault(key, []).extend(names)
     now = disk_now(out) if cells else 0.0
-    states = {key: read_state(store.runs / cell.folder) or {} for key, cell in cells.items()}
+    states = {key: read_state(store.runs / cell.folder) for key, cell in cells.items()}
     said = {_job(state) for state in states.values() if state.get("phase") == "running" and _job(state)}
     gone = ended(said - {task.job for task in tasks}) if tasks is not None else set()
     statuses = [_live_status(store, cell, live.get(key), key in jobs, key in anew, now, states[key], gone) for key, cell in cells.items()]

@@ -74,7 +74,7 @@ def may_run(store: ResultStore, spec: RunSpec, context: RunContext) -> bool:
     if phase in ("pending", "unfinished"):
         return True
     if context.overwrite == "always" or (context.overwrite, phase) in (("failed", "failed"), ("changed", "stored")):
-        state = read_state(store.folder(spec)) or {}
+        state = read_state(store.folder(spec))
         return state.get("phase") not in ("stored", "failed") or not _is_own(state.get("slurm") or {})
     return False
 

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 from bench.errors import RequestError
+from bench.grid.files import staged_file
 from bench.grid.heartbeat import is_alive
 
 SILENT_SECONDS = 300.0  # after which a holder on another machine counts as dead
@@ -49,8 +50,7 @@ class LaunchLock:
 
     def _taken(self) -> bool:
         """Whether the file could be made; it appears with its content, by a link."""
-        staged = self.path.with_name(f".submitting.{uuid.uuid4().hex}.tmp")
-        staged.write_text(self.mine)
+        staged = staged_file(self.path, self.mine.encode())
         try:
             os.link(staged, self.path)
         except FileExistsError:

@@ -36,7 +36,7 @@ REASONS = {
 }
 
 
-def check_nodes(sent: Submission, flags: Mapping[str, Any], profile: Profile, jobs: list[str], wait: float = WAIT_SECONDS) -> str:
+def check_nodes(sent: Submission, flags: Mapping[str, Any], profile: Profile, jobs: list[str]) -> str:
     """Runs the check on a partition that has not passed it yet; "" once it passed, or the number of the job that still waits, which
     is entered into `jobs` at once.
 
@@ -63,7 +63,7 @@ def check_nodes(sent: Submission, flags: Mapping[str, Any], profile: Profile, jo
     own |= {"time": 5, "job-name": sent.name("check"), "output": "/dev/null", "parsable": True, "no-requeue": True, "chdir": "/"}
     job = slurm("sbatch", *flag_words(own), text=script).strip().partition(";")[0]
     jobs.append(job)
-    if not _answered(job, answer, out, profile, own, wait):
+    if not _answered(job, answer, out, profile, own):
         return job
     jobs.remove(job)
     passed.write_text(json.dumps([*known, context]))
@@ -87,8 +87,8 @@ def checked_partition(flags: Mapping[str, Any]) -> str:
     return f"{flags.get('partition', '')}/{flags.get('constraint', '')}"
 
 
-def _answered(job: str, answer: Path, out: Path, profile: Profile, flags: Mapping[str, Any], wait: float) -> bool:
-    until = time.monotonic() + wait
+def _answered(job: str, answer: Path, out: Path, profile: Profile, flags: Mapping[str, Any]) -> bool:
+    until = time.monotonic() + WAIT_SECONDS
     ended, limited = False, 0.0
     while time.monotonic() < until:
         if answer.is_file() and answer.read_text().strip():

@@ -123,6 +123,11 @@ class Profile(CellRequest):
         flags = {**{name: value for name, value in wanted.items() if value != ""}, **self.flags}
         return {name: value for name, value in flags.items() if value is not False}
 
+    @property
+    def at_once(self) -> int:
+        """Cells of a job that run side by side."""
+        return self.cells_per_gpu * max(1, self.gpus) if self.cells_per_gpu > 1 else 1
+
     def device_of(self, asked: str) -> str:
         """The device of the command line, or the profile's; never chosen by what a node happens to have."""
         if asked != "auto":
@@ -138,14 +143,14 @@ class Profile(CellRequest):
             raise RequestError(f"--devices {devices}: the profile {self.name} asks for {gpus} GPUs a job; at least as many are needed.")
 
 
-def load_profile(name_or_path: str, folder: Path = PROFILES) -> Profile:
+def load_profile(name_or_path: str) -> Profile:
     """The profile `slurm/<name>.toml`, or of any path that ends in .toml; RequestError for unknown names, keys and values."""
-    known = sorted(path.stem for path in folder.glob("*.toml"))
+    known = sorted(path.stem for path in PROFILES.glob("*.toml"))
     if not name_or_path:
         raise RequestError(f"The SLURM launcher needs --profile: {', '.join(known)}, or the path of a .toml file.")
     if not name_or_path.endswith(".toml") and name_or_path not in known:
         raise unknown("profile", name_or_path, known)
-    path = Path(name_or_path) if name_or_path.endswith(".toml") else folder / f"{name_or_path}.toml"
+    path = Path(name_or_path) if name_or_path.endswith(".toml") else PROFILES / f"{name_or_path}.toml"
     profile = load(path, Profile, name=path.stem)
     for row in ({}, *profile.overrides):
         replace(profile, **{key: value for key, value in row.items() if key not in SELECTORS}).check_warning()

@@ -94,7 +94,7 @@ class Submission:
         return self.path.parent.parent / "logs" / self.id
 
     def name(self, array: int | str) -> str:
-        """The name in SLURM's queue of an array, or of the "check" or "collect" job, which `slurm_queue` knows again."""
+        """The name in SLURM's queue of an array, or of the "check" or "collect" job, which `queue.NAME` knows again."""
         return f"spb_{self.id}_{array}"
 
     def jobs(self) -> dict[str, list[str]]:
@@ -117,6 +117,11 @@ def submission_path(out: Path, submission: str) -> Path:
     return out / FOLDER / "submissions" / f"{submission}.json"
 
 
+def submission_files(out: Path) -> list[Path]:
+    """The files of a results' folder's submissions, oldest first."""
+    return sorted((out / FOLDER / "submissions").glob("*.json"))
+
+
 def read_submission(path: Path) -> Submission:
     """The submission of a file; RequestError where it cannot be read."""
     try:
@@ -132,7 +137,7 @@ def read_submission(path: Path) -> Submission:
 
 
 def _context(content: Mapping[str, Any]) -> RunContext:
-    """The place that JSON holds: whatever field it has, paths and the memory as such."""
+    """The context that JSON holds: whatever field it has, paths and the memory as such."""
     made: dict[Any, Callable[[Any], Any]] = {Path: Path, Memory: lambda memory: Memory(**memory)}
     kinds = get_type_hints(RunContext)
     return RunContext(**{name: made.get(kinds[name], lambda value: value)(value) for name, value in content.items()})
@@ -141,7 +146,7 @@ def _context(content: Mapping[str, Any]) -> RunContext:
 def submissions(out: Path) -> list[Submission]:
     """All submissions of a results' folder, oldest first; one that cannot be read, of another version say, is named and left out."""
     found = []
-    for path in sorted((out / FOLDER / "submissions").glob("*.json")):
+    for path in submission_files(out):
         try:
             found.append(read_submission(path))
         except RequestError as error:
@@ -151,14 +156,14 @@ def submissions(out: Path) -> list[Submission]:
 
 def use_cluster(out: Path) -> None:
     """Asks the cluster that the last launch of a results' folder was sent to, unless the user's environment names one."""
-    last = max((out / FOLDER / "submissions").glob("*.json"), default=None)
-    if last and CLUSTER not in os.environ and (name := read_submission(last).cluster):
+    sent = submission_files(out)
+    if sent and CLUSTER not in os.environ and (name := read_submission(sent[-1]).cluster):
         os.environ[CLUSTER] = name
 
 
 def free_of_jobs(specs: Sequence[RunSpec], out: Path) -> list[RunSpec]:
     """The cells without those that jobs of SLURM hold, which is said; where SLURM cannot be asked, heartbeats alone tell."""
-    if not any((out / FOLDER / "submissions").glob("*.json")):
+    if not submission_files(out):
         return list(specs)
     try:
         use_cluster(out)

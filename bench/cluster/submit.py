@@ -18,7 +18,6 @@ from bench.cluster.send import all_or_nothing, collector_flags, is_limit, send, 
 from bench.cluster.snapshot import take_snapshot
 from bench.cluster.submission import FOLDER, Array, Submission, live_cells, new_id, read_submission, submission_path
 from bench.errors import RequestError
-from bench.grid.catalogue import Catalogue
 from bench.grid.heartbeat import disk_now, holder
 from bench.grid.job_environment import task_id
 from bench.grid.plan import RunContext
@@ -31,25 +30,22 @@ ENDING_SECONDS = 40.0  # a job that was cancelled lives on for SLURM's KillWait
 
 @dataclass(frozen=True)
 class Launch:
-    """A grid to be sent: where it runs, what it asks for, and which of its methods train nothing. context: absolute paths."""
+    """A grid to be sent: where it runs and what it asks for. context: absolute paths."""
 
     context: RunContext
     profile: Profile
-    untrained: frozenset[str]
     dry_run: bool
     collect: bool
 
 
-def launch_grid(
-    specs: Sequence[RunSpec], missing: Sequence[RunSpec], known: Catalogue, checkpoint: Path, backbone: str, options: Options
-) -> int:
+def launch_grid(specs: Sequence[RunSpec], missing: Sequence[RunSpec], checkpoint: Path, backbone: str, options: Options) -> int:
     """Sends the cells to SLURM, whose nodes need whole paths."""
     profile = load_profile(options.profile)
     checkpoint, data, out = (Path(os.path.abspath(path)) for path in (checkpoint, options.data, options.out))
     device = profile.device_of(options.device)
     profile.check_devices(options.devices, device)
     context = replace(run_context(backbone, checkpoint, device, options), data=data, out=out)
-    return launch(specs, missing, Launch(context, profile, known.untrained, options.dry_run, options.collect))
+    return launch(specs, missing, Launch(context, profile, options.dry_run, options.collect))
 
 
 def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) -> int:
@@ -66,7 +62,6 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
     out, store = grid.context.out, ResultStore(grid.context.out)
     if "%" in str(out):
         raise RequestError(f"--out {out}: SLURM replaces what follows a % in the names of logs; a folder without it is needed.")
-    store.check_writable(wanted)
     with LaunchLock(out / FOLDER) as lock:
         live = _live(out, {spec.key for spec in wanted})
         free, elsewhere = _free(store, [spec for spec in wanted if spec.key not in live], grid)
@@ -74,7 +69,7 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
             store.write_grid(specs)
             print(f"{len(specs)} cells: nothing to send, {len(live)} are with SLURM already.{elsewhere}")
             return 0
-        plans, left = _within_limits(array_plans(free, grid.profile, grid.untrained, limits().array_size), grid.profile)
+        plans, left = _within_limits(array_plans(free, grid.profile, limits().array_size), grid.profile)
         collect = grid.collect and grid.profile.collect_partition != NONE
         _test_requests(plans, grid.profile, collect)
         sent = _submission(free, plans, grid)
@@ -102,7 +97,7 @@ def _without_running(store: ResultStore, specs: Sequence[RunSpec], steal: bool) 
     is noted, so that the next job need not wait for its silence."""
     now = disk_now(store.root)
     others = {spec: said for spec in specs if not steal and (said := holder(store.folder(spec), now))}
-    jobs = {spec: task_id(facts) for spec in others if (facts := (read_state(store.folder(spec)) or {}).get("slurm"))}
+    jobs = {spec: task_id(facts) for spec in others if (facts := read_state(store.folder(spec)).get("slurm"))}
     gone = ended(set(jobs.values()))
     for spec, job in jobs.items():
         if job in gone:
@@ -193,10 +188,7 @@ def _submission(free: Sequence[RunSpec], plans: Sequence[ArrayPlan], grid: Launc
     arrays = tuple(Array(plan.flags, plan.packs, plan.signal_s) for plan in plans)
     name, snapshot = new_id(), take_snapshot(grid.context.out / FOLDER / "snapshots")
     path = submission_path(grid.context.out, name)
-    at_once = grid.profile.cells_per_gpu * max(1, grid.profile.gpus)
-    if grid.profile.cells_per_gpu == 1:
-        at_once = 1
-    return Submission(name, grid.context, snapshot, grid.profile.attempts, cells, arrays, path, at_once, grid.profile.cluster)
+    return Submission(name, grid.context, snapshot, grid.profile.attempts, cells, arrays, path, grid.profile.at_once, grid.profile.cluster)
 
 
 def _checks(sent: Submission, plans: Sequence[ArrayPlan], profile: Profile, jobs: list[str]) -> dict[str, str]:
@@ -219,7 +211,7 @@ def _list_arrays(wanted: Sequence[RunSpec], grid: Launch) -> None:
         print(f"(The cluster was not asked: {error})")
     if live:
         print(f"{len(live)} of these cells are with SLURM already.")
-    plans = array_plans([spec for spec in wanted if spec.key not in live], grid.profile, grid.untrained, size)
+    plans = array_plans([spec for spec in wanted if spec.key not in live], grid.profile, size)
     for number, plan in enumerate(plans, 1):
         print(f"array {number}: {shown(plan)}")
     if not plans:

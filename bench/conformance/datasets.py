@@ -13,9 +13,8 @@ import numpy as np
 from bench.conformance.checks import Check, NotPromised, need
 from bench.data.objects import sample_objects
 from bench.grid.registry import DATASETS
-from bench.types import Dataset, ObjectRule, Sample, Split
+from bench.types import SPLITS, Dataset, ObjectRule, Sample, Split
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DRAWS = (1, 2, 3)
 
 

@@ -104,11 +104,11 @@ def toy_image(seed: int, height: int = 48, width: int = 64) -> Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) * 255
 
 
-def logits_of(model: PromptableSegmenter, seed: int = 3) -> Tensor:
+def logits_of(model: PromptableSegmenter) -> Tensor:
     """Logits (1, 48, 64) of a box on a random picture, in evaluation mode."""
     box = Prompts(boxes=torch.tensor([[5.0, 5, 40, 30]]))
     with _evaluating(model):
-        return model.decode(model.encode([toy_image(seed)]), [box])[0]
+        return model.decode(model.encode([toy_image(3)]), [box])[0]
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def describes_itself(method: MethodSubject) -> str:
 
 
 def trains_what_it_says(method: MethodSubject) -> str:
-    tuned, says = method.fresh().tuned(), getattr(method.cls, "trains", True)
+    tuned, says = method.fresh().tuned(), method.choice.trains
     need(bool(tuned) == says, f"It says trains = {says} and has {len(tuned)} trainable tensors.")
     wrong = [f"{name} is {p.dtype}" for name, p in tuned.items() if p.dtype != torch.float32]
     need(not wrong, f"Trainable tensors must be float32: {', '.join(wrong[:3])}.")

@@ -40,7 +40,6 @@ COLUMNS = {
     "provenance.*": "code, packages and machine, as in the record",
     "path": "the cell's folder",
 }
-MODEL_FORMATS = ("cat-sam", "sam", "onnx")
 IDENTITY = ("key", "dataset", "label", "shots", "draw", "seed", "backbone", "protocol")
 
 

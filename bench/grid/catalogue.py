@@ -16,23 +16,22 @@ from typing import Any
 
 from bench import ROOT
 from bench.errors import RequestError
-from bench.grid.files import write_together
+from bench.grid.files import remember, remembered
 from bench.grid.plan import choose_methods, groups_by_method
 from bench.grid.plugins import plugin_files
 from bench.grid.published import PUBLISHED
 from bench.grid.registry import METHODS
 from bench.grid.spec import MethodChoice
+from bench.grid.store import fields_of, method_from_json
 
 CACHE = "methods"
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The chosen methods in the order they were named, the names of those that train nothing, and every registered method with its
-    groups of parameters."""
+    """The chosen methods in the order they were named, and every registered method with its groups of parameters."""
 
     choices: tuple[MethodChoice, ...]
-    untrained: frozenset[str]
     groups: Mapping[str, tuple[str, ...]]
 
     def choose(self, text: str) -> list[MethodChoice]:
@@ -50,41 +49,31 @@ def catalogue(text: str, cache_dir: Path) -> Catalogue:
     What a child process found is kept in `cache_dir/methods/` under a hash of the text and of every file that methods are made
     of. A cache that cannot be read or written is passed over.
     """
-    name = f"{_state(text)}.json"
+    path = cache_dir / CACHE / f"{_state(text)}.json"
     try:
-        return _read((cache_dir / CACHE / name).read_text())
-    except (OSError, ValueError, KeyError, TypeError):
+        return _read(remembered(path))
+    except (ValueError, KeyError, TypeError, AttributeError):
         said, warnings = _ask(text)
     if warnings:  # what failed may be repaired without any of this code changing
         print(*warnings, sep="\n", file=sys.stderr)
-        return _read(said)
-    try:
-        (cache_dir / CACHE).mkdir(parents=True, exist_ok=True)
-        write_together(cache_dir / CACHE, {name: said.encode()}, durable=False)
-    except OSError:
-        pass
+    else:
+        remember(path, said)
     return _read(said)
 
 
-def _ask(text: str) -> tuple[str, list[str]]:
-    """The last line that the child prints, and its warnings; its RequestError is raised here."""
+def _ask(text: str) -> tuple[dict[str, Any], list[str]]:
+    """What the child prints last, and its warnings; its RequestError is raised here."""
     done = subprocess.run([sys.executable, "-m", "bench.grid.catalogue", text], cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 2:
         raise RequestError(done.stderr.strip().splitlines()[-1])
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise RequestError(f"The methods cannot be loaded: {last}; `{Path(sys.executable).name} -m bench.grid.catalogue` shows it in full.")
-    return done.stdout.strip().splitlines()[-1], [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    return json.loads(done.stdout.strip().splitlines()[-1]), [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
 
 
-def _read(said: str) -> Catalogue:
-    content = json.loads(said)
-    choices = tuple(MethodChoice(**{name: _tuples(value) for name, value in choice.items()}) for choice in content["choices"])
-    return Catalogue(choices, frozenset(content["untrained"]), {name: tuple(groups) for name, groups in content["groups"].items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _read(said: Mapping[str, Any]) -> Catalogue:
+    return Catalogue(tuple(map(method_from_json, said["choices"])), {name: tuple(groups) for name, groups in said["groups"].items()})
 
 
 def _state(text: str) -> str:
@@ -120,9 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RequestError as error:
         print(error, file=sys.stderr)
         return 2
-    untrained = sorted({choice.name for choice in choices if not getattr(METHODS.get(choice.name), "trains", True)})
-    content = [{name: getattr(choice, name) for name in MethodChoice.__dataclass_fields__} for choice in choices]
-    print(json.dumps({"choices": content, "untrained": untrained, "groups": groups_by_method()}))
+    print(json.dumps({"choices": list(map(fields_of, choices)), "groups": groups_by_method()}))
     return 0
 
 

@@ -37,7 +37,7 @@ def silence(folder: Path, state: Mapping[str, Any], now: float) -> float | None:
 
 def holder(folder: Path, now: float | None = None) -> str:
     """Who else computes the cell of a folder, in words; "" for nobody, for this process, and for an earlier life of this job."""
-    state = read_state(folder) or {}
+    state = read_state(folder)
     age = silence(folder, state, disk_now(folder) if now is None else now) if state.get("phase") == "running" else None
     if age is None or age >= SILENT_SECONDS:
         return ""
@@ -53,6 +53,6 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # somebody else's
+        pass
     return True

@@ -96,10 +96,7 @@ def specs_of(
     registered: Callable[[], Mapping[str, Iterable[str]]] = groups_by_method,
 ) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
-    number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch.
-
-    What trains nothing has one cell a data set, whatever shots, draws and seeds are asked for.
-    """
+    number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch."""
     protocol = protocol_of(request.protocol)
     DATASETS.find_in(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
@@ -107,17 +104,9 @@ def specs_of(
     groups = {group for groups in (*known.values(), *(choice.groups for choice in methods.values())) for group in groups}
     protocol.check_rows(known, DATASETS.names(), groups)
     datasets = {name: DATASETS.get(name) for name in names_of(request.datasets, DATASETS)}
-    grid = Grid(
-        tuple(methods),
-        tuple(datasets),
-        _list("shots", request.shots, _shots),
-        _list("draws", request.draws, _natural),
-        _list("seeds", request.seeds, _natural) if request.seeds else protocol.seeds,
-    )
+    cells = _cells(request, protocol, methods, tuple(datasets))
     generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
-    once: tuple[Shots, int, int] = (1, 0, protocol.seeds[0])  # always the same, so that no later request runs it again
-    cells = dict.fromkeys(((*cell[:2], *once) if methods[cell[1]].is_zero_shot else cell) for cell in grid.cells())
     return [
         RunSpec(
             request.backbone,
@@ -134,6 +123,17 @@ def specs_of(
         )
         for dataset, method, shots, draw, seed in cells
     ]
+
+
+def _cells(
+    request: Request, protocol: Protocol, methods: Mapping[str, MethodChoice], datasets: tuple[str, ...]
+) -> Iterable[tuple[str, str, Shots, int, int]]:
+    """(data set, method, shots, draw, seed), data sets outermost. What trains nothing has one cell a data set, whatever is asked for."""
+    shots, draws = _list("shots", request.shots, _shots), _list("draws", request.draws, _natural)
+    seeds = _list("seeds", request.seeds, _natural) if request.seeds else protocol.seeds
+    grid = Grid(tuple(methods), datasets, shots, draws, seeds)
+    once: tuple[Shots, int, int] = (1, 0, protocol.seeds[0])  # always the same, so that no later request runs it again
+    return dict.fromkeys(((*cell[:2], *once) if methods[cell[1]].is_zero_shot else cell) for cell in grid.cells())
 
 
 def _settings_of(protocol: Protocol, method: MethodChoice, dataset: str, shots: Shots, seed: int) -> Settings:

@@ -39,7 +39,9 @@ def read_published(path: Path) -> Published:
     return Published(titles, numbers, tuple(name for name in columns if name != "average"), str(frame["source"].iloc[0]))
 
 
-NOTHING_PUBLISHED = Published({}, {}, (), "")
+def published_for(shots: str) -> Published:
+    """The published table of a number of shots; where there is none, that of one shot, which names and orders methods."""
+    return read_published(PUBLISHED.get(shots, PUBLISHED["1"]))
 
 
 def ordered(labels: Iterable[str], published: Published) -> list[str]:

@@ -48,9 +48,9 @@ def disagreement(folder: Path, said: Scores) -> str:
 
 class Compared:
     """Which records were compared with their rows and agree, remembered in a file by both files' size and time of change: the rows of
-    thousands of cells take minutes to read."""
+    thousands of cells take minutes to read. path: None where nothing is remembered."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._new = False
 

@@ -30,8 +30,6 @@ from bench.grid.toml_reader import kinds, part
 from bench.types import SEED, Range
 
 RECORD, STATE, RESUME, TUNED, HISTORY = "record.json", "state.json", "resume.pt", "tuned.safetensors", "history.csv"
-WRITTEN = (RECORD, IMAGES, HISTORY, TUNED, RESUME, STATE)  # all that a cell writes, the result first
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a SLURM job: its number and restart count
 KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
 NAMES_AS_TEXT: dict[str, Callable[[str], str]] = dict.fromkeys(("name", "image", "stem"), str)  # an image called 007 stays "007"
@@ -179,9 +177,9 @@ class ResultStore:
                 return CellStatus("failed", f"its record is damaged: {damage}")
             return CellStatus("stored")
         state = read_state(folder)
-        if state is None and not (folder / RESUME).exists():
+        if not state and not any((folder / name).exists() for name in (STATE, RESUME)):
             return CellStatus("pending", "not started")
-        return _running(state or {})
+        return _running(state)
 
     def heartbeat(self, spec: RunSpec, phase: str, progress: Mapping[str, Any] | None = None) -> None:
         """Says that this process works on the cell, and how far it is. OSError where the disk does not take it."""
@@ -271,20 +269,9 @@ class ResultStore:
         """Forgets how the cell ended before it is computed anew: its state, its starts, and, unless it was only given up, its resume
         file. A result stays until there is another one."""
         folder = self.folder(spec)
-        given_up = (read_state(folder) or {}).get("progress", {}).get("given_up")
+        given_up = (read_state(folder).get("progress") or {}).get("given_up")
         for path in (folder / STATE, *attempts(folder), *([] if given_up else [folder / RESUME])):
             path.unlink(missing_ok=True)
-
-    def discard(self, spec: RunSpec) -> None:
-        """Removes what the cell wrote, the result first, and nothing else."""
-        folder = self.folder(spec)
-        if not folder.is_dir():
-            return
-        leftovers = [path.name for path in folder.iterdir() if TEMPORARY.fullmatch(path.name) or ATTEMPT.fullmatch(path.name)]
-        for name in (*WRITTEN, *leftovers):
-            (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # someone else's file lies in it
-            folder.rmdir()
 
     def write_grid(self, specs: Iterable[RunSpec]) -> None:
         """Notes the cells that a run was asked for, so that tables can say what is missing."""
@@ -395,7 +382,7 @@ def read_record(folder: Path, compared: Compared | None = None) -> Record:
     for where, key in (("it says", said), ("its folder is named", named[1] if named else said)):
         if key != record.spec.key:
             raise DamagedRecord(f"the key of its content is {record.spec.key}, but {where} {key}")
-    if differs := (compared or Compared(folder / "none")).disagreement(folder, path, record.scores):
+    if differs := (compared or Compared()).disagreement(folder, path, record.scores):
         raise DamagedRecord(differs)
     return record
 
@@ -448,12 +435,12 @@ def _number(name: str, value: Any) -> float:
 
 def spec_to_json(spec: RunSpec) -> dict[str, Any]:
     """The whole spec as JSON values, the order of a method's parameters included; `spec_from_json` reads it back."""
-    return {**_fields(spec), "method": _fields(spec.method), "settings": _fields(spec.settings)}
+    return {**fields_of(spec), "method": fields_of(spec.method), "settings": fields_of(spec.settings)}
 
 
 def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
     """The spec that `spec_to_json` wrote; TypeError or ValueError where a field is missing, unknown or cannot have its value."""
-    method = MethodChoice(**{name: _tuples(value) for name, value in content["method"].items()})
+    method = method_from_json(content["method"])
     settings = Settings(**{name: _tuples(value) for name, value in content["settings"].items()})
     spec = RunSpec(**{**content, "method": method, "settings": settings})
     for item in (spec, method, settings):
@@ -462,7 +449,12 @@ def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
     return spec
 
 
-def _fields(item: RunSpec | MethodChoice | Settings) -> dict[str, Any]:
+def method_from_json(content: Mapping[str, Any]) -> MethodChoice:
+    """The choice of the values that `fields_of` gave, lists for tuples."""
+    return MethodChoice(**{name: _tuples(value) for name, value in content.items()})
+
+
+def fields_of(item: RunSpec | MethodChoice | Settings) -> dict[str, Any]:
     """A dataclass's own fields, by name."""
     return {name: getattr(item, name) for name in item.__dataclass_fields__}
 
@@ -500,12 +492,10 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
-    """What was last said of a cell that runs or ran; None where nothing was, empty where it cannot be read."""
+def read_state(folder: Path) -> dict[str, Any]:
+    """What was last said of a cell that runs or ran; empty where nothing was, or it cannot be read."""
     try:
         state = _parsed((folder / STATE).read_bytes())
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, RecursionError):
         return {}
     try:
@@ -569,7 +559,7 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
         "eval_mode_after_first_look": settings.eval_mode_after_first_look,
     }
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
-    nested = {**_flat("cost", record.cost), **_flat("provenance", record.provenance)}
+    nested = {**flat("cost", record.cost), **flat("provenance", record.provenance)}
     return {**names, **run, **fixed, **kept, **_identities(spec), "key": spec.key, **scores, **nested, "path": str(folder)}
 
 
@@ -600,12 +590,13 @@ def _short(identity: object) -> str:
     return sha256(repr(identity).encode()).hexdigest()[:12]
 
 
-def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values by dotted names, all of which begin with the prefix."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}.{key}"
-        flat |= _flat(name, value) if isinstance(value, Mapping) else {name: value}
-    return flat
+        found |= flat(name, value) if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def _more(count: int) -> str:

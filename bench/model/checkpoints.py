@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"The checkpoint {path} holds pickled code, which is never run: a file of tensors is needed.") from None
         if isinstance(error, pickle.UnpicklingError):
             raise CheckpointError(f"The checkpoint {path} is damaged or no checkpoint: a file of tensors is needed.") from None
-        raise CheckpointError(f"The checkpoint {path} is truncated or damaged ({_first_line(error)}); get it again.") from None
+        raise CheckpointError(f"The checkpoint {path} is truncated or damaged ({first_line(error)}); get it again.") from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
         loaded = loaded["model"]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -145,5 +145,6 @@ def _holds_code(path: Path) -> bool:
     return operations[0][0] == "PROTO" and not all(name.startswith(("torch", "collections ")) for name in called)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, cut to a message's length."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120]

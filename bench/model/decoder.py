@@ -1,6 +1,5 @@
 """The mask decoders: SAM's own, and the HQ decoder that CAT-SAM tunes; both decode many prompts of many images in one call."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from contextvars import copy_context
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.model import mask_maps
 from bench.model.implementation import implementation
-from bench.model.prompt_batch import PromptBatch, batched, encode_prompts
+from bench.model.prompt_batch import PromptBatch, batched, encode_prompts, indices_by
 from bench.model.sam import Sam
 from bench.model.sam_modules import MLP, LayerNorm2d, MaskDecoder
 from bench.model.two_way import two_way
@@ -81,7 +80,7 @@ class Decoder(nn.Module):
         image_maps = self.image_maps(features)
         logits: list[Tensor] = [features.embedding[:0]] * len(prompts)
         iou = list(logits)
-        for images in _of_one_shape([sparse for sparse, _ in encoded]):  # prompts of one length are one batch
+        for images in indices_by(sparse.shape[1] for sparse, _ in encoded):  # prompts of one length are one batch
             counts = [len(encoded[i][0]) for i in images]
             sparse, dense = (torch.cat([encoded[i][k] for i in images]) for k in (0, 1))
             index = torch.tensor(images, device=sparse.device).repeat_interleave(torch.tensor(counts, device=sparse.device))
@@ -185,11 +184,3 @@ def _upscale(inner: int, middle: int, outer: int) -> list[nn.Module]:
     """Four times the side: two transposed convolutions with a norm and GELU between them."""
     up = nn.ConvTranspose2d(inner, middle, 2, stride=2), nn.ConvTranspose2d(middle, outer, 2, stride=2)
     return [up[0], LayerNorm2d(middle), nn.GELU(), up[1]]
-
-
-def _of_one_shape(sparse: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of the images whose prompts have as many tokens."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i, tokens in enumerate(sparse):
-        groups[tokens.shape[1]].append(i)
-    return list(groups.values())

@@ -17,7 +17,7 @@ def use(path: str) -> Iterator[None]:
     """Within it, models compute along this path; both compute the same function. RequestError for a name not in PATHS.
 
     The choice is the thread's: what runs later or elsewhere (a checkpointed part that is recomputed in backward) must take the
-    choice along, `path = chosen()` outside and `with use(path):` inside.
+    choice along, `path = implementation()` outside and `with use(path):` inside.
     """
     if path not in PATHS:
         raise unknown("path", path, PATHS)

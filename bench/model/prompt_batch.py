@@ -1,7 +1,7 @@
 """The prompts of many images as one batch for the decoder: kinds encoded together, lengths made equal, sources shared."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,7 +40,8 @@ def batched(sam: Sam, embedding: Tensor, prompts: Sequence[Prompts]) -> PromptBa
     sparse: list[Tensor] = []
     sources: list[Tensor] = []
     which: list[int] = []
-    for images in _of_one_shape(prompts):
+    shapes = [(p.boxes is None, -1 if p.points is None else p.points.shape[1], p.masks is None) for p in prompts]
+    for images in indices_by(shapes):
         joined = _joined([prompts[i] for i in images])
         counts = [prompts[i].count for i in images] if joined else [1] * len(images)
         start, known = len(which), sum(map(len, sources))
@@ -75,11 +76,11 @@ def encode_prompts(sam: Sam, prompts: Prompts) -> tuple[Tensor, Tensor]:
     return encoded
 
 
-def _of_one_shape(prompts: Sequence[Prompts]) -> list[list[int]]:
-    """Indices of the images whose prompts are of the same kinds and lengths."""
-    groups: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
-    for i, p in enumerate(prompts):
-        groups[p.boxes is None, -1 if p.points is None else p.points.shape[1], p.masks is None].append(i)
+def indices_by(keys: Iterable[Hashable]) -> list[list[int]]:
+    """The indices of equal keys together."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        groups[key].append(i)
     return list(groups.values())
 
 

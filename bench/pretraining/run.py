@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.errors import CheckpointError
 from bench.grid.files import write_together
+from bench.model.checkpoints import first_line
 from bench.pretraining.card import Facts, card
 from bench.pretraining.config import PretrainConfig, run_key
 from bench.pretraining.curve import CurvePoint, append_point, draw_curve, read_curve, write_curve
@@ -113,8 +114,7 @@ def read_resume(path: Path) -> dict[str, Any]:
         if not isinstance(state, dict) or "optimisers" not in state:
             raise ValueError("it is no state of a pre-training")
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise CheckpointError(f"The resume file {path} is truncated or damaged ({reason}): delete it to start again.") from None
+        raise CheckpointError(f"The resume file {path} is truncated or damaged ({first_line(error)}): delete it to start again.") from None
     return state
 
 

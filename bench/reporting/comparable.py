@@ -17,6 +17,7 @@ from bench.reporting.table import Cell
 LONGEST_NAME = 200  # bytes; file systems allow 255, with an ending and a temporary name's
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
+Gap = tuple[Run, str, str]  # of a cell that is not stored: its run, phase and reason
 Identity = tuple[str, str, str, str]  # backbone, protocol, shots, checkpoint: of one table's cells
 IDENTITY = ("backbone", "protocol", "shots", "checkpoint_sha256")
 MACHINE = "provenance.device_name"
@@ -60,7 +61,7 @@ class ComparableCells:
     selection: str
     rule: str
     frame: pd.DataFrame
-    gaps: Mapping[Position, tuple[tuple[Run, str, str], ...]]
+    gaps: Mapping[Position, tuple[Gap, ...]]
     notes: tuple[str, ...]
     scores: Mapping[Position, Mapping[Run, float]] = field(default_factory=dict)
     against: str = "best"
@@ -112,14 +113,9 @@ class ComparableCells:
         return (*common, ("prompts", "+".join(prompts) or "-"), ("selection", self.selection), ("rule", self.rule))
 
     def name(self, kind: str) -> str:
-        """A file name for a kind of table or figure of this board."""
+        """A file name for a kind of table or figure of these cells."""
         backbone, protocol, shots, checkpoint = self.identity
-        words = (kind, backbone, checkpoint[:8], f"{shots}shot", protocol, self.selection, self.rule)
-        name = re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
-        if len(name.encode()) <= LONGEST_NAME:
-            return name
-        kept = name.encode()[:LONGEST_NAME].decode(errors="ignore")  # a protocol with many changes
-        return f"{kept}-{sha256(name.encode()).hexdigest()[:8]}"
+        return file_name((kind, backbone, checkpoint[:8], f"{shots}shot", protocol, self.selection, self.rule))
 
     @property
     def stand_ins(self) -> tuple[str, ...]:
@@ -163,6 +159,15 @@ class ComparableCells:
         return tuple(warnings)
 
 
+def file_name(words: Iterable[str]) -> str:
+    """A name of these words that every file system allows, without an ending."""
+    name = re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    kept = name.encode()[:LONGEST_NAME].decode(errors="ignore")  # a protocol with many changes
+    return f"{kept}-{sha256(name.encode()).hexdigest()[:8]}"
+
+
 def _value(cell: Cell) -> float:
     if cell.value is None:
         raise ValueError("a cell without a value has no part in an average")
@@ -179,15 +184,18 @@ def _worst(phases: Iterable[str]) -> str:
     return next(phase for phase in ("failed", "unfinished", "pending") if phase in found)
 
 
-def _gap_note(gap: tuple[Run, str, str]) -> str:
-    (draw, seed), phase, reason = gap
-    run = f"seed {seed}" if draw == 0 else f"draw {draw} seed {seed}"
-    return f"{run}: {phase}" if phase == "pending" else f"{run}: {phase}: {reason}"
+def _gap_note(gap: Gap) -> str:
+    run, phase, reason = gap
+    return f"{_in_words(*run)}: {phase}" if phase == "pending" else f"{_in_words(*run)}: {phase}: {reason}"
+
+
+def _in_words(draw: int, seed: int) -> str:
+    return f"draw {draw} seed {seed}" if draw else f"seed {seed}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs to one board: its stored cells, those of what trains nothing, and what was asked for."""
+    """What belongs to one table: its stored cells, those of what trains nothing, and what was asked for."""
 
     frame: pd.DataFrame
     untrained: pd.DataFrame
@@ -232,12 +240,12 @@ def _parts(table: pd.DataFrame, grid: Sequence[GridCell]) -> dict[Identity, Part
         asked.setdefault(_identity(getattr(cell, name) for name in IDENTITY), []).append(cell)
     keys = {*stored, *(key for key, of in asked.items() if any(cell.trains for cell in of))}
     for key in sorted({*alone, *asked} - keys):
-        keys |= {key} if not any(_family(key) == _family(other) for other in keys) else set()
+        keys |= {key} if not any(family(key) == family(other) for other in keys) else set()
     parts = {}
     for key in sorted(keys):
         own = [cell for cell in asked.get(key, []) if cell.trains]
-        shared = [cell for other, of in asked.items() if _family(other) == _family(key) for cell in of if not cell.trains]
-        rows = [of for other, of in alone.items() if _family(other) == _family(key)]
+        shared = [cell for other, of in asked.items() if family(other) == family(key) for cell in of if not cell.trains]
+        rows = [of for other, of in alone.items() if family(other) == family(key)]
         parts[key] = Part(stored.get(key, table.head(0)), pd.concat(rows) if rows else table.head(0), (*own, *shared))
     return parts
 
@@ -255,7 +263,8 @@ def _once(frame: pd.DataFrame, grid: Sequence[GridCell]) -> pd.DataFrame:
     return pd.concat(kept) if kept else frame
 
 
-def _family(key: Identity) -> tuple[str, str, str]:
+def family(key: Identity) -> tuple[str, str, str]:
+    """What tables that differ in the number of shots alone have in common."""
     backbone, protocol, _, checkpoint = key
     return backbone, protocol, checkpoint
 
@@ -305,10 +314,8 @@ def _other_files(frame: pd.DataFrame) -> dict[Position, tuple[str, ...]]:
     newest = dict(zip(known["dataset"], known[FILES], strict=True))
     for label, dataset, draw, seed, files in zip(*(known[name] for name in ("label", "dataset", "draw", "seed", FILES)), strict=True):
         if files != newest[dataset]:
-            run = f"seed {seed}" if draw == 0 else f"draw {draw} seed {seed}"
-            note = (
-                f"{run}: of other data files ({files[:8]}) than the newest cell of {dataset} ({newest[dataset][:8]}), not compared with it"
-            )
+            than = f"the newest cell of {dataset} ({newest[dataset][:8]}), not compared with it"
+            note = f"{_in_words(draw, seed)}: of other data files ({files[:8]}) than {than}"
             found[label, dataset] = (*found.get((label, dataset), ()), note)
     return found
 
@@ -377,8 +384,8 @@ def _scores(frame: pd.DataFrame, column: str) -> dict[Position, dict[Run, float]
     return scores
 
 
-def _gaps(store: ResultStore, asked: Iterable[GridCell], stored: set[str]) -> dict[Position, tuple[tuple[Run, str, str], ...]]:
-    gaps: dict[Position, tuple[tuple[Run, str, str], ...]] = {}
+def _gaps(store: ResultStore, asked: Iterable[GridCell], stored: set[str]) -> dict[Position, tuple[Gap, ...]]:
+    gaps: dict[Position, tuple[Gap, ...]] = {}
     for cell in sorted((cell for cell in asked if cell.key not in stored), key=lambda cell: (cell.draw, cell.seed)):
         status = store.status_of(store.runs / cell.folder)
         gap = ((cell.draw, cell.seed), status.phase, status.reason)

@@ -1,9 +1,10 @@
-"""A board's methods compared, on the same images, draws and seeds: with the best of each column, with one of them, or in pairs."""
+"""A table's methods compared, on the same images, draws and seeds: with the best of each column, with one of them, or in pairs."""
 
 import math
 
 from bench.grid.published import Published, heading, ordered
 from bench.reporting.comparable import ComparableCells
+from bench.reporting.statistics import Difference
 from bench.reporting.table import Cell, Column, Facts, Row, Table
 from bench.reporting.table_statistics import BEST, PAIRS, Comparison, dataset_of, interval_notes, table_statistics
 
@@ -13,7 +14,7 @@ MEANING = (
 )
 
 
-def comparisons_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
+def comparisons_table(comparable: ComparableCells, published: Published) -> Table:
     """Methods, or pairs of them, as rows; for every data set and the average: the difference, its interval, corrected p and effect size."""
     datasets, against = comparable.datasets, comparable.against
     known = table_statistics(comparable, datasets, averaged=len(datasets) > 1)
@@ -41,7 +42,11 @@ def comparisons_table(comparable: ComparableCells, published: Published, paper_s
 def _compared(found: Comparison | None, best: bool) -> tuple[Cell, Cell, Cell]:
     if found is None:
         return Cell(reason="best" if best else "not compared"), Cell(), Cell()
-    d = found.difference
-    size = Cell(d.effect) if math.isfinite(d.effect) else Cell(reason="no spread")
-    p = Cell(reason="one run") if d.p is None else Cell(d.p)
-    return Cell(d.value, None, d.runs, low=d.interval.low, high=d.interval.high, images=d.images), p, size
+    return difference_cells(found.difference)
+
+
+def difference_cells(found: Difference) -> tuple[Cell, Cell, Cell]:
+    """A difference with its interval, its corrected p, and its effect size."""
+    delta = Cell(found.value, n=found.runs, low=found.interval.low, high=found.interval.high, images=found.images)
+    p = Cell(reason="one run") if found.p is None else Cell(found.p)
+    return delta, p, Cell(found.effect) if math.isfinite(found.effect) else Cell(reason="no spread")

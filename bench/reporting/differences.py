@@ -1,7 +1,7 @@
 """What differs between two results: cells are paired by what they are, and their settings, origins and scores are compared."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from bench.errors import RequestError
-from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, read_record, spec_to_json, trains
-from bench.reporting.comparisons import MEANING
+from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, flat, read_record, spec_to_json, trains
+from bench.reporting.comparisons import MEANING, difference_cells
 from bench.reporting.statistics import Column as Methods
 from bench.reporting.statistics import Counts, Difference, Pair, Pooled, Run, differences, effect_size
 from bench.reporting.table import Cell, Column, Row, Table
-from bench.reporting.table_statistics import read_rows
+from bench.reporting.table_statistics import read_rows, same_images
 
 EXACT = ("dataset", "label", "shots", "draw", "seed", "backbone", "protocol")
 LOOSE = EXACT[:5]
@@ -39,16 +39,7 @@ class Stored:
         """Everything in its spec and provenance by dotted name."""
         spec = spec_to_json(self.record.spec)
         spec["method"] = {**spec["method"], "parameters": dict(self.record.spec.method.parameters)}
-        return dict(_flat("", {"spec": spec, "provenance": self.record.provenance}))
-
-
-def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else key
-        if isinstance(value, Mapping):
-            yield from _flat(name, value)
-        else:
-            yield name, value
+        return {**flat("spec", spec), **flat("provenance", self.record.provenance)}
 
 
 @dataclass(frozen=True)
@@ -142,13 +133,11 @@ def _verdict(means: Sequence[Cell], found: Difference | None) -> tuple[Cell, Cel
     if found is None:
         gap = None if means[0].value is None or means[1].value is None else means[0].value - means[1].value
         return Cell(gap), Cell(), Cell(), Cell(reason="not tested: other images or data files, or too few")
-    effect = Cell(found.effect) if np.isfinite(found.effect) else Cell(reason="no spread")
-    ends = found.interval
-    delta = Cell(found.value, n=found.runs, low=ends.low, high=ends.high, images=found.images)
+    delta, p, effect = difference_cells(found)
     if found.p is None:
         return delta, Cell(), effect, Cell(reason="one run cannot tell")
     higher = "A is higher" if found.value > 0 else "A is lower"
-    return delta, Cell(found.p), effect, Cell(reason=higher if found.significant else "inside the noise")
+    return delta, p, effect, Cell(reason=higher if found.significant else "inside the noise")
 
 
 def _score(cell: Stored, selection: str | None, rule: str) -> float:
@@ -171,9 +160,8 @@ def _pair(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule: s
 def _counts(cells: Sequence[Stored], runs: tuple[Run, ...], selection: str | None, rule: str) -> Counts | None:
     """The counts of one side; None unless all have rows for the same images, and enough of them."""
     tables = [read_rows(cell.folder, selection or cell.record.spec.settings.selections[0], rule) for cell in cells]
-    if any(not table for table in tables) or len({tuple(table) for table in tables if table}) != 1:
+    if (found := same_images(tables)) is None:
         return None
-    images = tuple(tables[0] or ())
-    pixels = np.array([[table[name] for name in images] for table in tables if table], dtype=float)
+    images, pixels = found
     counts = Counts(runs, images, pixels[:, :, 0], pixels[:, :, 1], any(trains(cell.record.cost) for cell in cells))
     return None if counts.lack else counts

@@ -25,8 +25,8 @@ HOW = (
 )
 
 
-def efficiency_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
-    """Methods as rows; what they cost, as the mean over all their cells of the board."""
+def efficiency_table(comparable: ComparableCells, published: Published) -> Table:
+    """Methods as rows; what they cost, as the mean over all their cells."""
     frame = comparable.frame.assign(**_costs(comparable.frame)) if len(comparable.frame) else comparable.frame
     columns = tuple(Column("", name, digits) for name, digits in COSTS.items())
     rows = []

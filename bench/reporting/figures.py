@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.grid.published import PUBLISHED, Published, heading, ordered, read_published
+from bench.grid.published import Published, heading, ordered, published_for
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
+from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells, family
 from bench.reporting.statistics import critical_difference, mean_ranks
 from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels
 from bench.reporting.table import Cell
@@ -268,8 +268,7 @@ def pictures(store: ResultStore, query: CellQuery) -> list[Picture]:
     found: list[Picture] = []
     views = []
     for comparable in comparable_cells(store, query):
-        path = PUBLISHED.get(comparable.identity[2], PUBLISHED["1"])
-        view = View.of(comparable, read_published(path))
+        view = View.of(comparable, published_for(comparable.identity[2]))
         if view.labels:
             views.append(view)
             found += _of_view(view, store)
@@ -295,8 +294,7 @@ def _of_view(view: View, store: ResultStore) -> list[Picture]:
 
 def _across(views: Sequence[View]) -> list[Picture]:
     def same(view: View) -> tuple[str, str, str]:
-        backbone, protocol, _, checkpoint = view.comparable.identity
-        return backbone, protocol, checkpoint
+        return family(view.comparable.identity)
 
     found = []
     for (backbone, protocol, _), group in groupby(sorted(views, key=same), key=same):

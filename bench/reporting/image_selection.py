@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.errors import RequestError
 from bench.grid.store import read_record
-from bench.reporting.table_statistics import read_rows
+from bench.reporting.table_statistics import read_rows, same_images
 
 
 def selected_images(cells: Sequence[Path]) -> dict[str, str]:
@@ -16,11 +16,10 @@ def selected_images(cells: Sequence[Path]) -> dict[str, str]:
     Images with objects only, none twice, ties by name. RequestError where the cells were not tested on the same images.
     """
     rows = [read_rows(folder, read_record(folder).spec.settings.selections[0], "with_objects") for folder in cells]
-    if any(not table for table in rows) or len({tuple(table) for table in rows if table}) != 1:
+    if (found := same_images(rows)) is None:
         raise RequestError("The cells of a sheet need rows by image of the same test images, and some have others or none.")
-    tables = [table for table in rows if table]
-    names = list(tables[0])
-    ious = np.array([[100 * table[name][0] / max(table[name][1], 1) for name in names] for table in tables])
+    names, pixels = found
+    ious = 100 * pixels[:, :, 0] / np.maximum(pixels[:, :, 1], 1)
     return _selected(names, ious.mean(axis=0), np.ptp(ious, axis=0))
 
 

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 
 from bench.grid.metrics import count, image_iou
 from bench.grid.store import ResultStore, read_record
@@ -51,6 +52,11 @@ def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path
             show(row[column], overlay(sample.image, mask, PREDICTED, sample.mask), _captioned(title, iou))
     for ax, title in zip(places[:, 0], names or (), strict=False):
         ax.set_ylabel(title, fontsize=7)
+    write_sheet(figure, path)
+
+
+def write_sheet(figure: Figure, path: Path) -> None:
+    """Writes a figure of panels as a picture, and closes it."""
     figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})

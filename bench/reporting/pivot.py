@@ -1,7 +1,6 @@
 """Tables with any of a cell's fields as rows and columns; what stands in neither parts the tables, so nothing is ever mixed."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,7 +13,7 @@ from bench.grid.metrics import RULES
 from bench.grid.protocol import SELECTIONS
 from bench.grid.published import Published, heading, ordered
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import CellQuery, ComparableCells, Position, Run, comparable_cells
+from bench.reporting.comparable import CellQuery, ComparableCells, Gap, Position, Run, comparable_cells, file_name
 from bench.reporting.statistics import Column as Methods
 from bench.reporting.statistics import Counts, Interval, Pooled
 from bench.reporting.table import Cell, Column, Facts, Row, Table
@@ -24,7 +23,6 @@ FIELDS = ("backbone", "checkpoint", "protocol", "shots", "dataset", "label", "se
 POOLED = "miou"  # the metric that rows by image give an interval
 RUN = ("draw", "seed")  # averaged over, where a pivot does not show them
 ALSO = {"method": "label", "weights": "checkpoint"}
-Gap = tuple[Run, str, str]
 Known = Mapping[tuple[str, ...], tuple[Counts, Interval]]
 
 
@@ -73,7 +71,8 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
 
     RequestError where there is no cell, or the metric is in no record.
     """
-    found = entries(store, query, pivot)
+    comparables = comparable_cells(store, query)
+    found = [entry for comparable in comparables for entry in entries(comparable, pivot)]
     if all(math.isnan(entry.value) for entry in found) and any(entry.gap is None for entry in found):
         raise RequestError(f"No record has {pivot.metric!r}: name a score (miou, dice, mean_image_iou) or a column of bench.results().")
     fixed = [name for name in FIELDS if name not in (*pivot.rows, *pivot.columns)]
@@ -82,9 +81,7 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
         return tuple(entry.at[name] for name in fixed)
 
     parts = [(key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)]
-    notes = tuple(
-        dict.fromkeys(note for comparable in comparable_cells(store, query) for note in (*comparable.warnings, *comparable.notes))
-    )
+    notes = tuple(dict.fromkeys(note for comparable in comparables for note in (*comparable.warnings, *comparable.notes)))
     known = _known(found, pivot)
     tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), published, known) for key, of in parts]
     said = [interval_notes(_counted(of, pivot, known)) for _, of in parts]
@@ -116,16 +113,12 @@ def _place(entry: Entry, pivot: Pivot) -> tuple[str, ...]:
     return tuple(entry.at[name] for name in (*(name for name in FIELDS if name != "label"), *shown, "label"))
 
 
-def entries(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Entry]:
+def entries(comparable: ComparableCells, pivot: Pivot) -> list[Entry]:
     """A pivot's numbers and gaps, cell by cell; selections and rules are told apart only where the pivot shows them."""
     shown = (*pivot.rows, *pivot.columns)
-    found = []
-    for comparable in comparable_cells(store, query):
-        rules = RULES if "rule" in shown else (query.rule,)
-        for selection in _stored_selections(comparable) if "selection" in shown else [comparable.selection]:
-            for rule in rules:
-                found += _entries(comparable, selection, rule, pivot.metric)
-    return found
+    rules = RULES if "rule" in shown else (comparable.rule,)
+    selections = _stored_selections(comparable) if "selection" in shown else [comparable.selection]
+    return [entry for selection in selections for rule in rules for entry in _entries(comparable, selection, rule, pivot.metric)]
 
 
 def _stored_selections(comparable: ComparableCells) -> list[str]:
@@ -186,8 +179,7 @@ def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], publi
         )
         for key in rows
     )
-    words = ("pivot", *pivot.rows, "by", *pivot.columns, pivot.metric, *fixed.values())
-    name = re.sub(r"[^\w.=+-]+", "-", "_".join(words)).strip("-")
+    name = file_name(("pivot", *pivot.rows, "by", *pivot.columns, pivot.metric, *fixed.values()))
     corner = " / ".join("method" if name == "label" else name for name in pivot.rows)
     return Table(name, pivot.title or f"{pivot.metric}", tuple(fixed.items()), corner, heads, body)
 

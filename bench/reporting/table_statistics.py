@@ -31,7 +31,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TableStatistics:
-    """A board's counts by (label, data set), or why they are lacking, and what follows from them. files: the fingerprints of what the
+    """A table's counts by (label, data set), or why they are lacking, and what follows from them. files: the fingerprints of what the
     runs were tested on, where they are known; methods are compared on the same files alone."""
 
     counts: Mapping[Position, Counts]
@@ -205,13 +205,21 @@ def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, ru
     unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if not table]
     if unread:
         return f"the rows by image of {'/'.join(unread[0].parts[-3:])} are absent or damaged"
-    if len({tuple(table) for table in tables if table}) != 1:
+    if (found := same_images(tables)) is None:
         return "its runs were tested on different images"
-    images = tuple(tables[0] or ())
-    pixels = np.array([[table[name] for name in images] for table in tables if table], dtype=float)
+    images, pixels = found
     names = tuple(f"{dataset}/{name}" for name in images)
     counts = Counts(tuple(run for run, _ in runs), names, pixels[:, :, 0], pixels[:, :, 1], trains)
     return counts.lack or counts
+
+
+def same_images(tables: Sequence[Mapping[str, tuple[int, int]] | None]) -> tuple[tuple[str, ...], np.ndarray] | None:
+    """The images, and their pixels (runs, images, 2), of runs' rows as `read_rows` gives them; None unless all have rows for the same."""
+    read = [table for table in tables if table]
+    if len(read) < len(tables) or len({tuple(table) for table in read}) != 1:
+        return None
+    images = tuple(read[0])
+    return images, np.array([[table[name] for name in images] for table in read], dtype=float)
 
 
 def read_rows(folder: Path, selection: str, rule: str) -> dict[str, tuple[int, int]] | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.errors import RequestError, unknown
-from bench.grid.published import PUBLISHED, Published, heading, ordered, read_published
+from bench.grid.published import PUBLISHED, Published, heading, ordered, published_for, read_published
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells
 from bench.reporting.comparisons import comparisons_table
@@ -20,11 +20,10 @@ from bench.reporting.table import Cell, Column, Row, Table, markdown
 from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, table_statistics
 
 
-def paper_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
-    """Methods as rows in the paper's order; for its data sets and their average: ours, the published number and Δ.
-
-    `paper_shots`: whether the published numbers are of this board's number of shots; where they are not, none is shown.
-    """
+def paper_table(comparable: ComparableCells, published: Published) -> Table:
+    """Methods as rows in the paper's order; for its data sets and their average: ours, the published number and Δ. Where the published
+    numbers are not of these cells' number of shots, none is shown."""
+    paper_shots = comparable.identity[2] in PUBLISHED
     groups = (*published.datasets, AVERAGE)
     known = table_statistics(comparable, published.datasets, averaged=True)
     parts = ("ours", "published", "Δ", "in 95 %") if known.counts else ("ours", "published", "Δ")
@@ -45,7 +44,7 @@ def paper_table(comparable: ComparableCells, published: Published, paper_shots: 
         tuple(rows),
         (
             *comparable.warnings,
-            *_published_notes(comparable, published, paper_shots),
+            *_published_notes(comparable, published),
             *_statistics_notes(known),
             *comparable.notes,
         ),
@@ -92,8 +91,8 @@ def _statistics_notes(known: TableStatistics) -> tuple[str, ...]:
     )
 
 
-def _published_notes(comparable: ComparableCells, published: Published, paper_shots: bool) -> tuple[str, ...]:
-    if not paper_shots:
+def _published_notes(comparable: ComparableCells, published: Published) -> tuple[str, ...]:
+    if comparable.identity[2] not in PUBLISHED:
         return (f"No numbers were published for {comparable.identity[2]} shots.",)
     notes = [f"Published: {published.source}."]
     if comparable.identity[0].replace("_", "-").lower() not in published.source.lower():
@@ -103,7 +102,7 @@ def _published_notes(comparable: ComparableCells, published: Published, paper_sh
     return tuple(notes)
 
 
-def plain_table(comparable: ComparableCells, published: Published, paper_shots: bool = True) -> Table:
+def plain_table(comparable: ComparableCells, published: Published) -> Table:
     """Methods as rows; trainable parameters and their share, every data set, and the average where there are several."""
     datasets = comparable.datasets
     groups = (*datasets, AVERAGE) if len(datasets) > 1 else tuple(datasets)
@@ -126,7 +125,7 @@ def plain_table(comparable: ComparableCells, published: Published, paper_shots: 
     return Table(comparable.name("plain"), "Foreground mIoU (%)", comparable.context, "method", columns, tuple(rows), notes)
 
 
-LIKE: Mapping[str, Callable[[ComparableCells, Published, bool], Table]] = {
+LIKE: Mapping[str, Callable[[ComparableCells, Published], Table]] = {
     "paper": paper_table,
     "plain": plain_table,
     "comparisons": comparisons_table,
@@ -143,15 +142,12 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
         return _all_kinds(store, query)
     if like in PIVOTS:
         return pivoted(store, query, PIVOTS[like])
-    made = []
     reference = read_published(PUBLISHED["1"])
     found = comparable_cells(store, query)
     labels = {label for comparable in found for label in comparable.labels_of(comparable.datasets)}
     if query.against not in (BEST, PAIRS, *labels):
         raise unknown("method to compare with", query.against, (BEST, PAIRS, *sorted(labels)))
-    for comparable in found:
-        path = PUBLISHED.get(comparable.identity[2])
-        made.append(LIKE[like](comparable, read_published(path) if path else reference, path is not None))
+    made = [LIKE[like](comparable, published_for(comparable.identity[2])) for comparable in found]
     reading = (READING,) if like in ("paper", "plain") else ()
     shown = [replace(table, notes=(*reading, *table.notes)) for table in made if table.rows]
     if not shown and like == "paper":

@@ -1,6 +1,5 @@
 """Sheets of training samples: what methods saw, or will see, in the order in which it comes."""
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,8 +13,8 @@ from bench.grid.plan import open_datasets
 from bench.grid.protocol import STREAM_REVISIONS
 from bench.grid.spec import RunSpec
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import trained
-from bench.reporting.pictures import DPI, PER_LINE, TRUTH, draw_prompts, overlay, show
+from bench.reporting.comparable import file_name, trained
+from bench.reporting.pictures import PER_LINE, TRUTH, draw_prompts, overlay, show, write_sheet
 from bench.training.samples import samples_of_cell
 from bench.training.train import TrainingSample, repeats_one_sample
 
@@ -38,8 +37,7 @@ def training_sheets(store: ResultStore, specs: Sequence[RunSpec], data: Path) ->
         same = f", one sample in all {spec.settings.epochs} epochs" if repeats_one_sample(support, spec.settings) else ""
         run_in_words = f"{spec.dataset}, {spec.backbone}, {spec.shots}-shot, draw {spec.draw}, seed {spec.seed}, {spec.protocol}"
         words = f"{run_in_words}: the first training samples of {', '.join(labels)}{same}"
-        name = re.sub(r"[^\w.=+-]+", "-", f"training_{spec.dataset}_{run}_{labels[0]}").strip("-")
-        path = store.root / "figures" / f"{name}.png"
+        path = store.root / "figures" / f"{file_name(('training', spec.dataset, run, labels[0]))}.png"
         training_sheet(samples, "\n".join(wrap(words, 130)), path)
         yield path
 
@@ -68,7 +66,4 @@ def training_sheet(samples: Sequence[TrainingSample], title: str, path: Path) ->
         show(ax, shown, f"{sample.name}\n{flips}\n{crop}\nprompt: {sample.kind}")
         draw_prompts(ax, sample.prompts)
     figure.suptitle(title, fontsize=7)
-    figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
-    plt.close(figure)
+    write_sheet(figure, path)

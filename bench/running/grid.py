@@ -9,7 +9,7 @@ from typing import Annotated
 
 from bench.data.manifest import manifest_of, remember_data
 from bench.errors import STOPPED, RequestError
-from bench.grid.catalogue import Catalogue, catalogue
+from bench.grid.catalogue import catalogue
 from bench.grid.files import file_sha256
 from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, open_dataset, open_datasets, specs_of, title
 from bench.grid.registry import third_party
@@ -53,17 +53,14 @@ class Options:
                     raise RequestError(f"--{name.replace('_', '-')} {getattr(self, name)} {fault}.")
 
 
-# (all cells, those to run, their methods, the checkpoint, the backbone, the options) -> the exit code
 Free = Callable[[Sequence[RunSpec], Path], list[RunSpec]]
-Launcher = Callable[[Sequence[RunSpec], Sequence[RunSpec], Catalogue, Path, str, "Options"], int]
+# (all cells, those to run, the checkpoint, the backbone, the options) -> the exit code
+Launcher = Callable[[Sequence[RunSpec], Sequence[RunSpec], Path, str, Options], int]
 
 
 def run_grid(request: Request, options: Options, launcher: Launcher | None = None, free: Free | None = None) -> int:
-    """Runs the cells of a request that are to be run; the exit code.
-
-    launcher: sends them elsewhere instead; then the methods are known without torch. free: of some cells, those that are left to this
-    machine.
-    """
+    """Runs the cells of a request that are to be run; the exit code. launcher: sends them elsewhere instead; then the methods are known
+    without torch. free: of some cells, those that are left to this machine."""
     store = ResultStore(options.out)
     checkpoint = checkpoint_path(request.backbone, options.pretrained)
     known = catalogue(request.methods, options.out / "cache") if launcher or options.dry_run else None
@@ -81,8 +78,8 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     elif is_main_process():
         store.check_writable(missing)
         remember_data(datasets.values(), options.out / "cache")
-    if known and launcher:
-        return launcher(specs, missing, known, checkpoint, request.backbone, options)
+    if launcher:
+        return launcher(specs, missing, checkpoint, request.backbone, options)
     if options.dry_run:
         return 0
     own = free(missing, options.out) if free and is_main_process() and not options.steal else missing

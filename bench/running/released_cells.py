@@ -15,7 +15,7 @@ from bench.grid.metrics import RULES
 from bench.grid.plan import Request, names_of, open_dataset, protocol_of, specs_of
 from bench.grid.progress import Progress
 from bench.grid.provenance import provenance
-from bench.grid.registry import DATASETS, METHODS, third_party
+from bench.grid.registry import DATASETS, METHODS
 from bench.grid.spec import RunSpec, released_choice
 from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import Record, ResultStore
@@ -108,9 +108,8 @@ def _result(
 ) -> Result:
     """What a cell of the released weights on a data set comes to."""
     tuned = {name: parameter.detach() for name, parameter in model.tuned().items()}
-    outside = third_party(spec.method.name, spec.dataset)
-    of_data = {"data": data_facts(dataset, store.root / "cache"), **({"third_party": outside} if outside else {})}
-    return Cell(spec, sam, dataset, store.folder(spec), on_progress, released=tuned).run({**facts, **of_data})
+    data = data_facts(dataset, store.root / "cache")
+    return Cell(spec, sam, dataset, store.folder(spec), on_progress, released=tuned).run({**facts, "data": data})
 
 
 def _kept(result: Result, store: ResultStore, given: Evaluation) -> Path:

@@ -33,8 +33,6 @@ from bench.training.process_group import SINGLE_PROCESS, ProcessGroup, is_lost
 from bench.types import Dataset, Memory, ProgressCallback
 
 HEARTBEAT_SECONDS = 10.0
-TELL_SECONDS = 0.5
-
 
 Begin = Callable[[ResultStore, RunSpec, RunContext], str]
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -291,7 +289,7 @@ def run_in_workers(
 ) -> bool:
     """Runs the cells in worker processes of so many threads each; whether it was asked to stop.
 
-    A worker that dies leaves its cell unfinished, and its message; the others go on. begin: as of Bench, and a function that can be
+    A worker that dies leaves its cell unfinished, and its message; the others go on. begin: as of CellRunner, and a function that can be
     pickled; signals: what asks to stop.
     """
     spawn = multiprocessing.get_context("spawn")

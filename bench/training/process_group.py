@@ -45,11 +45,11 @@ class ProcessGroup:
         return losses
 
     def shard(self, names: Sequence[str]) -> Sequence[str]:
-        """Every size-th name; `together` puts what came of them into the names' order."""
+        """Every size-th name; `gather` puts what came of them into the names' order."""
         return names[self.rank :: self.size]
 
     def gather(self, rows: list[Any]) -> list[Any]:
-        """The rows of all processes, which each have those of `mine`."""
+        """The rows of all processes, which each have those of their `shard`, in the names' order."""
         if self.size == 1:
             return rows
         found: list[Any] = [None] * self.size

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.data.manifest import Manifest
-from bench.types import Split
+from bench.types import SPLITS, Split
 from datasets.folder import Expected, FolderDataset, Survey
 from datasets.preparation.inspection import Inspection
 
 WHITE, BLUR, SHOWN = 255, 16, 12  # what a JPEG makes of black and white stays this near to them; ranges of values that are listed
 LABELS_KEY = 'if the values are ids or classes, `mask_values = "ids"` or "classes" must say so'
 MIDDLE = 127  # between black and white: where a mask that once was binary would be cut
-SPLITS = ("train", "val", "test")
 Inspected = Mapping[Split, Sequence[Inspection]]
 
 

@@ -38,7 +38,7 @@ class Inspection:
 
 
 def inspections(entries: Mapping[Split, Mapping[str, Entry]], rule: ObjectRule, on_step: Callable[[int], None]) -> Iterator[Inspection]:
-    """A look at every entry, in the splits' order and by name; threads read ahead. tell: called after each."""
+    """A look at every entry, in the splits' order and by name; threads read ahead. on_step: called after each."""
     wanted = [(split, name, entry) for split, of_split in entries.items() for name, entry in sorted(of_split.items())]
     cv2.setNumThreads(1)  # the images are read side by side already
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:

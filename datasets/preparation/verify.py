@@ -6,13 +6,11 @@ from pathlib import Path
 
 from bench.data.manifest import Manifest, manifest_of, to_hash
 from bench.errors import DataError
-from bench.types import Dataset, Split
+from bench.types import SPLITS, Dataset, Split
 from datasets.folder import Entry, FolderDataset, ListedDataset
 from datasets.preparation.findings import Finding, Inspected, note, of_archive, of_contents, of_masks
 from datasets.preparation.inspection import Drawn, inspections
 from datasets.preparation.progress import progress_bar
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

@@ -88,12 +88,12 @@ def test_05_every_command_goes_to_the_cluster_that_is_named_without_the_shells_h
 
 def test_13_the_throttle_holds_over_all_arrays_and_arrays_are_as_small_as_the_profile_says():
     specs = grid(methods="lora", seeds=",".join(map(str, range(10))))
-    plans = array_plans(specs, Profile("p", parallel=2, max_array_tasks=2), frozenset(), 1000)
+    plans = array_plans(specs, Profile("p", parallel=2, max_array_tasks=2), 1000)
     assert [len(plan.packs) for plan in plans] == [2] * 5
     assert [plan.after for plan in plans] == [None, None, 0, 1, 2] and {plan.parallel for plan in plans} == {1}
     few = grid(methods="lora", seeds="0", shots="full")
     profile = Profile("p", parallel=3, overrides=({"shots": ["full"], "time_min": 999},))
-    uneven = array_plans([*specs, *few], profile, frozenset(), 9)
+    uneven = array_plans([*specs, *few], profile, 9)
     assert [len(plan.packs) for plan in uneven] == [9, 1, 1] and sum(plan.parallel for plan in uneven) == 3
 
 

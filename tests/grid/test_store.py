@@ -147,18 +147,6 @@ def test_a_resume_file_alone_is_unfinished_and_so_is_an_empty_state(store: Resul
     assert store.status(SPEC) == CellStatus("unfinished", "it left no readable state")
 
 
-def test_discard_removes_what_the_cell_wrote_and_nothing_else(store: ResultStore) -> None:
-    folder = save(store, record())
-    (folder / f".images.csv.{'0' * 32}.tmp").write_bytes(b"left by a killed process")
-    (folder / "note.txt").write_text("mine")
-    store.discard(SPEC)
-    assert [path.name for path in folder.iterdir()] == ["note.txt"]
-    (folder / "note.txt").unlink()
-    store.discard(SPEC)
-    assert not folder.exists()
-    store.discard(SPEC)
-
-
 def test_a_cell_that_was_moved_or_renamed_is_still_read(store: ResultStore, tmp_path: Path) -> None:
     folder = save(store, record())
     shutil.copytree(folder, tmp_path / folder.name)
