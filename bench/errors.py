@@ -69,6 +69,11 @@ def one_sentence(main: Callable[[Sequence[str] | None], int]) -> Callable[..., i
         except OSError as error:
             print(f"error: {f'{error.filename}: {error.strerror}.' if error.filename else error}", file=sys.stderr)
             return 2
+        except RuntimeError as error:
+            if "Symlink loop" not in str(error):  # of pathlib
+                raise
+            print(f"error: {error}.", file=sys.stderr)
+            return 2
         except RequestError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

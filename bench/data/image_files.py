@@ -65,9 +65,28 @@ def eight_bits(what: str, pixels: Values, bits: int = 0) -> Bytes:
 def read_mask(path: Path) -> Values:
     """A mask's values (H, W) from 0 at the depth that its file has, colours as grey, turned upright; DataError as above.
 
+    What is not black is never 0, however dark, but in a JPEG.
+
     An alpha channel is dropped, but not where it may be the mask: where the colours are all the same and it is not.
     """
     values = _not_negative(path, _decoded(path, cv2.IMREAD_GRAYSCALE))
+    if _may_have_colours(path.read_bytes()):  # of which dark ones have no grey left
+        colours = _decoded(path, cv2.IMREAD_COLOR)
+        values = np.maximum(values, colours.any(axis=2) if colours.ndim == 3 else 0)
+    return _not_of_alpha(path, values)
+
+
+def _may_have_colours(content: bytes) -> bool:
+    """Whether a file's values are kept as they are, and may be colours."""
+    if content[:4] == b"\x89PNG":
+        return bool(content[25] & PNG_COLOURS)
+    if _is_tif(content):
+        return dict(_tif_tags(content)).get(PHOTOMETRIC, (RGB,))[0] not in GREY
+    return not _is_jpg(content)
+
+
+def _not_of_alpha(path: Path, values: Values) -> Values:
+    """The values; DataError where they are all the same and an alpha channel, which may be the mask, is not."""
     if values.min() == values.max() and _alpha_varies(path):
         share = "100 % of it is" if values.max() else "none of it is"
         raise DataError(
@@ -91,7 +110,7 @@ def read_labels(path: Path) -> Values:
         blue, green, red = (pixels[..., i].astype(np.int64) for i in range(3))
         n = 8 * pixels.dtype.itemsize
         pixels = (((red << n) + green) << n) + blue
-    labels = _not_negative(path, pixels)
+    labels = _not_of_alpha(path, _not_negative(path, pixels))
     if labels.dtype.kind == "f" and (labels != np.floor(labels)).any():
         raise DataError(f"The label map {path} has the value {labels[labels != np.floor(labels)][0]:g}: whole numbers are needed.")
     return labels
@@ -173,6 +192,12 @@ def _decoded(path: Path, mode: int) -> Values:
         raise DataError(f"The file {path} is damaged ({complaint}): copy it again from where it came, or save it anew if it looks right.")
     if pixels is None:
         raise DataError(f"The file {path} is not an image that can be read (tif, png or jpg of at most 2^30 pixels).")
+    if tags.get(PLANES) == (SEPARATE,) and pixels.ndim == 3 and pixels.dtype != np.uint8:  # OpenCV mixes them up
+        raise DataError(
+            f"The file {path} has its colours one after another at {8 * pixels.itemsize} bits: save it with those of a pixel together."
+        )
+    if (stored := max(tags.get(BITS, (0,)))) > 8 * pixels.itemsize:
+        raise DataError(f"The file {path} has {stored} bits, of which {8 * pixels.itemsize} can be read: save it without its second band.")
     is_inverted = photometric == MIN_IS_WHITE and pixels.dtype in (np.uint16, np.uint32)  # of 8 bits OpenCV does it itself
     return np.iinfo(pixels.dtype).max - pixels if is_inverted else pixels
 
@@ -277,11 +302,14 @@ TIF_FORMATS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 TIF_PIXELS = ((273, 279), (324, 325))  # tags: offsets and byte counts of strips, of tiles
 SUBFILE, COMPRESSION, PHOTOMETRIC = 254, 259, 262  # tags: what kind of page, how it is packed, what its values are
 SAMPLES, EXTRA = 277, 338  # tags: how many bands, what those beyond grey or RGB are
+BITS, PLANES = 258, 284  # tags: of each band; whether a pixel's bands lie together
+SEPARATE = 2
 DEFLATE = (8, 32946)
 NO_PAGE = 1 | 4  # bits of SUBFILE: a smaller copy, a mask
 MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2
 GREY = (MIN_IS_WHITE, MIN_IS_BLACK)
 UNASSOCIATED_ALPHA = 2
+PNG_COLOURS = 2  # bit of the kind of a png: RGB or a palette
 
 
 def _is_jpg(content: bytes) -> bool:
@@ -343,5 +371,7 @@ def _without_alpha(content: bytes) -> bytes:
     """A tif whose fourth band is marked as unspecified, not as alpha."""
     order, _, offset, _ = _tif_form(content)
     directory = next(_tif_directories(content))
-    entry = struct.pack(f"{order}HH{offset}H", EXTRA, 3, 1, UNASSOCIATED_ALPHA)
-    return content[:directory] + content[directory:].replace(entry, entry[:-2] + bytes(2), 1)
+    for kind, form in TIF_FORMATS.items():  # a short by the standard, not by every writer
+        marked, unmarked = (struct.pack(f"{order}HH{offset}{form}", EXTRA, kind, 1, value) for value in (UNASSOCIATED_ALPHA, 0))
+        content = content[:directory] + content[directory:].replace(marked, unmarked, 1)
+    return content

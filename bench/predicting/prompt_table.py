@@ -63,6 +63,8 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
     for name in columns:
         if name not in COLUMNS:
             raise DataError(str(unknown(f"column of {path}", name, COLUMNS)))
+        if columns.count(name) > 1:
+            raise DataError(f"The prompts {path} have the column {name} twice.")
     missing = [
         name
         for group in (("image",), BOX, POINT)

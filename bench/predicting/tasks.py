@@ -1,5 +1,7 @@
 """What `bench.predict` was asked for, as one task an image, checked before anything is predicted."""
 
+import csv
+import io
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +13,12 @@ from torch import Tensor
 
 from bench.data.image_files import read_mask
 from bench.errors import DataError, InputError, RequestError
-from bench.grid.files import is_below
+from bench.grid.files import is_below, read_text
 from bench.model.inputs import image_files, prompts_from, read_picture
 from bench.predicting.prompt_table import TablePrompt, read_prompts
 from bench.types import Prompts
 
-TABLE = "predictions.csv"
+TABLE, MASKS = "predictions.csv", "masks"
 Keywords = dict[str, Any]  # of `prompts_from`
 
 
@@ -51,10 +53,14 @@ def single_task(given: Namespace) -> Task:
     for path in filter(None, (given.out, overlay)):
         if path.suffix.lower() != ".png":
             raise RequestError(f"{path} cannot be written: a file that ends in .png is needed.")
+        if path.is_dir():
+            raise RequestError(f"{path} cannot be written: it is a folder.")
         if path.resolve() in [p.resolve() for p in (given.image, given.mask) if p]:
             raise RequestError(f"{path} is what the mask is made from: give another file to write.")
     if overlay and overlay.resolve() == given.out.resolve():
         raise RequestError(f"{overlay} would be the mask and the overlay: give two files.")
+    if overlay and not given.overlay and overlay.exists() and not given.out.exists():
+        raise RequestError(f"{overlay} is there already, and of no mask {given.out}: --overlay FILE or --no-overlay is needed.")
     return Task(given.image, (("", keywords),), given.out, overlay, given.bits)
 
 
@@ -73,8 +79,13 @@ def folder_tasks(given: Namespace) -> list[Task]:
     table = read_prompts(given.prompts) if given.prompts else {path.name: [] for path in image_files(given.images)}
     if given.prompts and given.prompts.resolve() == (given.out / TABLE).resolve():
         raise RequestError(f"{given.prompts} would be written over by the table of the predictions: give another --out.")
+    if given.out.exists() and not given.out.is_dir():
+        raise RequestError(f"--out {given.out} is no folder.")
     tasks: list[Task] = []
     owner: dict[Path, str] = {}
+    earlier = _masks_of(given.out / TABLE)
+    if not earlier and (given.out / TABLE).exists():
+        raise RequestError(f"{given.out / TABLE} is there already, and no table of predictions: give another --out.")
     for name, prompts in table.items():
         image = given.images / name
         where = f"{given.prompts}, row {prompts[0].row}: " if prompts else ""
@@ -82,7 +93,7 @@ def folder_tasks(given: Namespace) -> list[Task]:
             raise DataError(f"{where}{name} is not inside {given.images}: a path in that folder, without .., is needed.")
         if not image.is_file():
             raise DataError(f"{where}the image {name} is not in {given.images}.")
-        mask, overlay = (given.out / folder / Path(name).with_suffix(".png") for folder in ("masks", "overlays"))
+        mask, overlay = (given.out / folder / Path(name).with_suffix(".png") for folder in (MASKS, "overlays"))
         if mask in owner:
             raise RequestError(f"{owner[mask]} and {name} would both be written to {mask}: rename one of them.")
         for path in (mask, overlay):
@@ -90,9 +101,24 @@ def folder_tasks(given: Namespace) -> list[Task]:
                 raise RequestError(f"{path} would be written among the images of {given.images}: give another --out.")
             if not path.resolve().is_relative_to(given.out.resolve()):
                 raise RequestError(f"{path} leads out of {given.out} by a link: give another --out.")
+            if path.exists() and mask.relative_to(given.out).parts not in earlier:
+                raise RequestError(
+                    f"{path} is there already, and no prediction that {given.out / TABLE} lists: remove it, or give another --out."
+                )
+        if mask.resolve() == overlay.resolve():
+            raise RequestError(f"{overlay} leads to {mask} by a link: give another --out.")
         owner[mask] = name
         tasks.append(Task(image, tuple(_of_one_kind(given.prompts, prompts)), mask, None if given.no_overlay else overlay, given.bits))
     return tasks
+
+
+def _masks_of(table: Path) -> set[tuple[str, ...]]:
+    """The masks that an earlier command wrote, as parts of their paths below its --out; none where its table cannot be read."""
+    try:
+        paths = [Path(row["mask"]).parts for row in csv.DictReader(io.StringIO(read_text(table), newline=""))]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return set()
+    return {parts[at:] for parts in paths for at, part in enumerate(parts) if part == MASKS}
 
 
 def _of_one_kind(table: Path, prompts: Sequence[TablePrompt]) -> Iterator[tuple[str, Keywords]]:

@@ -14,7 +14,7 @@ from bench.grid.files import file_sha256
 from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, open_dataset, open_datasets, specs_of, title
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
-from bench.grid.store import CellStatus, ResultStore, grid_cell
+from bench.grid.store import CellStatus, ResultStore, grid_cell, read_state
 from bench.grid.toml_reader import kinds
 from bench.model.backbones import checkpoint_path
 from bench.training.launch import is_main_process
@@ -91,7 +91,7 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     if not missing:
         store.write_grid(specs)
     _say_outdated([spec for spec in specs if spec not in missing], store)
-    return _summary(specs, store)
+    return _summary(specs, missing, store)
 
 
 def _run_cells(
@@ -197,15 +197,20 @@ def _list_cells(specs: Sequence[RunSpec], states: Mapping[RunSpec, CellStatus], 
     print(f"{len(specs)} cells, {len(missing)} to run.")
 
 
-def _summary(specs: Sequence[RunSpec], store: ResultStore) -> int:
+def _summary(specs: Sequence[RunSpec], ran: Sequence[RunSpec], store: ResultStore) -> int:
+    """Says what became of the cells; the exit code. A cell that `ran` and failed may have an earlier result, which stays."""
     states = {spec: store.status(spec) for spec in specs}
     counts = Counter(status.phase for status in states.values())
     print(f"{len(specs)} cells: " + ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items())) + f"; in {store.runs}.")
     for spec, status in states.items():
         if status.phase == "failed":
             print(f"  failed: {title(spec)}: {status.reason}")
+    ended = {spec: read_state(store.folder(spec)) or {} for spec in ran if states[spec].phase == "stored"}
+    kept = [spec for spec, state in ended.items() if state.get("phase") == "failed"]
+    for spec in kept:
+        print(f"  failed, its earlier result stays: {title(spec)}: {ended[spec].get('error')}")
     if counts["failed"]:
         print("  `--overwrite failed` retries the failed cells.")
     if counts["unfinished"] + counts["pending"]:
         print("  The same command runs the rest.")
-    return 0 if counts["stored"] == len(specs) else 1
+    return 0 if counts["stored"] == len(specs) and not kept else 1

@@ -113,6 +113,8 @@ REFUSED = {
     "8_of_16.tif": (tif(GREY.astype(np.uint16)), "may be fewer bits", "8 to 16"),
     "bands.tif": (tif(np.dstack([RGBA, GREY]), extra=0), "5 bands"),
     "uncalled_bands.tif": (tif(RGBA, photometric=1, extra=0), "4 bands that it does not call colours"),
+    "deep_planes.tif": (tif(DEEP, planar=True), "has its colours one after another at 16 bits"),
+    "deep_grey_alpha.tif": (tif(DEEP[..., :2], photometric=1, extra=2), "has 16 bits, of which 8 can be read"),
     "nonsense.png": (b"\x89PNG\r\n\x1a\n" + b"x" * 90 + b"IEND\xae\x42\x60\x82", "not an image that can be read"),
 }
 
@@ -186,6 +188,19 @@ def test_values_above_8_bits_stay_apart(put):
             assert np.array_equal(np.unique(read(put(tif(np.array((0, *values), dtype)[IDS])))), (0, *values))
 
 
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channel", range(3))
+def test_dark_colours_are_foreground(channel, depth, put):
+    colours = np.zeros((*IDS.shape, 3), depth)
+    colours[..., channel] = IDS
+    for content in (png(colours), tif(colours)):
+        assert np.array_equal(read_mask(put(content)) > 0, IDS > 0)
+    palette = Image.fromarray(IDS, "P")
+    palette.putpalette([0, 0, 0] + [int(at == channel) for at in range(3)] + [9, 9, 9])
+    for kind in ("PNG", "TIFF", "BMP"):
+        assert np.array_equal(read_mask(put(saved(palette, kind), f"p.{kind.lower()}")) > 0, IDS > 0)
+
+
 def test_labels_are_palette_indices_and_colours(put):
     palette = Image.fromarray(IDS, "P")
     palette.putpalette([0, 0, 0, 0, 0, 0, 200, 10, 10])  # 1 is black too
@@ -212,6 +227,7 @@ def test_what_is_no_mask_is_refused_by_name(put):
             refused(
                 read_mask, put(content), f"has the value {white} everywhere, so that {share} foreground, and an alpha channel that differs"
             )
+            refused(read_labels, put(content), "an alpha channel that differs")
     opaque = saved(np.dstack([IDS * 100] * 3 + [np.full_like(IDS, 255)]), "PNG")
     assert np.array_equal(read_mask(put(opaque)), IDS * 100)
 

@@ -502,6 +502,10 @@ def test_cells_of_other_data_files_are_said_and_never_compared(data, tmp_path, c
     assert "--overwrite changed" not in ran("--methods", "sam,lora", "--overwrite", "changed")
     assert compared()[:2] == (1, ()) and "newer ones (1)" in compared()[2]  # bitfit stays as it is
     assert "data files" not in ran("--methods", "sam,lora")
+    for path in (data / "truth").iterdir():
+        cv2.imwrite(str(path), np.zeros((40, 48), np.uint8))
+    failed = ran("--methods", "sam", "--overwrite", "always", code=1)
+    assert "1 stored" in failed and "failed, its earlier result stays: changing sam" in failed
 
 
 def test_a_resume_file_of_other_data_files_is_not_gone_on_with(data, tmp_path, capsys):

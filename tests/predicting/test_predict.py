@@ -437,10 +437,11 @@ def test_an_image_that_goes_away_costs_itself_alone(cell, folder, tmp_path):
 
 
 def test_a_disk_that_takes_nothing_is_one_sentence(cell, folder, tmp_path, capsys):
-    (tmp_path / "o").write_text("a file where the folder should be")
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "masks").write_text("a file where the folder should be")
     assert main(["--run", str(cell), "--images", str(folder), "--out", str(tmp_path / "o")]) == 1
     said = capsys.readouterr()
-    assert "0 of 3 masks" in said.out and "cannot be written (Not a directory); 3 images are left." in said.err
+    assert "0 of 3 masks" in said.out and "cannot be written (File exists); 3 images are left." in said.err
 
 
 def test_a_wrong_command_starts_nothing(cell, folder, tmp_path, capsys):
@@ -449,6 +450,10 @@ def test_a_wrong_command_starts_nothing(cell, folder, tmp_path, capsys):
     (tmp_path / "dark.png").write_bytes(cv2.imencode(".png", np.ones((40, 60), np.uint8))[1].tobytes())
     far, absent = table(tmp_path / "far.csv", "image,x,y", "a.png,9,9", "b.jpg,3,31"), table(tmp_path / "no.csv", "image,x,y", "z.png,9,9")
     shutil.copy(folder / "a.png", folder / "b.png")
+    twice = table(tmp_path / "twice.csv", "image,image,x,y", "a.png,c.png,9,9")
+    folder.with_name("x.png").mkdir()
+    folder.with_name("y_overlay.png").touch()
+    folder.with_name("loop").symlink_to("loop")
     images = ["--images", str(folder), "--out", str(tmp_path / "o")]
     for words, says in (
         ([*image, "--run", "nothing"], "nothing is no stored cell"),
@@ -463,6 +468,11 @@ def test_a_wrong_command_starts_nothing(cell, folder, tmp_path, capsys):
         ([*images, "--prompts", str(far)], "row 3: The point [3, 31] is not inside the image of 30×30"),
         ([*images, "--prompts", str(absent)], "row 2: the image z.png is not in"),
         (images, "b.jpg and b.png would both be written to"),
+        ([*images[:2], "--out", str(folder / "a.png")], "a.png is no folder"),
+        ([*image[:2], "--out", str(folder.with_name("x.png"))], "x.png cannot be written: it is a folder"),
+        ([*image[:2], "--out", str(folder.with_name("y.png"))], "y_overlay.png is there already, and of no mask"),
+        ([*images[:2], "--out", str(folder.with_name("loop"))], "Symlink loop from"),
+        ([*images, "--prompts", str(twice)], "have the column image twice"),
     ):
         assert main(words if "--run" in words else [*words, "--run", str(cell)]) == 2, says
         said = capsys.readouterr().err
@@ -494,16 +504,34 @@ def test_masks_never_come_among_the_images_nor_over_the_table(cell, folder, tmp_
     images = folder.rename(tmp_path / "masks")
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "masks").symlink_to(tmp_path / "elsewhere")
-    prompts = table(tmp_path / "predictions.csv", "image,x,y", "b.jpg,3,4")
+    (tmp_path / "q").mkdir()
+    prompts = table(tmp_path / "q" / "predictions.csv", "image,x,y", "b.jpg,3,4")
     before = contents(tmp_path)
     for words, says in (
         (["--out", str(tmp_path)], "would be written among the images"),
         (["--out", str(tmp_path / "o")], "leads out of"),
-        (["--out", str(tmp_path), "--prompts", str(prompts)], "would be written over by the table"),
+        (["--out", str(tmp_path / "q"), "--prompts", str(prompts)], "would be written over by the table"),
     ):
         assert main(["--run", str(cell), "--images", str(images), *words]) == 2
         assert says in capsys.readouterr().err
     assert contents(tmp_path) == before
+
+
+def test_labels_beside_the_images_are_not_written_over(cell, folder, tmp_path, capsys):
+    """--out DATA of a data folder with images/ and masks/ would put the predictions where the labels are."""
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "masks/a.png"), np.zeros((40, 60), np.uint8))
+    words = ["--run", str(cell), "--images", str(folder), "--out"]
+    before = contents(tmp_path)
+    assert main([*words, str(tmp_path)]) == 2 and "a.png is there already, and no prediction that" in capsys.readouterr().err
+    (tmp_path / "o/masks").mkdir(parents=True)
+    (tmp_path / "o/overlays").symlink_to("masks")
+    assert main([*words, str(tmp_path / "o")]) == 2 and "by a link: give another --out" in capsys.readouterr().err
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/predictions.csv").write_text("mine\n1\n")
+    assert main([*words, str(tmp_path / "p")]) == 2 and "no table of predictions" in capsys.readouterr().err
+    assert contents(tmp_path) == {**before, tmp_path / "p/predictions.csv": b"mine\n1\n"}
+    assert [main([*words, str(tmp_path / "again")]) for _ in range(2)] == [0, 0]  # its own are written anew
 
 
 def test_empty_masks_and_why_are_said(cell, folder, tmp_path, capsys, monkeypatch):
