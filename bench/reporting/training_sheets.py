@@ -19,6 +19,7 @@ from bench.reporting.pictures import DPI, PER_LINE, TRUTH, draw_prompts, overlay
 from bench.training.samples import samples_of_cell
 from bench.training.train import TrainingSample, repeats_one_sample
 
+NAME_WIDTH = 20  # characters below a panel
 SAMPLING = ("batch", "flips", "random_crop", "crop_area_min", "prompt_types", "augmentation_stream", "loader_workers", "uses_val")
 
 
@@ -65,7 +66,8 @@ def training_sheet(samples: Sequence[TrainingSample], title: str, path: Path) ->
     for ax, sample in zip(axes.ravel(), samples, strict=False):
         flips, _, crop = str(sample.augmentation).partition(", ")
         shown = overlay(sample.image, np.any(sample.masks, 0), TRUTH)
-        show(ax, shown, f"{sample.name}\n{flips}\n{crop}\nprompt: {sample.kind}")
+        name = "\n".join(wrap(sample.name, NAME_WIDTH))
+        show(ax, shown, f"{name}\n{flips}\n{crop}\nprompt: {sample.kind}")
         draw_prompts(ax, sample.prompts)
     figure.suptitle(title, fontsize=7)
     figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5)
