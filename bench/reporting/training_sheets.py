@@ -18,6 +18,7 @@ from bench.reporting.pictures import PER_LINE, TRUTH, draw_prompts, overlay, sho
 from bench.training.samples import samples_of_cell
 from bench.training.train import TrainingSample, repeats_one_sample
 
+NAME_WIDTH = 20  # characters below a panel
 SAMPLING = ("batch", "flips", "random_crop", "crop_area_min", "prompt_types", "augmentation_stream", "loader_workers", "uses_val")
 
 
@@ -63,7 +64,8 @@ def training_sheet(samples: Sequence[TrainingSample], title: str, path: Path) ->
     for ax, sample in zip(axes.ravel(), samples, strict=False):
         flips, _, crop = str(sample.augmentation).partition(", ")
         shown = overlay(sample.image, np.any(sample.masks, 0), TRUTH)
-        show(ax, shown, f"{sample.name}\n{flips}\n{crop}\nprompt: {sample.kind}")
+        name = "\n".join(wrap(sample.name, NAME_WIDTH))
+        show(ax, shown, f"{name}\n{flips}\n{crop}\nprompt: {sample.kind}")
         draw_prompts(ax, sample.prompts)
     figure.suptitle(title, fontsize=7)
     write_sheet(figure, path)

@@ -150,6 +150,21 @@ def test_one_run_has_no_p() -> None:
     assert found.p is None and not found.significant and found.value == pytest.approx(-20)
 
 
+@pytest.mark.parametrize("df", [1.0, 1.3, 3.0])
+@pytest.mark.parametrize("level", [0.05, 0.02, 0.003, 1e-4])
+def test_a_test_at_any_level_errs_about_as_often_as_it_says(df: float, level: float) -> None:
+    """By integration over what 40 images and few runs show of their variances; Holm's correction asks for levels far below 5 %."""
+    edges = np.concatenate([[0], np.geomspace(1e-10, 0.01, 300), np.linspace(0.01, 1, 200)[1:]])
+    seen, weights = stats.chi2.ppf((edges[1:] + edges[:-1]) / 2, df) / df, np.diff(edges)[:, None]
+    of_images = stats.chi2.ppf((np.arange(30) + 0.5) / 30, 39) / 39
+    for share in (0.0, 0.1, 0.2, 0.5, 0.7, 0.9, 0.95, 0.98, 1.0):
+        one, two = np.broadcast_arrays(share * seen[:, None], (1 - share) * of_images)
+        half = Estimate(np.zeros(one.shape), one, np.asarray(df), two, 39.0).half(level)
+        errs = float((2 * stats.norm.sf(half) * weights).sum() / 30)
+        assert errs < (1.4 if df < 2 else 1.05) * level
+        assert level < 0.05 or errs > 0.6 * level
+
+
 @pytest.mark.parametrize("runs", [2, 3, 5])
 def test_p_is_the_level_whose_interval_ends_at_zero(runs: int) -> None:
     rng = np.random.default_rng(runs)
