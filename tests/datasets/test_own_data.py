@@ -492,7 +492,7 @@ def test_cells_of_other_data_files_are_said_and_never_compared(data, tmp_path, c
     assert compared() == (1, (), "")
     for path in (data / "truth").iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path), 0) * (np.arange(40)[:, None] < 20))
-    said = "Stored from other data files than those in the data folder now: 1 of these cells (changing sam 1-shot seed 0)"
+    said = "Stored from other data files than those in the data folder now: 1 of these cells (changing sam zero-shot)"
     assert said in ran("--methods", "sam", "--dry-run")
     assert said in ran("--methods", "sam,lora")
     comparisons, notes, of_board = compared()
