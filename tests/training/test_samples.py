@@ -56,7 +56,7 @@ def test_one_shot_training_of_the_paper_is_the_references_one_sample():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method": "sam"}, "sam 1-shot seed 3407 trains nothing"),
+        ({"method": "sam"}, "sam zero-shot trains nothing"),
         ({"method": "lora,sam"}, "are 2 cells"),
         ({"epochs": 2001}, "1 to 2000 are allowed"),
         ({"shots": 0}, "shots = '0'"),
