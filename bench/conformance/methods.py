@@ -5,7 +5,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cache, cached_property
@@ -60,13 +60,14 @@ class MethodSubject:
 
     def train(self, model: PromptableSegmenter, reached: set[str] | None = None, seed: int = 0) -> list[Log]:
         """Trains for a few steps, and returns their logs. The global random states differ from call to call. `reached` gets the names
-        of the tensors that had a gradient other than 0 in any step."""
+        of the tensors, and of their parts, that had a gradient other than 0 in any step."""
         _stir()
         data, logs = Rectangles(), []
         for log in fit(model, optimizer_of(model, self.settings), data, data.support(2), self.settings, seed):
             logs.append(log)
             if reached is not None:
-                reached |= {name for name, p in model.tuned().items() if p.grad is not None and p.grad.any()}
+                gradients = {name: p.grad for name, p in model.tuned().items() if p.grad is not None}
+                reached |= {name for name, gradient in _parts(gradients, model).items() if gradient.any()}
         return logs
 
     @cached_property
@@ -88,6 +89,15 @@ class MethodSubject:
         return other, zero_shot, logits_of(other), logits_of(zero_shot)
 
 
+def _parts(tensors: Mapping[str, Tensor], model: PromptableSegmenter) -> dict[str, Tensor]:
+    """The tensors; of the encoder's that have a part for each block, those parts."""
+    depth, found = model.sam.config.depth, {}
+    for name, tensor in tensors.items():
+        by_block = name.startswith("tuner.") and tensor.dim() > 1 and len(tensor) == depth
+        found |= {f"{name}[{i}]": part for i, part in enumerate(tensor)} if by_block else {name: tensor}
+    return found
+
+
 _stirred = iter(range(10**9))
 
 
@@ -104,11 +114,11 @@ def toy_image(seed: int, height: int = 48, width: int = 64) -> Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) * 255
 
 
-def logits_of(model: PromptableSegmenter) -> Tensor:
-    """Logits (1, 48, 64) of a box on a random picture, in evaluation mode."""
+def logits_of(model: PromptableSegmenter, gradients: bool = False) -> Tensor:
+    """Logits (1, 48, 64) of a box on a random picture, in evaluation mode; gradients: recorded, as in training."""
     box = Prompts(boxes=torch.tensor([[5.0, 5, 40, 30]]))
-    with _evaluating(model):
-        return model.decode(model.encode([toy_image(3)]), [box])[0]
+    with _evaluating(model), torch.set_grad_enabled(gradients):
+        return model.decode(model.encode([toy_image(3)]), [box])[0].detach()
 
 
 @contextmanager
@@ -179,10 +189,10 @@ def every_parameter_learns(method: MethodSubject) -> str:
     _needs_training(method)
     model, logs = method.trained
     need(all(log.loss > 0 for log in logs), f"Its losses are {[round(log.loss, 3) for log in logs]}: above 0 is needed.")
-    tuned = model.tuned()
-    dead = [name for name in tuned if name not in method.reached]  # weight decay may move them all the same
-    need(not dead, f"{len(dead)} of {len(tuned)} tensors had no gradient but 0 in {len(logs)} steps: {', '.join(dead[:3])}.")
-    return f"all {len(tuned)} tensors have gradients in {len(logs)} steps"
+    parts = _parts(model.tuned(), model)
+    dead = [name for name in parts if name not in method.reached]  # weight decay may move them all the same
+    need(not dead, f"{len(dead)} of {len(parts)} tensors had no gradient but 0 in {len(logs)} steps: {', '.join(dead[:3])}.")
+    return f"all {len(parts)} tensors have gradients in {len(logs)} steps, those with a row for each block in every row"
 
 
 def same_seed_same_numbers(method: MethodSubject) -> str:
@@ -219,7 +229,9 @@ def evaluates_without_chance(method: MethodSubject) -> str:
     first = logits_of(model)
     _stir()
     _same("Its logits on the same image, under another random state,", logits_of(model), first)
-    return "the same image gives the same logits"
+    worst = _difference(logits_of(model, gradients=True), first, allowed=None)
+    need(worst <= CLOSE, f"Where gradients are recorded, its logits differ by {worst:.1e} of their largest value; {CLOSE:.0e} is allowed.")
+    return "the same image gives the same logits, whether gradients are recorded or not"
 
 
 def keeps_nothing_of_an_image(method: MethodSubject) -> str:

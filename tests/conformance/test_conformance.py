@@ -94,6 +94,20 @@ class IsNoisy(Sound):
         return super().changed(x) + 0.1 * torch.rand_like(x)
 
 
+class EvaluatesRounded(Sound):
+    def changed(self, x):
+        return super().changed(x) if torch.is_grad_enabled() else (super().changed(x) * 16).round() / 16
+
+
+class LeavesABlockOut(Sound):
+    def __init__(self, sam):
+        super().__init__(sam)
+        self.rows = nn.Parameter(torch.zeros(sam.config.depth, sam.config.width))
+
+    def changed(self, x):
+        return super().changed(x) + self.rows[0] + self.rows[1].detach() + self.rows[2]
+
+
 class Remembers(Sound):
     last = 0.0
 
@@ -335,10 +349,12 @@ BROKEN = [
     ("trains_what_it_says", HasDoubles, "must be float32: tuner.scale is torch.float64"),
     ("every_parameter_learns", HasSpareParameters, "1 of 3 tensors had no gradient but 0 in 4 steps: tuner.spare."),
     ("every_parameter_learns", DecaysOnly, "1 of 3 tensors had no gradient but 0 in 4 steps: tuner.spare."),
+    ("every_parameter_learns", LeavesABlockOut, "1 of 5 tensors had no gradient but 0 in 4 steps: tuner.rows[1]."),
     ("same_seed_same_numbers", DrawsFromNumpy, "Two trainings with seed 0 have the losses"),
     ("saved_and_loaded_is_the_same_model", CountsInABuffer, "Its logits after loading what was saved differ by up to"),
     ("saved_and_loaded_is_the_same_model", HasNoEffect, "Training does not change its logits."),
     ("evaluates_without_chance", IsNoisy, "under another random state, differ by up to"),
+    ("evaluates_without_chance", EvaluatesRounded, "Where gradients are recorded, its logits differ by"),
     ("keeps_nothing_of_an_image", Remembers, "Its logits after other images were encoded differ"),
     ("images_of_a_batch_do_not_see_each_other", CentresTheBatch, "of the largest value; 1e-04 is allowed."),
     ("micro_batches_give_the_same_gradients", CentresTheBatch, "With micro-batches of one image, the gradient of tuner.s"),
