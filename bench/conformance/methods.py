@@ -91,7 +91,8 @@ class MethodSubject:
 
 def _parts(tensors: Mapping[str, Tensor], model: PromptableSegmenter) -> dict[str, Tensor]:
     """The tensors; of the encoder's that have a part for each block, those parts."""
-    depth, found = model.sam.config.depth, {}
+    depth = model.sam.config.depth
+    found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         by_block = name.startswith("tuner.") and tensor.dim() > 1 and len(tensor) == depth
         found |= {f"{name}[{i}]": part for i, part in enumerate(tensor)} if by_block else {name: tensor}
