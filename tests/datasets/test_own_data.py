@@ -486,7 +486,7 @@ def test_cells_of_other_data_files_are_said_and_never_compared(data, tmp_path, c
     def compared() -> tuple[int, tuple[str, ...], str]:
         (found,) = comparable_cells(ResultStore(Path(out)), CellQuery())
         cell = found.cell("sam", "changing")
-        return len(table_statistics(found, found.datasets, False).comparisons()), cell.notes, " ".join(found.notes)
+        return len(table_statistics(found, found.datasets, False).comparisons("pairs")), cell.notes, " ".join(found.notes)
 
     assert "data files" not in ran("--methods", "sam,bitfit")
     assert compared() == (1, (), "")
