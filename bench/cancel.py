@@ -42,8 +42,12 @@ def take_out(out: Path, meant: Filter, dry_run: bool) -> int:
     cells: dict[str, GridCell] = {}
     for _, submission, keys in packs:
         cells |= cells_of(out, submission, [key for key in keys if key not in cells])
-    chosen = {task.job: (task, keys) for task, _, keys in packs if any(meant.keeps(cells[key]) for key in keys)}
-    busy = {task.submission for task, _, keys in packs if keys and task.job not in chosen}
+    store = ResultStore(out)
+    left = {
+        key for key, cell in cells.items() if store.status_of(store.runs / cell.folder).phase != "stored"
+    }  # of stored cells jobs just end
+    chosen = {task.job: (task, keys) for task, _, keys in packs if any(key in left and meant.keeps(cells[key]) for key in keys)}
+    busy = {task.submission for task, _, keys in packs if left.intersection(keys) and task.job not in chosen}
     beside = {task.job: task for task, _, keys in packs if not keys and task.submission not in busy}
     user = getpass.getuser()
     others = [task for task, _ in chosen.values() if task.user != user]
