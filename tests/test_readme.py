@@ -44,7 +44,7 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"(datasets\.prepare kvasir --from.*)", r"\1 --data unpacked"),
     (r"--checkpoint whu_cat-a_vit-l_1shot.pth --datasets whu", "--checkpoint whu_cat-a_vit-l_1shot.pth --datasets kvasir"),
 ]
-ON_A_CLUSTER = ("bench.logs", "bench.cancel", "bench.status")  # without SLURM they say so, in one sentence
+ON_A_CLUSTER = ("bench.logs", "bench.cancel", "bench.status", "bench.clean")  # without SLURM they say so, in one sentence
 STUDY = """
 summary = "short"
 protocol = "smoke"
