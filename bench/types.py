@@ -31,10 +31,12 @@ class Range:
     most: float = math.inf
 
     def __call__(self, value: float) -> str:
-        """Why a number is not in it, as the end of a sentence; empty where it is."""
+        """Why a number is not in it, as the end of a sentence; "" where it is."""
+        if self.least <= value <= self.most:
+            return ""
         if value < self.least:
             return f"is too small: at least {self.least} is needed"
-        return f"is too large: at most {self.most} is allowed" if value > self.most else ""
+        return f"is {'too large' if value > self.most else 'no number'}: at most {self.most} is allowed"
 
 
 SHOTS = Range(1, 2**31 - 1)

@@ -154,16 +154,16 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     """
     name: str = cls.name  # type: ignore[attr-defined]
     values = part(name, given, kinds(cls), "parameter of")
-    for key, value in values.items():
-        if isinstance(value, str) and not WORD.fullmatch(value):
-            allowed = "letters, digits and what else a folder's name can have, without spaces, brackets and quotes,"
-            raise RequestError(f"{name}({key}={value[:60]!a}): {allowed} are allowed.")
     try:
         method = cls(**values)
     except RequestError:
         raise
     except Exception as error:
         raise RequestError(f"The method {name} cannot be made: {reason(error, place_in(error, cls))}") from error
+    for key, value in values.items():
+        if isinstance(value, str) and not WORD.fullmatch(value):
+            allowed = "letters, digits and what else a folder's name can have, without spaces, brackets and quotes,"
+            raise RequestError(f"{name}({key}={value[:60]!a}): {allowed} are allowed.")
     given_all = ((f, getattr(method, f.name)) for f in fields(cls))
     parameters = tuple((f.name, value) for f, value in given_all if value != f.default or not f.metadata.get("later"))
     defaults = {f.name: f.default for f in fields(cls)}
