@@ -40,7 +40,7 @@ class Range:
 
 
 SHOTS = Range(1, 2**31 - 1)
-SEED = Range(0, 2**32 - 1)  # and of draws
+SEED = Range(0, 2**32 - 1)  # and of draws: what the generators of "reseeded_workers" take
 
 
 @dataclass(frozen=True)

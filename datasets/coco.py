@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.image_files import ROTATED, orientation, read_image
-from bench.errors import DataError, unknown
-from bench.grid.files import composed, is_text
+from bench.errors import DataError, is_text, unknown
+from bench.grid.files import composed
 from bench.types import Sample
 from datasets.definition import Definition
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
-from bench.errors import DataError, RequestError
-from bench.grid.files import composed, is_text, read_text
+from bench.errors import DataError, RequestError, is_text
+from bench.grid.files import composed, read_text
 from bench.grid.registry import DATASETS
 from bench.types import SPLITS, Dataset, ObjectRule, Split, hash_order
 from datasets.coco import read_coco

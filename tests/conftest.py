@@ -12,7 +12,9 @@ import torch
 from archive_files import write_archives
 
 from bench.conformance.toys import TOY, Rectangles, toy_backbone
+from bench.grid.plugins import VARIABLE
 from bench.grid.protocol import Settings, load_protocol
+from bench.grid.registry import DATASETS, METHODS
 from bench.model.sam import Sam
 from datasets import prepare
 
@@ -60,3 +62,15 @@ def said(capsys, tmp_path):
         return code, printed.out + printed.err
 
     return run
+
+
+@pytest.fixture
+def plugins_leave(monkeypatch):
+    """Plugins that a test uses in this process leave it again."""
+    monkeypatch.setenv(VARIABLE, "")
+    known = METHODS.names(), DATASETS.names()
+    yield
+    monkeypatch.setenv(VARIABLE, "")
+    for registry, names in zip((METHODS, DATASETS), known, strict=True):
+        for name in set(registry.names()) - set(names):
+            del registry._classes[name]

@@ -117,7 +117,7 @@ def short(command, place):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("readme", "command"), [pytest.param(*pair, id=f"{pair[0]}: {pair[1]}") for pair in SHOWN])
-def test_a_command_that_is_shown_runs(readme, command, place, monkeypatch, capsys):
+def test_a_command_that_is_shown_runs(readme, command, place, plugins_leave, monkeypatch, capsys):
     if not command.startswith("python -m"):
         return the_file_or_target_exists(command)
     monkeypatch.chdir(place)

@@ -20,8 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.errors import DataError
-from bench.grid.files import is_text
+from bench.errors import DataError, is_text
 
 Bytes = NDArray[np.uint8]
 Values = NDArray[Any]

@@ -41,11 +41,6 @@ def read_text(path: Path) -> str:
     return content.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
-def is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8, as lists, records and tables need it."""
-    return name.encode(errors="replace").decode() == name
-
-
 def composed(name: str) -> str:
     """A name in one form of Unicode: a Mac may write é as e and an accent, which is the same name."""
     return unicodedata.normalize("NFC", name)

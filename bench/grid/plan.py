@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import RequestError
-from bench.grid.protocol import SEEDS, Protocol, Settings, load_protocol
+from bench.grid.protocol import Protocol, load_protocol
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
 from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
@@ -119,7 +119,7 @@ def specs_of(
             draw,
             seed,
             protocol.name,
-            _settings_of(protocol, methods[method], dataset, shots, seed),
+            protocol.resolve(methods[method].name, dataset, shots, methods[method].groups, methods[method].trains),
         )
         for dataset, method, shots, draw, seed in cells
     ]
@@ -134,13 +134,6 @@ def _cells(
     grid = Grid(tuple(methods), datasets, shots, draws, seeds)
     once: tuple[Shots, int, int] = (1, 0, protocol.seeds[0])  # always the same, so that no later request runs it again
     return dict.fromkeys(((*cell[:2], *once) if methods[cell[1]].is_zero_shot else cell) for cell in grid.cells())
-
-
-def _settings_of(protocol: Protocol, method: MethodChoice, dataset: str, shots: Shots, seed: int) -> Settings:
-    settings = protocol.resolve(method.name, dataset, shots, method.groups, method.trains)
-    if settings.augmentation_stream != "fresh" and seed >= SEEDS:
-        raise RequestError(f"Seed {seed} is too large: the generators of protocol {protocol.name} take 0 to {SEEDS - 1}.")
-    return settings
 
 
 def title(spec: RunSpec) -> str:

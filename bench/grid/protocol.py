@@ -14,11 +14,10 @@ from typing import Annotated, Any, Literal, get_args
 from bench import ROOT
 from bench.errors import RequestError, unknown
 from bench.grid.toml_reader import NO_KEY, Kinds, build, kinds, load, not_empty, part
-from bench.types import FULL, SHOTS, Range, Shots
+from bench.types import FULL, SEED, SHOTS, Range, Shots
 
 PROTOCOLS = ROOT / "configs" / "protocols"
 ONE_GROUP = ("encoder",)  # of a method that does not part its parameters
-SEEDS = 2**32  # that the generators of "reseeded_workers" take
 STREAM_REVISIONS = {"fresh": 1, "reseeded_workers": 2}  # raised when a stream's samples become others, so that their cells' keys do too
 Count = Annotated[int, Range(1, 1_000_000)]
 Rate = Annotated[float, Range(0.0, 1000.0)]
@@ -101,7 +100,7 @@ class Protocol:
 
     name: str = field(metadata=NO_KEY)
     summary: str = ""
-    seeds: Annotated[tuple[Annotated[int, Range(0, SEEDS - 1)], ...], not_empty] = (0,)
+    seeds: Annotated[tuple[Annotated[int, SEED], ...], not_empty] = (0,)
     settings: Changes = field(default_factory=dict)
     schedule: tuple[ScheduleRow, ...] = ()
     overrides: tuple[OverrideRow, ...] = field(default=(), metadata={"key": "override"})

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from bench.errors import RequestError
 from bench.grid.toml_reader import NO_KEY, build, kinds, part, read_toml
 from bench.model.backbones import CONFIGS, SamConfig
-from bench.types import Range
+from bench.types import SEED, Range
 
 LENGTH = ("summary", "steps", "cooldown_steps", "evaluate_every")  # what may change when a run goes on
 Natural = Annotated[int, Range(0)]
@@ -26,7 +26,7 @@ class PretrainConfig:
     its [model] section sizes of the tiny architecture."""
 
     summary: str
-    seed: Annotated[int, Range(0, 2**32 - 1)]
+    seed: Annotated[int, SEED]
     threads: Positive  # of the CPU
     cache_images: Positive
     held_out_images: Positive

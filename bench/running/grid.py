@@ -69,7 +69,8 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     states = {spec: store.status(spec) for spec in specs}
     store.compared.remember()
     changed = changed_data([spec for spec in specs if states[spec].phase == "stored"], store, options)
-    missing = [spec for spec in specs if to_run(states[spec], options.overwrite) or (options.overwrite == "changed" and spec in changed)]
+    stale = set(changed)
+    missing = [spec for spec in specs if to_run(states[spec], options.overwrite, spec in stale)]
     if is_main_process():
         _warn_of_other_data(specs, [spec for spec in changed if spec not in missing], store)
     datasets = open_datasets(missing, options.data)
@@ -184,10 +185,11 @@ def run_context(backbone: str, checkpoint: Path, device: str, options: Options) 
     )
 
 
-def to_run(status: CellStatus, overwrite: str) -> bool:
+def to_run(status: CellStatus, overwrite: str, changed: bool) -> bool:
     """Whether a cell is to be run: `never` leaves stored and failed cells, `failed` retries failed ones, `always` redoes all;
     `changed` those too whose data set has other files by now."""
-    return status.phase in ("pending", "unfinished") or overwrite == "always" or (overwrite == "failed" and status.phase == "failed")
+    asked = {"always": True, "failed": status.phase == "failed", "changed": changed}
+    return status.phase in ("pending", "unfinished") or asked.get(overwrite, False)
 
 
 def _list_cells(specs: Sequence[RunSpec], states: Mapping[RunSpec, CellStatus], missing: Sequence[RunSpec]) -> None:

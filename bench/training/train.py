@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.data.objects import sample_objects
 from bench.errors import DivergedError
-from bench.grid.protocol import SEEDS, Settings
+from bench.grid.protocol import Settings
 from bench.model.dropout import part_of_batch
 from bench.model.precision import computing
 from bench.model.segmenter import PromptableSegmenter
@@ -23,7 +23,7 @@ from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
 from bench.training.prompts import training_prompts
 from bench.training.streams import FreshStream, ReferenceStream, Stream
 from bench.training.transforms import Augmentation, augmented
-from bench.types import WHOLE, Dataset, Memory, Prompts
+from bench.types import SEED, WHOLE, Dataset, Memory, Prompts
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def worker_stream(settings: Settings, seed: int, batch: int) -> ReferenceStream:
     has the reference's own numbers; later ones, which there go on where other images left the stream, start from numbers of ours.
     """
     turn = batch // settings.loader_workers
-    return ReferenceStream(int(_random("worker", seed, turn).integers(SEEDS)) if turn else seed)
+    return ReferenceStream(int(_random("worker", seed, turn).integers(int(SEED.most) + 1)) if turn else seed)
 
 
 def training_sample(dataset: Dataset, name: str, settings: Settings, stream: Stream, grid: int) -> TrainingSample:

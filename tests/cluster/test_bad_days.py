@@ -122,7 +122,7 @@ def test_03_a_warning_while_python_imports(cluster, tmp_path, devices):
 
 
 def test_04_the_controller_is_away_when_a_job_is_warned(cluster, tmp_path):
-    grid = Grid(cluster, tmp_path / "out", seeds="0", protocol=SHORT)
+    grid = Grid(cluster, tmp_path / "out", seeds="0")
     (state,) = grid.launch_braked(4, 1).values()
     shell = int(Path(f"/proc/{state['pid']}/stat").read_text().rpartition(")")[2].split()[1])
     cluster.manage("stop", "slurmctld")

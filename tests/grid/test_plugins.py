@@ -14,7 +14,7 @@ from bench.errors import RequestError
 from bench.grid.catalogue import catalogue
 from bench.grid.plan import choose_methods
 from bench.grid.plugins import VARIABLE, plugin_files, use_plugin
-from bench.grid.registry import DATASETS, METHODS, Registry
+from bench.grid.registry import METHODS, Registry
 from bench.run import main
 
 METHOD = '''
@@ -89,18 +89,6 @@ def install(site: Path, methods: dict[str, str], datasets: dict[str, str]) -> No
     write(site / "acme_sam-0.3.dist-info" / "METADATA", "Metadata-Version: 2.1\nName: acme-sam\nVersion: 0.3\n")
 
 
-@pytest.fixture
-def here(monkeypatch):
-    """Plugins that a test uses in this process leave it again."""
-    monkeypatch.setenv(VARIABLE, "")
-    known = METHODS.names(), DATASETS.names()
-    yield
-    monkeypatch.setenv(VARIABLE, "")
-    for registry, names in zip((METHODS, DATASETS), known, strict=True):
-        for name in set(registry.names()) - set(names):
-            del registry._classes[name]
-
-
 def test_an_installed_packages_entry_points_are_found_and_a_broken_one_harms_nobody(tmp_path):
     write(tmp_path / "acme" / "__init__.py", "")
     write(tmp_path / "acme" / "scale.py", METHOD, "acme_scale")
@@ -136,7 +124,7 @@ except RequestError as error:
     assert "acme_idle of acme-sam 0.3 is left out: it registers no method." in done.stderr
 
 
-def test_cells_of_a_plugin_run_and_their_record_names_its_file(tmp_path, here, capsys):
+def test_cells_of_a_plugin_run_and_their_record_names_its_file(tmp_path, plugins_leave, capsys):
     plugins = [write(tmp_path / "mine.py", METHOD, "mine"), write(tmp_path / "data" / "mine.py", DATASET, "stripes")]
     flags = [word for path in plugins for word in ("--plugin", path)]
     grid = ["--methods", "mine", "--datasets", "stripes", "--backbone", "tiny", "--protocol", "smoke", "--out", tmp_path / "out"]
@@ -154,7 +142,7 @@ def test_cells_of_a_plugin_run_and_their_record_names_its_file(tmp_path, here, c
     assert "Stored by other code of mine (mine.py, sha256 " in said and ": 2 of these cells" in said and "of stripes" not in said
 
 
-def test_a_jobs_snapshot_holds_the_plugins_and_edits_do_not_reach_it(tmp_path, here):
+def test_a_jobs_snapshot_holds_the_plugins_and_edits_do_not_reach_it(tmp_path, plugins_leave):
     plain = take_snapshot(tmp_path / "snapshots")
     mine = write(tmp_path / "mine.py", DATASET, "as_sent")
     use_plugin(mine)
@@ -194,7 +182,7 @@ def test_a_plugin_that_cannot_be_loaded_is_one_sentence(kind, tmp_path, monkeypa
     assert METHODS.get("lora").__module__ == "methods.lora"
 
 
-def test_an_error_in_a_method_is_told_with_file_and_line(tmp_path, here, capfd):
+def test_an_error_in_a_method_is_told_with_file_and_line(tmp_path, plugins_leave, capfd):
     """At its making, and in a cell, where what nobody foresaw is printed in full besides, once for both cells."""
     late = write(tmp_path / "late.py", METHOD.replace("x + self.scale", "x + self.scale + no_name"), "late")
     early = write(tmp_path / "early.py", METHOD + "\n    def __post_init__(self):\n        no_name\n", "early")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from test_renderings import LORA, SAM, put
-from test_spec import SPEC
 
 from bench.grid.plan import choose_methods
 from bench.grid.provenance import device_name
@@ -57,6 +56,6 @@ def test_measured_once_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.Ca
     choice = choose_methods("lora")[0]
     store = ResultStore(tmp_path)
     assert store.cost_file(choice, "tiny", "x") != store.cost_file(choice, "tiny", "y") != store.cost_file(choice, "vit_b", "y")
-    put(store, 60.0, **{**vars(SPEC), "backbone": "tiny", "method": choice})
+    put(store, 60.0, backbone="tiny", method=choice)
     assert shown(store, "LoRA (decoder: sam)") == [None] * 3  # its cell ran on "a machine"
     assert main([*words[:-1], "lorra"]) == 2
