@@ -9,7 +9,7 @@ from bench.errors import RequestError
 from bench.grid.protocol import Protocol, load_protocol
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
-from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
+from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, expanded, parse_call, split_calls
 from bench.grid.toml_reader import Kinds, part, read_toml
 from bench.types import FULL, KEPT_BYTES, SEED, SHOTS, WHOLE, Dataset, Memory, Range, Shots
 
@@ -17,7 +17,8 @@ from bench.types import FULL, KEPT_BYTES, SEED, SHOTS, WHOLE, Dataset, Memory, R
 @dataclass(frozen=True)
 class Request:
     """A grid as a user writes it, on the command line or in `configs/suites/*.toml`: comma-separated text, "all" for every
-    registered name. Among methods, "paper" stands for the rows of the published table. seeds "" means the protocol's own."""
+    registered name. Among methods, "paper" stands for the rows of the published table. Methods and protocols may be sweeps, such as
+    "lora(rank=4|8)". seeds "" means the protocol's own."""
 
     methods: str = "all"
     datasets: str = "whu,kvasir,sbu"
@@ -57,9 +58,9 @@ class RunContext:
 
 
 def choose_methods(text: str) -> list[MethodChoice]:
-    """The methods that a user names, groups and calls mixed: "paper,ssf,lora(rank=8)"; loads torch with them. RequestError for what
-    is not allowed."""
-    calls = list(dict.fromkeys(call for word in split_calls(text) for call in (GROUPS[word]() if word in GROUPS else [word])))
+    """The methods that a user names, groups, calls and sweeps mixed: "paper,ssf,lora(rank=4|8)"; loads torch with them. RequestError for
+    what is not allowed."""
+    calls = list(dict.fromkeys(call for word in split_calls(text) for call in (GROUPS[word]() if word in GROUPS else expanded(word))))
     parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
     return [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
 
@@ -97,32 +98,34 @@ def specs_of(
 ) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
     number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch."""
-    protocol = protocol_of(request.protocol)
+    protocols = [protocol_of(call) for word in _not_empty("protocols", split_calls(request.protocol)) for call in expanded(word)]
     DATASETS.find_in(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
     known = registered()
     groups = {group for groups in (*known.values(), *(choice.groups for choice in methods.values())) for group in groups}
-    protocol.check_rows(known, DATASETS.names(), groups)
     datasets = {name: DATASETS.get(name) for name in names_of(request.datasets, DATASETS)}
-    cells = _cells(request, protocol, methods, tuple(datasets))
     generated = {name: cls.is_generated(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
     revisions = {name: cls.revision_of(data) for name, cls in datasets.items()}  # type: ignore[attr-defined]
-    return [
-        RunSpec(
-            request.backbone,
-            checkpoint_sha256,
-            dataset,
-            revisions[dataset],
-            generated[dataset],
-            methods[method],
-            shots,
-            draw,
-            seed,
-            protocol.name,
-            protocol.resolve(methods[method].name, dataset, shots, methods[method].groups, methods[method].trains),
-        )
-        for dataset, method, shots, draw, seed in cells
-    ]
+    specs = []
+    for protocol in protocols:
+        protocol.check_rows(known, DATASETS.names(), groups)
+        specs += [
+            RunSpec(
+                request.backbone,
+                checkpoint_sha256,
+                dataset,
+                revisions[dataset],
+                generated[dataset],
+                methods[method],
+                shots,
+                draw,
+                seed,
+                protocol.name,
+                protocol.resolve(methods[method].name, dataset, shots, methods[method].groups, methods[method].trains),
+            )
+            for dataset, method, shots, draw, seed in _cells(request, protocol, methods, tuple(datasets))
+        ]
+    return specs
 
 
 def _cells(

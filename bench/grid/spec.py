@@ -113,22 +113,47 @@ class Grid:
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """Splits "lora(rank=8)" into ("lora", {"rank": 8}). Values are Python literals; a bare word is a string. Never evaluated."""
+    call = _call(text)
+    names = [word.arg for word in call.keywords]
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-        if isinstance(node, ast.Name):
-            return node.id, {}
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
-            raise ValueError
-        names = [str(word.arg) for word in node.keywords]
-        if "None" in names:  # lora(**{…})
-            raise ValueError
-        values = {name: _literal(word.value) for name, word in zip(names, node.keywords, strict=True)}
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # Python's parser ends so on brackets in brackets
-        raise RequestError(f"Cannot read {text[:200]!r}: write a name, or a name with values like 'lora(rank=8)'.") from None
+        values = {str(word.arg): _literal(word.value) for word in call.keywords}
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        raise _unreadable(text) from None
     if len(values) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise RequestError(f"{text!r} gives {twice} twice: once is enough.")
-    return node.func.id, values
+    return str(getattr(call.func, "id", "")), values
+
+
+def expanded(text: str) -> list[str]:
+    """The calls that "lora(rank=4|8)" stands for, the last value named changing first; text without alternatives is itself."""
+    if "|" not in text:
+        return [text]
+    call = _call(text)
+    choices = [[ast.keyword(word.arg, value) for value in _alternatives(word.value)] for word in call.keywords]
+    return [ast.unparse(ast.Call(call.func, [], list(chosen))) for chosen in itertools.product(*choices)]
+
+
+def _call(text: str) -> ast.Call:
+    """A name with values by name, as Python reads it."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # Python's parser ends so on brackets in brackets
+        raise _unreadable(text) from None
+    call = ast.Call(node, [], []) if isinstance(node, ast.Name) else node
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args or any(not word.arg for word in call.keywords):
+        raise _unreadable(text)
+    return call
+
+
+def _unreadable(text: str) -> RequestError:
+    return RequestError(f"Cannot read {text[:200]!r}: write a name, or a name with values like 'lora(rank=8)' or 'lora(rank=4|8)'.")
+
+
+def _alternatives(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_alternatives(node.left), *_alternatives(node.right)]
+    return [node]
 
 
 def _literal(node: ast.expr) -> Any:

@@ -538,9 +538,9 @@ def grid_cell(spec: RunSpec) -> GridCell:
 def row(record: Record, folder: Path) -> dict[str, Any]:
     """A record as one flat row.
 
-    Columns: what the cell is (`label` is the method with its shown parameters), `selection` (the one whose weights are kept),
-    `lr` (in words: by group of parameters, where those differ), `key`, `method_id` and `recipe` (equal for cells that differ in no more
-    than the data set, or the draw and seed), `<selection>.<score>`, `cost.*`, `provenance.*` and `path`.
+    Columns: what the cell is (`label` is the method with its shown parameters, `parameter.*` are all of them), `selection` (the one whose
+    weights are kept), `lr` (in words: by group of parameters, where those differ), `key`, `method_id` and `recipe` (equal for cells that
+    differ in no more than the data set, or the draw and seed), `<selection>.<score>`, `cost.*`, `provenance.*` and `path`.
     """
     spec, settings, method = record.spec, record.spec.settings, record.spec.method
     parameters = dict(method.parameters)
@@ -559,7 +559,7 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
         "eval_mode_after_first_look": settings.eval_mode_after_first_look,
     }
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
-    nested = {**flat("cost", record.cost), **flat("provenance", record.provenance)}
+    nested = {**flat("parameter", parameters), **flat("cost", record.cost), **flat("provenance", record.provenance)}
     return {**names, **run, **fixed, **kept, **_identities(spec), "key": spec.key, **scores, **nested, "path": str(folder)}
 
 

@@ -3,6 +3,7 @@
 What has no cells is not drawn.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.grid.published import Published, heading, ordered, published_for
+from bench.grid.published import PUBLISHED, Published, heading, ordered, published_for, read_published
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells, family
+from bench.reporting.pivot import Pivot, pivot_tables
 from bench.reporting.statistics import critical_difference, mean_ranks
 from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels
-from bench.reporting.table import Cell
+from bench.reporting.table import Cell, Table
 from bench.reporting.table_statistics import TableStatistics, table_statistics
 from bench.types import FULL
 
@@ -254,6 +256,24 @@ def _shot_line(ax: Axes, i: int, title: str, cells: Sequence[Cell]) -> None:
             ax.vlines(k, cell.low, cell.high, color=colour(i), linewidth=0.8)
 
 
+@contextmanager
+def heat_map(table: Table) -> Drawn:
+    """A pivot's values as colours, each written into its field; a gap is blank."""
+    values = np.array([[math.nan if cell.value is None else cell.value for cell in row.cells] for row in table.rows])
+    digits = max(column.digits for column in table.columns)
+    with panels(1, width=1.4 + 0.62 * values.shape[1], height=0.8 + 0.28 * values.shape[0]) as (figure, (ax,)):
+        ax.imshow(values, cmap="viridis", aspect="auto")
+        bright = np.nanmin(values) + 0.6 * np.ptp(values[~np.isnan(values)])
+        for (i, j), value in np.ndenumerate(values):
+            if not math.isnan(value):
+                ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color="black" if value > bright else "white")
+        ax.set_xticks(range(values.shape[1]), [f"{column.group} {column.name}".strip() for column in table.columns])
+        ax.set_yticks(range(values.shape[0]), [row.heading for row in table.rows])
+        ax.set(title=table.title, xlabel=" / ".join(name for name, _ in table.columns[0].about), ylabel=table.corner)
+        ax.grid(visible=False)
+        yield figure
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure to be drawn: its file name, what it shows (its alternative text), and how it is drawn."""
@@ -273,6 +293,13 @@ def pictures(store: ResultStore, query: CellQuery) -> list[Picture]:
             views.append(view)
             found += _of_view(view, store)
     return found + _across(views)
+
+
+def heat_maps(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Picture]:
+    """A heat map for each of the pivot's tables; RequestError as for these."""
+    made = pivot_tables(store, query, pivot, read_published(PUBLISHED["1"]))
+    shown = [table for table in made if any(cell.value is not None for row in table.rows for cell in row.cells)]
+    return [Picture(table.name, table.title, lambda table=table: heat_map(table)) for table in shown]  # type: ignore[misc]
 
 
 def _of_view(view: View, store: ResultStore) -> list[Picture]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from bench.errors import RequestError, unknown
 from bench.grid.metrics import RULES
 from bench.grid.protocol import SELECTIONS
 from bench.grid.published import Published, heading, ordered
+from bench.grid.spec import parse_call
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, Gap, Position, Run, comparable_cells, file_name
 from bench.reporting.statistics import Column as Methods
@@ -22,13 +24,18 @@ from bench.reporting.table_statistics import bracketed, counts_of, interval_note
 FIELDS = ("backbone", "checkpoint", "protocol", "shots", "dataset", "label", "selection", "rule")
 POOLED = "miou"  # the metric that rows by image give an interval
 RUN = ("draw", "seed")  # averaged over, where a pivot does not show them
+PARAMETER, LR = "parameter.", "lr"  # columns of what a sweep may change
 ALSO = {"method": "label", "weights": "checkpoint"}
 Known = Mapping[tuple[str, ...], tuple[Counts, Interval]]
 
 
 @dataclass(frozen=True)
 class Pivot:
-    """What a pivot shows: fields as rows and columns, and a score's name (`miou`, `dice`, `mean_image_iou`) or a record's column."""
+    """What a pivot shows: fields as rows and columns, and a score's name (`miou`, `dice`, `mean_image_iou`) or a record's column.
+
+    Fields are FIELDS, RUN, and what a sweep changed: a parameter of methods (rank) or the learning rate (lr), which then is no part of
+    the method's or the protocol's name.
+    """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -37,14 +44,16 @@ class Pivot:
 
     @classmethod
     def of(cls, rows: str, columns: str, metric: str) -> "Pivot":
-        """From comma-separated names; RequestError for an unknown or repeated field."""
+        """From comma-separated names; RequestError for a repeated field."""
         down, across = _names(rows), _names(columns)
-        for name in (*down, *across):
-            if name not in (*FIELDS, *RUN):
-                raise unknown("field", name, (*FIELDS, *RUN, *ALSO))
         if len({*down, *across}) < len(down) + len(across) or not down or not across:
             raise RequestError("A pivot needs at least one field for its rows and one for its columns, each named once.")
         return cls(down, across, metric)
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """The fields that only some cells have."""
+        return tuple(name for name in (*self.rows, *self.columns) if name not in (*FIELDS, *RUN))
 
 
 PIVOTS: Mapping[str, Pivot] = {
@@ -69,9 +78,16 @@ class Entry:
 def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: Published) -> list[Table]:
     """The pivot's tables, one for each combination of the fields that it does not show; methods are named as published.
 
-    RequestError where there is no cell, or the metric is in no record.
+    RequestError where there is no cell, or a field or the metric is in no record.
     """
     comparables = comparable_cells(store, query)
+    selections = {of.selection for of in comparables if len(of.frame)}
+    if len(selections) == 1:  # where nothing is stored yet, what is asked for will have the same
+        comparables = [replace(of, selection=next(iter(selections))) for of in comparables]
+    swept = [LR, *(str(name).removeprefix(PARAMETER) for of in comparables for name in of.frame.columns if str(name).startswith(PARAMETER))]
+    for name in pivot.swept:
+        if name not in swept:
+            raise unknown("field", name, dict.fromkeys((*FIELDS, *RUN, *ALSO, *swept)))
     found = [entry for comparable in comparables for entry in entries(comparable, pivot)]
     if all(math.isnan(entry.value) for entry in found) and any(entry.gap is None for entry in found):
         raise RequestError(f"No record has {pivot.metric!r}: name a score (miou, dice, mean_image_iou) or a column of bench.results().")
@@ -110,7 +126,7 @@ def _known(found: Sequence[Entry], pivot: Pivot) -> Known:
 def _place(entry: Entry, pivot: Pivot) -> tuple[str, ...]:
     """What an entry is, but for the draw and seed that the pivot does not show; the method last."""
     shown = [name for name in RUN if name in (*pivot.rows, *pivot.columns)]
-    return tuple(entry.at[name] for name in (*(name for name in FIELDS if name != "label"), *shown, "label"))
+    return tuple(entry.at[name] for name in (*(name for name in FIELDS if name != "label"), *shown, *pivot.swept, "label"))
 
 
 def entries(comparable: ComparableCells, pivot: Pivot) -> list[Entry]:
@@ -118,7 +134,7 @@ def entries(comparable: ComparableCells, pivot: Pivot) -> list[Entry]:
     shown = (*pivot.rows, *pivot.columns)
     rules = RULES if "rule" in shown else (comparable.rule,)
     selections = _stored_selections(comparable) if "selection" in shown else [comparable.selection]
-    return [entry for selection in selections for rule in rules for entry in _entries(comparable, selection, rule, pivot.metric)]
+    return [entry for selection in selections for rule in rules for entry in _entries(comparable, selection, rule, pivot)]
 
 
 def _stored_selections(comparable: ComparableCells) -> list[str]:
@@ -126,23 +142,51 @@ def _stored_selections(comparable: ComparableCells) -> list[str]:
     return [name for name in SELECTIONS if name in stored] or [comparable.selection]
 
 
-def _entries(comparable: ComparableCells, selection: str, rule: str, metric: str) -> list[Entry]:
+def _entries(comparable: ComparableCells, selection: str, rule: str, pivot: Pivot) -> list[Entry]:
     backbone, protocol, shots, checkpoint = comparable.identity
     common = {"backbone": backbone, "protocol": protocol, "shots": shots, "checkpoint": checkpoint[:8]}
     common |= {"selection": selection, "rule": rule}
-    column = metric if metric in comparable.frame else f"{selection}.{metric}_{rule}"
-    values = comparable.frame[column] if column in comparable.frame else pd.Series(math.nan, index=comparable.frame.index)
-    names = [list(comparable.frame.get(name, ())) for name in ("label", "dataset", "draw", "seed", "path", "trains")]
+    frame, metric = comparable.frame, pivot.metric
+    column = metric if metric in frame else f"{selection}.{metric}_{rule}"
+    values = frame[column] if column in frame else pd.Series(math.nan, index=frame.index)
+    names = [list(frame.get(name, ())) for name in ("label", "dataset", "draw", "seed", "path", "trains")]
+    swept = [dict(zip(pivot.swept, of, strict=True)) for of in zip(*(_swept(frame, name) for name in pivot.swept), strict=True)]
     stored = []
-    for label, dataset, draw, seed, path, trains, value in zip(*names, values, strict=True):
+    for label, dataset, draw, seed, path, trains, value, own in zip(*names, values, swept or [{}] * len(frame), strict=True):
         run = int(draw), int(seed)
-        stored.append(Entry(_at(common, label, dataset, run), run, _float(metric, value), None, Path(path), bool(trains)))
-    asked = [(_at(common, label, dataset, gap[0]), gap) for (label, dataset), gaps in comparable.gaps.items() for gap in gaps]
-    return stored + [Entry(at, gap[0], gap=gap) for at, gap in asked]
+        at = _at({**common, **own}, label, dataset, run, pivot.swept)
+        stored.append(Entry(at, run, _float(metric, value), None, Path(path), bool(trains)))
+    unknown_of = dict.fromkeys(pivot.swept, "default")  # where a cell that is not there does not name it
+    for (label, dataset), gaps in comparable.gaps.items():
+        own = {**unknown_of, **{name: _shown(value) for call in (label, protocol) for name, value in _values(call).items()}}
+        at = {**common, **{name: own[name] for name in pivot.swept}}
+        stored += [Entry(_at(at, label, dataset, gap[0], pivot.swept), gap[0], gap=gap) for gap in gaps]
+    return stored
 
 
-def _at(common: Mapping[str, str], label: str, dataset: str, run: Run) -> dict[str, str]:
-    return {**common, "label": label, "dataset": dataset, "draw": str(run[0]), "seed": str(run[1])}
+def _swept(frame: pd.DataFrame, name: str) -> list[str]:
+    """A swept field's value in every cell, "-" where a method has no such parameter."""
+    return [_shown(value) for value in frame.get(LR if name == LR else f"{PARAMETER}{name}", [math.nan] * len(frame))]
+
+
+def _shown(value: Any) -> str:
+    missing = isinstance(value, float) and math.isnan(value)
+    return "-" if missing else f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _at(common: Mapping[str, str], label: str, dataset: str, run: Run, swept: Sequence[str]) -> dict[str, str]:
+    names = {"label": _without(label, swept), "protocol": _without(common["protocol"], swept), "dataset": dataset}
+    return {**common, **names, "draw": str(run[0]), "seed": str(run[1])}
+
+
+def _values(call: str) -> dict[str, Any]:
+    return parse_call(call)[1] if "=" in call else {}
+
+
+def _without(call: str, swept: Sequence[str]) -> str:
+    """A method's or protocol's name without the values that stand in fields of their own."""
+    kept = ",".join(f"{name}={value}" for name, value in _values(call).items() if name not in swept)
+    return call if not swept or "=" not in call else f"{call.partition('(')[0]}({kept})" if kept else call.partition("(")[0]
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -225,9 +269,12 @@ def _keys(found: Iterable[Entry], names: Sequence[str], published: Published) ->
     return sorted(keys, key=lambda key: [_rank(value, name, listed.get(name, [])) for name, value in zip(names, key, strict=True)])
 
 
-def _rank(value: str, name: str, listed: Sequence[str]) -> tuple[int, str]:
+def _rank(value: str, name: str, listed: Sequence[str]) -> tuple[float, str]:
     if value in listed:
         return listed.index(value), value
-    if name in ("shots", *RUN):
-        return (int(value) if value.isdigit() else 10**9), value
-    return 0, value
+    if name in FIELDS and name != "shots":
+        return 0, value
+    try:
+        return float(value), value
+    except ValueError:
+        return math.inf, value

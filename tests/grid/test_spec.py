@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bench import ROOT
 from bench.errors import RequestError
 from bench.grid.protocol import Settings
-from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, parse_call, split_calls
+from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, expanded, parse_call, split_calls
 from bench.grid.store import _identities, spec_from_json, spec_to_json
 
 SETTINGS = Settings(
@@ -152,6 +152,29 @@ def test_a_choice_has_all_parameters_and_shows_decoder_and_changes() -> None:
 def test_what_is_no_call_is_named(text: str) -> None:
     with pytest.raises(RequestError, match=r"Cannot read .*write a name"):
         parse_call(text)
+
+
+LRS, SELECTIONS = ("1e-3", "3e-4"), ("['last']", "['val']")
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("lora(rank=8)", ["lora(rank=8)"]),
+        ("lora(rank=4|8, decoder=hq|sam)", [f"lora(rank={rank},decoder={decoder})" for rank in (4, 8) for decoder in ("hq", "sam")]),
+        ("clean(lr=1e-3|3e-4,selections=['last']|['val'])", [f"clean(lr={lr},selections={of})" for lr in LRS for of in SELECTIONS]),
+    ],
+)
+def test_a_sweep_is_its_calls(text: str, calls: list[str]) -> None:
+    assert [parse_call(call) for call in expanded(text)] == [parse_call(call) for call in calls]
+    assert split_calls(text) == [text]
+
+
+@pytest.mark.parametrize("text", ["lora(4|8)", "lora(rank=4||8)", "lora|dora", "lora(rank=4|open('x'))"])
+def test_what_is_no_sweep_is_named(text: str) -> None:
+    with pytest.raises(RequestError, match=r"Cannot read .*write a name"):
+        for call in expanded(text):
+            parse_call(call)
 
 
 def test_wrong_parameters_are_named_with_what_is_allowed() -> None:

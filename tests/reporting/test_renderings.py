@@ -24,6 +24,7 @@ from bench.grid.spec import MethodChoice, RunSpec
 from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import Record, ResultStore, record_bytes
 from bench.reporting.comparable import CellQuery, comparable_cells
+from bench.reporting.figures import heat_maps
 from bench.reporting.formats import FORMATS, html, latex
 from bench.reporting.pivot import Pivot
 from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
@@ -384,6 +385,31 @@ def test_pivots_may_show_seeds_apart(store: ResultStore) -> None:
         put(store, 50.0 + seed, seed=seed)
     (table,) = pivoted(store, CellQuery(), Pivot.of("seed", "dataset", "miou"))
     assert [(row.heading, round(row.cells[0].value or 0), row.cells[0].n) for row in table.rows] == [("9", 59, 1), ("10", 60, 1)]
+
+
+def test_what_a_sweep_changed_is_a_field_and_no_part_of_a_name(store: ResultStore) -> None:
+    """Rank by learning rate, as numbers in order; of what has no rank there is a row of its own; a run that lacks says so."""
+    for rank, lr in ((16, 1e-3), (2, 1e-3), (2, 1e-4)):
+        choice = replace(LORA, parameters=(("decoder", "sam"), ("rank", rank)), shown=f"decoder=sam,rank={rank}")
+        put(store, 50.0 + rank, method=choice, protocol=f"clean(lr={lr})", settings=replace(SPEC.settings, lr=lr))
+    missing = replace(SPEC, method=choice, protocol="clean(lr=0.01)", settings=replace(SPEC.settings, lr=0.01))
+    store.write_grid([missing])
+    put(store, 40.0, method=SAM, protocol="clean(lr=0.001)", settings=replace(SPEC.settings, lr=1e-3))
+    (table,) = pivoted(store, CellQuery(), Pivot.of("method,rank", "lr", "miou"))
+    assert dict(table.context)["protocol"] == "clean"
+    assert [column.name for column in table.columns] == ["0.0001", "0.001", "0.01"]
+    shown = {row.heading: [cell.reason or round(cell.value or 0) for cell in row.cells] for row in table.rows}
+    assert shown == {
+        "SAM / -": ["not run", 40, "not run"],
+        "LoRA (decoder: sam) / 2": [52, 52, "pending"],
+        "LoRA (decoder: sam) / 16": ["not run", 66, "not run"],
+    }
+    (picture,) = heat_maps(store, CellQuery(), Pivot.of("method,rank", "lr", "miou"))
+    with picture.draw() as figure:
+        (ax,) = figure.axes
+        assert sorted(round(float(text.get_text())) for text in ax.texts) == [40, 52, 52, 66]
+    with pytest.raises(RequestError, match=r"Unknown field 'rnk'\. Did you mean rank\?"):
+        pivoted(store, CellQuery(), Pivot.of("rnk", "lr", "miou"))
 
 
 def test_pivots_keep_gaps_and_nan(store: ResultStore) -> None:
