@@ -22,18 +22,20 @@ from bench.reporting.style import save
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.figures", description="Figures of the stored cells.")
-    parser.add_argument("--out", default="results", type=Path, help="the results folder; figures go to its figures/")
+    parser.add_argument(
+        "--out", default=[Path("results")], type=Path, nargs="+", help="results folders; figures go to the first's figures/"
+    )
     parser.add_argument("--rule", default="all", help="what images without any object count")
     parser.add_argument("--rows", help="heat maps instead: fields for their rows, as in bench.tables")
     parser.add_argument("--columns", help="and for their columns")
     parser.add_argument("--metric", default=POOLED, help="what they show")
     given = parser.parse_args(arguments)
-    store, query = ResultStore(given.out), CellQuery(rule=given.rule)
+    store, query = ResultStore(*given.out), CellQuery(rule=given.rule)
     swept = given.rows or given.columns
     drawn = heat_maps(store, query, Pivot.of(given.rows or "", given.columns or "", given.metric)) if swept else pictures(store, query)
     for picture in drawn:
         with picture.draw() as figure:
-            print(*save(figure, given.out / "figures", picture.name))
+            print(*save(figure, given.out[0] / "figures", picture.name))
     return 0
 
 

@@ -19,10 +19,12 @@ from bench.reporting.report import report
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description="One page with all results.")
-    parser.add_argument("--out", default="results", type=Path, help="the results folder; the page goes to its report/index.html")
+    parser.add_argument(
+        "--out", default=[Path("results")], type=Path, nargs="+", help="results folders; the page goes to the first's report/index.html"
+    )
     given = parser.parse_args(arguments)
-    page = report(ResultStore(given.out)).encode()
-    folder = given.out / "report"
+    page = report(ResultStore(*given.out)).encode()
+    folder = given.out[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
     write_together(folder, {"index.html": page})
     print(f"{folder / 'index.html'} ({len(page) / 1e6:.1f} MB)")

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in formats:
         if name not in FORMATS:
             raise unknown("table format", name, FORMATS)
-    print_and_write(_asked(given), formats, given.out / "tables")
+    print_and_write(_asked(given), formats, given.out[0] / "tables")
     return 0
 
 
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--columns", help="and for its columns")
     parser.add_argument("--metric", default="miou", help="what it shows: miou, dice, mean_image_iou, or a column such as cost.steps")
     parser.add_argument("--format", default="md,csv", help=f"files to write: {','.join(FORMATS)}")
-    parser.add_argument("--out", default="results", type=Path, help="the results folder; tables go to its tables/")
+    parser.add_argument("--out", default=[Path("results")], type=Path, nargs="+", help="results folders; tables go to the first's tables/")
     parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
     parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
     parser.add_argument("--shots", help="only cells of this number of shots, or 'full'")
@@ -56,8 +56,8 @@ def _asked(given: argparse.Namespace) -> list[Table]:
     """The tables of a command line."""
     query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, given.against)
     if given.rows or given.columns:
-        return pivoted(ResultStore(given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric))
-    return tables(ResultStore(given.out), query, given.like)
+        return pivoted(ResultStore(*given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric))
+    return tables(ResultStore(*given.out), query, given.like)
 
 
 if __name__ == "__main__":

@@ -38,26 +38,27 @@ COLUMNS = {
     "<selection>.miou_<rule>": "foreground IoU pooled over the test pixels, percent; also dice_ and mean_image_iou_",
     "cost.*": "counts, seconds, bytes and MB, as in the record",
     "provenance.*": "code, packages and machine, as in the record",
+    "parameter.*": "the method's parameters, defaults included",
     "path": "the cell's folder",
 }
 IDENTITY = ("key", "dataset", "label", "shots", "draw", "seed", "backbone", "protocol")
 
 
-def results(out: str | Path = "results") -> pd.DataFrame:
-    """One row a stored cell, columns as COLUMNS says. A damaged record is warned of by path and left out."""
-    scan = ResultStore(Path(out)).scan()
+def results(out: str | Path = "results", *others: str | Path) -> pd.DataFrame:
+    """One row a cell stored in the results folders, columns as COLUMNS says. A damaged record is warned of by path and left out."""
+    scan = ResultStore(Path(out), *map(Path, others)).scan()
     for item in scan.damaged:
         warnings.warn(f"Left out: {item.path}: {item.reason}.", stacklevel=2)
     return scan.table.assign(shots=scan.table["shots"].astype(str)) if len(scan.table) else scan.table
 
 
-def image_rows(out: str | Path = "results") -> pd.DataFrame:
+def image_rows(out: str | Path = "results", *others: str | Path) -> pd.DataFrame:
     """One row a selection, test image and cell: the cell's identity, then pixel counts, IoU and Dice (percent).
 
     A cell whose rows cannot be read is warned of by path and left out.
     """
     store, parts = ResultStore(Path(out)), []
-    for cell in results(out).to_dict("records"):
+    for cell in results(out, *others).to_dict("records"):
         try:
             images = store.images(Path(str(cell["path"])))
         except (OSError, ValueError) as error:

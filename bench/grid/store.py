@@ -132,10 +132,10 @@ class GridCell:
 
 
 class ResultStore:
-    """The cells below `root/runs`, and the grid of the last run in `root/grid.json`."""
+    """The cells below `root/runs`, and the grid of the last run in `root/grid.json`; others: are read with it, and never written."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path, *others: Path) -> None:
+        self.root, self.roots = Path(root), tuple(dict.fromkeys([Path(root), *map(Path, others)]))
         self.runs = self.root / "runs"
         self.compared = Compared(self.root / "cache" / "compared.json")
 
@@ -281,13 +281,11 @@ class ResultStore:
 
     def grid(self) -> tuple[GridCell, ...]:
         """The cells that the last run was asked for; none where there was no run. RequestError where the file is damaged."""
-        path = self.root / "grid.json"
-        try:
-            return tuple(_grid_cell(cell) for cell in _parsed(path.read_bytes()))
-        except FileNotFoundError:
-            return ()
-        except (OSError, ValueError, TypeError, RecursionError, RequestError) as error:
-            raise RequestError(f"Cannot read {path}: {error}; remove it, or run again.") from None
+        return tuple({cell.key: cell for root in self.roots for cell in _grid(root / "grid.json")}.values())
+
+    def found(self, folder: str) -> Path:
+        """Where a cell of the grid lies or would lie, by its folder's name below `runs`."""
+        return next((place for root in self.roots if (place := root / "runs" / folder).exists()), self.runs / folder)
 
     def cost_file(self, method: MethodChoice, backbone: str, machine: str) -> Path:
         """Where the costs of a method are kept that were measured on a machine, apart from all cells."""
@@ -303,7 +301,7 @@ class ResultStore:
     def costs(self) -> dict[tuple[str, str, str], Mapping[str, float]]:
         """(backbone, method_id, machine) -> COST_FIELDS, of all that was measured; a file that cannot be read is passed over."""
         found: dict[tuple[str, str, str], Mapping[str, float]] = {}
-        for path in sorted((self.root / "costs").glob("*.json")):
+        for path in (path for root in reversed(self.roots) for path in sorted((root / "costs").glob("*.json"))):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 cost = json.loads(path.read_bytes())
                 which = str(cost["backbone"]), str(cost["method_id"]), str(cost["machine"])
@@ -314,7 +312,7 @@ class ResultStore:
         return self.folder(cell) if isinstance(cell, RunSpec) else Path(cell)
 
     def _folders(self) -> Iterator[Path]:
-        for method in sorted(self.runs.glob("*/*/")):
+        for method in (folder for root in self.roots for folder in sorted((root / "runs").glob("*/*/"))):
             with os.scandir(method) as entries:
                 yield from (Path(entry.path) for entry in entries if os.path.exists(f"{entry.path}/{RECORD}"))
 
@@ -517,6 +515,15 @@ def _running(state: Mapping[str, Any]) -> CellStatus:
     if state["phase"] == "stopped":
         return CellStatus("unfinished", str(state.get("error") or "stopped"))
     return CellStatus("unfinished", f"{state['phase']}, last heard of from {state.get('host')} at {state.get('time')}")
+
+
+def _grid(path: Path) -> tuple[GridCell, ...]:
+    try:
+        return tuple(_grid_cell(cell) for cell in _parsed(path.read_bytes()))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError, RecursionError, RequestError) as error:
+        raise RequestError(f"Cannot read {path}: {error}; remove it, or run again.") from None
 
 
 def _grid_cell(content: Mapping[str, Any]) -> GridCell:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -281,7 +282,11 @@ def _grouped(frame: pd.DataFrame, columns: list[str]) -> list[tuple[tuple[Any, .
 
 
 def _damage_notes(store: ResultStore, damaged: Iterable[Damaged]) -> tuple[str, ...]:
-    return tuple(f"Left out: {item.path.relative_to(store.root).as_posix()}: {item.reason}." for item in damaged)
+    return tuple(f"Left out: {_below(item.path, store).as_posix()}: {item.reason}." for item in damaged)
+
+
+def _below(path: Path, store: ResultStore) -> Path:
+    return path.relative_to(store.root) if path.is_relative_to(store.root) else path
 
 
 def _comparable(store: ResultStore, query: CellQuery, key: Identity, part: Part, notes: tuple[str, ...]) -> ComparableCells:
@@ -387,7 +392,7 @@ def _scores(frame: pd.DataFrame, column: str) -> dict[Position, dict[Run, float]
 def _gaps(store: ResultStore, asked: Iterable[GridCell], stored: set[str]) -> dict[Position, tuple[Gap, ...]]:
     gaps: dict[Position, tuple[Gap, ...]] = {}
     for cell in sorted((cell for cell in asked if cell.key not in stored), key=lambda cell: (cell.draw, cell.seed)):
-        status = store.status_of(store.runs / cell.folder)
+        status = store.status_of(store.found(cell.folder))
         gap = ((cell.draw, cell.seed), status.phase, status.reason)
         gaps[cell.method, cell.dataset] = (*gaps.get((cell.method, cell.dataset), ()), gap)
     return gaps

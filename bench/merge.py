@@ -1,0 +1,33 @@
+"""Cells from several places in one folder: python -m bench.merge A B --into C
+
+A and B are results folders, such as a colleague's and yours; C may hold cells already. Every record is checked (its key against its
+content, its scores against its rows by image); what is there twice with the same result is copied once, and what does not agree is named
+and not copied. To read several folders without copying, tables, figures and report take `--out A B`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import one_sentence
+from bench.grid.merging import merge
+
+
+@one_sentence
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code (0 all copied, 1 some refused, 2 wrong request)."""
+    parser = argparse.ArgumentParser(prog="python -m bench.merge", description="Cells of several results folders in one.")
+    parser.add_argument("sources", nargs="+", type=Path, metavar="A", help="results folders")
+    parser.add_argument("--into", required=True, type=Path, metavar="C", help="the results folder that receives the cells")
+    given = parser.parse_args(arguments)
+    done = merge(given.sources, given.into)
+    print(f"{done.copied} cells copied into {given.into}; {done.twice} were there twice with the same result.")
+    print(*done.notes, sep="\n", end="\n" if done.notes else "")
+    for reason in done.refused:
+        print(f"  not copied: {reason}")
+    return 1 if done.refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
