@@ -21,18 +21,22 @@ if _found is None or _found.origin is None or Path(_found.origin).resolve().pare
 
 if TYPE_CHECKING:
     from bench.exporting.cell_tables import image_rows, results
+    from bench.figures import figure
     from bench.model.backbones import SamConfig
     from bench.model.checkpoints import load_sam
     from bench.model.method import build
     from bench.model.released import load_cat_sam
     from bench.model.segmenter import PromptableSegmenter
+    from bench.run import run
     from bench.running.adapted import load_run
+    from bench.tables import table
     from bench.training.losses import segmentation_loss
     from bench.training.samples import training_samples
     from bench.types import Prompts
 
 _HOMES = {  # looked up on first use: planning and tables must not wait for torch
     "build": "bench.model.method",
+    "figure": "bench.figures",
     "image_rows": "bench.exporting.cell_tables",
     "load_run": "bench.running.adapted",
     "load_cat_sam": "bench.model.released",
@@ -42,6 +46,7 @@ _HOMES = {  # looked up on first use: planning and tables must not wait for torc
     "SamConfig": "bench.model.backbones",
     "results": "bench.exporting.cell_tables",
     "segmentation_loss": "bench.training.losses",
+    "table": "bench.tables",
     "training_samples": "bench.training.samples",
 }
 __all__ = [
@@ -50,13 +55,16 @@ __all__ = [
     "SamConfig",
     "build",
     "datasets",
+    "figure",
     "image_rows",
     "load_cat_sam",
     "load_run",
     "load_sam",
     "methods",
     "results",
+    "run",
     "segmentation_loss",
+    "table",
     "training_samples",
 ]
 
@@ -64,6 +72,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "run":  # the command's module, which can be called
+        return importlib.import_module("bench.run")
     raise AttributeError(f"module 'bench' has no attribute {name!r}")
 
 

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import one_sentence
+from matplotlib.figure import Figure
+
+from bench.errors import RequestError, one_sentence, unknown
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery
 from bench.reporting.figures import heat_maps, pictures
@@ -37,6 +39,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with picture.draw() as figure:
             print(*save(figure, given.out[0] / "figures", picture.name))
     return 0
+
+
+def figure(kind: str = "bars", *, out: str | Path = "results", **of: str | None) -> Figure:
+    """One figure of the stored cells, as the command draws it: bars, parameters, memory, time, curves, images, ranks or shots.
+
+    of: fields of `CellQuery` (shots, protocol, backbone, rule). RequestError where there is none of these, or where it is several.
+    """
+    if wrong := [name for name in of if name not in CellQuery.__dataclass_fields__]:
+        raise unknown("option", wrong[0], CellQuery.__dataclass_fields__)
+    found = {picture.name: picture for picture in pictures(ResultStore(Path(out)), CellQuery(**of))}  # type: ignore[arg-type]
+    named = [picture for name, picture in found.items() if name.partition("_")[0] == kind]
+    if not named:
+        raise unknown("figure", kind, {name.partition("_")[0] for name in found})
+    if len(named) > 1:
+        which = ", ".join(picture.name for picture in named)
+        raise RequestError(f"These are {len(named)} figures: choose one by shots=, protocol= or backbone=. There are: {which}.")
+    with named[0].draw() as drawn:
+        return drawn
 
 
 if __name__ == "__main__":

@@ -12,13 +12,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from bench.errors import ProcessGroupError, RequestError, one_sentence
-from bench.grid.plan import Request
+from bench.errors import STOPPED, ProcessGroupError, RequestError, one_sentence
+from bench.grid.plan import Request, text_of
 from bench.grid.plugins import add_option
+from bench.grid.store import ResultStore
+from bench.model.backbones import PRETRAINED
 from bench.running.grid import Options, run_grid
 from bench.training.launch import is_distributed, launch_processes
-from bench.types import COMPILE_MODES
+from bench.types import COMPILE_MODES, Shots
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+LISTED = {"methods": "methods", "datasets": "datasets", "backbone": "backbones", "protocol": "protocols"}
 
 
 @one_sentence
@@ -43,6 +52,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def run(
+    methods: str | Sequence[str],
+    datasets: str | Sequence[str],
+    *,
+    shots: Shots | str | Sequence[Shots] = 1,
+    seeds: int | str | Sequence[int] = "",
+    draws: int | str | Sequence[int] = 0,
+    backbone: str = Request.backbone,
+    protocol: str = Request.protocol,
+    out: str | Path = "results",
+    data: str | Path = "data",
+    pretrained: str | Path = PRETRAINED,
+    device: str = "auto",
+    workers: int = 1,
+    overwrite: str = "never",
+) -> "DataFrame":
+    """Runs a grid on this machine as the command does, and returns its stored cells as rows of `bench.results`.
+
+    Names and numbers as on the command line, or as lists; seeds "" means the protocol's own. Cells that are stored already are not run
+    again. A cell that failed is no row, and is named on the terminal. With several workers a script needs `if __name__ == "__main__":`.
+
+    Raises:
+        RequestError: for what the command refuses, before anything runs.
+        KeyboardInterrupt: where the user stopped it; the same call goes on from there.
+    """
+    request = Request(*map(text_of, (methods, datasets, shots, seeds, draws, backbone, protocol)))
+    options = Options(Path(data), Path(pretrained), Path(out), overwrite, device, workers=workers)
+    if run_grid(request, options) == STOPPED:
+        raise KeyboardInterrupt
+    from bench.exporting.cell_tables import results
+
+    asked, stored = {cell.key for cell in ResultStore(options.out).grid()}, results(out)
+    return stored[stored["key"].isin(asked)].reset_index(drop=True) if len(stored) else stored
+
+
+class _Callable(ModuleType):
+    """This module, which `bench.run` is as well as the function."""
+
+    def __call__(self, *names: str | Sequence[str], **given: Any) -> "DataFrame":
+        return run(*names, **given)
+
+
 def _launch_processes(arguments: Sequence[str], options: Options) -> int:
     """Runs this command as `devices` processes; the exit code."""
     import torch
@@ -58,7 +109,8 @@ def _launch_processes(arguments: Sequence[str], options: Options) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=(__doc__ or "").splitlines()[0])
     for field in fields(Request):
-        parser.add_argument(f"--{field.name}", help=f"default: {field.default or 'the protocol’s'}")
+        names = f"; `python -m bench.list {LISTED[field.name]}` names them" if field.name in LISTED else ""
+        parser.add_argument(f"--{field.name}", help=f"default: {field.default or 'the protocol’s'}{names}")
     parser.add_argument("--config", type=Path, help="a suite, configs/suites/….toml; flags go before it")
     parser.add_argument("--data", type=Path, default=Options.data, help="folder of the data sets")
     parser.add_argument("--pretrained", type=Path, default=Options.pretrained, help="folder of SAM's checkpoints")
@@ -95,6 +147,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
         raise RequestError(f"--workers {given.workers}: how many cells share a job of SLURM is for the profile to say, cells_per_job.")
     return request, Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
 
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its numbers only with this set

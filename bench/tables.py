@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import one_sentence, unknown
+from bench.errors import RequestError, one_sentence, unknown
 from bench.grid.metrics import RULES
 from bench.grid.protocol import SELECTIONS
 from bench.grid.store import ResultStore
@@ -33,6 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise unknown("table format", name, FORMATS)
     print_and_write(_asked(given), formats, given.out[0] / "tables")
     return 0
+
+
+def table(
+    like: str = "plain", *, out: str | Path = "results", rows: str = "", columns: str = "", metric: str = "miou", **of: str | None
+) -> Table:
+    """One table of the stored cells, which a notebook shows, and whose `frame()` has its numbers; `rows` and `columns` as in the command.
+
+    of: fields of `CellQuery` (shots, protocol, backbone, selection, rule, against). RequestError where nothing is stored of these, or
+    where it is several tables.
+    """
+    if wrong := [name for name in of if name not in CellQuery.__dataclass_fields__]:
+        raise unknown("option", wrong[0], CellQuery.__dataclass_fields__)
+    query, store = CellQuery(**of), ResultStore(Path(out))  # type: ignore[arg-type]
+    made = pivoted(store, query, Pivot.of(rows, columns, metric)) if rows or columns else tables(store, query, like)
+    if len(made) > 1:
+        which = "; ".join(", ".join(f"{name} {value}" for name, value in one.context) for one in made)
+        raise RequestError(f"These are {len(made)} tables: choose one by shots=, protocol= or backbone=. There are: {which}.")
+    return made[0]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -39,6 +39,8 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"--images FOLDER", "--images folder"),
     (r"--out FOLDER", "--out predicted"),
     (r"compare A B", "compare CELL_FOLDER CELL_FOLDER"),
+    (r"\bcolleague\b", "results"),
+    (r"merge mine results --into both", "merge results --into both"),
     (r"\b3f2a\b", "KEY"),
     (r"check scaled", "check --plugin scaled.py scaled"),
     (r"(datasets\.prepare kvasir --from.*)", r"\1 --data unpacked"),

@@ -65,8 +65,11 @@ def mean_image_iou(rows: Sequence[ImageRow], empty: float = 0.0) -> float:
     return float(np.mean([image_iou(row, empty) for row in rows])) if rows else float("nan")
 
 
+SCORES = {"miou": pooled_iou, "dice": pooled_dice, "mean_image_iou": mean_image_iou}
+
+
 def scores(rows: Sequence[ImageRow]) -> dict[str, float]:
-    """All scores in percent: `miou_<rule>`, `dice_<rule>` and `mean_image_iou_<rule>`.
+    """All scores in percent: each of SCORES as `<name>_<rule>`.
 
     Where prediction and truth are both empty an image's IoU is 0 under `all`, as the reference counts, and 100 under
     `empty_as_empty`.

@@ -6,6 +6,7 @@ from csv import writer
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
 from tabulate import tabulate
 
 from bench.grid.spreadsheet import no_formula
@@ -65,6 +66,15 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+
+    def frame(self) -> pd.DataFrame:
+        """Its numbers by row and column, as floats; words where a cell has no number."""
+        heads = [f"{column.group} {column.name}".strip() for column in self.columns]
+        body = [[cell.reason if cell.value is None else cell.value for cell in row.cells] for row in self.rows]
+        return pd.DataFrame(body, pd.Index([row.heading for row in self.rows], name=self.corner), heads)
+
+    def _repr_markdown_(self) -> str:
+        return markdown(self)
 
 
 def markdown(table: Table) -> str:

@@ -1,0 +1,92 @@
+"""What names there are, a line each: python -m bench.list methods|datasets|protocols|backbones|suites|metrics [--data data]
+
+`datasets` also lists the user's own, which are described below --data.
+"""
+
+import argparse
+import inspect
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bench import ROOT
+from bench.errors import one_sentence
+from bench.grid.metrics import SCORES
+from bench.grid.plan import Request
+from bench.grid.plugins import add_option
+from bench.grid.protocol import load_protocol, protocol_names
+from bench.grid.registry import DATASETS, METHODS, Registry
+from bench.model.backbones import CONFIGS, FILES
+
+SUITES = ROOT / "configs" / "suites"
+Lines = Iterator[tuple[str, str]]
+
+
+@one_sentence
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.list", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    add_option(parser)
+    given = parser.parse_args(arguments)
+    lines = dict(KINDS[given.kind](given.data))
+    names = max(map(len, lines), default=0)
+    room = shutil.get_terminal_size().columns - names - 2 if sys.stdout.isatty() else 10**6
+    for name, words in lines.items():
+        print(f"{name:{names}}  {textwrap.shorten(words, max(room, 20), placeholder=' …')}")
+    return 0
+
+
+def _registered(registry: Registry) -> Lines:
+    for name in registry.names():
+        cls = registry.get(name)
+        yield name, f"{getattr(cls, 'title', name)}: {first_sentence(cls)}"
+
+
+def _datasets(data: Path) -> Lines:
+    DATASETS.find_in(data)
+    return _registered(DATASETS)
+
+
+def _protocols(_: Path) -> Lines:
+    return ((name, load_protocol(name).summary) for name in protocol_names())
+
+
+def _backbones(_: Path) -> Lines:
+    for name, sizes in CONFIGS.items():
+        yield name, f"{sizes.depth} blocks, {sizes.width} wide, images of {sizes.image_size} × {sizes.image_size} pixels; {FILES[name]}"
+
+
+def _suites(_: Path) -> Lines:
+    for path in sorted(SUITES.glob("*.toml")):
+        asked = Request().with_suite(path)
+        shots = f"{asked.shots} shot" + ("s" if asked.shots != "1" else "")
+        yield str(path.relative_to(ROOT)), f"{asked.methods} on {asked.datasets}; {shots}, {asked.backbone}, {asked.protocol}"
+
+
+def _metrics(_: Path) -> Lines:
+    return ((name, first_sentence(score)) for name, score in SCORES.items())
+
+
+def first_sentence(thing: object) -> str:
+    """The first sentence of a docstring, on one line."""
+    text = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z])", text)[0]
+
+
+KINDS: Mapping[str, Callable[[Path], Lines]] = {
+    "methods": lambda _: _registered(METHODS),
+    "datasets": _datasets,
+    "protocols": _protocols,
+    "backbones": _backbones,
+    "suites": _suites,
+    "metrics": _metrics,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
