@@ -58,6 +58,7 @@ def simulated() -> int:
 def findings(name: str, data: Path, images: int = 16) -> Iterator[Finding]:
     """What the suite finds of a method or a data set; RequestError for a name that is neither, and data that cannot be opened."""
     called = parse_call(name)[0]
+    DATASETS.find_in(data)
     if called in METHODS.names():
         from bench.conformance.methods import METHOD_CHECKS, MethodSubject
 

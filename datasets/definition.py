@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from bench.errors import RequestError
 from bench.grid.toml_reader import load, not_empty
 from bench.types import SHOTS, Range, Split, TrainingPrompts
+from datasets.folder import ASPECT_TOLERANCE
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 UNKEYED = ("title", "skip_bad_annotations")
@@ -39,6 +40,7 @@ class Definition:
     images with annotations: COCO's instances, of the `categories` that are named, or all.
     mask_values: "foreground"; or "ids", each an object, or "classes", whose connected parts are.
     bits: how many of an image's 16 are used; 0: all. skip_bad_annotations: leave them out, which `verify` counts and names.
+    aspect_tolerance: by which share an image's aspect ratio and its mask's may differ.
     test_share: the share of images, chosen by a hash of their names, that are the test split where no split is named.
     """
 
@@ -55,6 +57,7 @@ class Definition:
     connectivity: Literal[4, 8] = 8
     min_area: Annotated[int, Range(0)] = 10
     relative_area: Annotated[float, Range(0, 1)] = 0.0
+    aspect_tolerance: Annotated[float, Range(0, 1000)] = ASPECT_TOLERANCE
     val_images: Annotated[int, Range(0)] = 64
     test_share: Annotated[float, Range(0, 0.99)] = 0.0
     categories: Words = ()

@@ -17,7 +17,7 @@ from bench.errors import DataError
 from bench.types import Dataset, ObjectRule, Sample, Split
 
 CACHE_BYTES = 1 << 30
-MAX_ASPECT_CHANGE = 1.25  # between an image and its mask; the reference has no limit, and would train on another image's mask
+ASPECT_TOLERANCE = 0.25  # between an image and its mask; the reference has no limit, and would train on another image's mask
 GENERATED_MARK = "GENERATED.txt"  # lies in an archive's folder that `datasets.synth` wrote, and lists its files
 
 
@@ -51,6 +51,7 @@ class Pair:
     threshold: int = 0
     bits: int = 0
     labels: Labels | None = None
+    aspect_tolerance: float = ASPECT_TOLERANCE
 
     def read(self, name: str) -> Sample:
         """The sample; the mask gives the size."""
@@ -329,9 +330,9 @@ def fitted(image: Bytes, pair: Pair, shape: tuple[int, ...]) -> Bytes:
             )
         return np.ascontiguousarray(image.transpose(1, 0, 2))
     aspect, expected = image.shape[1] / image.shape[0], shape[1] / shape[0]
-    if max(aspect / expected, expected / aspect) > MAX_ASPECT_CHANGE:
+    if max(aspect / expected, expected / aspect) > 1 + pair.aspect_tolerance:
         raise DataError(
             f"The mask {pair.mask} has {shape} pixels (H, W) and its image {image.shape[:2]}: the aspect ratios must agree within "
-            f"{MAX_ASPECT_CHANGE - 1:.0%}."
+            f"{pair.aspect_tolerance:.0%}, or within aspect_tolerance of a data set of your own."
         )
     return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)

@@ -110,7 +110,7 @@ class OwnDataset(ListedDataset):
     def _pair(cls, image: Path, mask: Path) -> Pair:
         told = cls.definition
         labels = None if told.mask_values == "foreground" else Labels(told.mask_values == "ids", cls.rule)
-        return Pair(image, mask, told.threshold, told.bits, labels)
+        return Pair(image, mask, told.threshold, told.bits, labels, told.aspect_tolerance)
 
     @classmethod
     def _files(cls, folder: Path, extensions: Sequence[str]) -> tuple[dict[str, Path], list[str]]:

@@ -160,7 +160,12 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
         dataset = opened[spec.dataset]
         dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
         if spec.settings.uses_val and not dataset.names("val"):
-            raise RequestError(f"Data set {dataset.name} has no image to hold out, which the protocol needs.")
+            listed = {name for names in dataset.official.values() for name in names}
+            free = len(set(dataset.names("train")) - listed)
+            raise RequestError(
+                f"Data set {dataset.name} has no image to hold out, which the protocol needs: that is a quarter of the training images "
+                f"which stand in no few-shot list, {free} here, at most its val_images, {dataset.val_images}; 4 and 1 are the least."
+            )
     return opened
 
 

@@ -147,7 +147,8 @@ def _call(text: str) -> ast.Call:
 
 
 def _unreadable(text: str) -> RequestError:
-    return RequestError(f"Cannot read {text[:200]!r}: write a name, or a name with values like 'lora(rank=8)' or 'lora(rank=4|8)'.")
+    quotes = " Words in a list need quotes, ['last','val']." if re.search(r"\[[^\]'\"]*[A-Za-z_]", text) else ""
+    return RequestError(f"Cannot read {text[:200]!r}: write a name, or a name with values like 'lora(rank=8)' or 'lora(rank=4|8)'.{quotes}")
 
 
 def _alternatives(node: ast.expr) -> list[ast.expr]:

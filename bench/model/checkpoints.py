@@ -5,9 +5,9 @@ import hashlib
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,8 @@ from bench.grid.files import file_sha256
 from bench.model.backbones import CONFIGS, FILES, HOW_TO_GET, PRETRAINED, SamConfig
 from bench.model.sam import Sam
 
+WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")  # keys of a mapping in which scripts keep a model's tensors
+PREFIXES = ("module.", "_orig_mod.", "model.", "sam.")  # of DistributedDataParallel, torch.compile, Lightning and scripts
 STORED_AS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -53,7 +55,10 @@ def load_sam(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, by name, bare or under "model". Files that hold pickled code are refused, never run."""
+    """The tensors of a checkpoint file by name, without what training scripts put around them (WRAPPERS) and before names (PREFIXES).
+
+    Files that hold pickled code are refused, never run.
+    """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint {path}. {HOW_TO_GET}.")
     try:
@@ -64,11 +69,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if isinstance(error, pickle.UnpicklingError):
             raise CheckpointError(f"The checkpoint {path} is damaged or no checkpoint: a file of tensors is needed.") from None
         raise CheckpointError(f"The checkpoint {path} is truncated or damaged ({first_line(error)}); get it again.") from None
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
-        loaded = loaded["model"]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"The checkpoint {path} is not a mapping of names to tensors, as SAM's files are.")
-    return dict(loaded)
+    tensors = _unwrapped(loaded)
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        found = f"a mapping with {', '.join(map(repr, list(tensors)[:3]))}" if isinstance(tensors, Mapping) else type(tensors).__name__
+        raise CheckpointError(f"The checkpoint {path} is not a mapping of names to tensors, as SAM's files are, but {found}.")
+    if any(str(name).startswith("vision_encoder.") for name in tensors):
+        raise CheckpointError(f"The checkpoint {path} has the names of Hugging Face's SamModel: one with Meta's names is needed.")
+    return dict(tensors)
+
+
+def _unwrapped(loaded: Any) -> Any:
+    """A training script's tensors alone, by SAM's own names; anything else as it is."""
+    inner = [loaded[name] for name in WRAPPERS if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping)]
+    tensors = inner[0] if len(inner) == 1 else loaded
+    while isinstance(tensors, Mapping) and tensors and (prefix := _common_prefix(tensors)):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _common_prefix(names: Iterable[Any]) -> str:
+    names = list(map(str, names))
+    return next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in names)), "")
 
 
 def weights_sha256(module: torch.nn.Module) -> str:

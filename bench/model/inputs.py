@@ -27,14 +27,17 @@ PLURALS = {"box": "boxes", "point": "points", "mask": "masks"}
 def read_picture(image: "Picture", bits: int = 0) -> Tensor:
     """A picture as a (3, H, W) tensor, RGB 0–255.
 
-    Arrays (H, W, 3) and tensors (3, H, W) of any number type are taken as they are. A file is read as a data set's, `bits` of 16
-    used (see `read_image`). A PIL image of any mode becomes RGB: grey is repeated, 16 bits become 8, alpha is dropped; it is not
-    turned. InputError or DataError where it is no such picture.
+    Arrays (H, W, 3) and tensors (3, H, W) of any number type are taken as they are, grey ones, (H, W) and (1, H, W), three times. A file
+    is read as a data set's, `bits` of 16 used (see `read_image`). A PIL image of any mode becomes RGB: grey is repeated, 16 bits become
+    8, alpha is dropped; it is not turned. InputError or DataError where it is no such picture.
     """
     if isinstance(image, str | PathLike):
         image = read_image(Path(image), bits)
     elif hasattr(image, "convert"):
         image = _rgb(image, bits)
+    if isinstance(image, np.ndarray | Tensor) and _is_grey(image):
+        grey = image.reshape(image.shape[-2:])
+        image = grey.expand(3, -1, -1) if isinstance(grey, Tensor) else np.repeat(grey[..., None], 3, 2)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(f"An array of shape {image.shape} is no image: (H, W, 3), RGB in 0–255, is needed.")
@@ -44,6 +47,11 @@ def read_picture(image: "Picture", bits: int = 0) -> Tensor:
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise InputError(f"A tensor of shape {tuple(image.shape)} is no image: (3, H, W), RGB in 0–255, is needed.")
     return _in_range(image)
+
+
+def _is_grey(image: np.ndarray | Tensor) -> bool:
+    """Whether it is (H, W) or (1, H, W); an array (1, W, 3) is one row of colours."""
+    return image.ndim == 2 or (image.ndim == 3 and image.shape[0] == 1 and not (isinstance(image, np.ndarray) and image.shape[2] == 3))
 
 
 def _rgb(image: Any, bits: int) -> np.ndarray:

@@ -540,3 +540,24 @@ def test_the_command_lists_the_cells_and_jobs_of_ones_own_data(data, tmp_path):
     done = subprocess.run([sys.executable, "-m", "bench.run", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "2 cells, 2 to run." in done.stdout and "sent lora" in done.stdout, done.stderr
     assert not (tmp_path / "out/cache/manifests").exists()  # a dry run hashes nothing
+
+
+def test_how_far_aspect_ratios_may_differ_is_the_users_choice(data):
+    cv2.imwrite(str(data / "truth/a0.png"), np.full((40, 64), 255, np.uint8))  # a third wider than its image
+    described(data, "strict"), described(data, "lenient", f"aspect_tolerance = 0.5\n{PLAIN}")
+    with pytest.raises(DataError, match=r"within 25%, or within aspect_tolerance of a data set of your own"):
+        strict = open_dataset("strict", data)
+        strict.load(next(split for split in ("train", "test") if "a0" in strict.names(split)), "a0")
+    lenient = open_dataset("lenient", data)
+    split = next(split for split in ("train", "test") if "a0" in lenient.names(split))
+    assert lenient.load(split, "a0").image.shape == (40, 64, 3)
+
+
+def test_too_few_images_to_hold_one_out_says_how_many_are_needed(data):
+    described(data, "listed")
+    train = open_dataset("listed", data).names("train")
+    described(data, "few", f"{PLAIN}[few_shot]\n{len(train) - 3} = {list(train[3:])}\n")
+    specs = specs_of(Request("lora", "few", backbone="tiny", protocol="smoke(selections=['val'])"), "", data)
+    with pytest.raises(RequestError, match=r"which stand in no few-shot list, 3 here, at most its val_images, 64") as error:
+        open_datasets(specs, data)
+    sentence(error)

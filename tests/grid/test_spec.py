@@ -177,6 +177,11 @@ def test_what_is_no_sweep_is_named(text: str) -> None:
             parse_call(call)
 
 
+def test_words_of_a_list_without_quotes_are_named() -> None:
+    with pytest.raises(RequestError, match=r"Words in a list need quotes"):
+        parse_call("clean(selections=[last,val])")
+
+
 def test_wrong_parameters_are_named_with_what_is_allowed() -> None:
     with pytest.raises(RequestError, match=r"Unknown parameter of toy 'rnk'\. Did you mean rank\? Known: bias, decoder, rank, scale\."):
         choose_method(Toy, {"rnk": 8})

@@ -73,6 +73,36 @@ def test_a_checkpoint_that_does_not_fit_is_described(tmp_path):
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda tensors: {"model": tensors},
+        lambda tensors: {"state_dict": {f"module.{name}": value for name, value in tensors.items()}, "epoch": 3},
+        lambda tensors: {"model_state": {f"module._orig_mod.{name}": value for name, value in tensors.items()}},
+        lambda tensors: {f"sam.{name}": value for name, value in tensors.items()},
+    ],
+)
+def test_what_a_training_script_puts_around_the_weights_is_taken_off(tmp_path, wrapped):
+    original = toy_backbone(seed=3)
+    torch.save(wrapped(dict(original.state_dict())), tmp_path / "x.pth")
+    assert weights_sha256(bench.load_sam(TOY, tmp_path / "x.pth")) == weights_sha256(original)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"optimizer": {}, "epoch": 3}, "but a mapping with 'optimizer', 'epoch'"),
+        ([1.0], "but list"),
+        ({"model": {}, "state_dict": {}}, "but a mapping with 'model', 'state_dict'"),
+        ({"vision_encoder.pos_embed": torch.zeros(1)}, "names of Hugging Face's SamModel"),
+    ],
+)
+def test_a_file_of_something_else_says_what_was_found(tmp_path, content, said):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=said):
+        bench.load_sam(TOY, tmp_path / "x.pth")
+
+
 def damaged(path, how):
     content = path.read_bytes()
     path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"<html>not found</html>"}[how])

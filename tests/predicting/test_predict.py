@@ -166,12 +166,20 @@ def test_files_and_pil_images_of_any_mode_become_rgb(tmp_path):
     assert np.abs(read_picture(tmp_path / "cmyk.jpg").permute(1, 2, 0).numpy().astype(int) - np.asarray(smooth)).max() < 4
 
 
+@pytest.mark.parametrize("shape", [(4, 5), (1, 4, 5)])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_grey_picture_is_three_times_its_values(shape, kind):
+    grey = np.arange(20, dtype=np.uint8).reshape(shape)
+    assert np.array_equal(read_picture(kind(grey)).numpy(), np.repeat(grey.reshape(1, 4, 5), 3, 0))
+
+
 @pytest.mark.parametrize(
     ("picture", "says"),
     [
-        (np.zeros((4, 4)), r"array of shape \(4, 4\)"),
+        (np.zeros(4), r"array of shape \(4,\)"),
         (np.zeros((0, 4, 3)), r"array of shape \(0, 4, 3\)"),
-        (torch.zeros(1, 4, 4), r"tensor of shape \(1, 4, 4\)"),
+        (np.zeros((0, 4)), r"array of shape \(0, 4, 3\)"),
+        (torch.zeros(2, 4, 4), r"tensor of shape \(2, 4, 4\)"),
         (np.full((4, 4, 3), 300), "from 300 to 300: RGB in 0–255"),
         (np.full((4, 4, 3), np.nan), "from nan to nan"),
         (np.full((4, 4, 3), -1.0), "from -1 to -1"),
