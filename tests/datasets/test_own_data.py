@@ -554,8 +554,8 @@ def test_how_far_aspect_ratios_may_differ_is_the_users_choice(data):
 
 
 def test_too_few_images_to_hold_one_out_says_how_many_are_needed(data):
-    described(data, "listed")
-    train = open_dataset("listed", data).names("train")
+    described(data, "few")
+    train = open_dataset("few", data).names("train")
     described(data, "few", f"{PLAIN}[few_shot]\n{len(train) - 3} = {list(train[3:])}\n")
     specs = specs_of(Request("lora", "few", backbone="tiny", protocol="smoke(selections=['val'])"), "", data)
     with pytest.raises(RequestError, match=r"which stand in no few-shot list, 3 here, at most its val_images, 64") as error:
