@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import bench
 from bench.errors import STOPPED, ProcessGroupError, RequestError, one_sentence
 from bench.grid.plan import Request, text_of
 from bench.grid.plugins import add_option
@@ -73,25 +74,20 @@ def run(
     Names and numbers as on the command line, or as lists; seeds "" means the protocol's own. Cells that are stored already are not run
     again. A cell that failed is no row, and is named on the terminal. With several workers a script needs `if __name__ == "__main__":`.
 
-    Raises:
-        RequestError: for what the command refuses, before anything runs.
-        KeyboardInterrupt: where the user stopped it; the same call goes on from there.
+    RequestError for what the command refuses, before anything runs; KeyboardInterrupt where the user stops it.
     """
     request = Request(*map(text_of, (methods, datasets, shots, seeds, draws, backbone, protocol)))
     options = Options(Path(data), Path(pretrained), Path(out), overwrite, device, workers=workers)
     if run_grid(request, options) == STOPPED:
         raise KeyboardInterrupt
-    from bench.exporting.cell_tables import results
-
-    asked, stored = {cell.key for cell in ResultStore(options.out).grid()}, results(out)
+    asked, stored = {cell.key for cell in ResultStore(options.out).grid()}, bench.results(out)
     return stored[stored["key"].isin(asked)].reset_index(drop=True) if len(stored) else stored
 
 
 class _Callable(ModuleType):
     """This module, which `bench.run` is as well as the function."""
 
-    def __call__(self, *names: str | Sequence[str], **given: Any) -> "DataFrame":
-        return run(*names, **given)
+    __call__ = staticmethod(run)
 
 
 def _launch_processes(arguments: Sequence[str], options: Options) -> int:

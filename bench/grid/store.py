@@ -281,7 +281,10 @@ class ResultStore:
 
     def grid(self) -> tuple[GridCell, ...]:
         """The cells that the last run was asked for; none where there was no run. RequestError where the file is damaged."""
-        return tuple({cell.key: cell for root in self.roots for cell in _grid(root / "grid.json")}.values())
+        own = _grid(self.root / "grid.json")
+        others = {cell.key: cell for root in self.roots[1:] for cell in _grid(root / "grid.json")}
+        asked = {cell.key for cell in own}
+        return (*own, *(cell for key, cell in others.items() if key not in asked))
 
     def found(self, folder: str) -> Path:
         """Where a cell of the grid lies or would lie, by its folder's name below `runs`."""

@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> ResultStore:
 def documented(column: str) -> bool:
     selection, _, rest = column.partition(".")
     scored = selection in ("best", "last", "val") and rest.startswith(("miou_", "dice_", "mean_image_iou_"))
-    return column in COLUMNS or scored or column.startswith(("cost.", "provenance."))
+    return column in COLUMNS or scored or column.startswith(("parameter.", "cost.", "provenance."))
 
 
 def test_results_have_a_row_a_cell_and_documented_columns(store: ResultStore) -> None:
