@@ -73,7 +73,6 @@ def run(
 
     Names and numbers as on the command line, or as lists; seeds "" means the protocol's own. Cells that are stored already are not run
     again. A cell that failed is no row, and is named on the terminal. With several workers a script needs `if __name__ == "__main__":`.
-
     RequestError for what the command refuses, before anything runs; KeyboardInterrupt where the user stops it.
     """
     request = Request(*map(text_of, (methods, datasets, shots, seeds, draws, backbone, protocol)))
