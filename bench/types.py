@@ -1,10 +1,12 @@
 """The things that pass between the rooms: samples, prompts, features and data sets, their shapes fixed and documented once."""
 
 import hashlib
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, NamedTuple, Self, get_args
 
@@ -65,6 +67,21 @@ class ObjectRule:
     connectivity: Literal[4, 8] = 8
     min_area: int = 10
     relative_area: float = 0.0
+
+    def limit(self, areas: np.ndarray) -> float:
+        """The area in pixels that an object must exceed, in a mask whose components have `areas` (n,)."""
+        return max(self.min_area, self.relative_area * float(areas.max(initial=0)))
+
+    def count(self, sample: Sample) -> int:
+        """How many objects a sample has, without a map for each."""
+        import cv2  # planning reads few images or none
+
+        if sample.objects is not None:
+            areas = np.count_nonzero(sample.objects, axis=(1, 2))
+        else:
+            stats = cv2.connectedComponentsWithStats(sample.mask, connectivity=self.connectivity)[2]
+            areas = stats[1:, cv2.CC_STAT_AREA]  # label 0 is the background
+        return int(np.count_nonzero(areas > self.limit(areas)))
 
 
 @dataclass(frozen=True)
@@ -202,17 +219,41 @@ class Dataset(ABC):
         """The names of the training images of a few-shot run.
 
         Draw 0 is the official list where there is one for `shots`; any other draw, or number of shots, takes the images whose
-        hash of (data set, shots, draw, name) is smallest, so it never depends on the method. `val` images are never drawn.
-        `full` takes the whole training split, without the `val` images if `hold_out_val`.
+        hash of (data set, shots, draw, name) is smallest, so it never depends on the method, and is stratified by nothing. `val`
+        images are never drawn, and an image without any object by the data set's rule is passed over: it has no prompt to train
+        with. `full` takes the whole training split, without the `val` images if `hold_out_val`.
         """
         if shots == FULL:
             return self._pool() if hold_out_val else self.names("train")
         if draw == 0 and shots in self.official:
             return self.official[shots]
+        drawn = tuple(itertools.islice(filter(self._has_object, self._hashed(shots, draw)), shots))
+        if len(drawn) < shots:
+            raise RequestError(
+                f"Data set {self.name} cannot give {shots} shots: {len(drawn)} training images have an object, and 'full' takes all."
+            )
+        return tuple(sorted(drawn))
+
+    def draw_revision(self, shots: Shots, draw: int) -> int:
+        """1 where `support` passes over an image without objects, which draws of an earlier version had; else 0."""
+        if shots == FULL or (draw == 0 and shots in self.official) or type(self).support is not Dataset.support:
+            return 0
+        return int(not all(map(self._has_object, self._hashed(shots, draw)[:shots])))
+
+    def _hashed(self, shots: int, draw: int) -> list[str]:
         pool = self._pool()
         if not 1 <= shots <= len(pool):
             raise RequestError(f"Data set {self.name} cannot give {shots} shots: 1 to {len(pool)} or 'full' are allowed.")
-        return tuple(sorted(hash_order(pool, self.name, shots, draw)[:shots]))
+        return hash_order(pool, self.name, shots, draw)
+
+    def _has_object(self, name: str) -> bool:
+        if name not in self._counted:
+            self._counted[name] = self.rule.count(self.load("train", name)) > 0
+        return self._counted[name]
+
+    @cached_property
+    def _counted(self) -> dict[str, bool]:
+        return {}
 
     def _pool(self) -> tuple[str, ...]:
         held_out = set(self.names("val"))

@@ -19,7 +19,7 @@ def object_masks(mask: NDArray[Any], rule: ObjectRule) -> Masks:
     """
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=rule.connectivity)
     areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)  # label 0 is the background
-    kept = 1 + np.flatnonzero(areas > area_limit(areas, rule))
+    kept = 1 + np.flatnonzero(areas > rule.limit(areas))
     objects: Masks = labels[None] == kept[:, None, None]  # (n, H, W)
     order = np.argsort(_first_pixels(objects))
     return objects[order]
@@ -31,7 +31,7 @@ def sample_objects(sample: Sample, rule: ObjectRule) -> Masks:
     if sample.objects is None:
         return object_masks(sample.mask, rule)
     areas = object_areas(sample.objects)
-    kept: Masks = sample.objects[areas > area_limit(areas, rule)]
+    kept: Masks = sample.objects[areas > rule.limit(areas)]
     return kept
 
 
@@ -42,21 +42,6 @@ def label_objects(labels: NDArray[Any], are_ids: bool, rule: ObjectRule) -> Mask
     found = [(labels == label)[None] if are_ids else object_masks(labels == label, parts) for label in np.unique(labels) if label]
     none: Masks = np.zeros((0, *labels.shape), bool)
     return np.concatenate([none, *found])
-
-
-def object_count(sample: Sample, rule: ObjectRule) -> int:
-    """How many `sample_objects` there are, without a map for each."""
-    if sample.objects is not None:
-        areas = object_areas(sample.objects)
-    else:
-        stats = cv2.connectedComponentsWithStats(sample.mask, connectivity=rule.connectivity)[2]
-        areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)  # label 0 is the background
-    return int(np.count_nonzero(areas > area_limit(areas, rule)))
-
-
-def area_limit(areas: Integers, rule: ObjectRule) -> float:
-    """The area in pixels that an object must exceed, in a mask whose components have `areas` (n,)."""
-    return max(rule.min_area, rule.relative_area * float(areas.max(initial=0)))
 
 
 def object_areas(objects: Masks) -> Integers:

@@ -27,6 +27,7 @@ COLUMNS = {
     "evaluation_prompt": "box or point",
     "selection": "the selection rule whose weights are kept",
     "dataset_revision": "counts changes of the data set's meaning",
+    "draw_revision": "1 where the draw passes over images without objects, which an earlier version had in it",
     "generated": "whether the images are generated stand-ins under a real name",
     "method_revision": "counts changes of the method's meaning",
     "augmentation_stream": "fresh, or reseeded_workers, whose samples repeat in every epoch",

@@ -1,11 +1,13 @@
 """From what a user asks for to the cells it means, every name, number and file checked before anything starts."""
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import RequestError
+from bench.errors import DataError, RequestError
 from bench.grid.protocol import Protocol, load_protocol
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
@@ -13,12 +15,14 @@ from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, expanded
 from bench.grid.toml_reader import Kinds, part, read_toml
 from bench.types import FULL, KEPT_BYTES, SEED, SHOTS, WHOLE, Dataset, Memory, Range, Shots
 
+RANGE, MOST_OF_A_RANGE = re.compile("([0-9]{1,10}):([0-9]{1,10})"), 10_000
+
 
 @dataclass(frozen=True)
 class Request:
     """A grid as a user writes it, on the command line or in `configs/suites/*.toml`: comma-separated text, "all" for every
     registered name. Among methods, "paper" stands for the rows of the published table. Methods and protocols may be sweeps, such as
-    "lora(rank=4|8)". seeds "" means the protocol's own."""
+    "lora(rank=4|8)". seeds "" means the protocol's own; of seeds and draws "0:20" is 0 to 19."""
 
     methods: str = "all"
     datasets: str = "whu,kvasir,sbu"
@@ -125,7 +129,24 @@ def specs_of(
             )
             for dataset, method, shots, draw, seed in _cells(request, protocol, methods, tuple(datasets))
         ]
-    return specs
+    return _with_draw_revisions(specs, data)
+
+
+def _with_draw_revisions(specs: Sequence[RunSpec], data: Path) -> list[RunSpec]:
+    """The cells with `Dataset.draw_revision` where images are drawn for them; a data set that is not there is told of by who opens it."""
+    opened: dict[str, Dataset] = {}
+    found: dict[tuple[str, Shots, int], int] = {}
+    for spec in specs:
+        which = spec.dataset, spec.shots, spec.draw
+        official = DATASETS.get(spec.dataset).official  # type: ignore[attr-defined]
+        if spec.method.trains and spec.shots != FULL and (spec.draw or spec.shots not in official) and which not in found:
+            with suppress(DataError):
+                opened[spec.dataset] = opened.get(spec.dataset) or open_dataset(spec.dataset, data)
+                found[which] = opened[spec.dataset].draw_revision(spec.shots, spec.draw)
+    return [
+        replace(spec, draw_revision=1) if spec.method.trains and found.get((spec.dataset, spec.shots, spec.draw)) else spec
+        for spec in specs
+    ]
 
 
 def _cells(
@@ -192,9 +213,20 @@ def names_of(text: str, registry: Registry) -> list[str]:
 
 def _list(what: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
     try:
-        return tuple(dict.fromkeys(read(item) for item in _not_empty(what, split_calls(text))))
+        items = [number for item in _not_empty(what, split_calls(text)) for number in (_numbers(item) if read is _natural else [item])]
+        return tuple(dict.fromkeys(map(read, items)))
     except ValueError:
         raise RequestError(f"{what} = {text!r} cannot be read: {read.__doc__}") from None
+
+
+def _numbers(item: str) -> Iterable[str]:
+    """An item as it is, or the numbers of a range: "0:20" is 0 to 19, as in Python."""
+    if not (ends := RANGE.fullmatch(item)):
+        return [item]
+    first, end = map(int, ends.groups())
+    if not 0 < end - first <= MOST_OF_A_RANGE:
+        raise ValueError
+    return map(str, range(first, end))
 
 
 def _shots(text: str) -> Shots:
@@ -203,7 +235,7 @@ def _shots(text: str) -> Shots:
 
 
 def _natural(text: str) -> int:
-    """whole numbers from 0 to 4294967295, with commas between them, are allowed."""
+    """whole numbers from 0 to 4294967295, or up to 10000 of them as first:end like 0:20 for 0 to 19, with commas between, are allowed."""
     return _within(SEED, text)
 
 

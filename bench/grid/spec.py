@@ -18,6 +18,7 @@ from bench.grid.toml_reader import kinds, part
 from bench.types import SEED, Range, Shots
 
 WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
+LATER = ("released_sha256", "draw_revision")  # fields that are no part of a key while they are empty
 RELEASED = "released"  # shown with a method whose weights somebody else trained
 ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
 
@@ -59,8 +60,8 @@ class MethodChoice:
 class RunSpec:
     """One cell: everything that can change its number.
 
-    released_sha256: of the released checkpoint whose weights are evaluated as they are; "" where the cell trains its own. It came
-    later: while it is empty it is no part of the key.
+    released_sha256: of the released checkpoint whose weights are evaluated as they are; "" where the cell trains its own. draw_revision:
+    `Dataset.draw_revision`. Both came later: while they are empty, or 0, they are no part of the key.
     """
 
     backbone: str
@@ -75,11 +76,12 @@ class RunSpec:
     protocol: str
     settings: Settings
     released_sha256: str = ""
+    draw_revision: Annotated[int, Range(0)] = 0
 
     def canonical(self) -> dict[str, Any]:
         """The spec as nested values for JSON, without what is only for display."""
         method = {"name": self.method.name, "parameters": dict(self.method.parameters), "revision": self.method.revision}
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "released_sha256" or self.released_sha256}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in LATER or getattr(self, f.name)}
         return {**own, "method": method, "settings": self.settings.keyed()}
 
     @cached_property

@@ -561,6 +561,7 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
     kept = {
         "selection": settings.selections[0],
         "dataset_revision": spec.dataset_revision,
+        "draw_revision": spec.draw_revision,
         "generated": spec.generated,
         "method_revision": method.revision,
         "trains": trains(record.cost),

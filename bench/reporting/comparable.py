@@ -331,12 +331,14 @@ def trained(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def _of_newest_samples(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without cells that were trained on samples of an earlier version, where there are others; what is not trained stays."""
+    """Without cells that were trained on samples of an earlier version, where there are others, and without those that were trained on
+    images without objects, where the draw's own are there; what is not trained stays."""
     if frame.empty:
         return frame
     learnt = frame[trained(frame)]
     newest = learnt.groupby("augmentation_stream")["stream_revision"].transform("max")
-    return frame.drop(learnt.index[learnt["stream_revision"] < newest])
+    drawn = learnt.groupby(["label", "dataset", "draw", "seed"])["draw_revision"].transform("max")
+    return frame.drop(learnt.index[(learnt["stream_revision"] < newest) | (learnt["draw_revision"] < drawn)])
 
 
 def _rates(frame: pd.DataFrame) -> tuple[str, ...]:

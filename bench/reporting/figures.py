@@ -18,9 +18,11 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.grid.published import PUBLISHED, Published, heading, ordered, published_for, read_published
 from bench.grid.store import ResultStore
+from bench.reporting.aggregate_figures import improvements, intervals, official_draw, profile, ranks
+from bench.reporting.aggregates import aggregated, ranking
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells, family
+from bench.reporting.draws import trained_labels
 from bench.reporting.pivot import Pivot, pivot_tables
-from bench.reporting.statistics import critical_difference, mean_ranks
 from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels
 from bench.reporting.table import Cell, Table
 from bench.reporting.table_statistics import TableStatistics, table_statistics
@@ -214,24 +216,6 @@ def _flat(title: str) -> str:
 
 
 @contextmanager
-def ranks(view: View) -> Drawn:
-    """Mean ranks over data sets; methods on one bar are nearer than Nemenyi's critical difference."""
-    complete = [label for label in view.labels if all(view.score(label, dataset) is not None for dataset in view.datasets)]
-    scores = np.array([[view.score(label, dataset) for label in complete] for dataset in view.datasets], dtype=float)
-    found, gap = mean_ranks(scores), critical_difference(len(complete), len(view.datasets))
-    title = dict(zip(view.labels, view.titles, strict=True))
-    with panels(1, width=5.5, height=0.9 + 0.28 * len(complete)) as (figure, (ax,)):
-        order = np.argsort(found, kind="stable")
-        for place, i in enumerate(order):
-            ax.plot(found[i], -place, marker(view.labels.index(complete[i])), color=colour(view.labels.index(complete[i])))
-            ax.plot([found[i], found[i] + gap], [-place, -place], color=GREY, linewidth=0.8, zorder=0)
-        ax.set_yticks([-place for place in range(len(order))], [_flat(title[complete[i]]) for i in order])
-        over = f"mean rank over {len(view.datasets)} data sets (1 is best)"
-        ax.set(xlabel=f"{over}\nline: critical difference {gap:.2f}; points beyond it are told apart", xlim=(0.5, len(complete) + 0.5))
-        yield figure
-
-
-@contextmanager
 def shot_curves(views: Sequence[View]) -> Drawn:
     """mIoU by number of shots, for views that differ in nothing else; bars are 95 % intervals."""
     datasets = sorted({dataset for view in views for dataset in view.datasets})
@@ -313,9 +297,33 @@ def _of_view(view: View, store: ResultStore) -> list[Picture]:
     found.append(Picture(name("curves"), f"Training loss ({said})", lambda: curves(view, store)))
     if len({label for label, _ in view.known.counts}) > 1:
         found.append(Picture(name("images"), f"IoU image by image, best against second ({said})", lambda: image_by_image(view)))
-    whole = [label for label in view.labels if all(view.score(label, dataset) is not None for dataset in view.datasets)]
-    if len(whole) > 1 and len(view.datasets) > 1:
-        found.append(Picture(name("ranks"), f"Mean ranks over data sets with the critical difference ({said})", lambda: ranks(view)))
+    return found + _of_draws(view, said) + _of_aggregates(view, said)
+
+
+def _of_draws(view: View, said: str) -> list[Picture]:
+    comparable, published = view.comparable, published_for(view.comparable.identity[2])
+    return [
+        Picture(
+            f"{comparable.name('draws')}_{dataset}",
+            f"The official draw among others on {dataset} ({said})",
+            lambda dataset=dataset: official_draw(comparable, dataset, published),  # type: ignore[misc]
+        )
+        for dataset in view.datasets
+        if trained_labels(comparable, dataset, published)
+    ]
+
+
+def _of_aggregates(view: View, said: str) -> list[Picture]:
+    comparable, name, published = view.comparable, view.comparable.name, published_for(view.comparable.identity[2])
+    found = []
+    if scores := aggregated(comparable, published):
+        found += [
+            Picture(name("iqm"), f"Interquartile means with bootstrap intervals ({said})", lambda: intervals(scores, published)),
+            Picture(name("profile"), f"Performance profiles ({said})", lambda: profile(scores, published)),
+            Picture(name("improvement"), f"Probability of improvement ({said})", lambda: improvements(scores, scores.best, published)),
+        ]
+    if ranked := ranking(comparable, published, scores):
+        found.append(Picture(name("ranks"), f"Mean ranks with the critical difference ({said})", lambda: ranks(ranked, published)))
     return found
 
 

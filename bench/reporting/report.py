@@ -1,12 +1,13 @@
 """The report: one page of a store, that needs no server and no network.
 
-Its summary warns first; then there are the tables, every cell, figures, sheets, failures, provenance and the commands that make it again.
+Its summary warns first; then there are the tables, what was studied apart, every cell, figures, sheets, failures, provenance and the commands that make it again.
 """
 
 import base64
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import pandas as pd
 
@@ -15,12 +16,17 @@ from bench.reporting.comparable import CellQuery, ComparableCells, comparable_ce
 from bench.reporting.figures import pictures
 from bench.reporting.formats import render
 from bench.reporting.style import rendered
+from bench.reporting.table import Table
 from bench.reporting.tables import tables
 
 LIMIT_BYTES = 10_000_000  # of the page
 SPARE_BYTES = 200_000  # of it, for the names of the pictures that are left out
 FILTERS = ("dataset", "shots", "method", "seed")
 TITLES = {"dataset": "data set"}
+STUDIES = {  # sections of their own, where they have something: kinds of their tables and figures, with which the names of these begin
+    "Draws": ("draws", "variance"),
+    "Aggregates": ("aggregates", "profile", "iqm", "improvement", "ranks"),
+}
 ORIGINS = {
     "commit": "provenance.git.commit",
     "uncommitted changes": "provenance.git.dirty",
@@ -54,11 +60,27 @@ class Inlined:
     left_out: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Study:
+    """A section of one question: its tables and figures."""
+
+    title: str
+    tables: tuple[Table, ...] = ()
+    figures: Inlined = Inlined()
+
+
+Item = TypeVar("Item", Image, Table)
+
+
 def report(store: ResultStore) -> str:
     """The page of a store; RequestError where it has no cell at all."""
     found = comparable_cells(store, CellQuery())
     table = store.scan().table
     cells = [row for comparable in found for row in _cells(comparable)]
+    made, drawn = tables(store, CellQuery(), "all"), list(_figures(store))
+    studied = {kind for kinds in STUDIES.values() for kind in kinds}
+    empty = [Study(title, tuple(of_kinds(made, kinds))) for title, kinds in STUDIES.items()]
+    studies = [study for study in empty if study.tables or list(of_kinds(drawn, STUDIES[study.title]))]
     page = partial(
         render,
         "report.html",
@@ -68,7 +90,7 @@ def report(store: ResultStore) -> str:
         highest=[(of.context, [f"{dataset}: {_best(of, dataset)}" for dataset in of.datasets]) for of in found],
         filters={name: _options(str(row[name]) for row in cells) for name in FILTERS},
         titles=TITLES,
-        tables=tables(store, CellQuery(), "all"),
+        tables=[table for table in made if _kind(table) not in studied],
         region=True,
         cells=cells,
         gaps=[row for comparable in found for row in _gaps(comparable)],
@@ -76,10 +98,22 @@ def report(store: ResultStore) -> str:
         commands=sorted(map(str, table["provenance.command"].dropna().unique())) if "provenance.command" in table else [],
         out=store.root.name,
     )
-    room = LIMIT_BYTES - SPARE_BYTES - len(page(figures=Inlined(), sheets=Inlined()).encode())
-    figures, room = inlined(_figures(store), room)
+    room = LIMIT_BYTES - SPARE_BYTES - len(page(figures=Inlined(), sheets=Inlined(), studies=studies).encode())
+    figures, room = inlined((picture for picture in drawn if _kind(picture) not in studied), room)
+    for at, study in enumerate(studies):
+        shown, room = inlined(of_kinds(drawn, STUDIES[study.title]), room)
+        studies[at] = replace(study, figures=shown)
     sheets, _ = inlined(_sheets(store), room)
-    return page(figures=figures, sheets=sheets)
+    return page(figures=figures, sheets=sheets, studies=studies)
+
+
+def _kind(item: Image | Table) -> str:
+    return item.name.partition("_")[0]
+
+
+def of_kinds(items: Iterable[Item], kinds: Sequence[str]) -> Iterator[Item]:
+    """The tables or pictures of these kinds."""
+    return (item for item in items if _kind(item) in kinds)
 
 
 def _phases(found: Sequence[ComparableCells]) -> list[str]:

@@ -150,9 +150,9 @@ class Pooled:
     @classmethod
     def of(cls, counts: Counts) -> "Pooled":
         """From pixel counts that have no `lack`. Draws count by their seeds, as in the mean over runs."""
-        values, influences = pooled(counts), _influences(counts)
+        values, by_image = pooled(counts), influences(counts)
         if not counts.trains:
-            values, influences = values[..., :1], influences[..., :1, :]
+            values, by_image = values[..., :1], by_image[..., :1, :]
         draws = list(dict.fromkeys(draw for draw, _ in counts.runs))
         names: list[Hashable] = draws if len(draws) > 1 else list(counts.runs)
         member = np.array([[(run[0] if len(draws) > 1 else run) == name for run in counts.runs] for name in names], float)
@@ -162,7 +162,7 @@ class Pooled:
         deviations = (values - value[..., None]) @ weights.T
         used = int((counts.unions > 0).any(axis=tuple(range(counts.unions.ndim - 1))).sum())
         units = tuple(names) if counts.trains else ()
-        return cls(value, units, deviations, np.asarray(weights @ influences), len(counts.images), used - 1)
+        return cls(value, units, deviations, np.asarray(weights @ by_image), len(counts.images), used - 1)
 
     @property
     def trains(self) -> bool:
@@ -348,7 +348,7 @@ def pooled(counts: Counts) -> Values:
     return _ratio(counts.intersections.sum(axis=-1), counts.unions.sum(axis=-1))
 
 
-def _influences(counts: Counts) -> Values:
+def influences(counts: Counts) -> Values:
     """Of every image on every run's pooled IoU, by leaving it out; their squares sum up to the jackknife's variance."""
     used = (counts.unions > 0).sum(axis=-1, keepdims=True)
     totals = counts.unions.sum(axis=-1, keepdims=True)

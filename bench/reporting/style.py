@@ -41,9 +41,9 @@ METADATA: Mapping[str, dict[str, Any]] = {
 
 
 @contextmanager
-def panels(count: int, width: float = 3.2, height: float = 2.7) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure with that many panels side by side, PER_LINE a line; width and height of each in inches. Closed at the end."""
-    columns = min(count, PER_LINE)
+def panels(count: int, width: float = 3.2, height: float = 2.7, per_line: int = PER_LINE) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure with that many panels side by side, `per_line` a line; width and height of each in inches. Closed at the end."""
+    columns = min(count, per_line)
     lines = -(-count // columns)
     with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
         figure, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False, layout="constrained")

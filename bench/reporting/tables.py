@@ -4,15 +4,20 @@ One model of a table is filled from the store and rendered by each format. Cells
 shots never share a table, unless a pivot names them in its rows or columns.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from bench.errors import RequestError, unknown
 from bench.grid.published import PUBLISHED, Published, heading, ordered, published_for, read_published
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells
+from bench.reporting.aggregates import aggregates_tables
+from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells, trained
 from bench.reporting.comparisons import comparisons_table
+from bench.reporting.draws import draws_tables
 from bench.reporting.efficiency import efficiency_table, size_cells, sizes
 from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
@@ -44,6 +49,7 @@ def paper_table(comparable: ComparableCells, published: Published) -> Table:
         tuple(rows),
         (
             *comparable.warnings,
+            *_cannot_say(comparable, published.datasets),
             *_published_notes(comparable, published),
             *_statistics_notes(known),
             *comparable.notes,
@@ -91,6 +97,35 @@ def _statistics_notes(known: TableStatistics) -> tuple[str, ...]:
     )
 
 
+def _cannot_say(comparable: ComparableCells, datasets: Sequence[str]) -> tuple[str, ...]:
+    """One line: what the stored cells of these data sets leave open."""
+    frame = comparable.frame
+    tuned = frame[trained(frame) & frame["trains"].astype(bool) & frame["dataset"].isin(list(datasets))] if len(frame) else frame
+    if not len(tuned):
+        return ()
+    labels, by_method = set(tuned["label"]), tuned.groupby(["label", "dataset"])
+    said = []
+    for column, what in (("seed", "how other seeds do (one each"), ("draw", "how other draws of the shots do (one each")):
+        runs = by_method[column].nunique()
+        said += [f"{what}{_of(set(runs[runs == 1].index.get_level_values('label')), labels)})"] if (runs == 1).any() else []
+    untuned = set(tuned.loc[tuned.get("trials", pd.Series(0, index=tuned.index)) == 0, "label"])
+    said += [f"how methods do whose rates were searched for alike (untuned{_of(untuned, labels)})"] if untuned else []
+    said += [f"how they do on images that chose nothing ({_best_of(tuned)})"] if comparable.selection == "best" else []
+    return (f"What this table cannot say: {'; '.join(said)}.",) if said else ()
+
+
+def _of(some: set[str], whole: set[str]) -> str:
+    return f": {', '.join(sorted(some))}" if len(some) < len(whole) else ""
+
+
+def _best_of(tuned: pd.DataFrame) -> str:
+    """How many evaluations of the test images the best is of: half of those that were made, where validation had the others."""
+    looks = tuned.get("cost.looks", pd.Series(math.nan, index=tuned.index))
+    halved = tuned.get("val.miou_all", pd.Series(math.nan, index=tuned.index)).notna()
+    most = (looks / (1 + halved)).max()
+    return f"best of {'several' if math.isnan(most) else f'{most:.0f}'} evaluations of the test images"
+
+
 def _published_notes(comparable: ComparableCells, published: Published) -> tuple[str, ...]:
     if comparable.identity[2] not in PUBLISHED:
         return (f"No numbers were published for {comparable.identity[2]} shots.",)
@@ -131,13 +166,19 @@ LIKE: Mapping[str, Callable[[ComparableCells, Published], Table]] = {
     "comparisons": comparisons_table,
     "efficiency": efficiency_table,
 }
+SEVERAL: Mapping[str, Callable[[ComparableCells, Published], list[Table]]] = {"draws": draws_tables, "aggregates": aggregates_tables}
+NEEDS = {  # what a kind has nothing to show without
+    "comparisons": "at least two methods with rows by image on a data set",
+    "draws": "a method with two draws, or more, beside the official one (`python -m bench.run --draws 0:10`)",
+    "aggregates": "two tuned methods or more with the same draws or seeds, at least two of them, on every data set",
+}
 
 
 READING = "Mean ± standard deviation over the n draws and seeds (one where no n is given); mIoU is pooled over all test pixels."
 
 
 def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Table]:
-    """The tables that a kind (`LIKE`, `PIVOTS` or "all") makes of the store; RequestError where there is nothing to show."""
+    """The tables that a kind (`LIKE`, `SEVERAL`, `PIVOTS` or "all") makes of the store; RequestError where there is nothing to show."""
     if like == "all":
         return _all_kinds(store, query)
     if like in PIVOTS:
@@ -147,20 +188,24 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
     labels = {label for comparable in found for label in comparable.labels_of(comparable.datasets)}
     if query.against not in (BEST, PAIRS, *labels):
         raise unknown("method to compare with", query.against, (BEST, PAIRS, *sorted(labels)))
-    made = [LIKE[like](comparable, published_for(comparable.identity[2])) for comparable in found]
+    made = [table for comparable in found for table in _made(like, comparable, published_for(comparable.identity[2]))]
     reading = (READING,) if like in ("paper", "plain") else ()
     shown = [replace(table, notes=(*reading, *table.notes)) for table in made if table.rows]
     if not shown and like == "paper":
         raise RequestError(f"No cell is of the data sets {', '.join(reference.datasets)}, which --like {like} is about: leave it out.")
     if not shown:
-        raise RequestError(f"Nothing to show: --like {like} needs at least two methods with rows by image on a data set.")
+        raise RequestError(f"Nothing to show: --like {like} needs {NEEDS.get(like, 'a stored cell')}.")
     return shown
+
+
+def _made(like: str, comparable: ComparableCells, published: Published) -> list[Table]:
+    return SEVERAL[like](comparable, published) if like in SEVERAL else [LIKE[like](comparable, published)]
 
 
 def _all_kinds(store: ResultStore, query: CellQuery) -> list[Table]:
     """The tables of every kind that has something to show."""
     made: list[Table] = []
-    for kind in (*LIKE, *PIVOTS):
+    for kind in (*LIKE, *SEVERAL, *PIVOTS):
         try:
             made += tables(store, query, kind)
         except RequestError:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from bench import ROOT
-from bench.data.objects import area_limit, object_areas, object_masks, tight_boxes
+from bench.data.objects import object_areas, object_masks, tight_boxes
 from bench.types import ObjectRule
 from datasets.folder import FolderDataset
 from datasets.kvasir import Kvasir
@@ -56,9 +56,9 @@ def test_an_object_is_larger_than_the_limit():
 
 def test_the_relative_rule_takes_the_larger_limit():
     rule = ObjectRule(8, min_area=20, relative_area=0.001)
-    assert area_limit(np.array([30_000, 25]), rule) == 30
-    assert area_limit(np.array([3_000, 25]), rule) == 20
-    assert area_limit(np.array([], np.int64), rule) == 20
+    assert rule.limit(np.array([30_000, 25])) == 30
+    assert rule.limit(np.array([3_000, 25])) == 20
+    assert rule.limit(np.array([], np.int64)) == 20
 
 
 def test_connectivity_decides_about_diagonal_neighbours():

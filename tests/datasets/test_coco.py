@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from bench.data.objects import object_count, sample_objects, tight_boxes
+from bench.data.objects import sample_objects, tight_boxes
 from bench.errors import DataError
 from bench.grid.plan import open_dataset
 from bench.training.prepared import evaluation_prompts
@@ -116,7 +116,7 @@ def test_every_annotation_is_an_object_as_pycocotools_draws_it(data):
         expected = [coco.annToMask(a) for a in sorted(coco.imgToAnns[images[name]["id"]], key=lambda a: a["id"]) if not a["iscrowd"]]
         sample = dataset.load("train", name)
         objects = sample_objects(sample, dataset.rule)
-        assert objects.shape == (len(expected), HEIGHT, WIDTH) and object_count(sample, dataset.rule) == len(expected)
+        assert objects.shape == (len(expected), HEIGHT, WIDTH) and dataset.rule.count(sample) == len(expected)
         assert all((mask == other).all() for mask, other in zip(objects, expected, strict=True))
         assert (sample.mask == np.any([*expected, np.zeros((HEIGHT, WIDTH))], axis=0)).all() and sample.image.shape == (HEIGHT, WIDTH, 3)
     counts = {name: len(dataset.load("train", name).objects) for name in dataset.names("train")}

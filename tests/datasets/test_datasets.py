@@ -19,8 +19,9 @@ from bench import ROOT
 from bench.data.image_files import is_complete, read_mask
 from bench.data.objects import object_masks
 from bench.errors import DataError, RequestError
+from bench.grid.plan import Request, specs_of
 from bench.grid.registry import DATASETS
-from bench.types import Sample
+from bench.types import Sample, hash_order
 from datasets import folder, synth
 from datasets.folder import FolderDataset, Folders, SampleCache
 from datasets.kvasir import Kvasir
@@ -186,6 +187,29 @@ def test_a_random_draw_is_a_fixed_part_of_the_pool(draw, shots, domain):
 def test_draws_and_data_sets_differ(written):
     draws = {dataset.support(4, d) for dataset in (SynthPolyps(), SynthShadows(), Whu.open(written)) for d in range(5)}
     assert len(draws) == 15
+
+
+def test_a_draw_passes_over_images_without_objects_and_only_then_has_another_key():
+    """A quarter of the generated building tiles has no roof: of the first 20 one-shot draws, 5, 14 and 17 had such an image."""
+    dataset = SynthBuildings()
+    pool = [name for name in dataset.names("train") if dataset.rule.count(dataset.load("train", name))]
+    assert 0 < len(pool) < len(dataset.names("train"))
+    for shots, draw in [*((1, draw) for draw in range(1, 20)), (4, 0), (8, 2)]:
+        drawn, before = dataset.support(shots, draw), hash_order(dataset.names("train"), dataset.name, shots, draw)[:shots]
+        assert set(drawn) <= set(pool) and drawn == tuple(sorted(hash_order(pool, dataset.name, shots, draw)[:shots]))
+        assert dataset.draw_revision(shots, draw) == (drawn != tuple(sorted(before)))
+    assert [draw for draw in range(20) if dataset.draw_revision(1, draw)] == [5, 14, 17]
+    assert dataset.support(16) == dataset.official[16] and dataset.support("full") == dataset.names("train")
+    assert not any(dataset.draw_revision(shots, 0) for shots in (1, 16, "full"))
+    keys = {spec.draw: spec for spec in specs_of(Request("lora", dataset.name, draws="0:6", protocol="smoke"), "0" * 64)}
+    assert [spec.draw_revision for spec in keys.values()] == [0, 0, 0, 0, 0, 1]
+    assert "draw_revision" not in keys[4].canonical() and keys[5].key != dataclasses.replace(keys[5], draw_revision=0).key
+
+
+def test_more_shots_than_images_with_objects_are_one_sentence():
+    with pytest.raises(RequestError) as error:
+        SynthBuildings().support(64, draw=1)
+    assert "cannot give 64 shots: 54 training images have an object, and 'full' takes all" in sentence(error)
 
 
 @pytest.mark.parametrize("shots", [0, -1, 23, 1000])

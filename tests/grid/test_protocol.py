@@ -206,6 +206,19 @@ def test_what_trains_nothing_is_run_once_whatever_is_asked_for() -> None:
     assert [spec.method.name for spec in both] == ["sam", *["lora"] * 4]
 
 
+def test_draws_and_seeds_may_be_ranges_whose_end_is_left_out_as_in_python() -> None:
+    asked = Request("lora", "synth_polyps", draws="0:3,7", seeds="5, 0:2", protocol="smoke")
+    assert [(spec.draw, spec.seed) for spec in specs_of(asked, "0" * 64)] == [(d, s) for d in (0, 1, 2, 7) for s in (5, 0, 1)]
+
+
+@pytest.mark.parametrize("text", ["3:3", "5:2", "0:10001", "0:", ":4", "0:4:2", "4294967290:4294967300", "-1:3", "a:b"])
+def test_a_range_that_is_none_is_one_sentence(text: str) -> None:
+    for name in ("draws", "seeds"):
+        with pytest.raises(RequestError, match=f"{name} = '{text}' cannot be read: whole numbers .* 0:20 for 0 to 19") as error:
+            specs_of(Request("lora", "synth_polyps", **{name: text}), "0" * 64)
+        assert str(error.value).count(".") == 1
+
+
 def test_groups_of_methods_may_be_mixed_with_names() -> None:
     def chosen(text: str) -> list[str]:
         return [choice.label for choice in choose_methods(text)]

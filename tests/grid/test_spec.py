@@ -70,6 +70,7 @@ def test_the_pinned_key() -> None:
         {"shots": 16},
         {"shots": "full"},
         {"draw": 1},
+        {"draw_revision": 1},
         {"seed": 0},
         {"protocol": "clean"},
         {"settings": replace(SETTINGS, lr=1e-4)},

@@ -1,0 +1,42 @@
+"""How many draws, seeds and images tell A from B: python -m bench.power A B [--difference POINTS] [--out results]
+
+A and B are stored methods, as tables' CSV and `bench.status` name them, such as `lora(decoder=sam)`, with two draws or more
+(`python -m bench.run --draws 0:10`). Printed is a table of power for each data set, and the fewest runs that reach 80 %.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import RequestError, one_sentence
+from bench.grid.metrics import RULES
+from bench.grid.protocol import SELECTIONS
+from bench.grid.store import ResultStore
+from bench.reporting.comparable import CellQuery
+from bench.reporting.power import power_tables
+from bench.reporting.table import markdown
+
+
+@one_sentence
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.power", description="How many draws, seeds and images tell A from B.")
+    parser.add_argument("a", metavar="A", help="a stored method")
+    parser.add_argument("b", metavar="B", help="another one")
+    parser.add_argument("--difference", type=float, metavar="POINTS", help="that is to be told apart; default: the one that was found")
+    parser.add_argument("--out", default="results", type=Path, help="the results folder")
+    parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
+    parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
+    for name in ("shots", "protocol", "backbone"):
+        parser.add_argument(f"--{name}", help=f"only cells of this {name}")
+    given = parser.parse_args(arguments)
+    if given.difference is not None and not 0 < given.difference <= 100:
+        raise RequestError(f"--difference {given.difference:g}: points of mIoU above 0 and up to 100 are allowed.")
+    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone)
+    print(*map(markdown, power_tables(ResultStore(given.out), query, given.a, given.b, given.difference)), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""Aggregates over data sets, draws and seeds, after Agarwal et al. 2021 (arXiv 2108.13264): the interquartile mean, performance
+profiles, the probability of improvement, scores normalised by zero-shot and by the best, and mean ranks with Nemenyi's critical difference.
+
+Scores of a method are (units, runs, data sets): units are what repeats as a whole, as in `bench.reporting.statistics`: draws with all
+their seeds, or the seeds of one draw. Intervals are percentiles of the stratified bootstrap, which takes units anew for each data set.
+Where every unit is one run this is `rliable`'s, number for number; where draws have several seeds, `rliable` would take these for
+independent.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import stats
+
+from bench.grid.published import Published, heading, ordered
+from bench.reporting.comparable import ComparableCells
+from bench.reporting.components import ends
+from bench.reporting.statistics import Interval, Values, critical_difference, mean_ranks
+from bench.reporting.table import Cell, Column, Row, Table
+from bench.reporting.table_statistics import BEST, PAIRS
+
+REPETITIONS = 2000
+THRESHOLDS = (50, 60, 70, 80, 90)  # percent of mIoU, of the profile's table
+FEWEST = 2  # methods, units
+Statistic = Callable[[Values], Values]  # (…, units, runs, data sets) -> (…)
+
+
+def picked(units: int, datasets: int, stream: int = 0) -> Values:
+    """Which units each repetition of the bootstrap has of each data set, (REPETITIONS, units, data sets)."""
+    return np.random.default_rng((0, stream)).integers(0, units, (REPETITIONS, units, datasets))
+
+
+def resampled(scores: Values, picks: Values) -> Values:
+    """Scores (units, runs, data sets) with these units of each data set, (repetitions, units, runs, data sets)."""
+    return np.asarray(scores[picks[:, :, None], np.arange(scores.shape[1])[:, None], np.arange(scores.shape[2])])
+
+
+def iqm(scores: Values) -> Values:
+    """The mean of the middle half of all runs on all data sets."""
+    return np.asarray(stats.trim_mean(scores.reshape(*scores.shape[:-3], -1), 0.25, axis=-1))
+
+
+def improvement(x: Values, y: Values) -> Values:
+    """The probability that a run of x is above one of y on the same data set, equal ones by half; the mean over data sets."""
+    one, other = (of.reshape(*of.shape[:-3], -1, of.shape[-1]) for of in (x, y))  # (…, runs, data sets)
+    gaps = np.sign(one[..., :, None, :] - other[..., None, :, :])
+    return np.asarray((gaps + 1).mean(axis=(-3, -2, -1)) / 2)
+
+
+def above(scores: Values, thresholds: Sequence[float] | Values) -> Values:
+    """The share of runs on all data sets that are above each threshold, (…, thresholds)."""
+    runs = scores.reshape(*scores.shape[:-3], -1)
+    return np.stack([(runs > threshold).mean(axis=-1) for threshold in thresholds], axis=-1)
+
+
+def interval(statistic: Statistic, scores: Values, picks: Values | None = None) -> Interval:
+    """The bootstrap's 95 % interval of a statistic."""
+    chosen = picked(scores.shape[0], scores.shape[2]) if picks is None else picks
+    return ends(statistic(resampled(scores, chosen)))
+
+
+def improvement_interval(x: Values, y: Values, picks: tuple[Values, Values] | None = None) -> Interval:
+    """That of `improvement`, both methods resampled by themselves."""
+    chosen = picks or tuple(picked(of.shape[0], of.shape[2], stream) for stream, of in enumerate((x, y)))
+    one, other = resampled(x, chosen[0]), resampled(y, chosen[1])
+    parts = range(0, len(one), 100)  # pairs of runs are many
+    return ends(np.concatenate([improvement(one[at : at + 100], other[at : at + 100]) for at in parts]))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What is aggregated: label -> percent of mIoU, (units, runs, data sets), of the methods that have all data sets. lacking: why others
+    have none. units: "draw" or "seed". zero_shot: the method that trains nothing, "" where there is none."""
+
+    datasets: tuple[str, ...]
+    of: Mapping[str, Values]
+    lacking: Mapping[str, str]
+    units: str
+    zero_shot: str
+
+    @property
+    def trained(self) -> list[str]:
+        """The methods that were tuned here, more than once."""
+        return [label for label, of in self.of.items() if len(of) > 1]
+
+    @cached_property
+    def best(self) -> str:
+        """The tuned method of the highest interquartile mean."""
+        return max(self.trained, key=lambda label: float(iqm(self.of[label])))
+
+    @cached_property
+    def normalised(self) -> Mapping[str, Values]:
+        """100 x (score - zero-shot) / (the best method's mean - zero-shot), on every data set; none without zero-shot, or where nothing is
+        better than it on some data set."""
+        if not self.zero_shot:
+            return {}
+        none = self.of[self.zero_shot].mean(axis=(0, 1))
+        best = np.max([of.mean(axis=(0, 1)) for of in self.of.values()], axis=0)
+        return {label: 100 * (of - none) / (best - none) for label, of in self.of.items()} if (best > none).all() else {}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The mean rank of every method, 1 is best, over blocks: data sets, or the draws of the only one, of which `over` says how many.
+    critical: the difference of mean ranks from which two methods are told apart at 5 %."""
+
+    ranks: Mapping[str, float]
+    over: str
+    critical: float
+
+    @classmethod
+    def of(cls, means: Mapping[str, Values], over: str) -> "Ranking":
+        """From every method's means in the blocks."""
+        blocks = np.stack(list(means.values()), axis=1)
+        ranks = dict(zip(means, map(float, mean_ranks(blocks)), strict=True))
+        return cls(ranks, f"{len(blocks)} {over}", critical_difference(len(means), len(blocks)))
+
+
+def ranking(comparable: ComparableCells, published: Published, scores: Scores | None) -> Ranking | None:
+    """Of the methods that have all data sets; where there is one data set, over the draws (or seeds) of what is aggregated. None where
+    there are fewer than two methods, or blocks."""
+    datasets = comparable.datasets
+    if len(datasets) == 1 and scores:
+        units = max(map(len, scores.of.values()))
+        means = {label: np.broadcast_to(of.mean(axis=1)[:, 0], units) for label, of in scores.of.items()}
+        return Ranking.of(means, f"{scores.units}s of {datasets[0]}")
+    values = {label: [comparable.cell(label, name).value for name in datasets] for label in comparable.labels_of(datasets)}
+    whole = {label: np.array(of, dtype=float) for label, of in values.items() if None not in of}
+    if min(len(whole), len(datasets)) < FEWEST:
+        return None
+    return Ranking.of({label: whole[label] for label in ordered(whole, published)}, "data sets")
+
+
+def aggregated(comparable: ComparableCells, published: Published) -> Scores | None:
+    """The scores of comparable cells; None where fewer than two tuned methods have the same two draws, or two seeds, on all data sets.
+
+    Taken are the draws and seeds that every method has on every data set; a method that lacks a data set is left out.
+    """
+    datasets = tuple(comparable.datasets)
+    labels = ordered(comparable.labels_of(datasets), published)
+    frame = comparable.frame
+    tuned = set(frame.loc[frame["trains"].astype(bool), "label"]) if len(frame) else set()
+    lacking = {label: f"lacks {', '.join(gone)}" for label in labels if (gone := _gone(comparable, label))}
+    whole = [label for label in labels if label not in lacking and not _undefined(comparable, label)]
+    trained = [label for label in whole if label in tuned]
+    runs = [set(comparable.scores[label, name]) for label in trained for name in datasets]
+    common = set.intersection(*runs) if runs else set()
+    draws = sorted({draw for draw, _ in common})
+    seeds = sorted(set.intersection(*({seed for of, seed in common if of == draw} for draw in draws))) if draws else []
+    by_draw = len(draws) > 1
+    if len(trained) < FEWEST or max(len(draws), len(seeds)) < FEWEST or not seeds:
+        return None
+    found = {}
+    for label in whole:
+        scores = [comparable.scores[label, name] for name in datasets]
+        once = [next(iter(of.values())) for of in scores]
+        rows = [[[of[draw, seed] for of in scores] if label in tuned else once for seed in seeds] for draw in draws]
+        values = np.array(rows, dtype=float)  # (draws, seeds, data sets)
+        values = values if by_draw else values.swapaxes(0, 1)
+        found[label] = values if label in tuned else values[:1, :1]
+    released = set(frame.loc[frame["released_sha256"] != "", "label"])
+    zero_shot = next((label for label in whole if label not in tuned | released), "")
+    return Scores(datasets, found, lacking, "draw" if by_draw else "seed", zero_shot)
+
+
+def _gone(comparable: ComparableCells, label: str) -> list[str]:
+    return [name for name in comparable.datasets if (label, name) not in comparable.scores]
+
+
+def _undefined(comparable: ComparableCells, label: str) -> bool:
+    return any(np.isnan(list(comparable.scores[label, name].values())).any() for name in comparable.datasets)
+
+
+def aggregates_tables(comparable: ComparableCells, published: Published) -> list[Table]:
+    """Aggregates of every method, and their performance profile at THRESHOLDS; none where `aggregated` has none."""
+    scores = aggregated(comparable, published)
+    if scores is None:
+        return []
+    against = _against(comparable, scores)
+    over = f"{len(scores.datasets)} data sets: " if len(scores.datasets) > 1 else ""
+    runs, ranked = scores.of[scores.trained[0]].shape, ranking(comparable, published, scores)
+    context = (*comparable.context, ("over", f"{over}{', '.join(scores.datasets)}; {_runs(scores.units, runs)}"))
+    notes = (*comparable.warnings, *_meaning(scores, published, against), *_ranked(ranked), *_lacking(scores, published), *comparable.notes)
+    columns = (Column("", "IQM"), Column("", "normalised", 0), Column("", "P(better) %", 0), Column("", "mean rank", 2))
+    rows = tuple(_row(scores, label, against, ranked, published) for label in scores.of)
+    aggregates = Table(comparable.name("aggregates"), "Aggregates of foreground mIoU", context, "method", columns, rows, notes)
+    return [aggregates, _profile(comparable, scores, context, published)]
+
+
+def _runs(units: str, shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} draws × {shape[1]} seeds" if units == "draw" else f"{shape[0]} seeds"
+
+
+def _against(comparable: ComparableCells, scores: Scores) -> str:
+    """The method that the probability of improvement is over."""
+    return scores.best if comparable.against in (BEST, PAIRS) or comparable.against not in scores.of else comparable.against
+
+
+def _row(scores: Scores, label: str, against: str, ranked: Ranking | None, published: Published) -> Row:
+    of, trained = scores.of[label], label in scores.trained
+    normalised = scores.normalised.get(label)
+    chance = Cell(reason="-")
+    if label != against:
+        value = 100 * float(improvement(of, scores.of[against]))
+        chance = _between(value, improvement_interval(of, scores.of[against]), 100)
+    cells = (
+        _cell(of, trained),
+        Cell(reason="-") if normalised is None else _cell(normalised, trained),
+        chance,
+        Cell(ranked.ranks[label]) if ranked else Cell(reason="-"),
+    )
+    return Row(heading(label, published), cells, (("method", label),))
+
+
+def _cell(scores: Values, bracketed: bool) -> Cell:
+    value = float(iqm(scores))
+    return _between(value, interval(iqm, scores)) if bracketed else Cell(value)
+
+
+def _between(value: float, found: Interval, scale: float = 1) -> Cell:
+    return Cell(value, low=scale * found.low, high=scale * found.high)
+
+
+def _ranked(ranked: Ranking | None) -> tuple[str, ...]:
+    if ranked is None:
+        return ()
+    return (
+        f"mean rank: over {ranked.over}; methods that differ by less than {ranked.critical:.2f}, Nemenyi's critical difference, are not "
+        "told apart.",
+    )
+
+
+def _meaning(scores: Scores, published: Published, against: str) -> tuple[str, ...]:
+    none, best = heading(scores.zero_shot, published) if scores.zero_shot else "zero-shot", heading(against, published)
+    return (
+        f"IQM: mean of the middle half of all runs. normalised: the IQM where 0 is {none} and 100 the best method's mean on each data set. "
+        f"P(better): chance that a run is above one of {best}. In brackets: 95 % interval of the stratified bootstrap over "
+        f"{scores.units}s; test images as they are.",
+    )
+
+
+def _lacking(scores: Scores, published: Published) -> tuple[str, ...]:
+    said = [f"Left out: {heading(label, published)}, which {why}." for label, why in scores.lacking.items()]
+    nothing = () if scores.normalised else ("Not normalised: a method without training is needed, and a better one on every data set.",)
+    return (*said, *nothing)
+
+
+def _profile(comparable: ComparableCells, scores: Scores, context: tuple[tuple[str, str], ...], published: Published) -> Table:
+    rows = []
+    for label, of in scores.of.items():
+        shares, repeated = above(of, THRESHOLDS), above(resampled(of, picked(of.shape[0], of.shape[2])), THRESHOLDS)
+        brackets = [ends(repeated[:, i]) for i in range(len(THRESHOLDS))]
+        cells = [
+            _between(100 * float(share), found, 100) if label in scores.trained else Cell(100 * float(share))
+            for share, found in zip(shares, brackets, strict=True)
+        ]
+        rows.append(Row(heading(label, published), tuple(cells), (("method", label),)))
+    columns = tuple(Column("", f"> {threshold}", 0) for threshold in THRESHOLDS)
+    notes = ("How many of 100 runs, on all data sets alike, are above a mIoU (%).",)
+    return Table(comparable.name("profile"), "Performance profile", context, "method", columns, tuple(rows), notes)
