@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bench.reporting.components import Design, Spread
 from bench.reporting.statistics import ALPHA, Column, Counts, Pooled, Run, Values, holm
 from bench.reporting.table import Cell, Row, Table
 from bench.reporting.table import Column as Heading
@@ -15,6 +16,9 @@ IMAGES = 40
 CHUNK = 250  # repetitions at once
 HELD, FALSE = (93.0, 97.0), (3.0, 7.0)  # percent: what coverage and false positives may be
 DESIGNS = ((1, 1), (1, 2), (1, 3), (1, 5), (1, 10), (2, 1), (2, 3), (2, 10), (3, 1), (3, 5), (5, 1), (5, 5), (10, 1), (10, 10))
+POWERS = (75.0, 85.0)  # percent: what simulated power may be where 80 were promised
+POWER_DESIGNS = ((2, 1), (2, 3), (3, 1), (3, 3), (5, 1), (5, 5), (10, 1), (10, 3), (20, 1))
+POWER_VARIANCES = ((0, 0.3), (0, 1), (1, 0), (1, 1), (1, 10), (10, 0), (10, 10))
 REPETITIONS = {1: 4000, 2: 8000, 3: 4000, 5: 2000, 10: 1500}  # by draws, or by seeds of one draw
 CONTEXT = (("test images", str(IMAGES)), ("level", "95 %"))
 VARIANCES = ((0, 0), (0, 0.3), (0.3, 0), (0, 1), (1, 0), (1, 1), (0, 10), (10, 0), (1, 10), (10, 1), (10, 10))  # of draws and seeds
@@ -25,7 +29,7 @@ COLUMNS = ((0.0, EQUAL), (0.9, EQUAL), (0.0, UNEQUAL))
 @dataclass(frozen=True)
 class World:
     """What is simulated. draw, seed: variances, that of the images in a mean being 1. common: the share of the draws' that all methods
-    have together. std: a factor a method."""
+    have together. std: a factor a method. images: how many; each of them varies as it does among IMAGES."""
 
     draws: int
     seeds: int
@@ -33,6 +37,7 @@ class World:
     seed: float
     common: float = 0.0
     std: tuple[float, ...] = (1.0, 1.0)
+    images: int = IMAGES
 
     def methods(self, rng: np.random.Generator, repetitions: int) -> tuple[list[Counts], Values]:
         """Equally good methods on the same images, and what their intervals should hold, (repetitions, methods)."""
@@ -43,14 +48,31 @@ class World:
         seeds = std * rng.normal(0, np.sqrt(self.seed), (*shape, self.draws, self.seeds))
         truth = np.broadcast_to(TRUTH + (draws[..., 0, 0] if self.draws == 1 else 0), shape)
         truth = truth + (seeds[..., 0, 0] if self.draws == self.seeds == 1 else 0)
-        sizes = rng.gamma(4.0, 100.0, (repetitions, 1, 1, IMAGES))  # a ratio of sums has 1.25 times the variance of a mean then
-        hardness = rng.normal(0, np.sqrt(0.8 * IMAGES / 1.25), (repetitions, 1, 1, IMAGES))
-        liking = rng.normal(0, np.sqrt(0.2 * IMAGES / 1.25), (*shape, 1, IMAGES))
+        sizes = rng.gamma(4.0, 100.0, (repetitions, 1, 1, self.images))  # a ratio of sums has 1.25 times the variance of a mean then
+        hardness = rng.normal(0, np.sqrt(0.8 * IMAGES / 1.25), (repetitions, 1, 1, self.images))
+        liking = rng.normal(0, np.sqrt(0.2 * IMAGES / 1.25), (*shape, 1, self.images))
         runs = (draws + seeds).reshape(*shape, -1, 1)
-        iou = TRUTH + runs + hardness + liking + rng.normal(0, 1, (*shape, runs.shape[2], IMAGES))
+        iou = TRUTH + runs + hardness + liking + rng.normal(0, 1, (*shape, runs.shape[2], self.images))
         names: tuple[Run, ...] = tuple((draw, seed) for draw in range(self.draws) for seed in range(self.seeds))
-        images, unions = tuple(map(str, range(IMAGES))), np.broadcast_to(sizes, iou.shape)
+        images, unions = tuple(map(str, range(self.images))), np.broadcast_to(sizes, iou.shape)
         return [Counts(names, images, iou[:, m] * sizes[:, 0] / 100, unions[:, m]) for m in range(shape[1])], truth
+
+    @property
+    def spread(self) -> Spread:
+        """What the difference of two equally varying methods varies by, by construction."""
+        of_images = 1.25 * IMAGES / self.images / IMAGES  # of a mean over them, as multiples of one image's variance
+        draw = 2 * self.draw * (1 - self.common)
+        return Spread(0.0, draw, 2 * self.seed, 2 * 0.2 * IMAGES / 1.25 * of_images, 0.0, 2 * of_images, self.images)
+
+    def told_apart(self, difference: float, repetitions: int) -> float:
+        """The share of simulations in which the first method, better by so many points, is told from the second at 5 %."""
+        rng, told = np.random.default_rng(2), []
+        for _ in range(-(-repetitions // CHUNK)):
+            (one, other), _truth = self.methods(rng, CHUNK)
+            better = replace(one, intersections=one.intersections + difference / 100 * one.unions)
+            found = Column({"a": Pooled.of(better), "b": Pooled.of(other)}).difference("a", "b")
+            told.append(np.abs(found.value) > found.half())
+        return float(np.concatenate(told).mean())
 
 
 @dataclass(frozen=True)
@@ -92,9 +114,26 @@ def _chunk(methods: list[Counts], truth: Values) -> Iterator[Values]:
     yield np.stack([mean.half() for mean in means], axis=-1)
 
 
-def tables() -> tuple[Table, Table]:
-    """Two methods by themselves, and columns of six that share what their runs tell; every rate that is outside has a note."""
-    return _of_two(), _of_six()
+def tables() -> tuple[Table, Table, Table]:
+    """Two methods by themselves, columns of six that share what their runs tell, and power; every rate that is outside has a note."""
+    return _of_two(), _of_six(), _of_power()
+
+
+def _of_power() -> Table:
+    rows = []
+    for draws, seeds in POWER_DESIGNS:
+        worlds = [World(draws, seeds, *variances) for variances in POWER_VARIANCES]
+        gaps = [world.spread.detectable(Design(draws, seeds, IMAGES)) for world in worlds]
+        shares = [100 * world.told_apart(gap, 2000) for world, gap in zip(worlds, gaps, strict=True)]
+        outside = f"OUTSIDE what may be, {POWERS[0]:.0f} to {POWERS[1]:.0f} %."
+        cells = [Cell(share, notes=() if POWERS[0] <= share <= POWERS[1] else (outside,)) for share in shares]
+        rows.append(Row(f"{draws} x {seeds}", tuple(cells)))
+    heads = tuple(Heading("", f"{draw}, {seed}") for draw, seed in POWER_VARIANCES)
+    notes = (
+        "Of 100 pairs of methods that differ by what `bench.power` says a design tells apart with 80 % power: how many it told apart. "
+        "Columns: the variance of draws and of seeds, as multiples of what the test images give a mean.",
+    )
+    return Table("power", "Power where 80 % were promised (%)", CONTEXT, "draws x seeds", heads, tuple(rows), notes)
 
 
 def _of_two() -> Table:

@@ -1,6 +1,7 @@
 """The report: one page of a store, that needs no server and no network.
 
-Its summary warns first; then there are the tables, what was studied apart, every cell, figures, sheets, failures, provenance and the commands that make it again.
+Its summary warns first; then there are the tables, sections of single questions, every cell, figures, sheets, failures, provenance and the
+commands that make it again.
 """
 
 import base64

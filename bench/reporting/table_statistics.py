@@ -157,10 +157,10 @@ def interval_notes(counts: Mapping[Position, Counts]) -> tuple[str, ...]:
     if not over:
         return ()
     usual, *others = sorted(over, key=lambda text: -len(over[text]))
-    told = "".join(f"; of {_some(over[text])} over {text}" for text in others)
+    told = "".join(f"; of {some_of(over[text])} over {text}" for text in others)
     notes = [f"In brackets: 95 % interval over {usual}{told}."]
     if ONE_RUN in over:
-        who = "no method here" if len(over) == 1 else _some(over[ONE_RUN])
+        who = "no method here" if len(over) == 1 else some_of(over[ONE_RUN])
         notes.append(f"One run cannot tell methods apart, for another seed may turn them round: {who} is marked or tested by one run.")
     few = {dataset: len(of.images) for (_, dataset), of in sorted(counts.items()) if len(of.images) < FEW_IMAGES}
     if few:
@@ -169,7 +169,8 @@ def interval_notes(counts: Mapping[Position, Counts]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _some(places: Sequence[str], most: int = 4) -> str:
+def some_of(places: Sequence[str], most: int = 4) -> str:
+    """The first of them, and how many there are more."""
     rest = f" and {len(places) - most} more" if len(places) > most else ""
     return ", ".join(places[:most]) + rest
 

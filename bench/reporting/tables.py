@@ -22,7 +22,7 @@ from bench.reporting.efficiency import efficiency_table, size_cells, sizes
 from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
 from bench.reporting.table import Cell, Column, Row, Table, markdown
-from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, table_statistics
+from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, some_of, table_statistics
 
 
 def paper_table(comparable: ComparableCells, published: Published) -> Table:
@@ -103,19 +103,20 @@ def _cannot_say(comparable: ComparableCells, datasets: Sequence[str]) -> tuple[s
     tuned = frame[trained(frame) & frame["trains"].astype(bool) & frame["dataset"].isin(list(datasets))] if len(frame) else frame
     if not len(tuned):
         return ()
-    labels, by_method = set(tuned["label"]), tuned.groupby(["label", "dataset"])
-    said = []
+    places, said = tuned["label"] + " on " + tuned["dataset"], []
     for column, what in (("seed", "how other seeds do (one each"), ("draw", "how other draws of the shots do (one each")):
-        runs = by_method[column].nunique()
-        said += [f"{what}{_of(set(runs[runs == 1].index.get_level_values('label')), labels)})"] if (runs == 1).any() else []
-    untuned = set(tuned.loc[tuned.get("trials", pd.Series(0, index=tuned.index)) == 0, "label"])
-    said += [f"how methods do whose rates were searched for alike (untuned{_of(untuned, labels)})"] if untuned else []
+        runs = tuned.groupby(places)[column].nunique()
+        said += [f"{what}{_of(runs.index[runs == 1], runs.index)})"] if (runs == 1).any() else []
+    untuned = tuned.loc[tuned.get("trials", pd.Series(0, index=tuned.index)) == 0, "label"]
+    said += [f"how methods do whose rates were searched for alike (untuned{_of(untuned, tuned['label'])})"] if len(untuned) else []
     said += [f"how they do on images that chose nothing ({_best_of(tuned)})"] if comparable.selection == "best" else []
     return (f"What this table cannot say: {'; '.join(said)}.",) if said else ()
 
 
-def _of(some: set[str], whole: set[str]) -> str:
-    return f": {', '.join(sorted(some))}" if len(some) < len(whole) else ""
+def _of(some: Iterable[str], whole: Iterable[str]) -> str:
+    """Of which, where it is not of all."""
+    named = sorted(set(some))
+    return f": {some_of(named)}" if len(named) < len(set(whole)) else ""
 
 
 def _best_of(tuned: pd.DataFrame) -> str:

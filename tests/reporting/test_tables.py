@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from test_spec import SETTINGS, SPEC
-from test_store import HISTORY, IMAGES, record, save
+from test_store import COST, HISTORY, IMAGES, record, save
 
 from bench import ROOT
 from bench.errors import RequestError
@@ -78,6 +78,8 @@ Mean ± standard deviation over the n draws and seeds (one where no n is given);
 ONE PICTURE: one-shot training repeats a single augmented sample in every epoch: not the reference's, but one that an earlier version drew (8 of 8 cells).
 
 Trained in evaluation mode, without dropout, after the first evaluation: lora(decoder=sam), lora(decoder=sam,rank=8), mine.
+
+What this table cannot say: how other seeds do (one each: lora(decoder=sam) on kvasir, lora(decoder=sam,rank=8) on kvasir, lora(decoder=sam,rank=8) on sbu, lora(decoder=sam,rank=8) on whu and 1 more); how other draws of the shots do (one each); how methods do whose rates were searched for alike (untuned); how they do on images that chose nothing (best of several evaluations of the test images).
 
 Published: CAT-SAM (arXiv 2402.03631), one-shot table; ViT-L, box prompts.
 
@@ -322,3 +324,25 @@ def test_generated_domains_have_no_paper_table(store: ResultStore) -> None:
     with pytest.raises(RequestError, match="No cell is of the data sets whu, kvasir, sbu, which --like paper is about: leave it out"):
         tables(store, CellQuery(), "paper")
     assert [column.group for column in tables(store, CellQuery())[0].columns] == ["", "", ""]
+
+
+def test_the_papers_table_says_in_one_line_what_it_cannot_say(store: ResultStore) -> None:
+    """True to its cells: nothing that three seeds, two draws, a search or another selection have answered."""
+
+    def said(query: CellQuery) -> str:
+        (line,) = [note for table in tables(store, query, "paper") for note in table.notes if "cannot say" in note]
+        return line
+
+    cost = {**COST, "looks": 200}
+    for seed in range(3):
+        spec = replace(SPEC, seed=seed)
+        save(store, Record(spec, {name: {"miou_all": 80.0} for name in ("best", "last", "val")}, cost, {}))
+    assert said(CellQuery()) == (
+        "What this table cannot say: how other draws of the shots do (one each); how methods do whose rates were searched for alike "
+        "(untuned); how they do on images that chose nothing (best of 100 evaluations of the test images)."
+    )
+    assert "chose nothing" not in said(CellQuery(selection="last"))
+    put(store, 80.0, draw=1, seed=0)
+    assert "draw" not in said(CellQuery()) and "seed" not in said(CellQuery())
+    put(store, 80.0, dataset="sbu", seed=0)
+    assert "how other seeds do (one each: lora(decoder=sam) on sbu)" in said(CellQuery())
