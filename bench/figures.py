@@ -1,8 +1,9 @@
 """Figures of stored cells, as PDF, SVG and PNG: python -m bench.figures [--out results]
 
 For each backbone, checkpoint, number of shots and protocol there are bars with intervals, cost against mIoU, training curves, the best
-two methods image by image, and ranks over data sets; and mIoU by shots across them. What has no cells is not drawn. With `--rows rank
---columns lr` it is heat maps of these fields instead, as `bench.tables` makes tables of them.
+two methods image by image, the official draw among others, interquartile means, performance profiles, probabilities of improvement and
+ranks; and mIoU by shots across them. What has no cells is not drawn. With `--rows rank --columns lr` it is heat maps of these fields
+instead, as `bench.tables` makes tables of them.
 """
 
 import argparse
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def figure(kind: str = "bars", *, out: str | Path = "results", **of: str | None) -> Figure:
-    """One figure of the stored cells, as the command draws it: bars, parameters, memory, time, curves, images, ranks or shots.
+    """One figure of the stored cells, as the command draws it: bars, parameters, memory, time, curves, images, draws, iqm,
+    profile, improvement, ranks or shots.
 
     of: fields of `CellQuery` (shots, protocol, backbone, rule). RequestError where there is none of these, or where it is several.
     """

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("a", metavar="A", help="a stored method")
     parser.add_argument("b", metavar="B", help="another one")
     parser.add_argument("--difference", type=float, metavar="POINTS", help="that is to be told apart; default: the one that was found")
-    parser.add_argument("--out", default="results", type=Path, help="the results folder")
+    parser.add_argument("--out", default=[Path("results")], type=Path, nargs="+", help="results folders")
     parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
     parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
     for name in ("shots", "protocol", "backbone"):
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.difference is not None and not 0 < given.difference <= 100:
         raise RequestError(f"--difference {given.difference:g}: points of mIoU above 0 and up to 100 are allowed.")
     query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone)
-    print(*map(markdown, power_tables(ResultStore(given.out), query, given.a, given.b, given.difference)), sep="\n")
+    print(*map(markdown, power_tables(ResultStore(*given.out), query, given.a, given.b, given.difference)), sep="\n")
     return 0
 
 

@@ -47,6 +47,7 @@ def table(
         raise unknown("option", wrong[0], CellQuery.__dataclass_fields__)
     query, store = CellQuery(**of), ResultStore(Path(out))  # type: ignore[arg-type]
     made = pivoted(store, query, Pivot.of(rows, columns, metric)) if rows or columns else tables(store, query, like)
+    made = [one for one in made if one.name.startswith(f"{like}_")] or made  # of what says several things, the first
     if len(made) > 1:
         which = "; ".join(", ".join(f"{name} {value}" for name, value in one.context) for one in made)
         raise RequestError(f"These are {len(made)} tables: choose one by shots=, protocol= or backbone=. There are: {which}.")

@@ -41,6 +41,8 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"compare A B", "compare CELL_FOLDER CELL_FOLDER"),
     (r"\bcolleague\b", "results"),
     (r"merge mine results --into both", "merge results --into both"),
+    (r"power LORA CAT", "power lora cat_sam_a"),
+    (r"--draws 0:10 --seeds 0:3", "--draws 0:3"),
     (r"\b3f2a\b", "KEY"),
     (r"check scaled", "check --plugin scaled.py scaled"),
     (r"(datasets\.prepare kvasir --from.*)", r"\1 --data unpacked"),
@@ -94,7 +96,7 @@ def place(tmp_path_factory, archives):
     (here / "prompts.csv").write_text("image,x0,y0,x1,y1\nb.png,20,30,90,110\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        grid = "--methods sam,lora,cat_sam_a --datasets kvasir --shots 1 --backbone tiny --protocol smoke"
+        grid = "--methods sam,lora,cat_sam_a --datasets kvasir --shots 1 --draws 0:3 --backbone tiny --protocol smoke"
         assert importlib.import_module("bench.run").main(grid.split()) == 0
         cell = next((here / "results/runs/kvasir/cat_sam_a").iterdir())
         assert importlib.import_module("bench.export").main([str(cell), "--format", "cat-sam", "--out", "whu_cat-a_vit-l_1shot.pth"]) == 0

@@ -119,6 +119,8 @@ def support_is_drawn_from_the_training_images(data: DatasetSubject) -> str:
         need(len(set(names)) == shots, f"support({shots}, {draw}) has {len(set(names))} images.")
         strange = [name for name in names if name not in train - val]
         need(not strange, f"support({shots}, {draw}) has {', '.join(strange[:3])}, which are held out or no training images.")
+        bare = [name for name in names if not data.dataset.rule.count(data.dataset.load("train", name))]
+        need(not bare, f"support({shots}, {draw}) has {', '.join(bare[:3])}, without any object to prompt with.")
     need(len(train - val) <= 2 * shots or len(set(draws)) > 1, f"Draws {DRAWS} are the same images.")
     held = set(data.dataset.support("full", hold_out_val=True)) & val
     need(not held, f"support('full', hold_out_val=True) has {len(held)} held-out images.")
