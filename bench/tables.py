@@ -20,7 +20,7 @@ from bench.reporting.formats import FORMATS
 from bench.reporting.pivot import PIVOTS, Pivot
 from bench.reporting.table import Table
 from bench.reporting.table_statistics import BEST
-from bench.reporting.tables import LIKE, pivoted, print_and_write, tables
+from bench.reporting.tables import ACROSS, LIKE, pivoted, print_and_write, tables
 
 
 @one_sentence
@@ -55,7 +55,9 @@ def table(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
-    parser.add_argument("--like", default="plain", choices=(*LIKE, *PIVOTS, "all"), help="`paper` has the published numbers beside ours")
+    parser.add_argument(
+        "--like", default="plain", choices=(*LIKE, *PIVOTS, *ACROSS, "all"), help="`paper` has the published numbers beside ours"
+    )
     parser.add_argument("--rows", help="a table of your own: fields for its rows (backbone, protocol, shots, dataset, method, …)")
     parser.add_argument("--columns", help="and for its columns")
     parser.add_argument("--metric", default="miou", help="what it shows: miou, dice, mean_image_iou, or a column such as cost.steps")
