@@ -11,6 +11,8 @@ PRETRAINED ?= pretrained
 LAUNCHER   ?= local
 PROFILE    ?=
 OUT        ?= results
+TRIALS     ?= 8
+TUNED      ?= mine
 WORKERS    ?= 2
 SLOW       ?=
 
@@ -18,10 +20,11 @@ PY  := .venv/bin/python
 RUN := .venv/.setup-done
 DEV := .venv/.setup-dev-done
 
-.PHONY: help setup demo test test-slurm bench tables lint clean
+.PHONY: help setup demo test test-slurm bench tune tables lint clean
 
 help:
 	@echo "make setup | demo | test | test-slurm | lint | tables | clean"
+	@echo "make tune TRIALS=8   the paper's rows on one generated domain, untuned beside tuned; also TUNED and what bench has"
 	@echo "make bench SHOTS=1   also METHODS DATASETS SEEDS BACKBONE PROTOCOL DATA PRETRAINED LAUNCHER PROFILE OUT"
 
 setup: $(DEV)
@@ -35,6 +38,17 @@ bench: $(RUN)
 	  $(if $(SEEDS),--seeds '$(SEEDS)') --backbone '$(BACKBONE)' --protocol '$(PROTOCOL)' --data '$(DATA)' \
 	  --pretrained '$(PRETRAINED)' --launcher '$(LAUNCHER)' $(if $(PROFILE),--profile '$(PROFILE)') --out '$(OUT)' || status=$$?; \
 	if [ $$status -le 1 ] && [ '$(LAUNCHER)' = local ]; then $(PY) -m bench.tables --like paper --out '$(OUT)' || exit; fi; exit $$status
+
+# Every method the same number of trials; the choice is $(OUT)/tuned/$(TUNED).toml. Then its table, untuned beside tuned.
+tune: DATASETS = synth_polyps
+tune: BACKBONE = tiny
+tune: PROTOCOL = demo
+tune: ASKED = --methods '$(METHODS)' --datasets '$(DATASETS)' --shots '$(SHOTS)' $(if $(SEEDS),--seeds '$(SEEDS)') --backbone '$(BACKBONE)' \
+  --data '$(DATA)' --pretrained '$(PRETRAINED)' --out '$(OUT)' --workers '$(WORKERS)'
+tune: $(RUN)
+	$(PY) -m bench.tune $(ASKED) --protocol '$(PROTOCOL)' --trials '$(TRIALS)' --name '$(TUNED)'
+	$(PY) -m bench.run $(ASKED) --protocol '$(PROTOCOL),$(PROTOCOL)(tuned=$(TUNED))'
+	$(PY) -m bench.tables --like tuning --out '$(OUT)'
 
 tables: $(RUN)
 	$(PY) -m bench.tables --like all --format md,csv,latex,html --out '$(OUT)'

@@ -30,7 +30,7 @@ from bench.reporting.training_sheets import stored_specs, training_sheets
 
 def _draw_training(request: Request | None, given: argparse.Namespace) -> int:
     store = ResultStore(given.out)
-    specs = specs_of(request, "", given.data) if request else list(stored_specs(store))
+    specs = specs_of(request, "", given.data, out=given.out) if request else list(stored_specs(store))
     wanted = [spec for spec in specs if spec.method.trains and given.dataset in (None, spec.dataset)]
     if not wanted:
         raise RequestError(f"No cell that is trained is named, or stored in {store.runs}: name some by --methods, --datasets, --shots, …")

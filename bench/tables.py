@@ -17,10 +17,10 @@ from bench.grid.protocol import SELECTIONS
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery
 from bench.reporting.formats import FORMATS
-from bench.reporting.pivot import PIVOTS, Pivot
+from bench.reporting.pivot import Pivot
 from bench.reporting.table import Table
 from bench.reporting.table_statistics import BEST
-from bench.reporting.tables import LIKE, SEVERAL, pivoted, print_and_write, tables
+from bench.reporting.tables import KINDS, pivoted, print_and_write, tables
 
 
 @one_sentence
@@ -56,8 +56,7 @@ def table(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
-    kinds = (*LIKE, *SEVERAL, *PIVOTS, "all")
-    parser.add_argument("--like", default="plain", choices=kinds, help="`paper` has the published numbers beside ours")
+    parser.add_argument("--like", default="plain", choices=(*KINDS, "all"), help="`paper` has the published numbers beside ours")
     parser.add_argument("--rows", help="a table of your own: fields for its rows (backbone, protocol, shots, dataset, method, …)")
     parser.add_argument("--columns", help="and for its columns")
     parser.add_argument("--metric", default="miou", help="what it shows: miou, dice, mean_image_iou, or a column such as cost.steps")

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
+from bench.grid.space import LogUniform, Space
 from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -49,6 +50,7 @@ class AdaptFormer(EncoderMethod):
     bottleneck: int = 64
     scale: float = 0.1
     dropout: float = 0.1
+    space: ClassVar[Space] = {"scale": LogUniform(0.01, 1.0)}
     title: ClassVar[str] = "AdaptFormer"
     source: ClassVar[str] = "Chen et al., AdaptFormer, NeurIPS 2022"
 

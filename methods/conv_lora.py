@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
+from bench.grid.space import OneOf, Space
 from bench.model.dropout import noise
 from bench.model.method import EncoderMethod
 from bench.model.products import project
@@ -117,6 +118,7 @@ class ConvLoRA(EncoderMethod):
     alpha: float = 32.0
     experts: int = 8
     balance: float = 0.01
+    space: ClassVar[Space] = {"rank": OneOf((2, 3, 4, 8))}
     title: ClassVar[str] = "Conv-LoRA"
     source: ClassVar[str] = "Zhong et al., Convolution Meets LoRA, ICLR 2024 (arXiv 2401.17868)"
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
+from bench.grid.space import OneOf, Space
 from bench.model.method import EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -77,6 +78,7 @@ class DoRA(EncoderMethod):
 
     rank: int = 4
     alpha: float = 0.0
+    space: ClassVar[Space] = {"rank": OneOf((2, 4, 8, 16))}
     title: ClassVar[str] = "DoRA"
     source: ClassVar[str] = "Liu et al., DoRA: Weight-Decomposed Low-Rank Adaptation, ICML 2024 (arXiv 2402.09353)"
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
+from bench.grid.space import OneOf, Space
 from bench.model.method import EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -55,6 +56,7 @@ class LoRA(EncoderMethod):
 
     rank: int = 4
     alpha: float = 0.0
+    space: ClassVar[Space] = {"rank": OneOf((2, 4, 8, 16))}
     title: ClassVar[str] = "LoRA"
     source: ClassVar[str] = "Hu et al., LoRA, ICLR 2022"
 

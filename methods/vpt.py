@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
+from bench.grid.space import OneOf, Space
 from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -48,6 +49,7 @@ class ShallowTuner(Tuner):
 class VPT(EncoderMethod):
     """What both have in common. Dropout is drawn for each image, as in the original; that is revision 2 where there is any."""
 
+    space: ClassVar[Space] = {"tokens": OneOf((1, 5, 10, 50))}
     tokens: int = 5
     dropout: float = 0.0
     source: ClassVar[str] = "Jia et al., Visual Prompt Tuning, ECCV 2022"

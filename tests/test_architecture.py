@@ -13,7 +13,7 @@ from bench import ROOT
 ORDER = [
     ["commands"],
     ["predicting"],
-    ["pretraining", "profiling", "conformance", "exporting", "reporting", "cluster"],
+    ["pretraining", "profiling", "conformance", "exporting", "reporting", "cluster", "tuning"],
     ["running"],
     ["training"],
     ["methods"],

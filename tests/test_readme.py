@@ -26,6 +26,8 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"\$name", "sbu"),
     (r"(datasets\.synth .*)", r"\1 --train 24 --test 2"),
     (r"--methods paper", "--methods sam,lora"),
+    (r"bench\.tune .* --name mine", "bench.tune --methods lora --datasets kvasir --backbone tiny --protocol smoke --trials 2 --images 2"),
+    (r'--datasets whu,kvasir,sbu --protocol "clean\(tuned=mine\)"', '--datasets kvasir --protocol "smoke(tuned=mine)"'),
     (r"--profile mine", "--profile a100"),
     (r"(bench\.run (?!.*--backbone)(?!.*--config).*)", r"\1 --backbone tiny"),
     (r"(bench\.run (?!.*--protocol)(?!.*--config).*)", r"\1 --protocol smoke"),
@@ -49,6 +51,31 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"--checkpoint whu_cat-a_vit-l_1shot.pth --datasets whu", "--checkpoint whu_cat-a_vit-l_1shot.pth --datasets kvasir"),
 ]
 ON_A_CLUSTER = ("bench.logs", "bench.cancel", "bench.status", "bench.clean")  # without SLURM they say so, in one sentence
+TUNED = """
+request = {protocol = "smoke"}
+trials = 2
+per = "grid"
+sampler = "halton"
+seed = 0
+rates = "3e-05 to 0.1, log-uniform"
+halving = false
+only_rates = true
+images = 0
+held_out = {kvasir = 5}
+checkpoint_sha256 = ""
+device = ""
+[[choice]]
+method = "lora(decoder=sam)"
+chosen = "lora(decoder=sam)"
+trial = 1
+rates = {encoder = 0.02}
+score = 60.0
+best_so_far = [50.0, 60.0]
+cells = 2
+steps = 8
+seconds = 1.0
+space = {}
+"""
 STUDY = """
 summary = "short"
 protocol = "smoke"
@@ -81,6 +108,8 @@ def place(tmp_path_factory, archives):
     shutil.copytree(ROOT / "pretrained", here / "pretrained")
     (here / "scaled.py").write_text(NEW_METHOD)
     (here / "study.toml").write_text(STUDY)
+    (here / "results" / "tuned").mkdir(parents=True)
+    (here / "results" / "tuned" / "mine.toml").write_text(TUNED)
     own = "\n".join(line.removeprefix("    ") for line in re.findall(r"^    [\w\[].* ?= ?.*$|^    \[.*\]$", _own_data(), re.MULTILINE))
     (here / "data" / "mine.toml").write_text(own)
     rng = np.random.default_rng(0)

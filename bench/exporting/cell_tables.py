@@ -33,6 +33,8 @@ COLUMNS = {
     "augmentation_stream": "fresh, or reseeded_workers, whose samples repeat in every epoch",
     "stream_revision": "counts changes of the samples that a stream draws",
     "eval_mode_after_first_look": "whether dropout stops after the first evaluation",
+    "trials": "that rates were chosen from, 0 where they are the protocol's own",
+    "tuned_as": "the label as it was asked for, where trials chose the method's parameters too",
     "method_id": "equal where the method is the same",
     "recipe": "equal where only draw and seed differ",
     "key": "the cell's key, a hash of all that can change the number",

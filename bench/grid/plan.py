@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import DataError, RequestError
-from bench.grid.protocol import Protocol, load_protocol
+from bench.grid.protocol import Protocol, Settings, load_protocol
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
 from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, expanded, parse_call, split_calls
 from bench.grid.toml_reader import Kinds, part, read_toml
+from bench.grid.tuned import FOLDER, Tuned, read_tuned
 from bench.types import FULL, KEPT_BYTES, SEED, SHOTS, WHOLE, Dataset, Memory, Range, Shots
 
 RANGE, MOST_OF_A_RANGE = re.compile("([0-9]{1,10}):([0-9]{1,10})"), 10_000
@@ -99,10 +100,12 @@ def specs_of(
     data: Path = Path("data"),
     choose: Callable[[str], list[MethodChoice]] = choose_methods,
     registered: Callable[[], Mapping[str, Iterable[str]]] = groups_by_method,
+    out: Path = Path("results"),
 ) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
-    number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch."""
-    protocols = [protocol_of(call) for word in _not_empty("protocols", split_calls(request.protocol)) for call in expanded(word)]
+    number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch. out: the results'
+    folder, whose tuned rates a protocol may name."""
+    protocols = protocols_of(request.protocol)
     DATASETS.find_in(data)
     methods = {choice.label: choice for choice in choose(request.methods)}
     known = registered()
@@ -113,6 +116,8 @@ def specs_of(
     specs = []
     for protocol in protocols:
         protocol.check_rows(known, DATASETS.names(), groups)
+        cells, tuned = tuple(_cells(request, protocol, methods, tuple(datasets))), tuned_rates(protocol, out)
+        found = {at: _trained(protocol, tuned, methods[at[1]], at[0], at[2], choose) for at in {cell[:3] for cell in cells}}
         specs += [
             RunSpec(
                 request.backbone,
@@ -120,14 +125,14 @@ def specs_of(
                 dataset,
                 revisions[dataset],
                 generated[dataset],
-                methods[method],
+                found[dataset, method, shots][0],
                 shots,
                 draw,
                 seed,
                 protocol.name,
-                protocol.resolve(methods[method].name, dataset, shots, methods[method].groups, methods[method].trains),
+                found[dataset, method, shots][1],
             )
-            for dataset, method, shots, draw, seed in _cells(request, protocol, methods, tuple(datasets))
+            for dataset, method, shots, draw, seed in cells
         ]
     return _with_draw_revisions(specs, data)
 
@@ -147,6 +152,28 @@ def _with_draw_revisions(specs: Sequence[RunSpec], data: Path) -> list[RunSpec]:
         replace(spec, draw_revision=1) if spec.method.trains and found.get((spec.dataset, spec.shots, spec.draw)) else spec
         for spec in specs
     ]
+
+
+def protocols_of(text: str) -> list[Protocol]:
+    """The protocols of a text with commas between them, each of whose sweeps is several."""
+    return [protocol_of(call) for word in _not_empty("protocols", split_calls(text)) for call in expanded(word)]
+
+
+def tuned_rates(protocol: Protocol, out: Path) -> Tuned | None:
+    """The file of tuned rates that a protocol names, of a results folder or the repository's; None where it names none."""
+    return read_tuned(protocol.tuned, [out / FOLDER]) if protocol.tuned else None
+
+
+def _trained(
+    protocol: Protocol, tuned: Tuned | None, asked: MethodChoice, dataset: str, shots: Shots, choose: Callable[[str], list[MethodChoice]]
+) -> tuple[MethodChoice, Settings]:
+    """The method and settings of a cell, where rates and parameters may be those that trials chose."""
+    if tuned is None or not asked.trains:
+        return asked, protocol.resolve(asked.name, dataset, shots, asked.groups, asked.trains)
+    best = tuned.of(asked.label, dataset)
+    (method,) = [asked] if best.chosen == asked.label else choose(best.chosen)
+    settings = protocol.resolve(method.name, dataset, shots, method.groups, method.trains, best.rates)
+    return method, replace(settings, trials=tuned.trials, tuned_as="" if method == asked else asked.label)
 
 
 def _cells(
@@ -180,13 +207,17 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
                 )
         dataset = opened[spec.dataset]
         dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
-        if spec.settings.uses_val and not dataset.names("val"):
+        held_out = len(dataset.names("val")) if spec.settings.uses_val else 0
+        if spec.settings.uses_val and not held_out:
             listed = {name for names in dataset.official.values() for name in names}
             free = len(set(dataset.names("train")) - listed)
             raise RequestError(
                 f"Data set {dataset.name} has no image to hold out, which the protocol needs: that is a quarter of the training images "
                 f"which stand in no few-shot list, {free} here, at most its val_images, {dataset.val_images}; 4 and 1 are the least."
             )
+        if spec.settings.uses_val and held_out < spec.settings.val_images:
+            asked = spec.settings.val_images
+            raise RequestError(f"Data set {dataset.name} holds out {held_out} training images, fewer than the {asked} asked for.")
     return opened
 
 

@@ -56,11 +56,16 @@ class Settings:
     matmul_precision: Literal["highest", "high", "medium"]  # of float32 matrix products on a GPU, in torch's words
     # "tf32": products in TF32 whatever matmul_precision says; "bf16": autocast, float32 weights and losses
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    val_images: Annotated[int, Range(0)] = field(default=0, repr=False)  # held-out training images that are evaluated; 0: all there are
     # Of STREAM_REVISIONS; no setting that a protocol has. 1 where nothing is trained, and in records from before there was another.
     stream_revision: int = field(default=1, repr=False, metadata=NO_KEY)
     lr_by_group: tuple[tuple[str, float], ...] = field(
         default=(), repr=False, metadata=NO_KEY
     )  # of every group, where they are not all the same
+    # That the rates were chosen from (`bench.grid.tuned`), 0 where they are the protocol's own; and the method as it was asked for, where
+    # the trials chose parameters of it as well.
+    trials: int = field(default=0, repr=False, metadata=NO_KEY)
+    tuned_as: str = field(default="", repr=False, metadata=NO_KEY)
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -89,6 +94,7 @@ def _has_max_shots(row: Mapping[str, Any]) -> str:
 LATER: Mapping[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
 SELECTORS: Kinds = {"methods": Words, "datasets": Words, "shots": Annotated[tuple[CellShots, ...], not_empty]}
 CHANGES: Kinds = {**kinds(Settings), "lr": Rate | Mapping[str, Rate]}  # what files and `name(key=value)` may say of settings
+CALL: Kinds = {**CHANGES, "tuned": str}  # `name(tuned=file)` besides: rates that were chosen by trials, see `bench.grid.tuned`
 Changes = Annotated[Mapping[str, Any], CHANGES]
 ScheduleRow = Annotated[Mapping[str, Any], {"max_shots": CellShots, **CHANGES}, _has_max_shots]
 OverrideRow = Annotated[Mapping[str, Any], {**SELECTORS, **CHANGES}]
@@ -104,14 +110,24 @@ class Protocol:
     settings: Changes = field(default_factory=dict)
     schedule: tuple[ScheduleRow, ...] = ()
     overrides: tuple[OverrideRow, ...] = field(default=(), metadata={"key": "override"})
+    tuned: str = field(default="", metadata=NO_KEY)  # the name of a file of tuned rates, which are laid over all rows
 
-    def resolve(self, method: str, dataset: str, shots: Shots, groups: Sequence[str] = ONE_GROUP, trains: bool = True) -> Settings:
+    def resolve(
+        self,
+        method: str,
+        dataset: str,
+        shots: Shots,
+        groups: Sequence[str] = ONE_GROUP,
+        trains: bool = True,
+        rates: Mapping[str, float] | None = None,
+    ) -> Settings:
         """The settings of one cell, whose method has these groups of parameters. trains: False where training samples change nothing, so
-        that they are no part of its key."""
+        that they are no part of its key. rates: by group, laid over those of the protocol."""
         merged = _laid({}, self.settings)
         for row in (self._row(shots), *self.overrides):
             if _applies(row, method, dataset, shots):
                 merged = _laid(merged, _without(row, "max_shots", *SELECTORS))
+        merged = _laid(merged, {"lr": rates}) if rates else merged
         return _settings(self.name, merged, groups, trains)
 
     def check_rows(self, methods: Collection[str], datasets: Collection[str], groups: Collection[str]) -> None:
@@ -141,9 +157,12 @@ def load_protocol(name: str, changes: Mapping[str, Any] | None = None, folder: P
     protocol = _read(folder / f"{name}.toml")
     if not changes:
         return protocol
-    row = part(f"protocol {name}", changes, CHANGES)
+    row = part(f"protocol {name}", changes, CALL)
+    if "tuned" in row and "lr" in row:
+        raise RequestError(f"Protocol {name} has both lr and tuned, which chooses the learning rates: give one of them.")
     label = f"{name}({','.join(f'{k}={_plain(v)}' for k, v in sorted(changes.items()))})"
-    return replace(protocol, name=label, overrides=(*protocol.overrides, row))
+    tuned = row.pop("tuned", "")
+    return replace(protocol, name=label, overrides=(*protocol.overrides, row), tuned=tuned)
 
 
 def protocol_names(folder: Path = PROTOCOLS) -> list[str]:

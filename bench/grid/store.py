@@ -568,6 +568,8 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
         "augmentation_stream": settings.augmentation_stream,
         "stream_revision": settings.stream_revision,
         "eval_mode_after_first_look": settings.eval_mode_after_first_look,
+        "trials": settings.trials,
+        "tuned_as": settings.tuned_as or method.label,
     }
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
     nested = {**flat("parameter", parameters), **flat("cost", record.cost), **flat("provenance", record.provenance)}
@@ -594,6 +596,8 @@ def _identities(spec: RunSpec) -> dict[str, str]:
         method, recipe = (*method, RELEASED), (*recipe, spec.released_sha256)
     if spec.settings.stream_revision > 1:
         recipe = (*recipe, spec.settings.stream_revision)
+    if spec.settings.trials or spec.settings.val_images:
+        recipe = (*recipe, spec.settings.trials, spec.settings.tuned_as, spec.settings.val_images)
     return {"method_id": _short(method), "recipe": _short(recipe)}
 
 

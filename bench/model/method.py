@@ -9,6 +9,7 @@ import torch
 from bench.errors import RequestError
 from bench.grid.protocol import load_protocol
 from bench.grid.registry import METHODS
+from bench.grid.space import Space
 from bench.grid.spec import choose_method, parse_call
 from bench.model.decoder import Decoder, HQDecoder
 from bench.model.retuned import RetunedDecoder
@@ -27,6 +28,7 @@ class Method:
     title: as tables print it. source: the paper. revision: raised when the meaning of the method changes, so that cells of
     the old one are not mistaken for it. also_loads: earlier revisions that differ in training alone. trains: False where there is
     nothing to train, so that its cells are short.
+    space: the parameters that `bench.tune` tries besides the learning rates, and their values.
     retunes_backbone: True where the model has a copy of the backbone's weights for itself, so that it is as large as SAM.
     """
 
@@ -36,6 +38,7 @@ class Method:
     revision: ClassVar[int] = 1
     also_loads: ClassVar[tuple[int, ...]] = ()
     trains: ClassVar[bool] = True
+    space: ClassVar[Space] = {}
     retunes_backbone: ClassVar[bool] = False
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:

@@ -111,7 +111,9 @@ class ComparableCells:
         backbone, protocol, shots, checkpoint = self.identity
         prompts = sorted(set(self.frame["evaluation_prompt"])) if len(self.frame) else []
         common = (("backbone", backbone), ("weights", checkpoint[:8]), ("shots", shots), ("protocol", protocol))
-        return (*common, ("prompts", "+".join(prompts) or "-"), ("selection", self.selection), ("rule", self.rule))
+        trials = sorted({int(count) for count in self.frame["trials"] if count > 0}) if len(self.frame) else []
+        tuned = (("tuned", f"{' or '.join(map(str, trials))} trials"),) if trials else ()
+        return (*common, *tuned, ("prompts", "+".join(prompts) or "-"), ("selection", self.selection), ("rule", self.rule))
 
     def name(self, kind: str) -> str:
         """A file name for a kind of table or figure of these cells."""

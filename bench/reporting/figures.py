@@ -26,6 +26,7 @@ from bench.reporting.pivot import Pivot, pivot_tables
 from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels
 from bench.reporting.table import Cell, Table
 from bench.reporting.table_statistics import TableStatistics, table_statistics
+from bench.reporting.tuning import TunedPair, dumbbells, tuned_pairs
 from bench.types import FULL
 
 MIOU = "foreground mIoU (%)"
@@ -271,12 +272,19 @@ def pictures(store: ResultStore, query: CellQuery) -> list[Picture]:
     """All figures that the stored cells can fill; RequestError where there is no cell."""
     found: list[Picture] = []
     views = []
-    for comparable in comparable_cells(store, query):
+    comparables = comparable_cells(store, query)
+    for comparable in comparables:
         view = View.of(comparable, published_for(comparable.identity[2]))
         if view.labels:
             views.append(view)
             found += _of_view(view, store)
-    return found + _across(views)
+    return found + _across(views) + [_of_pair(pair) for pair in tuned_pairs(comparables)]
+
+
+def _of_pair(pair: TunedPair) -> Picture:
+    backbone, protocol, shots, _ = pair.tuned.identity
+    caption = f"Foreground mIoU untuned (open) and tuned (full), and Kendall's tau ({backbone}, {shots} shots, {protocol})"
+    return Picture(pair.tuned.name("tuning"), caption, lambda: dumbbells(pair, published_for(shots)))
 
 
 def heat_maps(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Picture]:

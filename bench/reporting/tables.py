@@ -23,6 +23,7 @@ from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
 from bench.reporting.table import Cell, Column, Row, Table, markdown
 from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, some_of, table_statistics
+from bench.reporting.tuning import tuned_pairs, tuning_table
 
 
 def paper_table(comparable: ComparableCells, published: Published) -> Table:
@@ -184,6 +185,8 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
         return _all_kinds(store, query)
     if like in PIVOTS:
         return pivoted(store, query, PIVOTS[like])
+    if like in ACROSS:
+        return ACROSS[like](store, query)
     reference = read_published(PUBLISHED["1"])
     found = comparable_cells(store, query)
     labels = {label for comparable in found for label in comparable.labels_of(comparable.datasets)}
@@ -206,7 +209,7 @@ def _made(like: str, comparable: ComparableCells, published: Published) -> list[
 def _all_kinds(store: ResultStore, query: CellQuery) -> list[Table]:
     """The tables of every kind that has something to show."""
     made: list[Table] = []
-    for kind in (*LIKE, *SEVERAL, *PIVOTS):
+    for kind in KINDS:
         try:
             made += tables(store, query, kind)
         except RequestError:
@@ -219,6 +222,26 @@ def pivoted(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Table]:
     """A pivot's tables, its methods named as published."""
     made = pivot_tables(store, query, pivot, read_published(PUBLISHED["1"]))
     return [replace(table, notes=(READING, *table.notes)) for table in made]
+
+
+def tuning_tables(store: ResultStore, query: CellQuery) -> list[Table]:
+    """Untuned beside tuned, of every protocol that has both; RequestError where none has."""
+    pairs = tuned_pairs(comparable_cells(store, replace(query, protocol=None)))
+    asked = [pair for pair in pairs if query.protocol in (None, pair.both.identity[1], pair.tuned.identity[1])]
+    if not asked:
+        raise RequestError(
+            'Nothing to show: --like tuning needs cells of a protocol and of the same with tuned rates, as "clean(tuned=…)".'
+        )
+    return [
+        replace(table, notes=(READING, *table.notes))
+        for pair in asked
+        if (table := tuning_table(pair, published_for(pair.both.identity[2])))
+    ]
+
+
+# What is made of several groups of comparable cells.
+ACROSS: Mapping[str, Callable[[ResultStore, CellQuery], list[Table]]] = {"tuning": tuning_tables}
+KINDS = (*LIKE, *SEVERAL, *PIVOTS, *ACROSS)
 
 
 def print_and_write(made: Iterable[Table], formats: Sequence[str], folder: Path) -> None:

@@ -34,7 +34,7 @@ from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
 from bench.training.train import Log, fit, optimizer_of, repeats_one_sample, samples_of
-from bench.types import WHOLE, Dataset, Memory, ProgressCallback, Split
+from bench.types import WHOLE, Dataset, Memory, ProgressCallback, Split, hash_order
 
 Tensors = dict[str, Tensor]
 IN_RESUME_FILE = {"evaluated_epoch": "looked", "evaluations": "looks"}  # the resume file's names where they differ
@@ -107,7 +107,8 @@ class Cell:
         self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val) if released is None else ()
         self.optimizer = optimizer_of(self.model, self.settings) if trains else None
         self.state = self._resumed()
-        images = {split: len(dataset.names(split)) for split in ("test", "val")}
+        splits: set[Split] = {self.settings.evaluation_split, "val"}  # no other one is asked for its names
+        images: dict[str, int] = {split: len(self._names(split)) for split in splits}
         self.work = Work.of(self.settings, len(self.support), images, self.optimizer is not None)
         self._saved_at = time.monotonic()
         self._saved = self._position()  # a resume file changes only where something was trained or looked at since
@@ -202,7 +203,7 @@ class Cell:
     def _evaluate(self, split: Split, doing: str) -> list[ImageRow]:
         rows: list[ImageRow] = []
         started = time.monotonic()
-        names, before = self.dataset.names(split), self.state.images
+        names, before = self._names(split), self.state.images
         for row in evaluate(self.model, self.dataset, split, self.settings, self.prepared, self.process_group.shard(names)):
             rows.append(row)
             self.state.images = before + min(len(names), len(rows) * self.process_group.size)
@@ -212,6 +213,11 @@ class Cell:
         if not any(row.truth for row in rows):
             raise DataError(f"None of the {len(rows)} images of the {split} split has any foreground, so that no score is defined.")
         return rows
+
+    def _names(self, split: Split) -> tuple[str, ...]:
+        """The images of a split that are evaluated: all, or so many of those held out as the protocol says."""
+        names, few = self.dataset.names(split), self.settings.val_images
+        return tuple(sorted(hash_order(names, self.dataset.name, "val")[:few])) if split == "val" and few else names
 
     def _weights(self) -> Tensors:
         return {name: p.detach().cpu().clone() for name, p in self.model.tuned().items()}

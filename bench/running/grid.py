@@ -11,11 +11,23 @@ from bench.data.manifest import manifest_of, remember_data
 from bench.errors import STOPPED, RequestError
 from bench.grid.catalogue import catalogue
 from bench.grid.files import file_sha256
-from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, open_dataset, open_datasets, specs_of, title
+from bench.grid.plan import (
+    Request,
+    RunContext,
+    choose_methods,
+    groups_by_method,
+    open_dataset,
+    open_datasets,
+    protocols_of,
+    specs_of,
+    title,
+    tuned_rates,
+)
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
 from bench.grid.store import CellStatus, ResultStore, grid_cell, read_state
 from bench.grid.toml_reader import kinds
+from bench.grid.tuned import untuned_name
 from bench.model.backbones import checkpoint_path
 from bench.training.launch import is_main_process
 from bench.types import KEPT_BYTES, Dataset, Memory, Range
@@ -59,13 +71,25 @@ Launcher = Callable[[Sequence[RunSpec], Sequence[RunSpec], Path, str, Options], 
 
 
 def run_grid(request: Request, options: Options, launcher: Launcher | None = None, free: Free | None = None) -> int:
-    """Runs the cells of a request that are to be run; the exit code. launcher: sends them elsewhere instead; then the methods are known
-    without torch. free: of some cells, those that are left to this machine."""
-    store = ResultStore(options.out)
+    """Runs the cells of a request that are to be run; the exit code. Arguments as of `run_specs`; with a launcher the methods are known
+    without torch."""
+    cache = options.out / "cache"
     checkpoint = checkpoint_path(request.backbone, options.pretrained)
-    known = catalogue(request.methods, options.out / "cache") if launcher or options.dry_run else None
-    found = (known.choose, known.registered) if known else (choose_methods, groups_by_method)
-    specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data, *found)
+    known = catalogue(request.methods, cache) if launcher or options.dry_run else None
+    choose = (lambda text: list(catalogue(text, cache).choices)) if known else choose_methods
+    registered = known.registered if known else groups_by_method
+    specs = specs_of(request, file_sha256(checkpoint, cache), options.data, choose, registered, options.out)
+    if is_main_process():
+        _warn_of_tuning_elsewhere(request, options.out)
+    return run_specs(specs, request.backbone, checkpoint, options, launcher, free)
+
+
+def run_specs(
+    specs: Sequence[RunSpec], backbone: str, checkpoint: Path, options: Options, launcher: Launcher | None = None, free: Free | None = None
+) -> int:
+    """Runs those of the cells that are to be run; the exit code. launcher: sends them elsewhere instead. free: of some cells, those that
+    are left to this machine."""
+    store = ResultStore(options.out)
     states = {spec: store.status(spec) for spec in specs}
     store.compared.remember()
     changed = changed_data([spec for spec in specs if states[spec].phase == "stored"], store, options)
@@ -80,11 +104,11 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
         store.check_writable(missing)
         remember_data(datasets.values(), options.out / "cache")
     if launcher:
-        return launcher(specs, missing, checkpoint, request.backbone, options)
+        return launcher(specs, missing, checkpoint, backbone, options)
     if options.dry_run:
         return 0
     own = free(missing, options.out) if free and is_main_process() and not options.steal else missing
-    if missing and _run_cells(request.backbone, checkpoint, own, datasets, options, lambda: store.write_grid(specs)):
+    if missing and _run_cells(backbone, checkpoint, own, datasets, options, lambda: store.write_grid(specs)):
         print("Stopped; the same command goes on from here.")
         return STOPPED
     if not is_main_process():
@@ -135,6 +159,14 @@ def changed_data(stored: Sequence[RunSpec], store: ResultStore, options: Options
         with contextlib.suppress(RequestError):
             now[name] = manifest_of(open_dataset(name, options.data), options.out / "cache").fingerprint
     return [spec for spec in stored if spec.dataset in now and store.read(spec).fingerprint not in ("", now[spec.dataset])]
+
+
+def _warn_of_tuning_elsewhere(request: Request, out: Path) -> None:
+    """Says what tuned rates were chosen under and the request has otherwise."""
+    for protocol in protocols_of(request.protocol):
+        tuned = tuned_rates(protocol, out)
+        if tuned and (said := tuned.elsewhere({**vars(request), "protocol": untuned_name(protocol.name)})):
+            print(said)
 
 
 def _warn_of_other_data(specs: Sequence[RunSpec], changed: Sequence[RunSpec], store: ResultStore) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -350,6 +351,23 @@ def test_a_request_that_slurm_refuses(cluster, tmp_path, change, said):
     text = Grid(cluster, tmp_path / "out", profile=profile).launch(rc=2)
     assert said in text.lower() and text.strip().count("\n") == 0
     assert not cluster.jobs()
+
+
+def test_trials_are_jobs_and_the_same_command_chooses(cluster, tmp_path):
+    grid = Grid(cluster, tmp_path / "remote", profile=PACKED)
+    words = [PYTHON, "-m", "bench.tune", "--methods", "sam,lora", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", SHORT]
+    words += ["--trials", "2", "--only-rates", "--name", "mine", "--data", str(cluster.data)]
+    remote = [*words, "--out", str(grid.out), "--launcher", "slurm", "--profile", str(grid.profile)]
+    sent = grid.run(remote)
+    assert sent.returncode == 0 and "2 of 2 trial cells have no result yet" in sent.stdout, sent.stdout + sent.stderr
+    local = grid.run([*words, "--out", str(tmp_path / "local")])
+    assert local.returncode == 0, local.stdout + local.stderr
+    grid.wait(lambda: len(list(grid.out.glob("tuned/mine/runs/*/*/*/record.json"))) == 2, 120)
+    assert not (grid.out / "tuned" / "mine.toml").exists()
+    assert grid.run(remote).returncode == 0
+    found, here = (tomllib.loads((out / "tuned" / "mine.toml").read_text()) for out in (grid.out, tmp_path / "local"))
+    assert found["trial"] == here["trial"] and found["choice"][0]["rates"] == here["choice"][0]["rates"]
+    grid.wait_idle()
 
 
 def test_a_machine_without_slurm(cluster, tmp_path):
