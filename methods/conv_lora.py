@@ -76,10 +76,11 @@ class ConvLoRATuner(Tuner):
         return chosen, _spread(importance) + _spread(load)
 
     def _mixed(self, i: int, z: Tensor, chosen: Tensor) -> Tensor:
-        """Each window's map through its expert. Only an exported graph, whose shapes may not follow the image, asks them all."""
-        if torch.compiler.is_exporting():
-            every = torch.stack([self._expert(i, e, z) for e in range(self.filters.shape[1])], 1)  # (B·windows, M, r, side, side)
-            return every[torch.arange(len(z), device=z.device), chosen]
+        """Each window's map through its expert. A graph, whose shapes may not follow the image, asks them all, and so does a GPU, which
+        would have to wait for the host to see who is asked."""
+        if torch.compiler.is_compiling() or z.device.type != "cpu":
+            experts = range(self.filters.shape[1])
+            return sum(((chosen == e)[:, None, None, None] * self._expert(i, e, z) for e in experts), torch.zeros_like(z))
         out = torch.zeros_like(z)
         for expert in chosen.unique().tolist():
             mine = (chosen == expert).nonzero()[:, 0]

@@ -9,6 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _part: ContextVar[tuple[int, int] | None] = ContextVar("part", default=None)
+_compiled_part: tuple[int, int] | None = None  # a compiler reads no context variable, but compiles again where a plain one changes
+
+
+def show_part_to_compiler() -> None:
+    """What runs compiled next sees the part of the batch in force."""
+    global _compiled_part
+    _compiled_part = _seen()
+
+
+def _seen() -> tuple[int, int] | None:
+    return _compiled_part if torch.compiler.is_dynamo_compiling() else _part.get()
 
 
 @contextmanager
@@ -28,7 +39,7 @@ class Dropout(nn.Dropout):
     """nn.Dropout for (B, …), a row an image: a part of a batch gets its rows of the mask that the whole batch would get."""
 
     def forward(self, x: Tensor) -> Tensor:
-        part = _part.get()
+        part = _seen()
         if part is None or not self.training or not self.p or part == (0, len(x)):
             return super().forward(x)
         first, images = part
@@ -37,5 +48,5 @@ class Dropout(nn.Dropout):
 
 def noise(images: int, *shape: int, like: Tensor) -> Tensor:
     """Standard normal numbers (images, *shape), a row an image: a part of a batch gets its rows of what the whole batch would get."""
-    first, whole = _part.get() or (0, images)
+    first, whole = _seen() or (0, images)
     return torch.randn(whole, *shape, dtype=like.dtype, device=like.device)[first : first + images]

@@ -67,8 +67,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _is_ordinary(x: Tensor, weight: Tensor) -> bool:
     """Whether these are a CPU's float32 numbers, for which products are made here; a compiler makes its own."""
-    numbers = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    return numbers and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_dynamo_compiling()
+    numbers = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return numbers and x.numel() > 0 and not torch.compiler.is_dynamo_compiling()
 
 
 def _by(x: Tensor) -> str:

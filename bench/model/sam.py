@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.model.attention import Projection, attention
 from bench.model.backbones import SamConfig
+from bench.model.dropout import show_part_to_compiler
 from bench.model.implementation import implementation
 from bench.model.products import perceptron, project
 from bench.model.sam_modules import (
@@ -165,6 +166,7 @@ class ImageEncoder(nn.Module):
         """As `forward`, with the tuner's penalty of each image, (B,), if it has one."""
         if self._compiled is None or implementation() != "fast" or checkpointing:
             return self._walk(image, checkpointing)
+        show_part_to_compiler()
         embedding, first_global, penalty = self._compiled(image)  # a CUDA graph writes its next results over these
         return embedding.clone(), first_global.clone(), None if penalty is None else penalty.clone()
 
