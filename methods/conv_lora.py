@@ -14,6 +14,7 @@ from bench.model.method import EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
+from bench.model.upsampling import resized
 
 NOISE_FLOOR = 1e-2  # the least standard deviation of the gates' noise
 
@@ -88,11 +89,16 @@ class ConvLoRATuner(Tuner):
         return out
 
     def _expert(self, i: int, expert: int, z: Tensor) -> Tensor:
-        size = z.shape[-2:]
+        high, wide = z.shape[-2:]
         if expert:
-            z = F.interpolate(z, scale_factor=expert + 1, mode="bicubic")
+            z = _resized(z, ((expert + 1) * high, (expert + 1) * wide))
         z = F.gelu(F.conv2d(z, self.filters[i, expert], self.biases[i, expert], padding=1))
-        return F.interpolate(z, size=size, mode="bicubic") if expert else z
+        return _resized(z, (high, wide)) if expert else z
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, c, h, w) -> (n, c, H, W)."""
+    return resized(maps.flatten(0, 1), size, "bicubic").unflatten(0, maps.shape[:2])
 
 
 def _spread(shares: Tensor) -> Tensor:

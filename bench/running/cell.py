@@ -117,7 +117,6 @@ class Cell:
         """The cell's result, its method's and data set's origin noted if they are a third party's. DivergedError, DataError and Stopped
         pass through."""
         set_products(self.settings)
-        repeat_numbers(self.model.device)
         reset_peak_memory(self.model.device)
         if self.optimizer is not None:
             try:
@@ -323,13 +322,6 @@ def images_table(rows: Mapping[str, Sequence[ImageRow]]) -> pd.DataFrame:
         for row in of_selection
     ]
     return pd.DataFrame(table)
-
-
-def repeat_numbers(device: torch.device) -> None:
-    """Makes a GPU give the same numbers again, where it has a kernel that does; the CPU always does."""
-    if device.type == "cuda":
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def reset_peak_memory(device: torch.device) -> None:
