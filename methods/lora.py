@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,22 @@ class LoRATuner(Tuner):
         self.b = nn.Parameter(torch.zeros(depth, 2, width, rank))
         nn.init.kaiming_uniform_(self.a.data.view(-1, width), a=math.sqrt(5))  # fan-in is C in every (r, C) matrix
 
-    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+    def begin(self, image: Tensor, x: Tensor) -> Any:
+        """Each block's matrices (2r, C), (C, r) and (C, r), the scale in the latter. They are taken apart at once, and so their gradients are
+        put together at once, not in a map of all blocks for each."""
+        to_q, to_v = (self.scale * self.b).unbind(1)
+        return tuple(zip(self.a.flatten(1, 2).unbind(), to_q.unbind(), to_v.unbind(), strict=True))
+
+    def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        down, to_q, to_v = carry[i]
+
         def qkv(tokens: Tensor) -> Tensor:
             q, k, v = project(block.attn.qkv, tokens).chunk(3, -1)
-            to_q, to_v = (self.scale * (tokens @ a.T @ b.T) for a, b in zip(self.a[i], self.b[i], strict=True))
-            return torch.cat([q + to_q, k, v + to_v], -1)
+            of_q, of_v = (tokens @ down.T).chunk(2, -1)
+            return torch.cat([q + of_q @ to_q.T, k, v + of_v @ to_v.T], -1)
 
         x, _ = attend(block, x, qkv=qkv)
-        return feed_forward(block, x), None
+        return feed_forward(block, x), carry
 
     @torch.no_grad()
     def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from bench.grid.spec import RunSpec
 from bench.grid.store import RESUME, Record
 from bench.model.method import Method, build_parts
 from bench.model.precision import set_products
+from bench.model.products import choose_product, keep_product
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
 from bench.training.evaluation import evaluate
@@ -230,6 +231,7 @@ class Cell:
             "course": {IN_RESUME_FILE.get(k, k): v for k, v in vars(self.state).items()},
             "weights": self._weights(),
             "optimizer": optimizer,
+            "products": choose_product(self.model.device.type),
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -241,6 +243,7 @@ class Cell:
 
     def _resumed(self) -> TrainingState:
         """The state in the resume file, its weights and optimizer taken over; a new one without a usable file."""
+        keep_product("")
         if self.optimizer is None or not self.resume_file.is_file():
             return TrainingState()
         try:
@@ -251,6 +254,7 @@ class Cell:
                 raise ValueError("the data set's files were others")
             self.model.load_tuned(content["weights"])
             self.optimizer.load_state_dict(content["optimizer"])
+            keep_product(content.get("products", ""))
             return TrainingState(**{name: content["course"][IN_RESUME_FILE.get(name, name)] for name in vars(TrainingState())})
         except Exception as error:  # a damaged file costs the work it held, nothing else
             print(f"{self.resume_file} cannot be used ({error}): the cell starts from the beginning.", file=sys.stderr)
