@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,8 @@ class LoRATuner(Tuner):
         self.b = nn.Parameter(torch.zeros(depth, 2, width, rank))
         nn.init.kaiming_uniform_(self.a.data.view(-1, width), a=math.sqrt(5))  # fan-in is C in every (r, C) matrix
 
-    def begin(self, image: Tensor, x: Tensor) -> Any:
-        """Each block's matrices (2r, C), (C, r) and (C, r), the scale in the latter. They are taken apart at once, and so their gradients are
-        put together at once, not in a map of all blocks for each."""
-        to_q, to_v = (self.scale * self.b).unbind(1)
-        return tuple(zip(self.a.flatten(1, 2).unbind(), to_q.unbind(), to_v.unbind(), strict=True))
-
-    def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
-        down, to_q, to_v = carry[i]
+    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        down, (to_q, to_v) = self.a[i].flatten(0, 1), self.scale * self.b[i]  # (2r, C), and (C, r) twice
 
         def qkv(tokens: Tensor) -> Tensor:
             q, k, v = project(block.attn.qkv, tokens).chunk(3, -1)
@@ -43,7 +37,7 @@ class LoRATuner(Tuner):
             return torch.cat([q + of_q @ to_q.T, k, v + of_v @ to_v.T], -1)
 
         x, _ = attend(block, x, qkv=qkv)
-        return feed_forward(block, x), carry
+        return feed_forward(block, x), None
 
     @torch.no_grad()
     def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor]:

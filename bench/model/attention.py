@@ -180,6 +180,8 @@ class _Joined(torch.autograd.Function):
         ctx: Any, shape: torch.Size, size: tuple[int, int], side: tuple[int, int], prompts: int, *out: Tensor
     ) -> tuple[Tensor, Tensor]:
         b, high, wide, _, heads, c = shape
+        ctx.set_materialize_grads(False)
+        ctx.prompts = prompts
         ctx.cuts, ctx.heads, ctx.padding = _cuts((high, wide), side), heads, (high - size[0], wide - size[1])
         image = out[0].new_empty(b, high, wide, heads, c)
         attended = [_take_apart(part, cut.of(image)) for cut, part in zip(ctx.cuts, out, strict=True)]
@@ -188,11 +190,14 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_image: Tensor, d_attended: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_image: Tensor, d_attended: Tensor | None) -> tuple[Tensor | None, ...]:
         if any(ctx.padding):
             d_image = F.pad(d_image, (0, 0, 0, ctx.padding[1], 0, ctx.padding[0]))
         d_image = d_image.unflatten(-1, (ctx.heads, -1))
-        tokens = d_attended.unflatten(-1, (ctx.heads, -1)).transpose(1, 2) / _count(ctx.cuts)  # (B, heads, P, c)
+        if d_attended is None:  # most methods drop it
+            tokens = d_image.new_zeros(len(d_image), ctx.heads, ctx.prompts, d_image.shape[-1])
+        else:
+            tokens = d_attended.unflatten(-1, (ctx.heads, -1)).transpose(1, 2) / _count(ctx.cuts)  # (B, heads, P, c)
         return None, None, None, None, *(_with_tokens(cut.of(d_image), tokens) for cut in ctx.cuts)
 
 

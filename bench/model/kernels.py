@@ -55,7 +55,8 @@ def folded(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, sca
     queries, keys = torch.cat(parts, -1), torch.cat([k, ones.expand(len(k), -1, -1)], -1)
     if q.dtype != torch.float32:
         v = F.pad(v, (0, keys.shape[-1] - c))
-    return F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=scale)[0, ..., :c]
+    out = F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=scale).squeeze(0)
+    return out if out.shape[-1] == c else out[..., :c]
 
 
 def _of_all(x: Tensor, q: Tensor) -> Tensor:
