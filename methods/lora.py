@@ -29,7 +29,8 @@ class LoRATuner(Tuner):
         nn.init.kaiming_uniform_(self.a.data.view(-1, width), a=math.sqrt(5))  # fan-in is C in every (r, C) matrix
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        down, (to_q, to_v) = self.a[i].flatten(0, 1), self.scale * self.b[i]  # (2r, C), and (C, r) twice
+        down, up = self.a[i].flatten(0, 1), self.b[i]  # (2r, C), (2, C, r)
+        to_q, to_v = up if self.scale == 1 else self.scale * up
 
         def qkv(tokens: Tensor) -> Tensor:
             q, k, v = project(block.attn.qkv, tokens).chunk(3, -1)

@@ -12,10 +12,12 @@ _part: ContextVar[tuple[int, int] | None] = ContextVar("part", default=None)
 _compiled_part: tuple[int, int] | None = None  # a compiler reads no context variable, but compiles again where a plain one changes
 
 
-def show_part_to_compiler() -> None:
-    """What runs compiled next sees the part of the batch in force."""
+def show_part_to_compiler(images: int, padded: int) -> None:
+    """What runs compiled next, on so many images padded to so many, sees the part of the batch in force; a whole batch is one with its
+    padding, so that it is not compiled for its number of images too."""
     global _compiled_part
-    _compiled_part = _seen()
+    part = _part.get()
+    _compiled_part = (0, padded) if part == (0, images) else part
 
 
 def _seen() -> tuple[int, int] | None:

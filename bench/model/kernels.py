@@ -64,9 +64,7 @@ def _of_all(x: Tensor, q: Tensor) -> Tensor:
     return (x if x.shape[1] == q.shape[1] else F.pad(x, (0, 0, 0, q.shape[1] - x.shape[1]))).to(q.dtype)
 
 
-def _ones(
-    size: tuple[int, int], keys: int, last: bool, unused: int, scale: float, kind: torch.dtype, device: torch.device
-) -> Tensor:
+def _ones(size: tuple[int, int], keys: int, last: bool, unused: int, scale: float, kind: torch.dtype, device: torch.device) -> Tensor:
     """What `folded` puts beside the keys, (keys, h + w (+ 1) + unused): 1 over the scale where a key is in a query's row and column, and
     where it is the last one; 0 in the channels that only make the width a multiple of 8."""
     rows, columns = _places(keys, *size, device)

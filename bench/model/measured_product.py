@@ -1,4 +1,4 @@
-"""Which of several products is the fastest on this host: measured once, and kept in the user's cache, so that all processes take the same."""
+"""Which of several products is the fastest on this host: measured once, and kept in the user's cache for all processes."""
 
 import fcntl
 import hashlib
@@ -30,7 +30,7 @@ def fastest(products: Mapping[str, Linear], threads: int) -> str:
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{name}.lock", "w") as lock:  # noqa: PTH123
+        with open(folder / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             known = _read(folder / name)
             if known not in products:

@@ -172,8 +172,8 @@ class ImageEncoder(nn.Module):
         size = self._batch[work] = max(images, self._batch[work])
         show_part_to_compiler(images, size)
         whole = image if size == images else torch.cat([image, image.new_zeros(size - images, *image.shape[1:])])
-        embedding, first_global, penalty = (x if x is None else x[:images].clone() for x in self._compiled(whole))
-        return embedding, first_global, penalty  # copies, since a CUDA graph writes its next results over these
+        embedding, first_global, penalty = self._compiled(whole)  # a CUDA graph writes its next results over these
+        return embedding[:images].clone(), first_global[:images].clone(), None if penalty is None else penalty[:images].clone()
 
     @property
     def is_compiled(self) -> bool:

@@ -39,7 +39,7 @@ class _Resized(torch.autograd.Function):
 
 
 def interpolated(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """(n, c, h, w) -> (n, c, H, W) by PyTorch's own operator, which F.interpolate replaces by many where algorithms must be deterministic."""
+    """(n, c, h, w) -> (n, c, H, W) by PyTorch's operator, which F.interpolate replaces by many where algorithms must be deterministic."""
     out: Tensor = getattr(torch.ops.aten, f"upsample_{mode}2d")(maps, list(size), False)
     return out
 

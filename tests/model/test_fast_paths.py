@@ -19,6 +19,9 @@ from bench.training.train import backward
 from bench.types import Prompts
 
 METHODS = [*TRAINED, "lora(decoder=hq)"]
+CHEAP = ("cat_sam_t", "cat_sam_a", "lora", "vpt_shallow")  # of the kernel for GPUs; the other methods are in the slow tests
+BOTH_KERNELS = [(method, "chunked") for method in METHODS]
+BOTH_KERNELS += [pytest.param(method, "folded", marks=() if method in CHEAP else pytest.mark.slow) for method in METHODS]
 
 
 def of_path(path, method):
@@ -31,8 +34,7 @@ def of_path(path, method):
             return loss, gradients, [features.embedding, *model.decode(features, [e.prompts for e in examples()])]
 
 
-@pytest.mark.parametrize("kernel", ["chunked", "folded"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "kernel"), BOTH_KERNELS)
 def test_outputs_and_gradients_are_those_of_the_plain_path(method, kernel, monkeypatch):
     """With a CPU's attention kernel and with a GPU's, for which windows are whole."""
     monkeypatch.setattr("bench.model.attention.choose", lambda device: kernel)
@@ -227,7 +229,7 @@ def test_the_whole_encoder_compiles_without_a_break(method):
         walk(batch)
 
 
-@pytest.mark.parametrize("method", ["lora", "vpt_shallow(dropout=0.5)"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("vpt_shallow(dropout=0.5)", marks=pytest.mark.slow)])
 def test_a_model_of_the_same_kind_and_a_last_shorter_batch_compile_nothing_more(method):
     """The shorter batch's gradients are those without padding, where nothing is drawn at random."""
     compiled = []

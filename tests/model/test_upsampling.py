@@ -8,10 +8,13 @@ from bench.model.precision import exact_products, repeatable
 from bench.model.upsampling import resized
 
 CPU = torch.device("cpu")
+SIZES = [((5, 7), (11, 13)), ((64, 64), (90, 100)), ((9, 14), (3, 5)), ((6, 6), (6, 6)), ((1, 1), (4, 3))]
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("before", "after"), [((5, 7), (11, 13)), ((64, 64), (90, 100)), ((9, 14), (3, 5)), ((6, 6), (6, 6)), ((1, 1), (4, 3))])
+@pytest.mark.parametrize(
+    ("before", "after"), [((5, 7), (11, 13)), ((64, 64), (90, 100)), ((9, 14), (3, 5)), ((6, 6), (6, 6)), ((1, 1), (4, 3))]
+)
 def test_values_and_gradients_are_those_of_interpolation(mode, before, after):
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(3, *before, generator=generator).requires_grad_()
