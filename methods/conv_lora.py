@@ -15,6 +15,7 @@ from bench.model.method import EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
+from bench.model.upsampling import resized
 
 NOISE_FLOOR = 1e-2  # the least standard deviation of the gates' noise
 
@@ -77,10 +78,11 @@ class ConvLoRATuner(Tuner):
         return chosen, _spread(importance) + _spread(load)
 
     def _mixed(self, i: int, z: Tensor, chosen: Tensor) -> Tensor:
-        """Each window's map through its expert. Only an exported graph, whose shapes may not follow the image, asks them all."""
-        if torch.compiler.is_exporting():
-            every = torch.stack([self._expert(i, e, z) for e in range(self.filters.shape[1])], 1)  # (B·windows, M, r, side, side)
-            return every[torch.arange(len(z), device=z.device), chosen]
+        """Each window's map through its expert. A graph, whose shapes may not follow the image, asks them all, and so does a GPU, which
+        would have to wait for the host to see who is asked."""
+        if torch.compiler.is_compiling() or z.device.type != "cpu":
+            experts = range(self.filters.shape[1])
+            return sum(((chosen == e)[:, None, None, None] * self._expert(i, e, z) for e in experts), torch.zeros_like(z))
         out = torch.zeros_like(z)
         for expert in chosen.unique().tolist():
             mine = (chosen == expert).nonzero()[:, 0]
@@ -88,11 +90,16 @@ class ConvLoRATuner(Tuner):
         return out
 
     def _expert(self, i: int, expert: int, z: Tensor) -> Tensor:
-        size = z.shape[-2:]
+        high, wide = z.shape[-2:]
         if expert:
-            z = F.interpolate(z, scale_factor=expert + 1, mode="bicubic")
+            z = _resized(z, ((expert + 1) * high, (expert + 1) * wide))
         z = F.gelu(F.conv2d(z, self.filters[i, expert], self.biases[i, expert], padding=1))
-        return F.interpolate(z, size=size, mode="bicubic") if expert else z
+        return _resized(z, (high, wide)) if expert else z
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, c, h, w) -> (n, c, H, W)."""
+    return resized(maps.flatten(0, 1), size, "bicubic").unflatten(0, maps.shape[:2])
 
 
 def _spread(shares: Tensor) -> Tensor:

@@ -30,10 +30,13 @@ class LoRATuner(Tuner):
         nn.init.kaiming_uniform_(self.a.data.view(-1, width), a=math.sqrt(5))  # fan-in is C in every (r, C) matrix
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        down, up = self.a[i].flatten(0, 1), self.b[i]  # (2r, C), (2, C, r)
+        to_q, to_v = up if self.scale == 1 else self.scale * up
+
         def qkv(tokens: Tensor) -> Tensor:
             q, k, v = project(block.attn.qkv, tokens).chunk(3, -1)
-            to_q, to_v = (self.scale * (tokens @ a.T @ b.T) for a, b in zip(self.a[i], self.b[i], strict=True))
-            return torch.cat([q + to_q, k, v + to_v], -1)
+            of_q, of_v = (tokens @ down.T).chunk(2, -1)
+            return torch.cat([q + of_q @ to_q.T, k, v + of_v @ to_v.T], -1)
 
         x, _ = attend(block, x, qkv=qkv)
         return feed_forward(block, x), None

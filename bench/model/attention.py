@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bench.model.kernels import Bias, Kernel, chunked, flex, folded
 from bench.model.products import project
-from bench.model.sam_modules import Attention, get_rel_pos
+from bench.model.sam_modules import Attention
 
 ATTENTION: Mapping[str, Kernel] = {"chunked": chunked, "folded": folded, "flex": flex}
 GPU_ONLY = ("flex",)  # on a CPU FlexAttention has no gradient, and writes all logits down
+WHOLE_WINDOWS = ("folded", "flex")  # of vit_l's 64×64 places in windows of 14 they make 70×70, which are a fifth more, and one call of four
 Projection = Callable[[Tensor], Tensor]
 
 
@@ -46,23 +48,27 @@ def attention(
     qkv is called with y, and once more with the prompts and the padding (B, E, C) where there are any; the prompts are left to
     prompt_qkv if that is given."""
     b, h, w, _ = y.shape
-    n, side = prompts.shape[1], (window, window) if window else (h, w)
-    padded = h % side[0] > 0 or w % side[1] > 0
+    n, side, name = prompts.shape[1], (window, window) if window else (h, w), choose(y.device)
+    padded, whole = h % side[0] > 0 or w % side[1] > 0, name in WHOLE_WINDOWS
     padding = [y.new_zeros(b, 1, y.shape[-1])] if padded else []  # SAM pads with zeros before the projection
     parts = (3, attn.num_heads, y.shape[-1] // attn.num_heads)
     places = qkv(y.flatten(1, 2)).unflatten(-1, parts).unflatten(1, (h, w))  # (B, h, w, 3, heads, c)
+    if whole and padded:
+        places, padding = _Padded.apply(places, qkv(padding[0]).unflatten(-1, parts), side), []
     extra = places.new_empty(b, 0, *parts)  # (B, E, 3, heads, c)
     if prompt_qkv is not None:
         extra = torch.cat([prompt_qkv(prompts), *map(qkv, padding)], 1).unflatten(-1, parts)
-    elif n or padded:
+    elif n or padding:
         extra = qkv(torch.cat([prompts, *padding], 1)).unflatten(-1, parts)
-    kernel, tables = ATTENTION[choose(y.device)], (attn.rel_pos_h, attn.rel_pos_w)
+    few_kernels = whole and not torch.compiler.is_compiling()  # a compiler joins small steps itself
+    kernel, tables = ATTENTION[name], (attn.rel_pos_h, attn.rel_pos_w)
     shape, windowed, out = places.shape, _Windowed.apply(places, extra, side, n), []
     del places  # as much memory as the windows of all three
-    for i, cut in enumerate(_cuts((h, w), side)):
+    for i, cut in enumerate(_cuts((shape[1], shape[2]), side)):
         q, k, v = windowed[3 * i : 3 * i + 3]
-        out.append(kernel(q, k, v, partial(_bias, cut.size, side, n), tables, attn.scale))
-    image, attended = _Joined.apply(shape, side, n, *out)
+        bias_of = partial(_bias_of_whole, side) if few_kernels else partial(_bias, cut.size, side, n)
+        out.append(kernel(q, k, v, bias_of, tables, attn.scale))
+    image, attended = _Joined.apply(shape, (h, w), side, n, *out)
     return project(attn.proj, image, onto), project(attn.proj, attended)
 
 
@@ -93,21 +99,41 @@ def _cuts(length: tuple[int, int], side: tuple[int, int]) -> list[_Cut]:
     return found
 
 
+class _Padded(torch.autograd.Function):
+    """Places (B, h, w, …) with padding (B, 1, …) below and beside them, so that they are whole windows."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, padding: Tensor, side: tuple[int, int]) -> Tensor:
+        ctx.size = h, w = places.shape[1:3]
+        whole = (-(-n // s) * s for n, s in zip((h, w), side, strict=True))
+        padded = places.new_empty(len(places), *whole, *places.shape[3:])
+        padded[:, :h, :w], padded[:, h:], padded[:, :h, w:] = places, padding[:, None], padding[:, None]
+        return padded
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, w = ctx.size
+        asked = ctx.needs_input_grad[1]
+        return grad[:, :h, :w], (grad[:, h:].sum((1, 2)) + grad[:, :h, w:].sum((1, 2)))[:, None] if asked else None, None
+
+
 def _with_tokens(image: Tensor, tokens: Tensor) -> Tensor:
-    """Each window (B, below, beside, heads, high, wide, c) as a row of its places, and after them tokens (B, heads, t, c):
-    (N, high·wide + t, c), N = B·below·beside·heads."""
-    size = image.shape[4:6]
-    rows = image.new_empty(*image.shape[:4], size.numel() + tokens.shape[2], image.shape[-1])
+    """Each window (…, B, below, beside, heads, high, wide, c) as a row of its places, and after them tokens (…, B, heads, t, c):
+    (…, N, high·wide + t, c), N = B·below·beside·heads."""
+    size, t = image.shape[-3:-1], tokens.shape[-2]
+    rows = image.new_empty(*image.shape[:-3], size.numel() + t, image.shape[-1])
     rows[..., : size.numel(), :].unflatten(-2, size).copy_(image)
-    rows[..., size.numel() :, :] = tokens[:, None, None]
-    return rows.flatten(0, 3)
+    if t:
+        rows[..., size.numel() :, :] = tokens.unflatten(-4, (-1, 1, 1))
+    return rows.flatten(-6, -3)
 
 
 def _take_apart(rows: Tensor, image: Tensor) -> Tensor:
-    """Writes the places of `_with_tokens`' rows into `image`, and returns the sum of the tokens over windows, (B, heads, t, c)."""
-    windows, size = rows.unflatten(0, image.shape[:4]), image.shape[4:6]
+    """Writes the places of `_with_tokens`' rows into `image`, and returns the sum of the tokens over windows, (…, B, heads, t, c)."""
+    windows, size = rows.unflatten(-3, image.shape[-7:-3]), image.shape[-3:-1]
     image.copy_(windows[..., : size.numel(), :].unflatten(-2, size))
-    return windows[..., size.numel() :, :].sum((1, 2))
+    return windows[..., size.numel() :, :].sum((-5, -4))
 
 
 class _Windowed(torch.autograd.Function):
@@ -120,43 +146,59 @@ class _Windowed(torch.autograd.Function):
     def forward(ctx: Any, places: Tensor, extra: Tensor, side: tuple[int, int], prompts: int) -> tuple[Tensor, ...]:
         ctx.cuts, ctx.shapes = _cuts((places.shape[1], places.shape[2]), side), (places.shape, extra.shape)
         found: list[Tensor] = []
+        tokens = extra.permute(2, 0, 3, 1, 4)  # (3, B, heads, E, c)
         for cut in ctx.cuts:
-            seen = extra[:, :prompts] if cut.size == side else extra
-            for i, image in enumerate(cut.of(places)):
-                tokens = (seen if i else extra[:, :prompts])[:, :, i].transpose(1, 2)
-                found.append(_with_tokens(image, tokens))
+            if cut.size == side:
+                found += _with_tokens(cut.of(places), tokens[..., :prompts, :]).unbind()
+            else:
+                of_cut = (tokens[0, ..., :prompts, :], *tokens[1:])
+                found += [_with_tokens(image, seen) for image, seen in zip(cut.of(places), of_cut, strict=True)]
         return tuple(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_places, d_extra = grads[0].new_empty(ctx.shapes[0]), grads[0].new_zeros(ctx.shapes[1])
+        d_places, of_tokens = grads[0].new_empty(ctx.shapes[0]), []  # for each cut, of q, k and v (B, tokens, heads, c)
         for at, cut in enumerate(ctx.cuts):
-            for i, image in enumerate(cut.of(d_places)):
-                tokens = _take_apart(grads[3 * at + i], image).transpose(1, 2)  # (B, tokens, heads, c)
+            images = enumerate(cut.of(d_places))
+            of_tokens.append([_take_apart(grads[3 * at + i], image).transpose(1, 2) for i, image in images])
+        if len(of_tokens) == 1 and ctx.shapes[1][1] == of_tokens[0][0].shape[1]:
+            return d_places, torch.stack(of_tokens[0], 2), None, None
+        d_extra = grads[0].new_zeros(ctx.shapes[1])
+        for of_cut in of_tokens:
+            for i, tokens in enumerate(of_cut):
                 d_extra[:, : tokens.shape[1], i] += tokens
         return d_places, d_extra, None, None
 
 
 class _Joined(torch.autograd.Function):
     """The image (B, h, w, C) and its prompts' mean over windows (B, P, C), from each cut's windows (N, high·wide + P, c) as `_Windowed`
-    has them in q. shape: of the places that these come from."""
+    has them in q. shape: of the places that these come from, of which the first h·w are the image, the others padding."""
 
     @staticmethod
-    def forward(ctx: Any, shape: torch.Size, side: tuple[int, int], prompts: int, *out: Tensor) -> tuple[Tensor, Tensor]:
-        b, h, w, _, heads, c = shape
-        ctx.cuts, ctx.heads = _cuts((h, w), side), heads
-        image, attended = out[0].new_empty(b, h, w, heads, c), out[0].new_zeros(b, heads, prompts, c)
-        for cut, part in zip(ctx.cuts, out, strict=True):
-            attended += _take_apart(part, cut.of(image))
-        return image.flatten(3), (attended / _count(ctx.cuts)).transpose(1, 2).flatten(2)
+    def forward(
+        ctx: Any, shape: torch.Size, size: tuple[int, int], side: tuple[int, int], prompts: int, *out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        b, high, wide, _, heads, c = shape
+        ctx.set_materialize_grads(False)
+        ctx.prompts = prompts
+        ctx.cuts, ctx.heads, ctx.padding = _cuts((high, wide), side), heads, (high - size[0], wide - size[1])
+        image = out[0].new_empty(b, high, wide, heads, c)
+        attended = [_take_apart(part, cut.of(image)) for cut, part in zip(ctx.cuts, out, strict=True)]
+        mean = sum(attended[1:], attended[0]) / _count(ctx.cuts)
+        return image[:, : size[0], : size[1]].flatten(3), mean.transpose(1, 2).flatten(2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_image: Tensor, d_attended: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_image: Tensor, d_attended: Tensor | None) -> tuple[Tensor | None, ...]:
+        if any(ctx.padding):
+            d_image = F.pad(d_image, (0, 0, 0, ctx.padding[1], 0, ctx.padding[0]))
         d_image = d_image.unflatten(-1, (ctx.heads, -1))
-        tokens = d_attended.unflatten(-1, (ctx.heads, -1)).transpose(1, 2) / _count(ctx.cuts)  # (B, heads, P, c)
-        return None, None, None, *(_with_tokens(cut.of(d_image), tokens) for cut in ctx.cuts)
+        if d_attended is None:  # most methods drop it
+            tokens = d_image.new_zeros(len(d_image), ctx.heads, ctx.prompts, d_image.shape[-1])
+        else:
+            tokens = d_attended.unflatten(-1, (ctx.heads, -1)).transpose(1, 2) / _count(ctx.cuts)  # (B, heads, P, c)
+        return None, None, None, None, *(_with_tokens(cut.of(d_image), tokens) for cut in ctx.cuts)
 
 
 def _count(cuts: Sequence[_Cut]) -> int:
@@ -181,10 +223,76 @@ def _bias(cut: tuple[int, int], side: tuple[int, int], prompts: int, q: Tensor, 
     return Bias(rows[..., :high], columns[..., :wide], merged[..., None])
 
 
+def _bias_of_whole(side: tuple[int, int], q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor) -> Bias:
+    """As `_bias` of windows that nothing cuts, in few kernels."""
+    rows, columns = _AtPlaces.apply(q, _distances(rel_pos_h, rel_pos_w, side, q.dtype), side).split(side, -1)
+    return Bias(rows, columns, None)
+
+
+class _AtPlaces(torch.autograd.Function):
+    """The rows' and the columns' part of the bias of queries (N, h·w + P, c), (N, h·w + P, h + w), 0 for the last P: all distances
+    (2h − 1 + 2w − 1, c) by one product, of which each place's own are a view, since one place further all of them are one further."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, distances: Tensor, size: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(q, distances)
+        ctx.size, (h, w) = size, size
+        bias = q.new_empty(*q.shape[:2], h + w) if q.shape[1] == h * w else q.new_zeros(*q.shape[:2], h + w)
+        for part, seen in zip(_by_place(bias, size), _of_places(q.flatten(0, 1) @ distances.mT, q.shape[1], size), strict=True):
+            part.copy_(seen)
+        return bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, distances = ctx.saved_tensors
+        of_all = q.new_zeros(q.shape[0] * q.shape[1], len(distances))
+        for part, seen in zip(_by_place(grad, ctx.size), _of_places(of_all, q.shape[1], ctx.size), strict=True):
+            seen.copy_(part)
+        d_q = (of_all @ distances).view(q.shape)
+        return d_q, of_all.mT @ q.flatten(0, 1) if ctx.needs_input_grad[1] else None, None
+
+
+def _by_place(bias: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Of each place, (N, h·w + P, h + w), the rows' part (N, h, w, h) and the columns' (N, h, w, w)."""
+    h, w = size
+    return bias[:, : h * w].unflatten(1, size).split(size, -1)
+
+
+def _of_places(products: Tensor, queries: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """As `_by_place`, views of the products with all distances, (N·queries, 2h − 1 + 2w − 1), the farthest after one another."""
+    (h, w), step = size, products.shape[1]
+    n = len(products) // queries
+    rows = products.as_strided((n, h, w, h), (queries * step, w * step - 1, step, 1), h - 1)
+    return rows, products.as_strided((n, h, w, w), (queries * step, w * step, step - 1, 1), 2 * h - 1 + w - 1)
+
+
+def _distances(rel_pos_h: Tensor, rel_pos_w: Tensor, size: tuple[int, int], kind: torch.dtype) -> Tensor:
+    """The embeddings of all distances of two rows and of two columns, (2h − 1 + 2w − 1, c), from the largest negative one on; those of
+    tables that are not trained are kept."""
+    tables = rel_pos_h, rel_pos_w
+    if any(table.requires_grad for table in tables):
+        return torch.cat([_table(n, table).flip(0) for n, table in zip(size, tables, strict=True)]).to(kind)
+    made_of = (size, kind, *((id(table), table.data_ptr(), table._version) for table in tables))
+    known = _kept.get(rel_pos_h)
+    if known is None or known[0] != made_of:
+        with torch.inference_mode(False), torch.no_grad():  # so that training may use what an evaluation computed
+            known = made_of, torch.cat([_table(n, table).flip(0) for n, table in zip(size, tables, strict=True)]).to(kind)
+        _kept[rel_pos_h] = known
+    return known[1]
+
+
+_kept: Any = WeakTensorKeyDictionary()  # of a table of rows: what its distances were made of, and they
+
+
+def _table(n: int, rel_pos: Tensor) -> Tensor:
+    """(2n − 1, c): the embeddings of the distances 1 − n … n − 1; SAM interpolates where there are others."""
+    if len(rel_pos) == 2 * n - 1:
+        return rel_pos
+    return F.interpolate(rel_pos.T[None], 2 * n - 1, mode="linear")[0].T
+
+
 def _relative(n: int, rel_pos: Tensor) -> Tensor:
     """(n, n, c): the embedding of query i's distance from key j."""
-    if len(rel_pos) != 2 * n - 1:
-        table: Tensor = get_rel_pos(n, n, rel_pos)  # SAM interpolates
-        return table
     at = torch.arange(n, device=rel_pos.device)
-    return rel_pos[at[:, None] - at + n - 1]
+    return _table(n, rel_pos)[at[:, None] - at + n - 1]

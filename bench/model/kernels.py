@@ -45,19 +45,40 @@ def folded(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, sca
     In half precision v is padded to the same width, which the fastest kernel asks for.
     """
     bias = bias_of(q, *tables)
-    h, w = bias.rows.shape[-1], bias.columns.shape[-1]
-    ones = [F.one_hot(index, size + 1)[:, :size] for index, size in zip(_places(k, h, w), (h, w), strict=True)]
-    parts = [q * scale, *(F.pad(x, (0, 0, 0, q.shape[1] - x.shape[1])) for x in (bias.rows, bias.columns))]
-    if bias.last is not None:
-        parts.append(bias.last)
-        ones.append(F.pad(ones[0].new_ones(1, 1), (0, 0, k.shape[1] - 1, 0)))
-    keys = torch.cat([one.to(k.dtype) for one in ones], 1).expand(len(k), -1, -1)
-    queries, keys = torch.cat([part.to(q.dtype) for part in parts], -1), torch.cat([k, keys], -1)
-    width, c = -(-keys.shape[-1] // 8) * 8, v.shape[-1]
-    queries, keys = (F.pad(x, (0, width - x.shape[-1])) for x in (queries, keys))
+    parts = [q, *(_of_all(x, q) for x in bias if x is not None)]
+    c, place = v.shape[-1], (bias.rows.shape[-1], bias.columns.shape[-1])
+    unused = -sum(part.shape[-1] for part in parts) % 8
+    ones_of = _ones if torch.compiler.is_compiling() else _kept_ones
+    ones = ones_of(place, k.shape[1], bias.last is not None, unused, scale, k.dtype, k.device)
+    if unused:
+        parts.append(ones[None, :1, -unused:].expand(*q.shape[:2], -1))
+    queries, keys = torch.cat(parts, -1), torch.cat([k, ones.expand(len(k), -1, -1)], -1)
     if q.dtype != torch.float32:
-        v = F.pad(v, (0, width - c))
-    return F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=1.0)[0, ..., :c]
+        v = F.pad(v, (0, keys.shape[-1] - c))
+    out = F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=scale).squeeze(0)
+    return out if out.shape[-1] == c else out[..., :c]
+
+
+def _of_all(x: Tensor, q: Tensor) -> Tensor:
+    """A part of the bias with 0 for the queries that have none."""
+    return (x if x.shape[1] == q.shape[1] else F.pad(x, (0, 0, 0, q.shape[1] - x.shape[1]))).to(q.dtype)
+
+
+def _ones(size: tuple[int, int], keys: int, last: bool, unused: int, scale: float, kind: torch.dtype, device: torch.device) -> Tensor:
+    """What `folded` puts beside the keys, (keys, h + w (+ 1) + unused): 1 over the scale where a key is in a query's row and column, and
+    where it is the last one; 0 in the channels that only make the width a multiple of 8."""
+    rows, columns = _places(keys, *size, device)
+    parts = [F.one_hot(at, n + 1)[:, :n] for at, n in zip((rows, columns), size, strict=True)]
+    if last:
+        parts.append(F.pad(parts[0].new_ones(1, 1), (0, 0, keys - 1, 0)))
+    return F.pad(torch.cat(parts, 1).to(torch.float64) / scale, (0, unused)).to(kind)
+
+
+@cache
+def _kept_ones(*given: Any) -> Tensor:
+    """`_ones`, made once: the same for all blocks and images."""
+    with torch.inference_mode(False):  # so that training may use what an evaluation made
+        return _ones(*given)
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale: float) -> Tensor:
@@ -66,7 +87,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale
     bias = bias_of(q, *tables)
     h, w, without = bias.rows.shape[-1], bias.columns.shape[-1], q.shape[1] - bias.rows.shape[1]
     rows, columns = (F.pad(x, (0, 1, 0, without)) for x in (bias.rows, bias.columns))  # of a row or column that is none: 0
-    row, column = _places(k, h, w)
+    row, column = _places(k.shape[1], h, w, k.device)
     if bias.last is not None:
         rows, row[-1] = torch.cat([rows, bias.last], -1), h + 1
 
@@ -78,9 +99,9 @@ def flex(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale
     return out
 
 
-def _places(k: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+def _places(keys: int, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The row and the column of each key; of an extra one, h and w."""
-    place = torch.arange(k.shape[1], device=k.device)
+    place = torch.arange(keys, device=device)
     return (place // w).where(place < h * w, h), (place % w).where(place < h * w, w)
 
 

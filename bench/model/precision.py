@@ -1,6 +1,8 @@
-"""In which numbers a cell computes; the protocol's settings say it, because it changes the result."""
+"""In which numbers a cell computes, which the protocol's settings say, because it changes the result; and that it computes them again."""
 
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -14,4 +16,35 @@ def set_products(settings: Settings) -> None:
 
 def computing(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Within it, models compute in the settings' `precision`: "bf16" is PyTorch's autocast, with float32 weights, losses and optimizer."""
+    if not torch.amp.is_autocast_available(device.type):  # "meta", where nothing is computed
+        return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Within it, float32 products are made of all of float32's digits, whatever the settings say."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with computing("fp32", device):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Within it, a GPU adds up in an order that is always the same, and what has no kernel for that is an error that names it. For training
+    steps: what evaluations compute is the same each time anyway, and a CPU always computes the same."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)  # to warn only would leave attention's gradients to chance
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -3,7 +3,7 @@
 PyTorch has oneDNN's product of ordinary tensors as an operator of its compiler only, without a gradient; that is why it has one here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeGuard, TypeVar
 
@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bench.grid.processor import cpu_model
 from bench.model.implementation import implementation
+from bench.model.measured_product import Linear, fastest
 from bench.model.sam_modules import MLPBlock
 
 TOKENS_AT_ONCE = 1000  # of 4096; malloc has room for a part's map where a map of all tokens was, but not where one of the same size was
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 M = TypeVar("M", bound=nn.Module)
-Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # as F.linear
 
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,11 +30,25 @@ def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 PRODUCTS: Mapping[str, Linear] = {"torch": F.linear, "onednn": by_onednn} if HAS_ONEDNN else {"torch": F.linear}
 
 
-@cache
 def choose_product(device: str) -> str:
-    """The product of PRODUCTS for a kind of device, by measurement: on an AMD processor oneDNN's is a ninth faster than PyTorch's; on an
-    Intel one it is a twentieth slower, and backward a tenth to a half (`python -m bench.perf kernels`)."""
-    return "onednn" if device == "cpu" and HAS_ONEDNN and "AMD" in (cpu_model() or "") else "torch"
+    """The product of PRODUCTS for a kind of device: on a CPU the one that is faster there, by measurement once a host. A name does not say:
+    of two AMD processors one is a ninth faster by oneDNN and one by PyTorch, backward by up to a half (`python -m bench.perf kernels`)."""
+    return "torch" if device != "cpu" else _kept or _fastest(torch.get_num_threads())
+
+
+_kept = ""
+
+
+def keep_product(name: str) -> None:
+    """Makes a CPU's products as `name` says from now on, so that training which goes on gives the numbers that it would have given; by
+    measurement where that is none of PRODUCTS."""
+    global _kept
+    _kept = name if name in PRODUCTS else ""
+
+
+@cache
+def _fastest(threads: int) -> str:
+    return fastest(PRODUCTS, threads) if len(PRODUCTS) > 1 else "torch"
 
 
 def project(layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -67,8 +80,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _is_ordinary(x: Tensor, weight: Tensor) -> bool:
     """Whether these are a CPU's float32 numbers, for which products are made here; a compiler makes its own."""
-    numbers = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    return numbers and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_dynamo_compiling()
+    numbers = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return numbers and x.numel() > 0 and not torch.compiler.is_dynamo_compiling()
 
 
 def _by(x: Tensor) -> str:

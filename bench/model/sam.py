@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.model.attention import Projection, attention
 from bench.model.backbones import SamConfig
+from bench.model.dropout import show_part_to_compiler
 from bench.model.implementation import implementation
 from bench.model.products import perceptron, project
 from bench.model.sam_modules import (
@@ -26,6 +27,7 @@ from bench.model.sam_modules import (
     window_unpartition,
 )
 
+VARIANTS = 1000  # of a compiled encoder: of each method, with gradients and without, of some sizes of batch
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB in 0–255
 
 
@@ -146,6 +148,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.vit, self.tuner = vit, tuner
         self._compiled: Callable[..., tuple[Tensor, Tensor, Tensor | None]] | None = None
+        self._batch = {True: 0, False: 0}  # the largest one so far, with gradients and without
 
     @property
     def is_frozen(self) -> bool:
@@ -165,8 +168,12 @@ class ImageEncoder(nn.Module):
         """As `forward`, with the tuner's penalty of each image, (B,), if it has one."""
         if self._compiled is None or implementation() != "fast" or checkpointing:
             return self._walk(image, checkpointing)
-        embedding, first_global, penalty = self._compiled(image)  # a CUDA graph writes its next results over these
-        return embedding.clone(), first_global.clone(), None if penalty is None else penalty.clone()
+        images, work = len(image), torch.is_grad_enabled()
+        size = self._batch[work] = max(images, self._batch[work])
+        show_part_to_compiler(images, size)
+        whole = image if size == images else torch.cat([image, image.new_zeros(size - images, *image.shape[1:])])
+        embedding, first_global, penalty = self._compiled(whole)  # a CUDA graph writes its next results over these
+        return embedding[:images].clone(), first_global[:images].clone(), None if penalty is None else penalty[:images].clone()
 
     @property
     def is_compiled(self) -> bool:
@@ -174,11 +181,11 @@ class ImageEncoder(nn.Module):
         return self._compiled is not None
 
     def compile_walk(self, mode: str, backend: str = "inductor") -> None:
-        """Compiles the walk, for each size of batch that comes, with a mode of bench.types.COMPILE_MODES and a backend of torch.compile.
-
-        What was compiled before is forgotten: PyTorch keeps few variants of a function, and would run later models uncompiled.
+        """Compiles the walk with a mode of bench.types.COMPILE_MODES and a backend of torch.compile. A batch is compiled at its size, a
+        smaller one that comes later is padded to that. A model of the same kind takes what was compiled for an earlier one.
         """
-        torch._dynamo.reset()
+        for limit in ("recompile_limit", "accumulated_recompile_limit"):  # of variants of a function, after which it runs uncompiled
+            setattr(torch._dynamo.config, limit, VARIANTS)
         self._compiled = torch.compile(self._walk, dynamic=False, mode=mode if backend == "inductor" else None, backend=backend)
 
     def _walk(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.errors import CheckpointError, InputError, RequestError, unknown
@@ -20,7 +19,7 @@ from bench.model.inputs import image_files, prompts_from, read_picture
 from bench.model.products import choose_product
 from bench.model.retuned import used_parameters
 from bench.model.sam import ImageEncoder, Sam, Tuner
-from bench.model.upsampling import resized, union
+from bench.model.upsampling import interpolated, resized, union
 from bench.types import Features, Prompts
 
 if TYPE_CHECKING:
@@ -221,8 +220,7 @@ class PromptableSegmenter(nn.Module):
         if self._is_native(image):
             return image
         size = self.sam.config.image_size
-        resized = F.interpolate(image[None], (size, size), mode="bilinear", align_corners=False)[0]
-        return (resized - self.sam.pixel_mean) / self.sam.pixel_std
+        return (interpolated(image[None], (size, size))[0] - self.sam.pixel_mean) / self.sam.pixel_std
 
     def _is_native(self, image: Tensor) -> bool:
         return not self.normalise_native_size and set(image.shape[-2:]) == {self.sam.config.image_size}

@@ -23,7 +23,7 @@ from bench.model.backbones import CONFIGS
 from bench.model.checkpoints import load_sam
 from bench.model.implementation import use
 from bench.model.method import build
-from bench.model.precision import computing
+from bench.model.precision import computing, repeatable
 from bench.model.products import product
 from bench.model.segmenter import PromptableSegmenter
 from bench.running.cell import peak_memory_mb, reset_peak_memory
@@ -133,7 +133,8 @@ def call_of(model: PromptableSegmenter, job: Job) -> Callable[[], object]:
 
         def step() -> None:
             optimizer.zero_grad()
-            backward(model, examples, 0, WHOLE, job.precision)
+            with repeatable(model.device):
+                backward(model, examples, 0, WHOLE, job.precision)
             optimizer.step()
 
         return step

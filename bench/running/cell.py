@@ -28,6 +28,7 @@ from bench.grid.spec import RunSpec
 from bench.grid.store import RESUME, Record
 from bench.model.method import Method, build_parts
 from bench.model.precision import set_products
+from bench.model.products import choose_product, keep_product
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
 from bench.training.evaluation import evaluate
@@ -118,7 +119,6 @@ class Cell:
         """The cell's result, its method's and data set's origin noted if they are a third party's. DivergedError, DataError and Stopped
         pass through."""
         set_products(self.settings)
-        repeat_numbers(self.model.device)
         reset_peak_memory(self.model.device)
         if self.optimizer is not None:
             try:
@@ -237,6 +237,7 @@ class Cell:
             "course": {IN_RESUME_FILE.get(k, k): v for k, v in vars(self.state).items()},
             "weights": self._weights(),
             "optimizer": optimizer,
+            "products": choose_product(self.model.device.type),
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -248,6 +249,7 @@ class Cell:
 
     def _resumed(self) -> TrainingState:
         """The state in the resume file, its weights and optimizer taken over; a new one without a usable file."""
+        keep_product("")
         if self.optimizer is None or not self.resume_file.is_file():
             return TrainingState()
         try:
@@ -258,6 +260,7 @@ class Cell:
                 raise ValueError("the data set's files were others")
             self.model.load_tuned(content["weights"])
             self.optimizer.load_state_dict(content["optimizer"])
+            keep_product(content.get("products", ""))
             return TrainingState(**{name: content["course"][IN_RESUME_FILE.get(name, name)] for name in vars(TrainingState())})
         except Exception as error:  # a damaged file costs the work it held, nothing else
             print(f"{self.resume_file} cannot be used ({error}): the cell starts from the beginning.", file=sys.stderr)
@@ -329,13 +332,6 @@ def images_table(rows: Mapping[str, Sequence[ImageRow]]) -> pd.DataFrame:
         for row in of_selection
     ]
     return pd.DataFrame(table)
-
-
-def repeat_numbers(device: torch.device) -> None:
-    """Makes a GPU give the same numbers again, where it has a kernel that does; the CPU always does."""
-    if device.type == "cuda":
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bench.model.upsampling import parts, resized
+from bench.model.upsampling import brought_back, interpolated, parts
 
 
 def streamed_terms(low: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,21 +38,15 @@ class _Streamed(torch.autograd.Function):
 
 def _terms(low: Tensor, target: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Each map's two losses, and, where wanted, their gradients by the map's own pixels."""
-    logits = resized(low, (target.shape[-2], target.shape[-1]))
+    logits = interpolated(low[:, None], (target.shape[-2], target.shape[-1]))[:, 0]
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((1, 2))
     p = logits.sigmoid_()
     overlap, total = 2 * (p * target).sum((1, 2)) + 1, p.sum((1, 2)) + target.sum((1, 2)) + 1
     dice = 1 - overlap / total
     if not wanted:
         return bce, dice, low[:0], low[:0]
+    of_low = low.shape[1], low.shape[2]
     overlap, total = overlap[:, None, None], total[:, None, None]
-    d_bce = _brought_back(p - target, low) / target[0].numel()
-    d_dice = _brought_back((overlap / total**2 - target * (2 / total)) * (p - p * p), low)
+    d_bce = brought_back(p - target, of_low) / target[0].numel()
+    d_dice = brought_back((overlap / total**2 - target * (2 / total)) * (p - p * p), of_low)
     return bce, dice, d_bce, d_dice
-
-
-def _brought_back(grad: Tensor, low: Tensor) -> Tensor:
-    """The transpose of `resized`: from a gradient (n, H, W) to that of low (n, h, w)."""
-    shape = [len(low), 1, *low.shape[1:]]
-    back: Tensor = torch.ops.aten.upsample_bilinear2d_backward(grad[:, None], list(grad.shape[1:]), shape, False, None, None)
-    return back[:, 0]

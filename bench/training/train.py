@@ -16,7 +16,7 @@ from bench.data.objects import sample_objects
 from bench.errors import DivergedError
 from bench.grid.protocol import Settings
 from bench.model.dropout import part_of_batch
-from bench.model.precision import computing
+from bench.model.precision import computing, repeatable
 from bench.model.segmenter import PromptableSegmenter
 from bench.training.losses import Loss, upsampled_loss
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
@@ -110,7 +110,8 @@ def fit(
         model.train(not (settings.eval_mode_after_first_look and epoch >= settings.evaluate_every))
         optimizer.zero_grad()
         dropout_seed = int(_random("dropout", seed, step).integers(2**63))
-        own = backward(model, examples, dropout_seed, memory, settings.precision, (first, images))
+        with repeatable(model.device):
+            own = backward(model, examples, dropout_seed, memory, settings.precision, (first, images))
         loss = Loss(*process_group.summed(list(model.tuned().values()), own))
         if not torch.isfinite(loss.total):
             now = loss.total.item()

@@ -1,15 +1,17 @@
 """The fast path computes what the plain one does: outputs and gradients of every method, and each kernel and product by itself."""
 
+from functools import partial
+
 import pytest
 import torch
 from test_levers import TRAINED, examples, started
 
 import bench
-from bench.model.attention import ATTENTION, GPU_ONLY
+from bench.model.attention import ATTENTION, GPU_ONLY, _bias, _bias_of_whole, _distances
 from bench.model.decoder import Decoder
 from bench.model.implementation import implementation, use
-from bench.model.kernels import Bias
-from bench.model.products import PRODUCTS, choose_product, perceptron, product, project
+from bench.model.kernels import Bias, _kept_ones, _ones
+from bench.model.products import PRODUCTS, perceptron, product, project
 from bench.model.sam import Tuner
 from bench.model.sam_modules import MLPBlock
 from bench.model.segmenter import PromptableSegmenter
@@ -17,6 +19,9 @@ from bench.training.train import backward
 from bench.types import Prompts
 
 METHODS = [*TRAINED, "lora(decoder=hq)"]
+CHEAP = ("cat_sam_t", "cat_sam_a", "lora", "vpt_shallow")  # of the kernel for GPUs; the other methods are in the slow tests
+BOTH_KERNELS = [(method, "chunked") for method in METHODS]
+BOTH_KERNELS += [pytest.param(method, "folded", marks=() if method in CHEAP else pytest.mark.slow) for method in METHODS]
 
 
 def of_path(path, method):
@@ -29,8 +34,10 @@ def of_path(path, method):
             return loss, gradients, [features.embedding, *model.decode(features, [e.prompts for e in examples()])]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_outputs_and_gradients_are_those_of_the_plain_path(method):
+@pytest.mark.parametrize(("method", "kernel"), BOTH_KERNELS)
+def test_outputs_and_gradients_are_those_of_the_plain_path(method, kernel, monkeypatch):
+    """With a CPU's attention kernel and with a GPU's, for which windows are whole."""
+    monkeypatch.setattr("bench.model.attention.choose", lambda device: kernel)
     (loss, gradients, outputs), (plain_loss, plain, plain_outputs) = of_path("fast", method), of_path("reference", method)
     torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(outputs, plain_outputs, strict=True):
@@ -125,12 +132,39 @@ def test_an_mlp_of_frozen_tokens_onto_trained_ones(way, bias):
         torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), onto)[0] for out in (mine, theirs)))
 
 
-def test_each_processor_has_its_product(monkeypatch):
-    found = []
-    for name in ("AMD EPYC 9654", "Intel(R) Xeon(R) Processor", None):
-        monkeypatch.setattr("bench.model.products.cpu_model", lambda name=name: name)
-        found.append(choose_product.__wrapped__("cpu"))
-    assert found == ["onednn", "torch", "torch"] and choose_product.__wrapped__("cuda") == "torch"
+@pytest.mark.parametrize("side", [(5, 7), (6, 6)])
+@pytest.mark.parametrize("prompts", [0, 2])
+def test_positions_by_all_distances_are_those_of_each_pair(side, prompts):
+    """Values and gradients, of trained tables too; of frozen ones the distances are kept until a table changes."""
+    generator = torch.Generator().manual_seed(0)
+    (h, w), c = side, 4
+    q = torch.randn(3, h * w + prompts, c, generator=generator).requires_grad_()
+    tables = [torch.randn(2 * n - 1, c, generator=generator) for n in side]
+    for trains in (False, True):
+        found = []
+        for of in (partial(_bias_of_whole, side), partial(_bias, side, side, prompts)):
+            inputs = [q, *(table.requires_grad_() for table in tables)] if trains else [q]
+            bias = of(q, *tables)
+            rows, columns = bias.rows[:, : h * w], bias.columns[:, : h * w]
+            found.append((rows, columns, *torch.autograd.grad((rows.sin() + 0).sum() + columns.cos().sum(), inputs)))
+            assert bias.last is None and not bias.rows[:, h * w :].any() and not bias.columns[:, h * w :].any()
+        for mine, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    frozen = [table.detach() for table in tables]
+    first = _distances(*frozen, side, torch.float32)
+    assert _distances(*frozen, side, torch.float32) is first
+    frozen[0].mul_(2)
+    assert torch.equal(_distances(*frozen, side, torch.float32)[: 2 * h - 1], 2 * first[: 2 * h - 1])
+
+
+def test_keys_that_are_kept_are_those_that_are_made():
+    """As are those that an evaluation made and a training step takes."""
+    given = ((3, 4), 14, True, 3, 0.25, torch.float32, torch.device("cpu"))
+    with torch.inference_mode():
+        kept = _kept_ones(*given)
+    assert kept is _kept_ones(*given) and not kept.is_inference() and torch.equal(kept, _ones(*given))
+    assert kept.shape == (14, 3 + 4 + 1 + 3) and kept.unique().tolist() == [0, 4]
+    assert torch.equal(kept.sum(1), torch.tensor([8.0] * 12 + [0.0, 4.0]))
 
 
 @pytest.mark.parametrize("method", ["cat_sam_t", "cat_sam_a", "adaptformer(dropout=0.5)"])
@@ -177,3 +211,45 @@ def test_a_trained_bias_of_a_frozen_layer_learns(sam):
             bench.build("sam", sam).encode([torch.ones(3, 64, 64)]).embedding.square().sum().backward()
         found.append(layer.bias.grad)
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [*TRAINED, "adaptformer(dropout=0.5)", "vpt_deep(dropout=0.5)"])
+def test_the_whole_encoder_compiles_without_a_break(method):
+    """Training and evaluating, with the kernel that a GPU gets; on two images, which are a variant that compiles without a break too."""
+    model = started(method)
+    batch = torch.stack([model._input(example.image) for example in examples()[:2]])
+    walk = torch.compile(model.encoder._walk, dynamic=False, fullgraph=True, backend="eager")
+    embedding, first_global, penalty = walk(batch)
+    parts = [embedding.square().mean(), first_global.square().mean()] + [penalty.mean()] * (penalty is not None)
+    if trained := list(model.encoder.tuner.parameters()):
+        assert any(g is not None for g in torch.autograd.grad(sum(parts), trained, allow_unused=True))
+    model.eval()
+    with torch.no_grad():
+        walk(batch)
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("vpt_shallow(dropout=0.5)", marks=pytest.mark.slow)])
+def test_a_model_of_the_same_kind_and_a_last_shorter_batch_compile_nothing_more(method):
+    """The shorter batch's gradients are those without padding, where nothing is drawn at random."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    for k in range(2):
+        model, plain = started(method), started(method)
+        model.encoder.compile_walk("default", backend)
+        backward(model, examples()[:2], 7)
+        model.zero_grad()
+        for one in (model, plain):
+            backward(one, examples()[:1], 7)
+        with torch.no_grad():
+            both, one = (model.eval().encode([e.image for e in examples()[:n]]).embedding for n in (2, 1))
+        assert len(compiled) == 2, f"model {k + 1}"  # with gradients, and without
+        torch.testing.assert_close(both[:1], one)
+        for name, parameter in plain.tuned().items():
+            assert model.tuned()[name].grad.isfinite().all()
+            if "dropout" not in method:
+                torch.testing.assert_close(model.tuned()[name].grad, parameter.grad, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,69 @@
+"""How many kernels a GPU would be sent: counted on "meta", where all of vit_l runs without its numbers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bench.model.backbones import CONFIGS
+from bench.model.method import build
+from bench.model.sam import Sam
+from bench.training.train import Example, backward
+from bench.types import Prompts
+
+META = torch.device("meta")
+TRAINING, ENCODING = 2_500, 900  # of vit_l, one image with one box, in float32; before 10,800 and 5,400
+NONE = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten._reshape_alias", "aten.detach", "aten.lift_fresh")  # memory, and views
+SEVERAL = {  # what one operator sends on a GPU
+    "aten.constant_pad_nd.default": 2,
+    "aten.slice_backward.default": 2,
+    "aten.select_backward.default": 2,
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": 3,
+}
+
+
+class Launches(TorchDispatchMode):
+    """Counts kernels, and refuses what would make the host wait for the device, or send it something."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out, name = func(*args, **(kwargs or {})), str(func)
+        tensors = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        launches = any(x.numel() and x.device == META for x in tensors) and not func.is_view and not name.startswith(NONE)
+        self.count += SEVERAL.get(name, 1) if launches else 0
+        return out
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch):
+    def fused(q, k, v, attn_mask=None, scale=None):  # one operator, as on a GPU; "meta" would take it apart
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=attn_mask, scale=scale)[0]
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
+    monkeypatch.setattr("bench.model.attention.choose", lambda device: "folded")
+
+
+@pytest.mark.parametrize("method", ["cat_sam_t", *(pytest.param(method, marks=pytest.mark.slow) for method in ("cat_sam_a", "lora"))])
+def test_vit_l_takes_no_more_kernels_than_its_budget(method, like_a_gpu):
+    with META:
+        model = build(method, Sam(CONFIGS["vit_l"]), seed=0)
+    model.sam.to(META)
+    model.to(META).train()
+    image = torch.zeros(3, 900, 1000, dtype=torch.uint8, device=META)
+    example = Example(image, Prompts(boxes=torch.zeros(1, 4, device=META)), torch.zeros(1, 900, 1000, dtype=torch.uint8, device=META))
+    optimizer = torch.optim.AdamW(model.tuned().values(), foreach=True)  # as it is on a GPU
+    found = []
+    for _ in range(2):  # the first step makes what is kept
+        with Launches() as training:
+            optimizer.zero_grad()
+            backward(model, [example], 0)
+            optimizer.step()
+        with torch.no_grad(), Launches() as encoding:
+            model.encode([image])
+        found.append((training.count, encoding.count))
+    assert 1_000 < found[1][0] <= TRAINING and 300 < found[1][1] <= ENCODING, found
+    assert found[1][0] < found[0][0]
