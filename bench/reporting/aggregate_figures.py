@@ -12,7 +12,7 @@ from bench.reporting.aggregates import Ranking, Scores, above, improvement, impr
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.draws import Means, Place, differences_by_draw, means_by_draw, pairs_of, trained_labels
 from bench.reporting.statistics import Interval, Values
-from bench.reporting.style import GREY, colour, legend_below, marker, panels
+from bench.reporting.style import COLOURS, GREY, colour, legend_below, marker, panels
 
 MIOU = "foreground mIoU (%)"
 COLUMN = 85 / 25.4  # inches
@@ -105,12 +105,12 @@ def _forest(scores: Scores, shown: Mapping[str, tuple[float, Interval | None]], 
 
 @contextmanager
 def profile(scores: Scores, published: Published) -> Drawn:
-    """How many runs are above a mIoU, for every mIoU; bands are 95 % intervals of the bootstrap."""
+    """How many runs are above a mIoU, for every mIoU; bands, of as many methods as there are colours, are the bootstrap's intervals."""
     lines = -(-len(scores.of) // 2)
     with panels(1, COLUMN, 2.0 + 0.14 * lines) as (figure, (ax,)):
         for i, (label, of) in enumerate(scores.of.items()):
             ax.plot(THRESHOLDS, 100 * above(of, THRESHOLDS), color=colour(i), linestyle=_dash(i), label=heading(label, published))
-            if label in scores.trained:
+            if label in scores.trained and len(scores.of) <= len(COLOURS):
                 low, high = np.quantile(above(resampled(of, picked(of.shape[0], of.shape[2])[:500]), THRESHOLDS), (0.025, 0.975), axis=0)
                 ax.fill_between(THRESHOLDS, 100 * low, 100 * high, color=colour(i), alpha=0.15, linewidth=0)
         ax.set(xlabel=f"τ: {MIOU}", ylabel="runs above τ (%)", xlim=_span(scores.of), ylim=(-2, 102))
@@ -120,7 +120,7 @@ def profile(scores: Scores, published: Published) -> Drawn:
 
 def _dash(i: int) -> str:
     """Told apart where colours come again."""
-    return ("-", "--", ":", "-.")[i // 8 % 4]
+    return ("-", "--", ":", "-.")[i // len(COLOURS) % 4]
 
 
 def _span(scores: Mapping[str, Values]) -> tuple[float, float]:
