@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shots", help="only cells of this number of shots, or 'full'")
     parser.add_argument("--protocol", help="only cells of this protocol")
     parser.add_argument("--backbone", help="only cells of this backbone")
-    parser.add_argument("--against", default=BEST, help="--like comparisons: with each column's best, with one method, or all pairs")
+    parser.add_argument("--against", default=BEST, help="of comparisons and draws: with each column's best, with one method, or all pairs")
     return parser
 
 

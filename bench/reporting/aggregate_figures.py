@@ -12,7 +12,7 @@ from bench.reporting.aggregates import Ranking, Scores, above, improvement, impr
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.draws import Means, Place, differences_by_draw, means_by_draw, pairs_of, trained_labels
 from bench.reporting.statistics import Interval, Values
-from bench.reporting.style import GREY, colour, legend_below, marker, panels
+from bench.reporting.style import COLOURS, GREY, colour, legend_below, marker, panels
 
 MIOU = "foreground mIoU (%)"
 COLUMN = 85 / 25.4  # inches
@@ -33,11 +33,11 @@ def official_draw(comparable: ComparableCells, dataset: str, published: Publishe
     count = 2 if pairs else 1
     with panels(count, COLUMN, 0.85 + ROW * len(labels), per_line=1) as (figure, axes):
         _dots(axes[0], names, [means[label] for label in labels], range(len(labels)))
-        axes[0].set(xlabel=f"{MIOU}, {dataset}\ndiamond: official; line: median")
+        _says(axes[0], f"{MIOU}, {dataset}\ndiamond: official; line: median")
         if pairs:
             _dots(axes[1], [heading(b, published) for _, b in pairs], apart, [labels.index(b) for _, b in pairs])
             axes[1].axvline(0, color=GREY, linewidth=0.8)
-            axes[1].set(xlabel=f"points that they are behind\n{best}")
+            _says(axes[1], f"points that they are behind\n{best}")
         yield figure
 
 
@@ -59,6 +59,11 @@ def _methods(ax: Axes, names: Sequence[str]) -> None:
     ax.grid(axis="y", visible=False)
 
 
+def _says(ax: Axes, text: str) -> None:
+    """The label of the x axis, which may reach below long names of methods."""
+    ax.set_xlabel(text, loc="right")
+
+
 @contextmanager
 def intervals(scores: Scores, published: Published) -> Drawn:
     """The interquartile mean of every method, normalised where that can be, with its bootstrap interval."""
@@ -66,7 +71,7 @@ def intervals(scores: Scores, published: Published) -> Drawn:
     shown = {label: (float(iqm(of)), interval(iqm, of) if label in scores.trained else None) for label, of in found.items()}
     words = f"IQM of runs\n(0: {heading(scores.zero_shot, published)}, 100: the best)" if scores.normalised else f"IQM of {MIOU}"
     with _forest(scores, shown, published) as (figure, ax):
-        ax.set(xlabel=words)
+        _says(ax, words)
         yield figure
 
 
@@ -81,7 +86,8 @@ def improvements(scores: Scores, against: str, published: Published) -> Drawn:
     }
     with _forest(scores, shown, published) as (figure, ax):
         ax.axvline(50, color=GREY, linewidth=0.8)
-        ax.set(xlim=(-3, 103), xlabel=f"chance (%) that a run is above one of\n{heading(against, published)}")
+        ax.set(xlim=(-3, 103))
+        _says(ax, f"chance (%) that a run is above one of\n{heading(against, published)}")
         yield figure
 
 
@@ -105,12 +111,12 @@ def _forest(scores: Scores, shown: Mapping[str, tuple[float, Interval | None]], 
 
 @contextmanager
 def profile(scores: Scores, published: Published) -> Drawn:
-    """How many runs are above a mIoU, for every mIoU; bands are 95 % intervals of the bootstrap."""
+    """How many runs are above a mIoU, for every mIoU; bands, of as many methods as there are colours, are the bootstrap's intervals."""
     lines = -(-len(scores.of) // 2)
     with panels(1, COLUMN, 2.0 + 0.14 * lines) as (figure, (ax,)):
         for i, (label, of) in enumerate(scores.of.items()):
             ax.plot(THRESHOLDS, 100 * above(of, THRESHOLDS), color=colour(i), linestyle=_dash(i), label=heading(label, published))
-            if label in scores.trained:
+            if label in scores.trained and len(scores.of) <= len(COLOURS):
                 low, high = np.quantile(above(resampled(of, picked(of.shape[0], of.shape[2])[:500]), THRESHOLDS), (0.025, 0.975), axis=0)
                 ax.fill_between(THRESHOLDS, 100 * low, 100 * high, color=colour(i), alpha=0.15, linewidth=0)
         ax.set(xlabel=f"τ: {MIOU}", ylabel="runs above τ (%)", xlim=_span(scores.of), ylim=(-2, 102))
@@ -120,7 +126,7 @@ def profile(scores: Scores, published: Published) -> Drawn:
 
 def _dash(i: int) -> str:
     """Told apart where colours come again."""
-    return ("-", "--", ":", "-.")[i // 8 % 4]
+    return ("-", "--", ":", "-.")[i // len(COLOURS) % 4]
 
 
 def _span(scores: Mapping[str, Values]) -> tuple[float, float]:
@@ -144,7 +150,7 @@ def ranks(ranked: Ranking, published: Published) -> Drawn:
             ax.plot([x, x], [first - 0.25, last + 0.25], color=GREY, linewidth=2.4, solid_capstyle="butt")
         _methods(ax, [heading(label, published) for label in order])
         ax.set(xlim=(0.6, len(order) + 0.4 + 0.3 * max(1, len(bars))), xticks=range(1, len(order) + 1, -(-len(order) // 10)))
-        ax.set(xlabel=f"mean rank over {ranked.over}\nbars: not told apart (< {ranked.critical:.2f})")
+        _says(ax, f"mean rank over {ranked.over}\nbars: not told apart (< {ranked.critical:.2f})")
         yield figure
 
 

@@ -1,5 +1,6 @@
 """The shot as a draw: where the official images lie among others, for methods and for differences between them, and what varies."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -40,9 +41,9 @@ class Place:
 
 def means_by_draw(comparable: ComparableCells, label: str, dataset: str) -> Means:
     """A method's mean over seeds of every draw; of what trains nothing its one number, for every draw that is stored of others."""
-    scores = comparable.scores.get((label, dataset), {})
+    scores = {run: value for run, value in comparable.scores.get((label, dataset), {}).items() if not math.isnan(value)}
     frame = comparable.frame
-    if len(frame) and not frame.loc[(frame["label"] == label) & (frame["dataset"] == dataset), "trains"].all():
+    if scores and not frame.loc[(frame["label"] == label) & (frame["dataset"] == dataset), "trains"].all():
         draws = {draw for (_, name), of in comparable.scores.items() if name == dataset for draw, _ in of}
         return dict.fromkeys(draws, next(iter(scores.values())))
     draws = {draw for draw, _ in scores}
@@ -99,6 +100,8 @@ def _places(comparable: ComparableCells, known: TableStatistics, dataset: str, p
     means = {label: of for label, of in means.items() if of}
     rows = [Row(heading(label, published), (*_place_cells(means[label]), Cell(reason="-")), (("method", label),)) for label in labels]
     for a, b in pairs_of(labels, means, comparable.against):
+        if not known.same_files(a, b, dataset):
+            continue
         cells = (*_place_cells(differences_by_draw(means[a], means[b])), _design_cell(known, dataset, a, b))
         rows.append(Row(f"{heading(a, published)} − {heading(b, published)}", cells, (("method", a), ("method", b))))
     columns = tuple(Column("", name, digits, about=dataset_of(dataset)) for name, digits in HEADS.items())

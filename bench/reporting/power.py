@@ -33,12 +33,14 @@ def power_tables(store: ResultStore, query: CellQuery, a: str, b: str, differenc
             one, other = known.counts.get((a, dataset)), known.counts.get((b, dataset))
             if one is None or other is None:
                 continue
-            spread = Spread.of(one, other) if one.images == other.images else None
+            comparable_files = one.images == other.images and known.same_files(a, b, dataset)
+            spread = Spread.of(one, other) if comparable_files else None
             if spread:
                 tables.append(_table(comparable, dataset, a, b, spread, difference))
             else:
                 trained = [of for of in (one, other) if of.trains]
-                lacking.append(f"{dataset} has {len(grid(trained)[0]) if trained else 0}")
+                draws = len(grid(trained)[0]) if trained else 0
+                lacking.append(f"{dataset} has {draws}" if comparable_files else f"{dataset} has other test images")
     if not tables:
         said = f" ({', '.join(lacking)})" if lacking else ""
         raise RequestError(

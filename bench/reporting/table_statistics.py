@@ -108,7 +108,7 @@ class TableStatistics:
     def _pair(self, a: str, b: str, column: str) -> Pair | None:
         """Two methods by the column's model where they have the same units, else by themselves on the runs that both have."""
         one, other = self._counts(a, column), self._counts(b, column)
-        if not one or not other or not self._same_files(a, b, column) or any(x.images != y.images for x, y in zip(one, other, strict=True)):
+        if not one or not other or not self.same_files(a, b, column) or any(x.images != y.images for x, y in zip(one, other, strict=True)):
             return None
         trained = [part for part in (*one, *other) if part.trains]
         common = [run for run in trained[0].runs if all(run in part.runs for part in trained)] if trained else []
@@ -122,7 +122,7 @@ class TableStatistics:
         effect = float(np.mean([effect_size(x, y) for x, y in zip(one, other, strict=True)]))
         return Pair(whole.difference(a, b), whole.tells(a, b), effect, max(1, len(common)), sum(len(part.images) for part in one))
 
-    def _same_files(self, a: str, b: str, column: str) -> bool:
+    def same_files(self, a: str, b: str, column: str) -> bool:
         """Whether nothing says that two methods were tested on different files."""
         names = self.datasets if column == AVERAGE else [column]
         files = [{self.files[label, name] for label in (a, b) if (label, name) in self.files} for name in names]
