@@ -15,7 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import bench
 from bench.errors import STOPPED, ProcessGroupError, RequestError, one_sentence
 from bench.grid.plan import Request, text_of
 from bench.grid.plugins import add_option
@@ -79,7 +78,9 @@ def run(
     options = Options(Path(data), Path(pretrained), Path(out), overwrite, device, workers=workers)
     if run_grid(request, options) == STOPPED:
         raise KeyboardInterrupt
-    asked, stored = {cell.key for cell in ResultStore(options.out).grid()}, bench.results(out)
+    from bench.exporting.cell_tables import results  # here: pandas takes its time
+
+    asked, stored = {cell.key for cell in ResultStore(options.out).grid()}, results(out)
     return stored[stored["key"].isin(asked)].reset_index(drop=True) if len(stored) else stored
 
 
