@@ -259,7 +259,12 @@ def takes_every_kind_of_prompt(method: MethodSubject) -> str:
     model, _ = method.trained
     grid = model.sam.config.grid
     points = {"points": torch.tensor([[[9.0, 9], [20, 20]]]), "labels": torch.tensor([[1.0, 0]])}
-    kinds = [Prompts(), Prompts(**points), Prompts(masks=torch.ones(1, 1, 4 * grid, 4 * grid)), Prompts(boxes=torch.ones(3, 4))]
+    kinds = [
+        Prompts(),
+        Prompts(None, points["points"], points["labels"]),
+        Prompts(masks=torch.ones(1, 1, 4 * grid, 4 * grid)),
+        Prompts(boxes=torch.ones(3, 4)),
+    ]
     with _evaluating(model):
         features = model.encode([toy_image(3)] * 4)
         for prompts, logits in zip(kinds, model.decode(features, kinds), strict=True):

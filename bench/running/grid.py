@@ -46,6 +46,8 @@ class Options:
     group_writable: bool = False  # results can be written by other people of the folder's group
     keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
+    spill_gb: Annotated[float, Range(0.0, 1e6)] = 0.0  # of frozen embeddings beyond those, in a temporary file, over all workers
+
     def __post_init__(self) -> None:
         for name, kind in kinds(Options).items():
             for fault in (check(getattr(self, name)) for check in getattr(kind, "__metadata__", ())):
@@ -116,7 +118,7 @@ def _run_cells(
         leave_process_group(process_group)
         return False
     workers = min(options.workers, len(specs))
-    context = replace(context, device=device, kept_bytes=context.kept_bytes // workers)
+    context = replace(context, device=device, kept_bytes=context.kept_bytes // workers, spilled_bytes=context.spilled_bytes // workers)
     sam = load_sam(backbone, checkpoint, device)
     if is_main_process():
         begin()
@@ -182,6 +184,7 @@ def run_context(backbone: str, checkpoint: Path, device: str, options: Options) 
         options.devices,
         options.compile,
         options.steal,
+        int(options.spill_gb * 2**30),
     )
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from bench.data.image_files import Values, orientation
-from bench.data.objects import object_count
+from bench.data.objects import sample_objects
 from bench.errors import DataError
 from bench.types import Dataset, ObjectRule, Sample, Split
 from datasets.folder import Entry, Pair
@@ -61,10 +61,11 @@ def inspect_entry(split: Split, name: str, entry: Entry, rule: ObjectRule) -> In
     except DataError as error:
         return Inspection(split, name, str(error))
     pixels = (sample.mask.shape[0], sample.mask.shape[1])
-    counts = object_count(sample, rule), int(np.count_nonzero(sample.mask))
+    counts = len(sample_objects(sample, rule)), int(np.count_nonzero(sample.mask))
     turned = "image" in entry.files() and orientation(entry.files()["image"]) > 1
     blank = 0 if sample.objects is None else int(np.count_nonzero(~sample.objects.any(axis=(1, 2))))
-    return Inspection(split, name, "", pixels, fits, turned, *counts, values, sample.objects is not None, blank)
+    stated = sample.objects is not None or sample.labels is not None
+    return Inspection(split, name, "", pixels, fits, turned, *counts, values, stated, blank)
 
 
 def value_counts(values: Values) -> dict[int, int]:

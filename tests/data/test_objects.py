@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from bench import ROOT
-from bench.data.objects import area_limit, object_areas, object_masks, tight_boxes
+from bench.data.objects import area_limit, mask_objects, object_areas, tight_boxes
 from bench.types import ObjectRule
 from datasets.folder import FolderDataset
 from datasets.kvasir import Kvasir
@@ -21,6 +21,11 @@ GOLDEN = ROOT / "tests" / "golden"
 READERS: dict[str, type[FolderDataset]] = {"whu": Whu, "kvasir": Kvasir, "sbu": Sbu}
 MASKS = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24), elements=st.integers(0, 1))
 RULES = st.builds(ObjectRule, st.sampled_from([4, 8]), st.integers(0, 12), st.sampled_from([0.0, 0.1, 0.5]))
+
+
+def object_masks(mask, rule):
+    """(n, H, W)."""
+    return mask_objects(mask, rule).masks()
 
 
 def golden_keys() -> list[str]:
