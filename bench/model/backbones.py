@@ -45,6 +45,8 @@ CONFIGS = {
 
 def frozen_bytes(config: SamConfig, parts: int, reads_first_global: bool, precision: str) -> int:
     """What `bench.training.prepared` keeps of an image that the first `parts` of an encoder, its blocks and then its neck, have seen."""
+    if not parts:
+        return 0
     channels = config.decoder_width if parts > config.depth else config.width
     reached = reads_first_global and parts > min(config.global_blocks, default=config.depth)
     return config.grid**2 * (4 * channels + reached * config.width * (2 if precision == "bf16" else 4))

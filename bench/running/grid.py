@@ -11,6 +11,7 @@ from bench.data.manifest import manifest_of, remember_data
 from bench.errors import STOPPED, RequestError
 from bench.grid.catalogue import catalogue
 from bench.grid.files import file_sha256
+from bench.grid.kept import in_words, needs
 from bench.grid.plan import Request, RunContext, choose_methods, groups_by_method, open_dataset, open_datasets, specs_of, title
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
@@ -65,7 +66,7 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     without torch. free: of some cells, those that are left to this machine."""
     store = ResultStore(options.out)
     checkpoint = checkpoint_path(request.backbone, options.pretrained)
-    known = catalogue(request.methods, options.out / "cache") if launcher or options.dry_run else None
+    known = catalogue(request.methods, options.out / "cache", request.backbone) if launcher or options.dry_run else None
     found = (known.choose, known.registered) if known else (choose_methods, groups_by_method)
     specs = specs_of(request, file_sha256(checkpoint, options.out / "cache"), options.data, *found)
     states = {spec: store.status(spec) for spec in specs}
@@ -78,6 +79,8 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         _list_cells(specs, states, missing)
+        if known and (said := in_words(needs(missing, datasets, known.frozen), options.keep_gb, options.spill_gb)):
+            print(said)
     elif is_main_process():
         store.check_writable(missing)
         remember_data(datasets.values(), options.out / "cache")

@@ -160,7 +160,7 @@ class Spill:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes, self.used_bytes = limit_bytes, 0
         self._file = tempfile.TemporaryFile() if limit_bytes else None  # noqa: SIM115
-        self._places: dict[Hashable, tuple[int, int, torch.dtype, torch.Size]] = {}
+        self._places: dict[Hashable, tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]] = {}
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._places
@@ -169,24 +169,26 @@ class Spill:
         """Writes a tensor, as long as there is room; a full disk is said once, and ends it."""
         if self._file is None or self.used_bytes + value.nbytes > self.limit_bytes:
             return
+        dense = value.to("cpu").clone()
+        in_memory = dense.as_strided((dense.numel(),), (1,))  # in the order of its strides, on which a sum's order may depend
         try:
             self._file.seek(self.used_bytes)
-            self._file.write(value.cpu().contiguous().view(torch.uint8).numpy().data)
+            self._file.write(in_memory.view(torch.uint8).numpy().data)
             self._file.flush()
         except OSError as error:
             print(f"No more embeddings are spilled to {tempfile.gettempdir()}: {error.strerror}.", file=sys.stderr)
             self.limit_bytes = 0
             return
-        self._places[key] = self.used_bytes, value.nbytes, value.dtype, value.shape
+        self._places[key] = self.used_bytes, value.nbytes, dense.dtype, dense.shape, dense.stride()
         self.used_bytes += value.nbytes
 
     def get(self, key: Hashable) -> Tensor | None:
         """The tensor, if it was written."""
         if self._file is None or key not in self._places:
             return None
-        start, size, dtype, shape = self._places[key]
+        start, size, dtype, shape, stride = self._places[key]
         self._file.seek(start)
-        return torch.frombuffer(bytearray(self._file.read(size)), dtype=dtype).view(shape)
+        return torch.frombuffer(bytearray(self._file.read(size)), dtype=dtype).as_strided(shape, stride)
 
 
 def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings) -> Prompts:
