@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_model(commands)
     _add_cost(commands)
     given = parser.parse_args(arguments)
-    for name in ("cells", "rounds", "at_once", "images", "side", "objects"):
+    for name in ("cells", "rounds", "at_once", "images", "side", "objects", "threads"):
         value = getattr(given, name, None)
         if value is not None and value < 1:
             raise RequestError(f"--{name.replace('_', '-')} {value}: whole numbers from 1 are allowed.")
@@ -69,6 +69,7 @@ def _add_model(commands: Any) -> None:
     samples = commands.add_parser("samples", help="preparing images and keeping frozen work, against the plain way")
     samples.add_argument("--side", type=int, default=4096, help="of a mask, in pixels")
     samples.add_argument("--objects", type=int, default=200, help="in it")
+    samples.add_argument("--threads", type=int, default=1, help="masks at once; the plain way takes 3.4 GB for each")
     samples.add_argument(
         "--methods", default="hq_sam,decoder,lora,lora(first_block=3),cat_sam_a", help="with commas, as bench.run takes them"
     )
@@ -124,7 +125,7 @@ def _samples(given: argparse.Namespace) -> int:
     from bench.profiling.samples import compare_samples
 
     methods = [choice.label for choice in choose_methods(given.methods) if choice.trains]
-    return compare_samples(given.side, given.objects, methods, given.backbone, given.rounds)
+    return compare_samples(given.side, given.objects, given.threads, methods, given.backbone, given.rounds)
 
 
 def _check_device(device: str) -> None:

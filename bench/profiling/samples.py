@@ -24,15 +24,14 @@ from bench.training.train import backward, batch_of, optimizer_of, steps_of
 from bench.types import ObjectRule
 
 RULE = ObjectRule(min_area=0)
-THREADS = (1, 8)
 STEPS = 6  # a turn
 
 
-def compare_samples(side: int, objects: int, methods: Sequence[str], backbone: str, rounds: int) -> int:
-    """Prints seconds and peak memory of a large mask's boxes, in 1 and 8 threads, and the processor's seconds of a one-shot step."""
+def compare_samples(side: int, objects: int, threads: int, methods: Sequence[str], backbone: str, rounds: int) -> int:
+    """Prints seconds and peak memory of a large mask's boxes, one and a thread each, and the processor's seconds of a one-shot step."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rows = [_boxes(_squares(side, objects), threads) for threads in THREADS]
+    rows = [_boxes(_squares(side, objects), at_once) for at_once in sorted({1, threads})]
     print(f"Boxes of {objects} objects in {side}×{side} pixels; `plain`: read off a map of each\n\n{_table(rows)}", flush=True)
     rows = [_steps(method, backbone, protocol, rounds) for protocol in ("paper", "clean") for method in methods]
     print(f"\nOne-shot steps of {backbone}; `plain`: all made again in each step\n\n{_table(rows)}")
