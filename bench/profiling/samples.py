@@ -4,14 +4,15 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from statistics import median
+from typing import Self
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
 
-from bench.conformance.toys import Rectangles
 from bench.data.objects import Integers, mask_objects, tight_boxes
 from bench.grid.protocol import Settings, load_protocol
 from bench.grid.spec import parse_call
@@ -21,7 +22,7 @@ from bench.model.method import build
 from bench.model.sam import Sam
 from bench.training.prepared import Prepared
 from bench.training.train import backward, batch_of, optimizer_of, steps_of
-from bench.types import ObjectRule
+from bench.types import Dataset, ObjectRule, Sample, Split
 
 RULE = ObjectRule(min_area=0)
 STEPS = 6  # a turn
@@ -40,6 +41,23 @@ def compare_samples(side: int, objects: int, threads: int, methods: Sequence[str
 
 def _table(rows: Sequence[dict[str, object]]) -> str:
     return str(pd.DataFrame(rows).to_markdown(index=False))
+
+
+class Squares(Dataset):
+    """One training image."""
+
+    name, title, rule = "squares", "Squares", RULE
+
+    @classmethod
+    def open(cls, data: Path) -> Self:
+        return cls()
+
+    def names(self, split: Split) -> tuple[str, ...]:
+        return ("squares",) if split == "train" else ()
+
+    def load(self, split: Split, name: str) -> Sample:
+        mask = _squares(512, 9)
+        return Sample(name, np.dstack([200 * mask] * 3), mask)
 
 
 def _squares(side: int, objects: int) -> np.ndarray:
@@ -95,7 +113,7 @@ def _steps(call: str, backbone: str, protocol: str, rounds: int) -> dict[str, ob
 
 def _seconds_of_a_step(call: str, sam: Sam, settings: Settings, keeps: bool) -> float:
     """The processor's seconds of a step after a first one, threads included."""
-    data, model = Rectangles(), build(call, sam, seed=0)
+    data, model = Squares(), build(call, sam, seed=0)
     support, optimizer = data.support(1), optimizer_of(model, settings)
 
     def plainly(epoch: int) -> None:

@@ -237,7 +237,7 @@ def test_at_most_one_synchronisation_a_step_on_a_gpu(kind):
 def test_the_plan_says_what_would_be_kept():
     specs = specs_of(Request("sam,hq_sam,cat_sam_a,lora(first_block=2)", "whu", "1", backbone="tiny", protocol="smoke"), "0" * 64)
     sizes = {"sam": (7, {"fp32": 10}), "hq_sam": (7, {"fp32": 30}), "cat_sam_a": (0, {"fp32": 0}), specs[-1].method.label: (2, {"fp32": 5})}
-    images = len(Rectangles().names("test"))
+    images = sum(len(Rectangles().names(split)) for split in ("test", "val"))  # one is evaluated, and one selected on
     (need,) = needs(specs, {"whu": Rectangles()}, sizes)
     assert (need.images, need.bytes) == (images, images * 35)  # sam's is part of hq_sam's
     assert needs([spec for spec in specs if spec.method.name == "cat_sam_a"], {"whu": Rectangles()}, sizes) == []
