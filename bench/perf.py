@@ -10,7 +10,8 @@ with 1 where that takes longer than 5 s for each 1,000 cells, or imports torch.
 `cost` measures what each method costs on this machine, once: a training step, an image, and the peak memory (`bench.profiling.cost`).
 
 `model` times training steps and evaluations along the fast path against the reference, by turns (`bench.profiling.turns`), and `kernels`
-the attention kernels, and the products with frozen layers, against one another.
+the attention kernels, and the products with frozen layers, against one another. `samples` does so for a large mask's boxes and for
+one-shot steps of frozen encoders against making all of it anew each time.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_model(commands)
     _add_cost(commands)
     given = parser.parse_args(arguments)
-    for name in ("cells", "rounds", "at_once", "images"):
+    for name in ("cells", "rounds", "at_once", "images", "side", "objects", "threads"):
         value = getattr(given, name, None)
         if value is not None and value < 1:
             raise RequestError(f"--{name.replace('_', '-')} {value}: whole numbers from 1 are allowed.")
@@ -65,6 +66,16 @@ def _add_model(commands: Any) -> None:
     )
     model.add_argument("--out", type=Path, default=Path("results/perf"))
     model.set_defaults(run=_compare)
+    samples = commands.add_parser("samples", help="preparing images and keeping frozen work, against the plain way")
+    samples.add_argument("--side", type=int, default=4096, help="of a mask, in pixels")
+    samples.add_argument("--objects", type=int, default=200, help="in it")
+    samples.add_argument("--threads", type=int, default=1, help="masks at once; the plain way takes 3.4 GB for each")
+    samples.add_argument(
+        "--methods", default="hq_sam,decoder,lora,lora(first_block=3),cat_sam_a", help="with commas, as bench.run takes them"
+    )
+    samples.add_argument("--backbone", choices=list(CONFIGS), default="tiny")
+    samples.add_argument("--rounds", type=int, default=3)
+    samples.set_defaults(run=_samples)
     kernels = commands.add_parser("kernels", help="attention kernels and products against one another")
     kernels.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     kernels.add_argument("--backbone", choices=["vit_b", "vit_l", "vit_h"], default="vit_b")
@@ -108,6 +119,13 @@ def _kernels(given: argparse.Namespace) -> int:
 
     _check_device(given.device)
     return compare_kernels(given.device, given.backbone, given.precision, given.images, given.rounds)
+
+
+def _samples(given: argparse.Namespace) -> int:
+    from bench.profiling.samples import compare_samples
+
+    methods = [choice.label for choice in choose_methods(given.methods) if choice.trains]
+    return compare_samples(given.side, given.objects, given.threads, methods, given.backbone, given.rounds)
 
 
 def _check_device(device: str) -> None:

@@ -108,9 +108,8 @@ def _parser() -> argparse.ArgumentParser:
         names = f"; `python -m bench.list {LISTED[field.name]}` names them" if field.name in LISTED else ""
         parser.add_argument(f"--{field.name}", help=f"default: {field.default or 'the protocol’s'}{names}")
     parser.add_argument("--config", type=Path, help="a suite, configs/suites/….toml; flags go before it")
-    parser.add_argument("--data", type=Path, default=Options.data, help="folder of the data sets")
-    parser.add_argument("--pretrained", type=Path, default=Options.pretrained, help="folder of SAM's checkpoints")
-    parser.add_argument("--out", type=Path, default=Options.out, help="folder of the results")
+    for name, what in (("data", "data sets"), ("pretrained", "SAM's checkpoints"), ("out", "results")):
+        parser.add_argument(f"--{name}", type=Path, default=getattr(Options, name), help=f"folder of the {what}")
     parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="here, or as jobs of a cluster")
     parser.add_argument("--profile", default="", help="with --launcher slurm: the name of a file in slurm/, or the path of one")
     parser.add_argument("--collect", action="store_true", help="with --launcher slurm: a last job renders tables and report")
@@ -125,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
     parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="the encoder by torch.compile, on a GPU")
     parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
+    parser.add_argument("--spill-gb", type=float, default=Options.spill_gb, help="of embeddings beyond those, in a temporary file (TMPDIR)")
     parser.add_argument("--steal", action="store_true", help="also the cells that another process computes just now")
     parser.add_argument("--group-writable", action="store_true", help="other people of the folder's group may write the results too")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")

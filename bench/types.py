@@ -5,7 +5,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, NamedTuple, Self, get_args
@@ -50,13 +50,15 @@ class Sample:
     """One image with its ground truth.
 
     image: (H, W, 3) uint8 RGB; mask: (H, W) uint8, 1 foreground and 0 background; name: unique in its split.
-    objects: (n, H, W) bool, where the data set says itself which objects there are, touching or not; None: the mask's components.
+    objects: (n, H, W) bool, where the data set says itself which objects there are, touching or not; labels: (H, W) of whole numbers,
+    the same of objects that do not overlap: i + 1 where object i is, 0 where none is. Neither: they are the mask's components.
     """
 
     name: str
     image: np.ndarray
     mask: np.ndarray
     objects: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ class ObjectRule:
         """How many objects a sample has, without a map for each."""
         import cv2  # planning reads few images or none
 
-        if sample.objects is not None:
+        areas: np.ndarray
+        if sample.labels is not None:
+            areas = np.bincount(sample.labels.ravel(), minlength=1)[1:]
+        elif sample.objects is not None:
             areas = np.count_nonzero(sample.objects, axis=(1, 2))
         else:
             stats = cv2.connectedComponentsWithStats(sample.mask, connectivity=self.connectivity)[2]
@@ -121,12 +126,14 @@ class Prompts:
 
     boxes: (n, 4) xyxy; points: (n, k, 2) xy with labels (n, k): 1 foreground, 0 background, -1 padding;
     masks: (n, 1, 4g, 4g) for a backbone with a g×g grid, 0/1 or logits. All float tensors, labels too or integers.
+    placed: whether they are in the pixels of a model's input already, and where the model is (`PromptableSegmenter.placed`).
     """
 
     boxes: "Tensor | None" = None
     points: "Tensor | None" = None
     labels: "Tensor | None" = None
     masks: "Tensor | None" = None
+    placed: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         """The number of masks these prompts ask for (1 without a prompt)."""
@@ -140,21 +147,23 @@ class Prompts:
 
     def to(self, device: "torch.device | str") -> "Prompts":
         """The same prompts on another device."""
-        return self._map(lambda x: x.to(device))
+        return self.map(lambda x: x.to(device))
 
     def part(self, start: int, stop: int) -> "Prompts":
         """The prompts start … stop-1; without a prompt, itself."""
-        return self._map(lambda x: x[start:stop])
+        return self.map(lambda x: x[start:stop])
 
-    def _map(self, change: "Callable[[Tensor], Tensor]") -> "Prompts":
-        values = (self.boxes, self.points, self.labels, self.masks)
-        return Prompts(*(None if x is None else change(x) for x in values))
+    def map(self, change: "Callable[[Tensor], Tensor]") -> "Prompts":
+        """The prompts with each of their tensors changed."""
+        boxes, points, labels, masks = (None if x is None else change(x) for x in (self.boxes, self.points, self.labels, self.masks))
+        return Prompts(boxes, points, labels, masks, placed=self.placed)
 
 
 class Features(NamedTuple):
     """What the encoder says of B images on a g×g grid.
 
-    embedding: (B, d, g, g), the neck's output; first_global: (B, g, g, C), the output of the first global-attention block;
+    embedding: (B, d, g, g), the neck's output; first_global: (B, g, g, C), the output of the first global-attention block, or (B, 0)
+    where the decoder does not read it and it was not kept;
     sizes: the images' own (H, W); native: whether the image was taken as it was (protocol `normalise_native_size = false`).
     penalty: what training adds to each image's loss, (B,), where the method has such a thing.
     """
@@ -168,8 +177,18 @@ class Features(NamedTuple):
     def only(self, images: "Sequence[int]") -> "Features":
         """The features of these images, by their places in the batch."""
         at = list(images)
+        if at == list(range(len(self.sizes))):
+            return self
         sizes, native = tuple(self.sizes[i] for i in at), tuple(self.native[i] for i in at)
-        return Features(self.embedding[at], self.first_global[at], sizes, native, None if self.penalty is None else self.penalty[at])
+        penalty = None if self.penalty is None else _rows(self.penalty, at)
+        return Features(_rows(self.embedding, at), _rows(self.first_global, at), sizes, native, penalty)
+
+
+def _rows(tensor: "Tensor", at: "Sequence[int]") -> "Tensor":
+    """Some rows, cut out one by one: a GPU would wait for a list of their numbers."""
+    import torch
+
+    return torch.cat([tensor[i : i + 1] for i in at])
 
 
 class Dataset(ABC):

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from bench.data.image_files import ROTATED, Bytes, Values, check_name, orientation, read_image, read_labels, read_mask
-from bench.data.objects import label_objects
+from bench.data.objects import label_map
 from bench.errors import DataError
 from bench.types import Dataset, ObjectRule, Sample, Split
 
@@ -65,10 +65,10 @@ class Pair:
     def sample(self, name: str, image: Bytes, values: Values) -> Sample:
         """The sample of what `pixels` gave."""
         mask = (values > self.threshold).astype(np.uint8)
-        objects = None
+        labels = None
         if self.labels is not None:
-            objects = label_objects(np.where(mask, values, 0), self.labels.are_ids, self.labels.rule)
-        return Sample(name, fitted(image, self, values.shape), mask, objects)
+            labels = label_map(np.where(mask, values, 0), self.labels.are_ids, self.labels.rule)
+        return Sample(name, fitted(image, self, values.shape), mask, labels=labels)
 
     def files(self) -> Mapping[str, Path]:
         """The image and the mask."""
@@ -149,7 +149,7 @@ class SampleCache:
 
 
 def _arrays(sample: Sample) -> list[np.ndarray]:
-    return [array for array in (sample.image, sample.mask, sample.objects) if array is not None]
+    return [array for array in (sample.image, sample.mask, sample.objects, sample.labels) if array is not None]
 
 
 def _size_bytes(sample: Sample) -> int:

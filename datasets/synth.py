@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.objects import object_areas, object_masks
+from bench.data.objects import mask_objects
 from bench.errors import DataError, RequestError, one_sentence
 from bench.grid.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Sample, Split, TrainingPrompts, hash_order
@@ -130,7 +130,7 @@ def choose_shots(dataset: SynthDataset, shots: int = 16) -> tuple[str, ...]:
 
 def statistics(sample: Sample, rule: ObjectRule) -> NDArray[np.float64]:
     """(5,): number of objects, foreground share, mean side of an object, contrast to the background, brightness."""
-    areas = object_areas(object_masks(sample.mask, rule))
+    areas = mask_objects(sample.mask, rule).areas
     grey, inside = sample.image.mean(axis=2), sample.mask > 0
     contrast = abs(grey[inside].mean() - grey[~inside].mean()) if inside.any() and not inside.all() else 0.0
     side = np.sqrt(areas).mean() if len(areas) else 0.0

@@ -1,7 +1,7 @@
 """LoRA (Hu et al., ICLR 2022) on the query and value projections of every block."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
-from bench.model.method import EncoderMethod
+from bench.model.method import LATER, EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
@@ -18,19 +18,22 @@ from bench.model.sam_modules import Block, ImageEncoderViT
 class LoRATuner(Tuner):
     """q + s·B_q A_q x and v + s·B_v A_v x around the frozen projection, which is called and never replaced.
 
-    a: (N, 2, r, C), b: (N, 2, C, r); index 0 is q, 1 is v.
+    a: (N, 2, r, C), b: (N, 2, C, r) of the N blocks from `first_block` on; index 0 is q, 1 is v.
     """
 
-    def __init__(self, sam: Sam, rank: int, scale: float) -> None:
+    def __init__(self, sam: Sam, rank: int, scale: float, first_block: int = 0) -> None:
         super().__init__()
-        depth, width = sam.config.depth, sam.config.width
-        self.scale = scale
+        depth, width = sam.config.depth - first_block, sam.config.width
+        self.scale, self.first_block = scale, first_block
         self.a = nn.Parameter(torch.empty(depth, 2, rank, width))
         self.b = nn.Parameter(torch.zeros(depth, 2, width, rank))
         nn.init.kaiming_uniform_(self.a.data.view(-1, width), a=math.sqrt(5))  # fan-in is C in every (r, C) matrix
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        down, up = self.a[i].flatten(0, 1), self.b[i]  # (2r, C), (2, C, r)
+        at = i - self.first_block
+        if at < 0:
+            return super().step(i, block, x, carry)
+        down, up = self.a[at].flatten(0, 1), self.b[at]  # (2r, C), (2, C, r)
         to_q, to_v = up if self.scale == 1 else self.scale * up
 
         def qkv(tokens: Tensor) -> Tensor:
@@ -44,28 +47,33 @@ class LoRATuner(Tuner):
     @torch.no_grad()
     def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor]:
         found = {}
-        for i, block in enumerate(vit.blocks):
+        for i, block in enumerate(vit.blocks[self.first_block :]):
             weight = block.attn.qkv.weight  # (3C, C)
             q, k, v = weight.double().chunk(3)
             to_q, to_v = (self.scale * (b.double() @ a.double()) for a, b in zip(self.a[i], self.b[i], strict=True))
-            found[f"blocks.{i}.attn.qkv.weight"] = torch.cat([q + to_q, k, v + to_v]).to(weight.dtype)
+            found[f"blocks.{self.first_block + i}.attn.qkv.weight"] = torch.cat([q + to_q, k, v + to_v]).to(weight.dtype)
         return found
 
 
 @METHODS.register("lora")
 @dataclass(frozen=True)
 class LoRA(EncoderMethod):
-    """Rank `rank`, scaled by alpha/rank; alpha 0 means alpha = rank. Equal to Hugging Face peft's LoRA on the same layers."""
+    """Rank `rank`, scaled by alpha/rank; alpha 0 means alpha = rank. Equal to Hugging Face peft's LoRA on the same layers.
+
+    first_block: the first one that is tuned, counted from 0; what the blocks before it say of an image is computed once and kept.
+    """
 
     rank: int = 4
     alpha: float = 0.0
     space: ClassVar[Space] = {"rank": OneOf((2, 4, 8, 16))}
+    first_block: int = field(default=0, metadata=LATER)
     title: ClassVar[str] = "LoRA"
     source: ClassVar[str] = "Hu et al., LoRA, ICLR 2022"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(rank=1)
+        self.at_least(rank=1, first_block=0)
 
     def tuner(self, sam: Sam) -> Tuner:
-        return LoRATuner(sam, self.rank, (self.alpha or self.rank) / self.rank)
+        self.at_most(first_block=sam.config.depth - 1)
+        return LoRATuner(sam, self.rank, (self.alpha or self.rank) / self.rank, self.first_block)

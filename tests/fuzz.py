@@ -283,6 +283,7 @@ FEW = (
     "--minutes",
     "--images",
     "--keep-gb",
+    "--spill-gb",
 )  # numbers that cost what they say
 CHEAP = ["0", "-1", "nan", "inf", "x", "", "1e999", "9" * 30]
 ODD: list[Any] = [None, True, False, 0, -1, 1, 1.5, -1e308, 10**400, "", "x", "\ud800", "a\nb", "<b>|$", "../../up", "/etc", "9" * 5000]

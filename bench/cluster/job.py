@@ -106,7 +106,8 @@ def _run(specs: Sequence[RunSpec], sent: Submission, stop: "StopSignal") -> None
     if sent.at_once > 1 and len(specs) > 1:
         workers = min(sent.at_once, len(specs))
         threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or 1) // workers)
-        shared = replace(context, device=device_of(context.device), kept_bytes=context.kept_bytes // workers)
+        kept, spilled = context.kept_bytes // workers, context.spilled_bytes // workers
+        shared = replace(context, device=device_of(context.device), kept_bytes=kept, spilled_bytes=spilled)
         stop.asked |= run_in_workers(specs, shared, workers, begin, SIGNALS, threads)
         return
     process_group, device = join_process_group(device_of(context.device))

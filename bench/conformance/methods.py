@@ -259,7 +259,12 @@ def takes_every_kind_of_prompt(method: MethodSubject) -> str:
     model, _ = method.trained
     grid = model.sam.config.grid
     points = {"points": torch.tensor([[[9.0, 9], [20, 20]]]), "labels": torch.tensor([[1.0, 0]])}
-    kinds = [Prompts(), Prompts(**points), Prompts(masks=torch.ones(1, 1, 4 * grid, 4 * grid)), Prompts(boxes=torch.ones(3, 4))]
+    kinds = [
+        Prompts(),
+        Prompts(None, points["points"], points["labels"]),
+        Prompts(masks=torch.ones(1, 1, 4 * grid, 4 * grid)),
+        Prompts(boxes=torch.ones(3, 4)),
+    ]
     with _evaluating(model):
         features = model.encode([toy_image(3)] * 4)
         for prompts, logits in zip(kinds, model.decode(features, kinds), strict=True):
@@ -358,8 +363,17 @@ def models_on_one_backbone_do_not_see_each_other(method: MethodSubject) -> str:
 
 def a_frozen_encoder_stays_frozen(method: MethodSubject) -> str:
     model, _ = method.trained
-    if not model.encoder.is_frozen:
+    parts = model.encoder.frozen_parts
+    if not parts:
         return "its encoder is its own, and its features are not shared"
+    if not model.encoder.is_frozen:
+        with _evaluating(model):
+            said = [one.prefix([toy_image(3)]).x for one in (model, method.neighbours[0])]
+        _same(
+            f"Its first_block is {parts}, so what the blocks before it say is kept and shared; after training it and in another model",
+            *said,
+        )
+        return f"what its first {parts} blocks say does not depend on its parameters, and is kept"
     with _evaluating(model):
         features = [one.encode([toy_image(3)]) for one in (model, method.neighbours[1])]
     _same("It adds no step to the encoder, so its features are shared with the zero-shot SAM; they", *[f.embedding for f in features])

@@ -1,5 +1,7 @@
-"""A mask's objects: its connected components that are larger than a data set's rule asks, their areas and tight boxes."""
+"""A mask's objects: its connected components that are larger than a data set's rule asks, their areas, tight boxes and masks."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -10,38 +12,119 @@ from bench.types import ObjectRule, Sample
 
 Masks = NDArray[np.bool_]
 Integers = NDArray[np.int64]
+LabelMap = NDArray[np.integer[Any]]
+Window = tuple[slice, slice]  # rows and columns
 
 
-def object_masks(mask: NDArray[Any], rule: ObjectRule) -> Masks:
-    """The objects of `mask` (H, W), 0/1 or bool, as (n, H, W) bool: n = 0 where there is none.
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The n objects of an image of a shape (H, W). Masks are made when they are asked for, so that time and memory stay linear in the
+    image's pixels however many objects there are.
+
+    areas: (n,) in pixels; boxes: (n, 4) XYXY in pixels, all four coordinates inclusive. cut: the part of an object's mask that lies in
+    a window, told by the object's number in `numbers` (n,). overlap: whether two of them may share a pixel.
+    """
+
+    shape: tuple[int, int]
+    numbers: Integers
+    areas: Integers
+    boxes: Integers
+    cut: Callable[[int, Window], Masks]
+    overlap: bool = False
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, chosen: Any) -> "Objects":
+        """Some of them, as an index of an array (n,) chooses, in that order."""
+        return replace(self, numbers=self.numbers[chosen], areas=self.areas[chosen], boxes=self.boxes[chosen])
+
+    def window(self, i: int) -> Window:
+        """The rows and columns of object i's box."""
+        x0, y0, x1, y1 = self.boxes[i].tolist()
+        return slice(y0, y1 + 1), slice(x0, x1 + 1)
+
+    def crop(self, i: int) -> Masks:
+        """Object i's mask within its window."""
+        return self.cut(int(self.numbers[i]), self.window(i))
+
+    def masks(self) -> Masks:
+        """All masks together, (n, H, W)."""
+        found: Masks = np.zeros((len(self), *self.shape), bool)
+        for i, mask in enumerate(found):
+            mask[self.window(i)] = self.crop(i)
+        return found
+
+    def label_map(self) -> LabelMap:
+        """(H, W): i + 1 where object i is, 0 where none is; in uint8 where that is enough. Only of objects that do not overlap."""
+        found: LabelMap = np.zeros(self.shape, np.uint8 if len(self) < 256 else np.int32)
+        for i in range(len(self)):
+            found[self.window(i)][self.crop(i)] = i + 1
+        return found
+
+
+def mask_objects(mask: NDArray[Any], rule: ObjectRule) -> Objects:
+    """The objects of `mask` (H, W), 0/1 or bool.
 
     They come in the order in which reading the image row by row meets them, whatever order OpenCV labels them in.
     """
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=rule.connectivity)
-    areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)  # label 0 is the background
-    kept = 1 + np.flatnonzero(areas > rule.limit(areas))
-    objects: Masks = labels[None] == kept[:, None, None]  # (n, H, W)
-    order = np.argsort(_first_pixels(objects))
-    return objects[order]
+    binary = mask.astype(np.uint8, copy=False)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=rule.connectivity)
+    areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
+    areas[0] = 0  # label 0 is the background
+    numbers = np.flatnonzero(areas > rule.limit(areas))
+    numbers = numbers[np.argsort(_first_pixels(labels, len(areas))[numbers])]
+    x0, y0, width, height = stats[numbers, :4].astype(np.int64).T
+    boxes = np.stack([x0, y0, x0 + width - 1, y0 + height - 1], axis=1)
+    return Objects(labels.shape, numbers, areas[numbers], boxes, lambda number, at: labels[at] == number)
 
 
-def sample_objects(sample: Sample, rule: ObjectRule) -> Masks:
-    """The objects of a sample as (n, H, W) bool: those that it states, in its order, else its mask's components; either way only
-    the ones that are larger than the rule asks."""
-    if sample.objects is None:
-        return object_masks(sample.mask, rule)
-    areas = object_areas(sample.objects)
-    kept: Masks = sample.objects[areas > rule.limit(areas)]
-    return kept
+def labelled_objects(labels: LabelMap) -> Objects:
+    """The objects of a label map (H, W): object i is where it is i + 1, which may be nowhere."""
+    areas = np.bincount(labels.ravel(), minlength=1)[1:]
+    boxes = [(x.start, y.start, x.stop - 1, y.stop - 1) for y, x in windows(labels)]
+    return Objects(
+        labels.shape, 1 + np.arange(len(areas)), areas, np.array(boxes, np.int64).reshape(-1, 4), lambda number, at: labels[at] == number
+    )
 
 
-def label_objects(labels: NDArray[Any], are_ids: bool, rule: ObjectRule) -> Masks:
-    """The objects of a label map (H, W), 0 for the background, as (n, H, W) bool, by label: each id's pixels wherever they lie, or
-    the connected parts of each class that are larger than the rule's `min_area`."""
-    parts = ObjectRule(rule.connectivity, rule.min_area)  # what is relative to the largest object is not known before all are
-    found = [(labels == label)[None] if are_ids else object_masks(labels == label, parts) for label in np.unique(labels) if label]
-    none: Masks = np.zeros((0, *labels.shape), bool)
-    return np.concatenate([none, *found])
+def stacked_objects(masks: Masks) -> Objects:
+    """The objects whose masks (n, H, W) are given; some may be empty, or overlap."""
+    boxes = tight_boxes(masks)
+    return Objects(masks.shape[1:], np.arange(len(masks)), object_areas(masks), boxes, lambda i, at: masks[i][at], overlap=True)
+
+
+def sample_objects(sample: Sample, rule: ObjectRule) -> Objects:
+    """The objects of a sample: those that it states, in its order, else its mask's components; either way only the ones that are larger
+    than the rule asks."""
+    if sample.objects is None and sample.labels is None:
+        return mask_objects(sample.mask, rule)
+    stated = labelled_objects(sample.labels) if sample.labels is not None else stacked_objects(np.asarray(sample.objects))
+    return stated[stated.areas > rule.limit(stated.areas)]
+
+
+def label_map(values: NDArray[Any], are_ids: bool, rule: ObjectRule) -> LabelMap:
+    """The objects of a map of values (H, W), 0 for the background, numbered from 1 by value, as int32: each id's pixels wherever they
+    lie, or the connected parts of each class that are larger than the rule's `min_area`."""
+    present = np.unique(values)
+    present = present[present != 0]
+    ids = np.where(values == 0, 0, 1 + np.searchsorted(present, values)).astype(np.int32)
+    if are_ids:
+        return ids
+    rule = ObjectRule(rule.connectivity, rule.min_area)  # what is relative to the largest object is not known before all are
+    found, count = np.zeros_like(ids), 0
+    for number, window in enumerate(windows(ids), 1):
+        parts = mask_objects(ids[window] == number, rule)
+        for i in range(len(parts)):
+            found[window][parts.window(i)][parts.crop(i)] = count = count + 1
+    return found
+
+
+def windows(labels: LabelMap) -> list[Window]:
+    """The rows and columns that the numbers 1, 2, … take in a label map (H, W); one pixel for a number that is nowhere."""
+    from scipy.ndimage import find_objects  # here: planning a grid must not wait for it
+
+    return [found or (slice(0, 1), slice(0, 1)) for found in find_objects(labels)]
 
 
 def object_areas(objects: Masks) -> Integers:
@@ -64,8 +147,10 @@ def _span(used: Masks) -> tuple[Integers, Integers]:
     return used.argmax(axis=1), used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
 
 
-def _first_pixels(objects: Masks) -> Integers:
-    """The flat index of each object's first pixel (n,); no two objects share it."""
-    count, height, width = objects.shape
-    first: Integers = objects.reshape(count, height * width).argmax(axis=1)
+def _first_pixels(labels: NDArray[Any], count: int) -> Integers:
+    """The flat index of the first pixel of each label (count,) of a map (H, W)."""
+    flat = labels.ravel()
+    starts = np.concatenate([[0], 1 + np.flatnonzero(flat[1:] != flat[:-1])])  # of the runs of one label
+    first = np.zeros(count, np.int64)
+    first[flat[starts[::-1]]] = starts[::-1]  # of a label's runs the first one is written last, and stays
     return first

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from typing import Any
 from bench import ROOT
 from bench.errors import RequestError
 from bench.grid.files import remember, remembered
+from bench.grid.kept import Frozen
 from bench.grid.plan import choose_methods, groups_by_method
 from bench.grid.plugins import plugin_files
 from bench.grid.published import PUBLISHED
@@ -29,10 +30,12 @@ CACHE = "methods"
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The chosen methods in the order they were named, and every registered method with its groups of parameters."""
+    """The chosen methods in the order they were named, and every registered method with its groups of parameters. frozen: what is kept
+    of the chosen ones' encoders on the backbone that was asked for."""
 
     choices: tuple[MethodChoice, ...]
     groups: Mapping[str, tuple[str, ...]]
+    frozen: Frozen = field(default_factory=dict)
 
     def choose(self, text: str) -> list[MethodChoice]:
         """The choices; what `specs_of` asks for."""
@@ -43,17 +46,18 @@ class Catalogue:
         return self.groups
 
 
-def catalogue(text: str, cache_dir: Path) -> Catalogue:
-    """The methods of `text` as a user writes them; the same choices, and the same errors, as `plan.choose_methods`.
+def catalogue(text: str, cache_dir: Path, backbone: str = "") -> Catalogue:
+    """The methods of `text` as a user writes them; the same choices, and the same errors, as `plan.choose_methods`. backbone: on which it
+    is said what is kept of their encoders.
 
     What a child process found is kept in `cache_dir/methods/` under a hash of the text and of every file that methods are made
     of. A cache that cannot be read or written is passed over.
     """
-    path = cache_dir / CACHE / f"{_state(text)}.json"
+    path = cache_dir / CACHE / f"{_state(text, backbone)}.json"
     try:
         return _read(remembered(path))
     except (ValueError, KeyError, TypeError, AttributeError):
-        said, warnings = _ask(text)
+        said, warnings = _ask(text, backbone)
     if warnings:  # what failed may be repaired without any of this code changing
         print(*warnings, sep="\n", file=sys.stderr)
     else:
@@ -61,9 +65,9 @@ def catalogue(text: str, cache_dir: Path) -> Catalogue:
     return _read(said)
 
 
-def _ask(text: str) -> tuple[dict[str, Any], list[str]]:
+def _ask(text: str, backbone: str) -> tuple[dict[str, Any], list[str]]:
     """What the child prints last, and its warnings; its RequestError is raised here."""
-    done = subprocess.run([sys.executable, "-m", "bench.grid.catalogue", text], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "bench.grid.catalogue", text, backbone], cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 2:
         raise RequestError(done.stderr.strip().splitlines()[-1])
     if done.returncode != 0:
@@ -73,13 +77,14 @@ def _ask(text: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _read(said: Mapping[str, Any]) -> Catalogue:
-    return Catalogue(tuple(map(method_from_json, said["choices"])), {name: tuple(groups) for name, groups in said["groups"].items()})
+    groups = {name: tuple(groups) for name, groups in said["groups"].items()}
+    return Catalogue(tuple(map(method_from_json, said["choices"])), groups, {name: tuple(kept) for name, kept in said["frozen"].items()})
 
 
-def _state(text: str) -> str:
+def _state(text: str, backbone: str) -> str:
     """A hash of the text, the interpreter, the published tables, and all code that methods are made of, third-party packages and plugins
     included."""
-    digest = sha256(f"{text}\0{sys.version}".encode())
+    digest = sha256(f"{text}\0{backbone}\0{sys.version}".encode())
     published = [path for path in PUBLISHED.values() if path.is_file()]  # they say what the group "paper" is
     for path in sorted([*(ROOT / "bench").rglob("*.py"), *(ROOT / "methods").rglob("*.py"), *published]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -101,15 +106,25 @@ def _files(package: str) -> Iterator[Path]:
         yield Path(found.origin)
 
 
+def _frozen(choice: MethodChoice, backbone: str) -> tuple[int, dict[str, int]]:
+    """See Frozen; nothing of a method that cannot be built on the backbone, or that is built otherwise than ours are."""
+    try:
+        found: tuple[int, dict[str, int]] = METHODS.get(choice.name)(**dict(choice.parameters)).frozen(backbone)
+    except Exception:  # a third party's code: its cells say what is wrong with it
+        return 0, {}
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the choices of a text of methods; 2 where it is wrong."""
-    text = (sys.argv[1:] if arguments is None else arguments)[0]
+    text, *backbones = sys.argv[1:] if arguments is None else arguments
     try:
         choices = choose_methods(text)
     except RequestError as error:
         print(error, file=sys.stderr)
         return 2
-    print(json.dumps({"choices": list(map(fields_of, choices)), "groups": groups_by_method()}))
+    frozen = {choice.label: _frozen(choice, backbone) for choice in choices for backbone in backbones if backbone}
+    print(json.dumps({"choices": list(map(fields_of, choices)), "groups": groups_by_method(), "frozen": frozen}))
     return 0
 
 

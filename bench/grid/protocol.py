@@ -22,6 +22,8 @@ STREAM_REVISIONS = {"fresh": 1, "reseeded_workers": 2}  # raised when a stream's
 Count = Annotated[int, Range(1, 1_000_000)]
 Rate = Annotated[float, Range(0.0, 1000.0)]
 PromptType = Literal["point", "box", "mask"]
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS = get_args(Precision)
 Selection = Literal["last", "best", "val"]
 SELECTIONS = get_args(Selection)
 CellShots = Annotated[int, SHOTS] | Literal["full"]
@@ -55,7 +57,7 @@ class Settings:
     eval_mode_after_first_look: bool  # True: dropout stops after the first evaluation (reference behaviour)
     matmul_precision: Literal["highest", "high", "medium"]  # of float32 matrix products on a GPU, in torch's words
     # "tf32": products in TF32 whatever matmul_precision says; "bf16": autocast, float32 weights and losses
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     val_images: Annotated[int, Range(0)] = field(default=0, repr=False)  # held-out training images that are evaluated; 0: all there are
     # Of STREAM_REVISIONS; no setting that a protocol has. 1 where nothing is trained, and in records from before there was another.
     stream_revision: int = field(default=1, repr=False, metadata=NO_KEY)

@@ -42,6 +42,16 @@ CONFIGS = {
     "tiny": SamConfig(128, 8, 192, 6, 6, 8, (2, 5), decoder_width=128, decoder_mlp=512, iou_width=128),
 }
 
+
+def frozen_bytes(config: SamConfig, parts: int, reads_first_global: bool, precision: str) -> int:
+    """What `bench.training.prepared` keeps of an image that the first `parts` of an encoder, its blocks and then its neck, have seen."""
+    if not parts:
+        return 0
+    channels = config.decoder_width if parts > config.depth else config.width
+    reached = reads_first_global and parts > min(config.global_blocks, default=config.depth)
+    return config.grid**2 * (4 * channels + reached * config.width * (2 if precision == "bf16" else 4))
+
+
 FILES = {
     "vit_b": "sam_vit_b_01ec64.pth",
     "vit_l": "sam_vit_l_0b3195.pth",

@@ -50,6 +50,13 @@ class Decoder(nn.Module):
             ]
         return Decoded(logits, [scores[rows] for rows in batch.rows])
 
+    halves_first_global = False  # whether all that it does with `first_global` is a product that autocast makes in half precision
+
+    @property
+    def reads_first_global(self) -> bool:
+        """Whether the features' `first_global` is of use to it."""
+        return any(getattr(type(self), name) is not getattr(Decoder, name) for name in ("forward", "image_maps", "image_places"))
+
     def _transformed(self, sam: Sam, batch: PromptBatch) -> tuple[Tensor, Tensor]:
         """The output tokens without SAM's IoU token's place changed (N, 1 + 4 + extra, d), and the source (N, g², d)."""
         decoder = self.mask_decoder(sam)
@@ -145,6 +152,8 @@ class HQDecoder(Decoder):
 
     Starts from PyTorch's default initialisation (T from N(0, 1)), as the reference does; no HQ-SAM checkpoint is loaded.
     """
+
+    halves_first_global = True
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 
 from bench.errors import RequestError
-from bench.grid.protocol import load_protocol
+from bench.grid.protocol import PRECISIONS, load_protocol
 from bench.grid.registry import METHODS
 from bench.grid.space import Space
 from bench.grid.spec import choose_method, parse_call
+from bench.model.backbones import CONFIGS, SamConfig, frozen_bytes
 from bench.model.decoder import Decoder, HQDecoder
 from bench.model.retuned import RetunedDecoder
 from bench.model.sam import Sam, Tuner
@@ -44,6 +46,15 @@ class Method:
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         """Newly initialised parts for this backbone, drawn from torch's current random state."""
         raise NotImplementedError
+
+    def frozen(self, backbone: str) -> tuple[int, dict[str, int]]:
+        """How many parts of the encoder are frozen (`bench.model.sam.ImageEncoder.frozen_parts`), and the bytes that are kept of an image
+        that they have seen, by precision; for a grid's plan, without weights."""
+        config = CONFIGS[backbone]
+        with torch.device("meta"):
+            model = build_parts(self, _outline(config), 0)
+        parts, reads = model.encoder.frozen_parts, model.decoder.reads_first_global
+        return parts, {precision: frozen_bytes(config, parts, reads, precision) for precision in PRECISIONS}
 
     def groups(self) -> Mapping[str, str]:
         """Which of the trained tensors belong to which group, for which a protocol may have a learning rate of its own.
@@ -87,6 +98,11 @@ class EncoderMethod(Method):
 
     def groups(self) -> Mapping[str, str]:
         return {"tuner": "encoder", **DECODER_GROUPS[self.decoder]}
+
+
+@cache
+def _outline(config: SamConfig) -> Sam:
+    return Sam(config)
 
 
 def build(name: str, sam: Sam, seed: int = 0, protocol: str = "clean") -> PromptableSegmenter:

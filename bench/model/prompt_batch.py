@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.model.sam import Sam
+from bench.model.transfer import indices
 from bench.types import Prompts
 
 
@@ -30,7 +32,7 @@ class PromptBatch(NamedTuple):
         if len(set(self.lengths)) <= 1:
             return None
         longest = self.sparse.shape[1]
-        lengths = torch.tensor(self.lengths, device=self.sparse.device)
+        lengths = indices(self.lengths, self.sparse.device)
         return (torch.arange(-own, longest, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
@@ -54,19 +56,32 @@ def batched(sam: Sam, embedding: Tensor, prompts: Sequence[Prompts]) -> PromptBa
     lengths = [x.shape[1] for x in sparse for _ in range(len(x))]
     longest = max(x.shape[1] for x in sparse)
     even = torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[1])) for x in sparse])
-    return PromptBatch(
-        rows, even, lengths, torch.cat(sources).flatten(2).mT.contiguous(), torch.tensor(which, dtype=torch.long, device=embedding.device)
-    )
+    return PromptBatch(rows, even, lengths, torch.cat(sources).flatten(2).mT.contiguous(), indices(which, embedding.device))
 
 
 def _encoded(sam: Sam, embedding: Tensor, joined: Prompts, images: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor, bool]:
     """The sparse tokens of images whose prompts are of one kind, their sources (U, d, g, g), and whether an image's prompts share one."""
-    tokens, dense = encode_prompts(sam, joined)
-    of_images = embedding[torch.tensor(images, device=embedding.device)]
+    tokens, dense = encode_prompts(sam, replace(joined, points=None, labels=None))
+    if joined.points is not None and joined.labels is not None:
+        points = _points(sam, joined.points, joined.labels, pad=joined.boxes is None)
+        tokens = torch.cat([points, tokens.expand(len(points), -1, -1)], 1)
+    of_images = embedding[indices(images, embedding.device)]
     if joined.masks is None:
         return tokens, of_images + sam.prompt_encoder.no_mask_embed.weight[..., None, None], True
-    repeated = of_images.repeat_interleave(torch.tensor(counts, device=embedding.device), 0)
-    return tokens, repeated + dense, False
+    repeated = indices([i for i, count in enumerate(counts) for _ in range(count)], embedding.device)
+    return tokens, of_images.index_select(0, repeated) + dense, False
+
+
+def _points(sam: Sam, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
+    """SAM's encoding of points (n, k, d), without its indexing by a mask: a GPU's host would wait to hear how many that picks."""
+    encoder = sam.prompt_encoder
+    points, labels = points + 0.5, labels[..., None]  # to the pixel's centre
+    if pad:
+        points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 0, 0, 1), value=-1)
+    places: Tensor = encoder.pe_layer.forward_with_coords(points, encoder.input_image_size)
+    background, foreground = (places + encoder.point_embeddings[i].weight for i in (0, 1))
+    marked = torch.where(labels == 0, background, torch.where(labels == 1, foreground, places))
+    return torch.where(labels == -1, encoder.not_a_point_embed.weight, marked).to(places.dtype)
 
 
 def encode_prompts(sam: Sam, prompts: Prompts) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,11 @@ class Tuner(nn.Module):
     """What a method adds to the frozen encoder. This base class adds nothing: with it the encoder is stock SAM, bit for bit.
 
     A tuner holds its own parameters only. It never changes a block: it gets one, and computes with it.
+    first_block: the first block that `step` computes otherwise than the block as it is; what comes before it says the same of an image
+    for ever and is kept. Counts only where the base class's `walked` and `begin` are used.
     """
+
+    first_block = 0
 
     def walked(self, vit: ImageEncoderViT) -> ImageEncoderViT:
         """The encoder whose parts are walked: the frozen `vit`, or one that shares its tensors but for those that are tuned
@@ -141,6 +145,17 @@ class Tuner(nn.Module):
         return {} if type(self) is Tuner else None
 
 
+class Prefix(NamedTuple):
+    """What the first `parts` of an encoder, its blocks and then its neck, say of B images.
+
+    x: (B, g, g, C), or the neck's output (B, d, g, g); first_global: see `bench.types.Features`, None where it is not reached or not read.
+    """
+
+    x: Tensor
+    first_global: Tensor | None
+    parts: int
+
+
 class ImageEncoder(nn.Module):
     """The only walk through the ViT: the frozen `vit` with a method's `tuner`."""
 
@@ -154,6 +169,18 @@ class ImageEncoder(nn.Module):
     def is_frozen(self) -> bool:
         """Whether the tuner adds nothing, so that what the encoder says of an image never changes."""
         return all(getattr(type(self.tuner), part) is getattr(Tuner, part) for part in ("walked", "begin", "step"))
+
+    @property
+    def frozen_parts(self) -> int:
+        """How many parts, blocks and then the neck, come before the first that is tuned: what they say of an image never changes."""
+        if self.is_frozen:
+            return len(self.vit.blocks) + 1
+        own = any(getattr(type(self.tuner), part) is not getattr(Tuner, part) for part in ("walked", "begin"))
+        return 0 if own or self.is_compiled else min(self.tuner.first_block, len(self.vit.blocks))  # a walk is compiled as a whole
+
+    def reaches_global(self, parts: int) -> bool:
+        """Whether the first global-attention block is among so many parts."""
+        return parts > next((i for i, block in enumerate(self.vit.blocks) if block.window_size == 0), len(self.vit.blocks))
 
     def forward(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
         """`image`: normalised, (B, 3, S, S). Returns the neck's output (B, d, g, g) and the output of the first
@@ -188,19 +215,46 @@ class ImageEncoder(nn.Module):
             setattr(torch._dynamo.config, limit, VARIANTS)
         self._compiled = torch.compile(self._walk, dynamic=False, mode=mode if backend == "inductor" else None, backend=backend)
 
+    def prefix(self, image: Tensor) -> Prefix:
+        """What the frozen parts say of `image`: normalised, (B, 3, S, S)."""
+        parts = self.frozen_parts
+        if parts > len(self.vit.blocks):
+            embedding, reached = self(image)
+            return Prefix(embedding, reached, parts)
+        x, first_global, _ = self._blocks(self.vit, self._begun(self.vit, image)[0], None, None, range(parts))
+        return Prefix(x, first_global, parts)
+
+    def after(self, known: Prefix, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `with_penalty` says, from where the frozen parts ended."""
+        x, first_global, parts = known
+        if parts > len(self.vit.blocks):
+            return x, x.new_empty(len(x), 0) if first_global is None else first_global, self.tuner.penalty(None)
+        return self._ended(self.vit, *self._blocks(self.vit, x, first_global, None, range(parts, len(self.vit.blocks)), checkpointing))
+
     def _walk(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        step = partial(_checkpointed, self.tuner.step) if checkpointing and torch.is_grad_enabled() else self.tuner.step
         vit = self.tuner.walked(self.vit)
+        x, carry = self._begun(vit, image)
+        return self._ended(vit, *self._blocks(vit, x, None, carry, range(len(vit.blocks)), checkpointing))
+
+    def _begun(self, vit: ImageEncoderViT, image: Tensor) -> tuple[Tensor, Any]:
         x = vit.patch_embed(image)  # (B, g, g, C)
         carry = self.tuner.begin(image, x)
         x = x + vit.pos_embed
         if implementation() == "fast":
             x = x.contiguous()  # the convolution left the channels outside, and every block's sums and norms would go across them
-        first_global = None
-        for i, block in enumerate(vit.blocks):
-            x, carry = step(i, block, x, carry)
-            if first_global is None and block.window_size == 0:
+        return x, carry
+
+    def _blocks(
+        self, vit: ImageEncoderViT, x: Tensor, first_global: Tensor | None, carry: Any, which: range, checkpointing: bool = False
+    ) -> tuple[Tensor, Tensor | None, Any]:
+        step = partial(_checkpointed, self.tuner.step) if checkpointing and torch.is_grad_enabled() else self.tuner.step
+        for i in which:
+            x, carry = step(i, vit.blocks[i], x, carry)
+            if first_global is None and vit.blocks[i].window_size == 0:
                 first_global = x
+        return x, first_global, carry
+
+    def _ended(self, vit: ImageEncoderViT, x: Tensor, first_global: Tensor | None, carry: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         return vit.neck(x.permute(0, 3, 1, 2)), x if first_global is None else first_global, self.tuner.penalty(carry)
 
 

@@ -18,7 +18,8 @@ from bench.model.implementation import implementation
 from bench.model.inputs import image_files, prompts_from, read_picture
 from bench.model.products import choose_product
 from bench.model.retuned import used_parameters
-from bench.model.sam import ImageEncoder, Sam, Tuner
+from bench.model.sam import ImageEncoder, Prefix, Sam, Tuner
+from bench.model.transfer import uploaded
 from bench.model.upsampling import interpolated, resized, union
 from bench.types import Features, Prompts
 
@@ -79,12 +80,19 @@ class PromptableSegmenter(nn.Module):
         walked, decoding = self.tuner.walked(self.sam.image_encoder), self.decoder.mask_decoder(self.sam)
         return used_parameters(walked, decoding, self.sam.prompt_encoder, self.tuner, self.decoder)
 
-    def encode(self, images: Sequence[Tensor], checkpointing: bool = False) -> Features:
-        """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ. checkpointing: see `ImageEncoder`."""
-        batch = torch.stack([self._input(image) for image in images])  # (B, 3, S, S)
-        embedding, first_global, penalty = self.encoder.with_penalty(batch, checkpointing)
+    def encode(self, images: Sequence[Tensor], checkpointing: bool = False, known: Prefix | None = None) -> Features:
+        """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ. checkpointing: see `ImageEncoder`. known: what
+        `prefix` said of them."""
+        if known:
+            embedding, first_global, penalty = self.encoder.after(known, checkpointing)
+        else:
+            embedding, first_global, penalty = self.encoder.with_penalty(self._inputs(images), checkpointing)
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
-        return Features(embedding, first_global, sizes, tuple(self._is_native(image) for image in images), penalty)
+        return Features(embedding, first_global, sizes, tuple(map(self._is_native, sizes)), penalty)
+
+    def prefix(self, images: Sequence[Tensor]) -> Prefix:
+        """What the frozen parts of the encoder say of images, as `encode` takes them."""
+        return self.encoder.prefix(self._inputs(images))
 
     def decode(self, features: Features, prompts: Sequence[Prompts]) -> list[Tensor]:
         """Logits (n_i, H_i, W_i) of each image's prompts, at the image's own size; one Prompts an image."""
@@ -96,6 +104,11 @@ class PromptableSegmenter(nn.Module):
         if len(prompts) != len(features.sizes):
             raise ValueError(f"There are {len(prompts)} Prompts for {len(features.sizes)} images: one for each image is needed.")
         return self.decoder(self.sam, features, [self._scaled(p, features, i) for i, p in enumerate(prompts)])
+
+    def placed(self, prompts: Prompts, size: tuple[int, int]) -> Prompts:
+        """Prompts in pixels of an image (H, W) as the decoder takes them, which may be done before the image is encoded: a device that is
+        busy would get them late."""
+        return self._placed(prompts, size, self._is_native(size))
 
     def predict(
         self,
@@ -212,29 +225,38 @@ class PromptableSegmenter(nn.Module):
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
 
+    def _inputs(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.stack([self._input(image) for image in images])  # (B, 3, S, S)
+
     def _input(self, image: Tensor) -> Tensor:
         """(3, H, W) -> (3, S, S): resized without keeping the aspect ratio, then normalised, as the reference does."""
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"An image of shape {tuple(image.shape)} cannot be encoded: (3, H, W) is needed.")
-        image = image.to(self.device, torch.float32)
-        if self._is_native(image):
+        image = uploaded(image, self.device).to(torch.float32)
+        if self._is_native((image.shape[-2], image.shape[-1])):
             return image
         size = self.sam.config.image_size
         return (interpolated(image[None], (size, size))[0] - self.sam.pixel_mean) / self.sam.pixel_std
 
-    def _is_native(self, image: Tensor) -> bool:
-        return not self.normalise_native_size and set(image.shape[-2:]) == {self.sam.config.image_size}
+    def _is_native(self, size: tuple[int, int]) -> bool:
+        return not self.normalise_native_size and set(size) == {self.sam.config.image_size}
 
     def _scaled(self, prompts: Prompts, features: Features, i: int) -> Prompts:
-        """Boxes and points from pixels of image i to pixels of the model's input, rounded to integers as the reference does."""
-        prompts = prompts.to(self.device)
-        if features.native[i]:
+        return self._placed(prompts, features.sizes[i], features.native[i])
+
+    def _placed(self, prompts: Prompts, size: tuple[int, int], native: bool) -> Prompts:
+        """Boxes and points from pixels of an image to pixels of the model's input, rounded to integers as the reference does."""
+        if prompts.placed:
             return prompts
-        height, width = features.sizes[i]
-        factor = torch.tensor([self.sam.config.image_size / width, self.sam.config.image_size / height], device=self.device)
-        boxes = None if prompts.boxes is None else (prompts.boxes.float().unflatten(1, (2, 2)) * factor).round().flatten(1)
-        points = None if prompts.points is None else (prompts.points.float() * factor).round()
-        return replace(prompts, boxes=boxes, points=points)
+        if not native:
+            factor = torch.tensor([self.sam.config.image_size / size[1], self.sam.config.image_size / size[0]])
+            boxes, points = prompts.boxes, prompts.points
+            if boxes is not None:
+                boxes = (boxes.float().unflatten(1, (2, 2)) * factor.to(boxes.device)).round().flatten(1)
+            if points is not None:
+                points = (points.float() * factor.to(points.device)).round()
+            prompts = replace(prompts, boxes=boxes, points=points)
+        return replace(prompts.map(lambda x: uploaded(x, self.device)), placed=True)
 
 
 def at_once(model: PromptableSegmenter) -> tuple[int, int]:

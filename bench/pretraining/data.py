@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench import ROOT
-from bench.data.objects import Masks
+from bench.data.objects import Masks, stacked_objects
 from bench.errors import DataError, untouched_by_interrupts
 from bench.training.prompts import box_prompts, point_prompts, training_prompts
 from bench.training.streams import FreshStream
@@ -131,7 +131,7 @@ def training_batch(
         kind = KINDS[int(rng.choice(len(KINDS), p=shares))]
         batch.images.append(torch.from_numpy(image).permute(2, 0, 1))
         batch.objects.append(masks)
-        batch.prompts.append(training_prompts(kind, masks, FreshStream(rng), TrainingPrompts(), side))
+        batch.prompts.append(training_prompts(kind, stacked_objects(masks), FreshStream(rng), TrainingPrompts(), side))
     return batch
 
 
@@ -184,8 +184,10 @@ def held_out(count: int, size: int, batch: int = 32) -> HeldOut:
         part = scenes[start : start + batch]
         images = [torch.from_numpy(image).permute(2, 0, 1) for image, _ in part]
         objects = [object_masks(labels) for _, labels in part]
-        points = [point_prompts(masks, FreshStream(rng_for("pretrain", "point", start + i))) for i, masks in enumerate(objects)]
-        found.boxes.append(Batch(images, objects, [box_prompts(masks) for masks in objects]))
+        points = [
+            point_prompts(stacked_objects(masks), FreshStream(rng_for("pretrain", "point", start + i))) for i, masks in enumerate(objects)
+        ]
+        found.boxes.append(Batch(images, objects, [box_prompts(stacked_objects(masks)) for masks in objects]))
         found.points.append(Batch(images, objects, points))
     return found
 

@@ -34,7 +34,7 @@ from bench.model.segmenter import PromptableSegmenter
 from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
-from bench.training.train import Log, fit, optimizer_of, repeats_one_sample, samples_of
+from bench.training.train import Log, Step, optimizer_of, repeats_one_sample, samples_of, steps_of
 from bench.types import WHOLE, Dataset, Memory, ProgressCallback, Split, hash_order
 
 Tensors = dict[str, Tensor]
@@ -114,6 +114,7 @@ class Cell:
         self._saved_at = time.monotonic()
         self._saved = self._position()  # a resume file changes only where something was trained or looked at since
         self._latest: tuple[Tensors, list[ImageRow]] | None = None
+        self._started: Step | None = None  # the last step, until its losses are in the history
 
     def run(self, provenance: Mapping[str, Any]) -> Result:
         """The cell's result, its method's and data set's origin noted if they are a third party's. DivergedError, DataError and Stopped
@@ -147,24 +148,43 @@ class Cell:
     def _train(self, optimizer: torch.optim.Optimizer) -> None:
         state, started = self.state, time.monotonic()
         self._evaluate_if_due()
-        logs = fit(
-            self.model, optimizer, self.dataset, self.support, self.settings, self.spec.seed, state.step, self.memory, self.process_group
+        steps = steps_of(
+            self.model,
+            optimizer,
+            self.dataset,
+            self.support,
+            self.settings,
+            self.spec.seed,
+            state.step,
+            self.memory,
+            self.process_group,
+            self.prepared,
         )
-        for log in logs:
-            state.step = log.step
-            state.history.append(asdict(log))
+        for step in steps:
+            self._note_losses()  # of the step before, while the device computes this one
+            self._started, state.step = step, step.number
+            if is_evaluation_due(vars(step), self.settings):
+                self._note_losses()
             state.seconds["training"] += time.monotonic() - started
-            self._report(f"epoch {log.epoch}/{self.settings.epochs}, loss {log.loss:.3f}")
+            loss = f", loss {state.history[-1]['loss']:.3f}" if state.history else ""
+            self._report(f"epoch {step.epoch}/{self.settings.epochs}{loss}")
             self._evaluate_if_due()
             if time.monotonic() - self._saved_at > self.save_every:
                 self._save_state()
             started = time.monotonic()
+        self._note_losses()
         if not all(torch.isfinite(tensor).all() for tensor in self._weights().values()):
             raise DivergedError(f"The weights became NaN or infinite at the last step, {state.step}.")
 
+    def _note_losses(self) -> None:
+        """Enters the last step into the history, when the device has computed it."""
+        if self._started is not None:
+            step, self._started = self._started, None
+            self.state.history.append(asdict(step.log(self.state.history[-1]["loss"] if self.state.history else math.nan)))
+
     def _evaluate_if_due(self) -> None:
         """Evaluates the images that `best` and `val` are chosen on, if this is the end of an epoch that asks for it."""
-        log = self.state.history[-1] if self.state.history else None
+        log = self.state.history[-1] if self.state.history and self._started is None else None
         if log is None or not is_evaluation_due(log, self.settings) or self.state.evaluated_epoch == log["epoch"]:
             return
         found = {}
@@ -227,6 +247,7 @@ class Cell:
 
     def _save_state(self) -> None:
         """Writes the resume file by rename. The weights and the optimizer are those after `state.step` steps."""
+        self._note_losses()
         if self.process_group.rank or (self._saved == self._position() and self.resume_file.is_file()):
             return
         self.resume_file.parent.mkdir(parents=True, exist_ok=True)
@@ -320,7 +341,7 @@ def build_model(spec: RunSpec, sam: Sam) -> PromptableSegmenter:
 
 def is_evaluation_due(log: Log | Mapping[str, Any], settings: Settings) -> bool:
     """Whether the step of this log ends an epoch after which selections are evaluated."""
-    step = log if isinstance(log, Mapping) else asdict(log)
+    step = log if isinstance(log, Mapping) else vars(log)
     return bool(step["ends_epoch"]) and (step["epoch"] % settings.evaluate_every == 0 or step["epoch"] == settings.epochs)
 
 

@@ -11,6 +11,7 @@ from bench.data.manifest import manifest_of, remember_data
 from bench.errors import STOPPED, RequestError
 from bench.grid.catalogue import catalogue
 from bench.grid.files import file_sha256
+from bench.grid.kept import Frozen, in_words, needs
 from bench.grid.plan import (
     Request,
     RunContext,
@@ -58,6 +59,8 @@ class Options:
     group_writable: bool = False  # results can be written by other people of the folder's group
     keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
+    spill_gb: Annotated[float, Range(0.0, 1e6)] = 0.0  # of frozen embeddings beyond those, in a temporary file, over all workers
+
     def __post_init__(self) -> None:
         for name, kind in kinds(Options).items():
             for fault in (check(getattr(self, name)) for check in getattr(kind, "__metadata__", ())):
@@ -75,20 +78,26 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     without torch."""
     cache = options.out / "cache"
     checkpoint = checkpoint_path(request.backbone, options.pretrained)
-    known = catalogue(request.methods, cache) if launcher or options.dry_run else None
-    choose = (lambda text: list(catalogue(text, cache).choices)) if known else choose_methods
+    known = catalogue(request.methods, cache, request.backbone) if launcher or options.dry_run else None
+    choose = (lambda text: list(catalogue(text, cache, request.backbone).choices)) if known else choose_methods
     registered = known.registered if known else groups_by_method
     specs = specs_of(request, file_sha256(checkpoint, cache), options.data, choose, registered, options.out)
     if is_main_process():
         _warn_of_tuning_elsewhere(request, options.out)
-    return run_specs(specs, request.backbone, checkpoint, options, launcher, free)
+    return run_specs(specs, request.backbone, checkpoint, options, launcher, free, known.frozen if known else None)
 
 
 def run_specs(
-    specs: Sequence[RunSpec], backbone: str, checkpoint: Path, options: Options, launcher: Launcher | None = None, free: Free | None = None
+    specs: Sequence[RunSpec],
+    backbone: str,
+    checkpoint: Path,
+    options: Options,
+    launcher: Launcher | None = None,
+    free: Free | None = None,
+    frozen: Frozen | None = None,
 ) -> int:
     """Runs those of the cells that are to be run; the exit code. launcher: sends them elsewhere instead. free: of some cells, those that
-    are left to this machine."""
+    are left to this machine. frozen: of the methods, for what a dry run says."""
     store = ResultStore(options.out)
     states = {spec: store.status(spec) for spec in specs}
     store.compared.remember()
@@ -100,6 +109,8 @@ def run_specs(
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         _list_cells(specs, states, missing)
+        if frozen and (said := in_words(needs(missing, datasets, frozen), options.keep_gb, options.spill_gb)):
+            print(said)
     elif is_main_process():
         store.check_writable(missing)
         remember_data(datasets.values(), options.out / "cache")
@@ -140,7 +151,7 @@ def _run_cells(
         leave_process_group(process_group)
         return False
     workers = min(options.workers, len(specs))
-    context = replace(context, device=device, kept_bytes=context.kept_bytes // workers)
+    context = replace(context, device=device, kept_bytes=context.kept_bytes // workers, spilled_bytes=context.spilled_bytes // workers)
     sam = load_sam(backbone, checkpoint, device)
     if is_main_process():
         begin()
@@ -214,6 +225,7 @@ def run_context(backbone: str, checkpoint: Path, device: str, options: Options) 
         options.devices,
         options.compile,
         options.steal,
+        int(options.spill_gb * 2**30),
     )
 
 

@@ -157,7 +157,7 @@ class CellRunner:
         on_progress(0.0, "starting")
         dataset, context = self.datasets[spec.dataset], self.context
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
-            self.prepared = Prepared(dataset, context.kept_bytes)
+            self.prepared = Prepared(dataset, context.kept_bytes, context.spilled_bytes)
         data = self.process_group.broadcast(self._facts_of(dataset))
         cell = Cell(
             spec,

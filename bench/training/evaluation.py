@@ -10,6 +10,7 @@ from bench.grid.metrics import ImageRow
 from bench.grid.protocol import Settings
 from bench.model.precision import computing
 from bench.model.segmenter import PromptableSegmenter, at_once
+from bench.model.transfer import Download, uploaded
 from bench.model.upsampling import union
 from bench.training.prepared import Item, Prepared
 from bench.types import Dataset, Features, Prompts, Sample, Split
@@ -34,15 +35,17 @@ def evaluate(
     model.eval()
     prepared = prepared or Prepared(dataset)
     names = dataset.names(split) if names is None else names
-    earlier: tuple[list[Item], Tensor] | None = None
-    for items in prepared.batches(split, names, settings, at_once(model)[0]):
+    earlier: tuple[list[Item], Download] | None = None
+    for items in prepared.batches(split, names, settings, at_once(model)[0], model.device):
+        prompts = [model.placed(item.prompts, (item.truth.shape[0], item.truth.shape[1])) for item in items]
+        truths = [uploaded(item.truth, model.device) for item in items]
         with computing(settings.precision, model.device):
             features = prepared.features(model, split, items, settings)
-            unions = predicted(model, features, [item.prompts for item in items])
-        counted = torch.stack([pixels(mask, item.truth.to(mask.device)) for mask, item in zip(unions, items, strict=True)])
+            unions = predicted(model, features, prompts)
+        counted = torch.stack([pixels(mask, truth) for mask, truth in zip(unions, truths, strict=True)])
         if earlier:
             yield from _rows(*earlier)
-        earlier = items, counted
+        earlier = items, Download(counted)
     if earlier:
         yield from _rows(*earlier)
 
@@ -87,6 +90,6 @@ def pixels(mask: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([(mask & truth).sum(), (mask | truth).sum(), truth.sum(), mask.sum()])
 
 
-def _rows(items: Sequence[Item], counted: Tensor) -> Iterator[ImageRow]:
-    for item, counts in zip(items, counted.tolist(), strict=True):
+def _rows(items: Sequence[Item], counted: Download) -> Iterator[ImageRow]:
+    for item, counts in zip(items, counted.read(), strict=True):
         yield ImageRow(item.name, item.prompts.count, *counts)

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.model.implementation import implementation
+from bench.model.transfer import uploaded
 from bench.model.upsampling import resized
 from bench.training.streamed_loss import streamed_terms
+from bench.training.targets import LabelledMasks, Target, stacked
 
 
 class Loss(NamedTuple):
@@ -31,15 +33,16 @@ def segmentation_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Lo
     return Loss(bce + dice, bce, dice)
 
 
-def upsampled_loss(low: Sequence[Tensor], targets: Sequence[Tensor]) -> Loss:
+def upsampled_loss(low: Sequence[Tensor], targets: Sequence[Target]) -> Loss:
     """`segmentation_loss` of the maps `low`, per image (n, h, w), brought to the size of the image's targets (n, H, W).
 
     This is what a training step takes: `upsampled_loss(model.decode_low(features, prompts).logits, targets)`.
     """
     pairs = list(zip(low, targets, strict=True))
     if implementation() == "reference":
-        return segmentation_loss([resized(x, (t.shape[-2], t.shape[-1])) for x, t in pairs], targets)
-    bce, dice = torch.stack([torch.stack(streamed_terms(x.float(), t.to(x.device))) for x, t in pairs]).mean(0)
+        return segmentation_loss([resized(x, (t.shape[-2], t.shape[-1])) for x, t in pairs], stacked(targets))
+    there = [t.to(x.device) if isinstance(t, LabelledMasks) else uploaded(t, x.device) for x, t in pairs]
+    bce, dice = torch.stack([torch.stack(streamed_terms(x.float(), t)) for x, t in zip(low, there, strict=True)]).mean(0)
     return Loss(bce + dice, bce, dice)
 
 

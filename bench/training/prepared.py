@@ -1,10 +1,12 @@
-"""What evaluating a data set needs of each image each time, prepared once by threads that run ahead, and kept within bounds."""
+"""What a data set's cells need of each image again and again, prepared once by threads that run ahead, and kept within bounds."""
 
+import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -13,13 +15,17 @@ from torch import Tensor
 
 from bench.data.objects import sample_objects
 from bench.grid.protocol import Settings
+from bench.model.backbones import frozen_bytes
 from bench.model.implementation import implementation
+from bench.model.sam import Prefix
 from bench.model.segmenter import PromptableSegmenter
+from bench.model.transfer import pinned, uploaded
 from bench.training.prompts import box_prompts, point_prompts
 from bench.training.streams import FreshStream
 from bench.types import KEPT_BYTES, Dataset, Features, Prompts, Sample, Split
 
 BATCHES_AHEAD = 2
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,26 +42,39 @@ class Item:
         """Its memory."""
         return self.image.nbytes + self.truth.nbytes
 
+    def pinned(self, device: torch.device) -> "Item":
+        """See `bench.model.transfer.pinned`."""
+        return replace(self, image=pinned(self.image, device), truth=pinned(self.truth, device))
+
 
 class Prepared:
-    """The items of a data set, and the embeddings that a frozen encoder gave them.
+    """The items of a data set, and what the frozen part of an encoder said of its images.
 
-    Both are kept in the process's memory while their sum is below `limit_bytes`; what comes later is made again each time.
+    Both are kept in the process's memory while their sum is below `limit_bytes`, then what was encoded in a file of at most
+    `spilled_bytes`, which is gone with the process; what comes later is made again each time.
     """
 
-    def __init__(self, dataset: Dataset, limit_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, dataset: Dataset, limit_bytes: int = KEPT_BYTES, spilled_bytes: int = 0) -> None:
         self.dataset, self.limit_bytes, self.used_bytes = dataset, limit_bytes, 0
-        self._kept: dict[Hashable, object] = {}
+        self._items: dict[Hashable, Item] = {}
+        self._encoded: dict[Hashable, Tensor] = {}
+        self._spill = Spill(spilled_bytes)
         self._lock = threading.Lock()
 
-    def batches(self, split: Split, names: Sequence[str], settings: Settings, size: int) -> Iterator[list[Item]]:
-        """The items of these images in lists of `size`; the next lists are prepared while the caller computes."""
+    def batches(
+        self, split: Split, names: Sequence[str], settings: Settings, size: int, device: torch.device = CPU
+    ) -> Iterator[list[Item]]:
+        """The items of these images in lists of `size`, ready to be copied to the device; the next lists are prepared while the caller
+        computes."""
         starts = iter(range(0, len(names), size))
         with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as threads:
 
+            def ready(name: str) -> Item:
+                return self.item(split, name, settings).pinned(device)
+
             def ahead(count: int) -> list[list[Future[Item]]]:
                 batches = [names[start : start + size] for start in islice(starts, count)]
-                return [[threads.submit(self.item, split, name, settings) for name in batch] for batch in batches]
+                return [[threads.submit(ready, name) for name in batch] for batch in batches]
 
             waiting = ahead(BATCHES_AHEAD)
             try:
@@ -68,42 +87,108 @@ class Prepared:
 
     def item(self, split: Split, name: str, settings: Settings) -> Item:
         """The item of one image."""
-        key = ("item", split, name, settings.evaluation_prompt)
-        found = self._kept.get(key)
-        if isinstance(found, Item):
+        key = (split, name, settings.evaluation_prompt)
+        found = self._items.get(key)
+        if found is not None:
             return found
         sample = self.dataset.load(split, name)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
         prompts = evaluation_prompts(sample, self.dataset, settings)
         item = Item(name, image, torch.from_numpy(sample.mask.astype(bool)), prompts)
-        self._keep(key, item, item.bytes)
+        with self._lock:
+            if key not in self._items and self._takes(item.bytes):
+                self._items[key] = item
         return item
 
     def features(self, model: PromptableSegmenter, split: Split, items: Sequence[Item], settings: Settings) -> Features:
-        """The model's features of the items. Those of an encoder that nothing is added to depend on the image alone: they are made once
-        for every prompt, selection, evaluation, seed and method of that kind."""
+        """The model's features of the items. What an encoder's frozen part says depends on the image alone: it is made once for every
+        prompt, selection, evaluation, seed and method of that kind."""
         images = [item.image for item in items]
-        if not model.encoder.is_frozen:
-            return model.encode(images)
-        how = (id(model.sam), model.normalise_native_size, settings.precision, settings.matmul_precision, implementation())
-        keys = [("features", split, item.name, *how) for item in items]
-        kept = [self._kept.get(key) for key in keys]
-        if all(isinstance(one, Features) for one in kept):
-            return _together([one for one in kept if isinstance(one, Features)], model.device)
-        features = model.encode(images)
-        for i, key in enumerate(keys):
-            one = features.only([i])
-            self._keep(key, one, one.embedding.nbytes + one.first_global.nbytes)
-        return features
+        return model.encode(images, known=self.prefix(model, images, [(split, item.name) for item in items], settings.precision))
 
-    def _keep(self, key: Hashable, value: "Item | Features", size: int) -> None:
-        with self._lock:
-            if key in self._kept or self.used_bytes + size > self.limit_bytes:
-                return
-            self.used_bytes += size
-            if isinstance(value, Features):
-                value = value._replace(embedding=value.embedding.cpu().clone(), first_global=value.first_global.cpu().clone())
-            self._kept[key] = value
+    def prefix(self, model: PromptableSegmenter, images: Sequence[Tensor], identities: Sequence[Hashable], precision: str) -> Prefix | None:
+        """What the encoder's frozen part says of images (3, H, W), each known by its identity; None where nothing of it is frozen."""
+        parts = model.encoder.frozen_parts
+        if not parts:
+            return None
+        names = ["x", *["first_global"] * (model.decoder.reads_first_global and model.encoder.reaches_global(parts))]
+        how = id(model.sam), model.normalise_native_size, precision, torch.get_float32_matmul_precision(), implementation()
+        place = model.encoder.is_compiled, parts, len(images)  # the same place in a batch of that size: a sum's order may depend on it
+        keys = {name: [(identity, i, name, *how, *place) for i, identity in enumerate(identities)] for name in names}
+        found = {name: [self._kept(key) for key in of_name] for name, of_name in keys.items()}
+        if all(tensor is not None for of_name in found.values() for tensor in of_name):
+            kept = {name: _together([x for x in of_name if x is not None], model.device) for name, of_name in found.items()}
+            return Prefix(kept["x"], kept.get("first_global"), parts)
+        made = model.prefix(images)
+        for name, of_name in keys.items():
+            rows = getattr(made, name)
+            low = name == "first_global" and precision == "bf16" and model.decoder.halves_first_global
+            for i, key in enumerate(of_name):
+                self._keep(key, rows[i : i + 1].to(torch.bfloat16) if low else rows[i : i + 1])
+        return made
+
+    def has_room(self, model: PromptableSegmenter, images: int | None, precision: str) -> bool:
+        """Whether what the encoder's frozen part says of so many images, None for ever new ones, would take at most half of the memory:
+        the other half is for evaluation."""
+        parts, config = model.encoder.frozen_parts, model.sam.config
+        size = frozen_bytes(config, parts, model.decoder.reads_first_global, precision)
+        return bool(parts) and images is not None and images * size <= self.limit_bytes / 2
+
+    def _kept(self, key: Hashable) -> Tensor | None:
+        found = self._encoded.get(key)
+        return self._spill.get(key) if found is None else found
+
+    def _keep(self, key: Hashable, value: Tensor) -> None:
+        """Keeps a copy of a row, (1, …), on the host, unless there is one already."""
+        if key in self._encoded or key in self._spill:
+            return
+        if self._takes(value.nbytes):
+            self._encoded[key] = value.to("cpu", non_blocking=True) if value.is_cuda else value.clone()  # in pinned memory: see `Download`
+        else:
+            self._spill.put(key, value)
+
+    def _takes(self, size: int) -> bool:
+        if self.used_bytes + size > self.limit_bytes:
+            return False
+        self.used_bytes += size
+        return True
+
+
+class Spill:
+    """Tensors in a file without a name, in the folder for temporary files (TMPDIR): it ends with the process, however that ends."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes, self.used_bytes = limit_bytes, 0
+        self._file = tempfile.TemporaryFile() if limit_bytes else None  # noqa: SIM115
+        self._places: dict[Hashable, tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]] = {}
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._places
+
+    def put(self, key: Hashable, value: Tensor) -> None:
+        """Writes a tensor, as long as there is room; a full disk is said once, and ends it."""
+        if self._file is None or self.used_bytes + value.nbytes > self.limit_bytes:
+            return
+        dense = value.to("cpu").clone()
+        in_memory = dense.as_strided((dense.numel(),), (1,))  # in the order of its strides, on which a sum's order may depend
+        try:
+            self._file.seek(self.used_bytes)
+            self._file.write(in_memory.view(torch.uint8).numpy().data)
+            self._file.flush()
+        except OSError as error:
+            print(f"No more embeddings are spilled to {tempfile.gettempdir()}: {error.strerror}.", file=sys.stderr)
+            self.limit_bytes = 0
+            return
+        self._places[key] = self.used_bytes, value.nbytes, dense.dtype, dense.shape, dense.stride()
+        self.used_bytes += value.nbytes
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """The tensor, if it was written."""
+        if self._file is None or key not in self._places:
+            return None
+        start, size, dtype, shape, stride = self._places[key]
+        self._file.seek(start)
+        return torch.frombuffer(bytearray(self._file.read(size)), dtype=dtype).as_strided(shape, stride)
 
 
 def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings) -> Prompts:
@@ -114,7 +199,7 @@ def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings) -> 
     return point_prompts(objects, FreshStream(np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode()))))
 
 
-def _together(features: Sequence[Features], device: torch.device) -> Features:
-    embedding = torch.cat([f.embedding for f in features]).to(device)
-    first_global = torch.cat([f.first_global for f in features]).to(device)
-    return Features(embedding, first_global, tuple(f.sizes[0] for f in features), tuple(f.native[0] for f in features))
+def _together(rows: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Rows (1, …) as one float32 tensor on the device."""
+    there = [uploaded(row, device).to(torch.float32) for row in rows]
+    return there[0] if len(there) == 1 else torch.cat(there)

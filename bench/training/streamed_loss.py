@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bench.model.upsampling import brought_back, interpolated, parts
+from bench.training.targets import Target
 
 
-def streamed_terms(low: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def streamed_terms(low: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     """The binary cross-entropy and dice loss, scalars as in `bench.training.losses`, of the maps low (n, h, w) at the size of
     target (n, H, W)."""
     bce, dice = _Streamed.apply(low, target)
@@ -22,9 +23,10 @@ def streamed_terms(low: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 class _Streamed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, low: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, low: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         size, wanted = (target.shape[-2], target.shape[-1]), ctx.needs_input_grad[0]
-        found = [_terms(x, t.to(x.dtype), wanted) for x, t in zip(parts(low, size), parts(target, size), strict=True)]
+        lows = parts(low, size)
+        found = [_terms(x, t.to(x.dtype), wanted) for x, t in zip(lows, target.split(len(lows[0])), strict=True)]
         bce, dice, d_bce, d_dice = (torch.cat(of) for of in zip(*found, strict=True))  # (n,), (n,), and (n, h, w) twice
         ctx.save_for_backward(d_bce / len(low), d_dice / len(low))
         return bce.mean(), dice.mean()

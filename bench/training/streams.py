@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data.objects import Masks
+from bench.data.objects import Objects
 
 
 class FreshStream:
@@ -31,8 +31,8 @@ class FreshStream:
         top, left = self.rng.integers(0, height - rows + 1), self.rng.integers(0, width - columns + 1)
         return slice(top, top + rows), slice(left, left + columns)
 
-    def kind_and_objects(self, kinds: Sequence[str], objects: Masks, most: int | None) -> tuple[str, Masks]:
-        """One of the kinds of prompts, and the objects (n, H, W) themselves or, of more than `most`, so many of them."""
+    def kind_and_objects(self, kinds: Sequence[str], objects: Objects, most: int | None) -> tuple[str, Objects]:
+        """One of the kinds of prompts, and the n objects themselves or, of more than `most`, so many of them."""
         if most is not None and len(objects) > most:
             objects = objects[np.sort(self.rng.choice(len(objects), most, replace=False))]
         return str(self.rng.choice(kinds)), objects
@@ -68,7 +68,7 @@ class ReferenceStream:
         top, left = self.python.randint(0, height - rows), self.python.randint(0, width - columns)
         return slice(top, top + rows), slice(left, left + columns)
 
-    def kind_and_objects(self, kinds: Sequence[str], objects: Masks, most: int | None) -> tuple[str, Masks]:
+    def kind_and_objects(self, kinds: Sequence[str], objects: Objects, most: int | None) -> tuple[str, Objects]:
         """As `FreshStream.kind_and_objects`, but the kind comes first, and chosen objects stay in the order they were drawn in."""
         kind = self.python.choice(kinds)
         if most is not None and len(objects) > most:

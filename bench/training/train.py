@@ -5,23 +5,27 @@ Everything random in step s follows from (seed, s) alone, so that a resumed trai
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data.objects import sample_objects
+from bench.data.objects import Masks, Objects, sample_objects
 from bench.errors import DivergedError
 from bench.grid.protocol import Settings
 from bench.model.dropout import part_of_batch
 from bench.model.precision import computing, repeatable
 from bench.model.segmenter import PromptableSegmenter
-from bench.training.losses import Loss, upsampled_loss
+from bench.model.transfer import Download, pinned, uploaded
+from bench.training.ahead import made_ahead
+from bench.training.losses import upsampled_loss
+from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
 from bench.training.prompts import training_prompts
 from bench.training.streams import FreshStream, ReferenceStream, Stream
+from bench.training.targets import LabelledMasks, Target, stacked, target_of
 from bench.training.transforms import Augmentation, augmented
 from bench.types import SEED, WHOLE, Dataset, Memory, Prompts
 
@@ -42,24 +46,41 @@ class Log:
 
 @dataclass(frozen=True)
 class Example:
-    """A training image (3, H, W) uint8 with prompts for n objects and their masks (n, H, W) uint8 0/1."""
+    """A training image (3, H, W) uint8 with prompts for n objects and their masks (n, H, W) uint8 0/1. identity: what the image is made
+    of; two with the same one are the same image. () is none."""
 
     image: Tensor
     prompts: Prompts
-    target: Tensor
+    truth: Target
+    identity: tuple[Hashable, ...] = ()
+
+    @property
+    def target(self) -> Tensor:
+        """The masks as one tensor."""
+        return stacked([self.truth])[0]
+
+    def pinned(self, device: torch.device) -> "Example":
+        """See `bench.model.transfer.pinned`."""
+        truth = self.truth.pinned(device) if isinstance(self.truth, LabelledMasks) else pinned(self.truth, device)
+        return Example(pinned(self.image, device), self.prompts.map(lambda x: pinned(x, device)), truth, self.identity)
+
+    def there(self, device: torch.device) -> "Example":
+        """With the image and masks on the device; prompts are scaled before they go there."""
+        truth = self.truth.to(device) if isinstance(self.truth, LabelledMasks) else uploaded(self.truth, device)
+        return Example(uploaded(self.image, device), self.prompts, truth, self.identity)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingSample:
     """What training sees of an image at one step.
 
-    image: (H, W, 3) uint8; masks: its n objects, (n, H, W) bool; kind: of its prompts, "point", "box" or "mask", one for each
+    image: (H, W, 3) uint8; objects: its n objects; kind: of its prompts, "point", "box" or "mask", one for each
     object; "none" where n is 0. augmentation: what made it of the image `name`.
     """
 
     name: str
     image: np.ndarray
-    masks: np.ndarray
+    objects: Objects
     kind: str
     prompts: Prompts
     augmentation: Augmentation
@@ -67,8 +88,13 @@ class TrainingSample:
     @property
     def example(self) -> Example:
         """As tensors; without objects the target is one empty mask."""
-        target = self.masks if len(self.masks) else np.zeros((1, *self.image.shape[:2]), bool)
-        return Example(torch.tensor(self.image).permute(2, 0, 1), self.prompts, torch.from_numpy(target.astype(np.uint8)))
+        identity = self.name, *self.augmentation.numbers
+        return Example(torch.tensor(self.image).permute(2, 0, 1), self.prompts, target_of(self.objects), identity)
+
+    @property
+    def masks(self) -> Masks:
+        """Of the objects, (n, H, W), made when they are asked for."""
+        return self.objects.masks()
 
 
 ALL = slice(None)
@@ -81,6 +107,25 @@ def optimizer_of(model: PromptableSegmenter, settings: Settings) -> torch.optim.
     return torch.optim.AdamW(groups or tuned.values(), lr=settings.lr, weight_decay=settings.weight_decay)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step that was started, counted from 1 as `Log` is: the device may still be computing it."""
+
+    number: int
+    steps: int
+    epoch: int
+    ends_epoch: bool
+    lr: float
+    losses: Download
+
+    def log(self, last_loss: float) -> Log:
+        """Its log, when it is there. DivergedError, with the step and the last finite loss, where the loss is NaN or infinite."""
+        total, bce, dice = self.losses.read()
+        if not math.isfinite(total):
+            raise DivergedError(f"The loss became {total} at step {self.number} of {self.steps}; the last finite one was {last_loss:.4g}.")
+        return Log(self.number, self.steps, self.epoch, self.ends_epoch, total, bce, dice, self.lr)
+
+
 def fit(
     model: PromptableSegmenter,
     optimizer: torch.optim.Optimizer,
@@ -91,36 +136,61 @@ def fit(
     first_step: int = 0,
     memory: Memory = WHOLE,
     process_group: ProcessGroup = SINGLE_PROCESS,
+    prepared: Prepared | None = None,
 ) -> Iterator[Log]:
-    """Trains on the `support` images and yields the log of each step; the caller may evaluate between two of them.
+    """Trains as `steps_of` does and yields the log of each step; the caller may evaluate between two of them."""
+    last_loss = float("nan")
+    for step in steps_of(model, optimizer, dataset, support, settings, seed, first_step, memory, process_group, prepared):
+        log = step.log(last_loss)
+        last_loss = log.loss
+        yield log
+
+
+def steps_of(
+    model: PromptableSegmenter,
+    optimizer: torch.optim.Optimizer,
+    dataset: Dataset,
+    support: Sequence[str],
+    settings: Settings,
+    seed: int,
+    first_step: int = 0,
+    memory: Memory = WHOLE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+    prepared: Prepared | None = None,
+) -> Iterator[Step]:
+    """Trains on the `support` images and yields each step once it is started: on a GPU, whoever reads a step's log after the next one was
+    started keeps nobody waiting. A step's images are prepared while the one before it is computed.
 
     first_step: how many steps were made before, with the model and optimizer as they were then.
     process_group: the processes that share each batch; every one makes the same step.
-    DivergedError, with the step and the last finite loss, where the loss is NaN or infinite.
+    prepared: keeps what the encoder's frozen part says of images that training shows again.
     """
-    each = epoch_steps(support, settings)
-    steps, last_loss = each * settings.epochs, float("nan")
-    for step in range(first_step, steps):
+    each, device = epoch_steps(support, settings), model.device
+
+    def examples_of(step: int) -> list[Example]:
+        epoch, batch = divmod(step, each)
+        part = slice(*process_group.share(images_of(support, settings, batch)))
+        made = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid, part)
+        return [example.pinned(device) for example in made]
+
+    steps, alike = range(first_step, each * settings.epochs), repeats_one_sample(support, settings)
+    kept = prepared if prepared and prepared.has_room(model, shown_images(support, settings), settings.precision) else None
+    for step, examples in zip(steps, made_ahead(examples_of, steps, alike, lambda made: [e.there(device) for e in made]), strict=True):
         epoch, batch = divmod(step, each)
         lrs = [cosine_lr(epoch, settings, rate) for rate in settings.rates]
-        images = min(settings.batch, len(support) - batch * settings.batch)
-        first, stop = process_group.share(images)
-        examples = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid, slice(first, stop))
+        images = images_of(support, settings, batch)
         # The reference never calls train() again after its first evaluation.
         model.train(not (settings.eval_mode_after_first_look and epoch >= settings.evaluate_every))
         optimizer.zero_grad()
         dropout_seed = int(_random("dropout", seed, step).integers(2**63))
+        place = process_group.share(images)[0], images
         with repeatable(model.device):
-            own = backward(model, examples, dropout_seed, memory, settings.precision, (first, images))
-        loss = Loss(*process_group.summed(list(model.tuned().values()), own))
-        if not torch.isfinite(loss.total):
-            now = loss.total.item()
-            raise DivergedError(f"The loss became {now} at step {step + 1} of {steps}; the last finite one was {last_loss:.4g}.")
+            own = backward(model, examples, dropout_seed, memory, settings.precision, place, kept)
+        losses = Download(process_group.summed(list(model.tuned().values()), own))
         for group, lr in zip(optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
         optimizer.step()
-        last_loss = loss.total.item()
-        yield Log(step + 1, steps, epoch + 1, batch + 1 == each, last_loss, loss.bce.item(), loss.dice.item(), lrs[0])
+        yield Step(step + 1, steps.stop, epoch + 1, batch + 1 == each, lrs[0], losses)
 
 
 def backward(
@@ -130,23 +200,27 @@ def backward(
     memory: Memory = WHOLE,
     precision: str = "fp32",
     place: tuple[int, int] | None = None,
+    prepared: Prepared | None = None,
 ) -> Tensor:
     """Adds the gradients of the batch's loss to the parameters', and returns that loss: total, bce, dice (3,), without a graph.
     The total holds the method's penalty too, if it has one.
 
     The loss is the mean over images of what each image's objects cost on average, so a part counts by its number of images.
     place: where the examples are only a part, the number of the first and the images of the whole batch; the sum over parts is the
-    batch's.
+    batch's. prepared: keeps what the encoder's frozen part says of the images.
     """
     size = memory.micro_batch or max(1, len(examples))
     first, total = place or (0, len(examples))
     losses = torch.zeros(3, device=model.device)
     for start in range(0, len(examples), size):
         part = examples[start : start + size]
+        images, sizes = [e.image for e in part], [(e.image.shape[-2], e.image.shape[-1]) for e in part]
+        prompts = [model.placed(e.prompts, size) for e, size in zip(part, sizes, strict=True)]
         torch.manual_seed(dropout_seed)
         with part_of_batch(first + start, total), computing(precision, model.device):
-            features = model.encode([e.image for e in part], memory.checkpointing)
-            loss = upsampled_loss(model.decode_low(features, [e.prompts for e in part]).logits, [e.target for e in part])
+            known = prepared.prefix(model, images, [e.identity for e in part], precision) if prepared else None
+            features = model.encode(images, memory.checkpointing, known)
+            loss = upsampled_loss(model.decode_low(features, prompts).logits, [e.truth for e in part])
         if features.penalty is not None:
             loss = loss._replace(total=loss.total + features.penalty.mean())
         (loss.total * (len(part) / total)).backward()
@@ -162,6 +236,20 @@ def cosine_lr(epoch: int, settings: Settings, lr: float) -> float:
 def epoch_steps(support: Sequence[str], settings: Settings) -> int:
     """The steps of an epoch; the last one may have fewer images."""
     return math.ceil(len(support) / settings.batch)
+
+
+def images_of(support: Sequence[str], settings: Settings, batch: int) -> int:
+    """The images of an epoch's batch."""
+    return min(settings.batch, len(support) - batch * settings.batch)
+
+
+def shown_images(support: Sequence[str], settings: Settings) -> int | None:
+    """How many different images training can show at a place in a batch, each as it is augmented; None where always new ones come."""
+    if repeats_one_sample(support, settings):
+        return 1
+    if settings.augmentation_stream == "reseeded_workers":  # a place in a batch of a worker's turn has one recipe
+        return len(support) * settings.batch * -(-epoch_steps(support, settings) // settings.loader_workers)
+    return None if settings.random_crop else len(support) * settings.batch * (4 if settings.flips else 1)
 
 
 def repeats_one_sample(support: Sequence[str], settings: Settings) -> bool:
@@ -208,9 +296,9 @@ def training_sample(dataset: Dataset, name: str, settings: Settings, stream: Str
     height, width = loaded.mask.shape
     augmentation = Augmentation.drawn(height, width, stream, settings)
     sample = augmented(loaded, augmentation)
-    kind, masks = stream.kind_and_objects(settings.prompt_types, sample_objects(sample, dataset.rule), how.max_objects)
-    prompts = training_prompts(kind, masks, stream, how, 4 * grid)
-    return TrainingSample(name, sample.image, masks, kind if len(masks) else "none", prompts, augmentation)
+    kind, objects = stream.kind_and_objects(settings.prompt_types, sample_objects(sample, dataset.rule), how.max_objects)
+    prompts = training_prompts(kind, objects, stream, how, 4 * grid)
+    return TrainingSample(name, sample.image, objects, kind if len(objects) else "none", prompts, augmentation)
 
 
 def _random(purpose: str, *numbers: int) -> np.random.Generator:

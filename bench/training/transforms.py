@@ -35,6 +35,11 @@ class Augmentation:
         flipped = maps[:: -1 if self.vertical else 1, :: -1 if self.horizontal else 1]
         return np.ascontiguousarray(flipped[self.rows, self.columns])
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What it does, as a key."""
+        return self.vertical, self.horizontal, self.rows.start, self.rows.stop, self.columns.start, self.columns.stop
+
     def __str__(self) -> str:
         flips = {(True, True): "both flips", (True, False): "vertical flip", (False, True): "horizontal flip"}
         crop = "no crop" if self.share == 1 else f"crop of {100 * self.share:.1f} %"
@@ -43,7 +48,7 @@ class Augmentation:
 
 def augmented(sample: Sample, how: Augmentation) -> Sample:
     """The sample after an augmentation; the objects that it states go the same way as its mask."""
-    objects = sample.objects
+    objects, labels = sample.objects, sample.labels
     if objects is not None:
         objects = np.ascontiguousarray(how.of(objects.transpose(1, 2, 0)).transpose(2, 0, 1))
-    return Sample(sample.name, how.of(sample.image), how.of(sample.mask), objects)
+    return Sample(sample.name, how.of(sample.image), how.of(sample.mask), objects, None if labels is None else how.of(labels))

@@ -63,7 +63,8 @@ def inspect_entry(split: Split, name: str, entry: Entry, rule: ObjectRule) -> In
     counts = rule.count(sample), int(np.count_nonzero(sample.mask))
     turned = "image" in entry.files() and orientation(entry.files()["image"]) > 1
     blank = 0 if sample.objects is None else int(np.count_nonzero(~sample.objects.any(axis=(1, 2))))
-    return Inspection(split, name, "", pixels, fits, turned, *counts, values, sample.objects is not None, blank)
+    stated = sample.objects is not None or sample.labels is not None
+    return Inspection(split, name, "", pixels, fits, turned, *counts, values, stated, blank)
 
 
 def value_counts(values: Values) -> dict[int, int]:

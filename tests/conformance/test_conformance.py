@@ -145,6 +145,12 @@ class SharesItsClass(Sound):
         return self.shared * x + self.shift + 0 * self.scale
 
 
+class ClaimsAFrozenBlock(Sound):
+    """Its first block is tuned too."""
+
+    first_block = 1
+
+
 class HidesItsStep(Tuner):
     def __init__(self, sam):
         super().__init__()
@@ -375,6 +381,7 @@ BROKEN = [
     ("models_on_one_backbone_do_not_see_each_other", SharesItsClass, "The logits of another model of it on the same backbone"),
     ("models_on_one_backbone_do_not_see_each_other", MovesTheBackbone, "on the same backbone"),
     ("a_frozen_encoder_stays_frozen", HidesItsStep, "so its features are shared with the zero-shot SAM; they differ"),
+    ("a_frozen_encoder_stays_frozen", ClaimsAFrozenBlock, "Its first_block is 1, so what the blocks before it say is kept"),
     ("works_on_another_backbone", KnowsOneWidth, "RuntimeError in tests/conformance/test_conformance.py, line "),
     ("merges_into_plain_sam_weights", MergesWrongly, "Merged, its logits differ by"),
     ("merges_into_plain_sam_weights", MergesStrangely, "that SAM does not have in this shape: image_encoder.no_such_tensor."),

@@ -1,8 +1,10 @@
 """Objects and boxes: the reference's results on golden masks, and what holds for every mask."""
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from bench import ROOT
-from bench.data.objects import object_areas, object_masks, tight_boxes
-from bench.types import ObjectRule
+from bench.data.objects import (
+    label_map,
+    labelled_objects,
+    mask_objects,
+    object_areas,
+    sample_objects,
+    stacked_objects,
+    tight_boxes,
+)
+from bench.types import ObjectRule, Sample
 from datasets.folder import FolderDataset
 from datasets.kvasir import Kvasir
 from datasets.sbu import Sbu
@@ -21,6 +31,11 @@ GOLDEN = ROOT / "tests" / "golden"
 READERS: dict[str, type[FolderDataset]] = {"whu": Whu, "kvasir": Kvasir, "sbu": Sbu}
 MASKS = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24), elements=st.integers(0, 1))
 RULES = st.builds(ObjectRule, st.sampled_from([4, 8]), st.integers(0, 12), st.sampled_from([0.0, 0.1, 0.5]))
+
+
+def object_masks(mask, rule):
+    """(n, H, W)."""
+    return mask_objects(mask, rule).masks()
 
 
 def golden_keys() -> list[str]:
@@ -122,3 +137,58 @@ def test_turning_the_mask_turns_the_same_objects(mask, rule):
     turned = object_masks(np.ascontiguousarray(mask[::-1, ::-1]), rule)
     back = {one[::-1, ::-1].tobytes() for one in turned}
     assert back == {one.tobytes() for one in object_masks(mask, rule)}
+
+
+def from_maps(mask, rule):
+    """Masks, areas and boxes as they are read off a map of each component."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=rule.connectivity)
+    areas = stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
+    masks = labels[None] == (1 + np.flatnonzero(areas > rule.limit(areas)))[:, None, None]
+    masks = masks[np.argsort(masks.reshape(len(masks), mask.size).argmax(axis=1))]
+    return masks, object_areas(masks), tight_boxes(masks)
+
+
+def is_like(objects, masks, areas, boxes):
+    """Whether objects are these, bit for bit, by every way to ask for them."""
+    crops = all((objects.crop(i) == masks[i][objects.window(i)]).all() for i in range(len(masks)))
+    numbers = np.where(masks.any(0), 1 + masks.argmax(0), 0) if len(masks) else np.zeros(masks.shape[1:])
+    alike = [(objects.masks(), masks), (objects.areas, areas), (objects.boxes, boxes)] + [(objects.label_map(), numbers)] * (
+        not objects.overlap
+    )
+    return crops and all(mine.shape == theirs.shape and (mine == theirs).all() for mine, theirs in alike)
+
+
+@settings(max_examples=100, deadline=None)
+@given(MASKS, RULES, st.randoms())
+def test_objects_are_those_of_a_map_of_each(mask, rule, random):
+    found, expected = mask_objects(mask, rule), from_maps(mask, rule)
+    assert is_like(found, *expected) and is_like(stacked_objects(expected[0]), *expected)
+    some = np.array(random.sample(range(len(found)), random.randint(0, len(found))), np.int64)
+    assert is_like(found[some], *(part[some] for part in expected))
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrays(np.int64, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=16), elements=st.sampled_from([0, 3, 4, 2**40])), RULES)
+def test_a_label_map_states_what_a_map_of_each_would(values, rule):
+    for are_ids in (True, False):
+        parts = ObjectRule(rule.connectivity, rule.min_area)
+        each = [((values == v)[None] if are_ids else from_maps((values == v).astype(np.uint8), parts)[0]) for v in np.unique(values) if v]
+        masks = np.concatenate([np.zeros((0, *values.shape), bool), *each])
+        labels = label_map(values, are_ids, rule)
+        assert is_like(labelled_objects(labels), masks, object_areas(masks), tight_boxes(masks))
+        areas = object_areas(masks)
+        image, mask = np.zeros((*values.shape, 3), np.uint8), (values > 0).astype(np.uint8)
+        kept = masks[areas > rule.limit(areas)]
+        for sample in (Sample("x", image, mask, labels=labels), Sample("x", image, mask, masks)):
+            assert is_like(sample_objects(sample, rule), kept, object_areas(kept), tight_boxes(kept))
+
+
+def test_memory_does_not_grow_with_the_number_of_objects():
+    peaks = []
+    for across in (2, 32):  # 4 and 1024 objects
+        mask = np.kron(np.indices((2 * across, 2 * across)).prod(0) % 2, np.ones((512 // across,) * 2)).astype(np.uint8)
+        tracemalloc.start()
+        assert len(mask_objects(mask, ObjectRule()).boxes) == across**2
+        peaks.append(tracemalloc.get_traced_memory()[1] / mask.size)
+        tracemalloc.stop()
+    assert max(peaks) < 12 and peaks[1] < 1.3 * peaks[0]  # bytes a pixel; a map of each would have 1024

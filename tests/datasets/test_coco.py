@@ -115,7 +115,7 @@ def test_every_annotation_is_an_object_as_pycocotools_draws_it(data):
     for name in dataset.names("train"):
         expected = [coco.annToMask(a) for a in sorted(coco.imgToAnns[images[name]["id"]], key=lambda a: a["id"]) if not a["iscrowd"]]
         sample = dataset.load("train", name)
-        objects = sample_objects(sample, dataset.rule)
+        objects = sample_objects(sample, dataset.rule).masks()
         assert objects.shape == (len(expected), HEIGHT, WIDTH) and dataset.rule.count(sample) == len(expected)
         assert all((mask == other).all() for mask, other in zip(objects, expected, strict=True))
         assert (sample.mask == np.any([*expected, np.zeros((HEIGHT, WIDTH))], axis=0)).all() and sample.image.shape == (HEIGHT, WIDTH, 3)
@@ -162,7 +162,7 @@ def test_small_annotations_get_no_prompt_and_stay_foreground():
     objects = np.zeros((2, 10, 10), bool)
     objects[0, :2, :2], objects[1, 4:, 4:] = True, True
     sample = Sample("x", np.zeros((10, 10, 3), np.uint8), objects.any(axis=0).astype(np.uint8), objects)
-    assert (sample_objects(sample, ObjectRule(min_area=4)) == objects[1:]).all() and sample.mask.sum() == 40
+    assert (sample_objects(sample, ObjectRule(min_area=4)).masks() == objects[1:]).all() and sample.mask.sum() == 40
     assert len(sample_objects(sample, ObjectRule(min_area=0, relative_area=0.12))) == 1
     assert len(sample_objects(replace(sample, objects=objects[:0]), ObjectRule())) == 0
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bench import ROOT
 from bench.data.image_files import is_complete, read_mask
-from bench.data.objects import object_masks
+from bench.data.objects import mask_objects
 from bench.errors import DataError, RequestError
 from bench.grid.plan import Request, specs_of
 from bench.grid.registry import DATASETS
@@ -502,7 +502,7 @@ def test_a_domains_official_lists_are_training_images(domain):
     assert {shots: len(set(names)) for shots, names in domain.official.items()} == {1: 1, 16: 16}
     assert set(domain.official[1]) <= set(domain.official[16]) <= set(domain().names("train"))
     sample = domain().load("train", domain.official[1][0])
-    assert len(object_masks(sample.mask, domain.rule)) >= 1
+    assert len(mask_objects(sample.mask, domain.rule)) >= 1
 
 
 def test_an_official_list_is_what_its_rule_chooses():

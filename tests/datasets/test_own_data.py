@@ -198,7 +198,7 @@ def test_values_of_a_mask_are_foreground_ids_or_classes(dtype, palette, data, ca
         dataset = open_dataset(name, data)
         sample = dataset.load("train", dataset.names("train")[0])
         assert (sample.mask == (ids > 0)).all()
-        assert [int(found.sum()) for found in sample_objects(sample, dataset.rule)] == areas
+        assert [int(found.sum()) for found in sample_objects(sample, dataset.rule).masks()] == areas
         assert prepare.main(["verify", name, "--data", str(data), "--out", str(data / "out")]) == 0
         printed = capsys.readouterr().out
         assert ("if the values are ids or classes, `mask_values" in printed) == (what == "foreground" and not palette)

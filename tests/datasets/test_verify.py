@@ -12,7 +12,7 @@ from conftest import Rectangles
 
 import bench.data.manifest
 from bench.data.manifest import data_facts, manifest_of, to_hash
-from bench.data.objects import object_masks
+from bench.data.objects import mask_objects
 from bench.grid.registry import DATASETS
 from datasets.folder import GENERATED_MARK
 from datasets.kvasir import Kvasir
@@ -139,7 +139,7 @@ def test_what_a_run_would_see_is_what_the_reader_gives(archive_data):
         for name in dataset.names(split):
             mask = dataset.load(split, name).mask
             assert (seen[name].foreground, seen[name].pixels) == (int(mask.sum()), mask.shape)
-            assert seen[name].objects == len(object_masks(mask, Kvasir.rule))
+            assert seen[name].objects == len(mask_objects(mask, Kvasir.rule))
 
 
 def test_absent_data_is_a_problem_with_the_way_to_get_it(tmp_path, said):

@@ -51,8 +51,9 @@ def test_a_frozen_encoder_is_asked_once_for_all_methods_prompts_and_seeds(smoke)
         assert rows == list(evaluate(bench.build(method, sam, seed=seed), prepared.dataset, "test", how))
         return prepared.used_bytes
 
-    first = used("sam", 0)
-    assert used("hq_sam", 0) == used("hq_sam", 1) == first
+    alone = used("sam", 0)  # whose decoder reads the embedding only
+    first = used("hq_sam", 0)
+    assert used("sam", 1) == used("decoder", 0) == used("hq_sam", 1) == first > alone
     images = used("hq_sam", 2, "point") - first  # the items of another kind of prompt, no embeddings
     assert 0 < images < first / 2
     assert used("lora", 0) == first + images

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import Rectangles
 
-from bench.data.objects import object_masks, tight_boxes
+from bench.data.objects import mask_objects, tight_boxes
 from bench.grid.protocol import load_protocol
 from bench.training.streams import FreshStream, ReferenceStream
 from bench.training.train import batch_of, samples_of
@@ -84,7 +84,7 @@ def written_out(sample, rule, how, crop, side):
         top, left = random.randint(0, height - h), random.randint(0, width - w)
         image, mask = image[top : top + h, left : left + w], mask[top : top + h, left : left + w]
     kind = random.choice(list(KINDS))
-    objects = object_masks(np.ascontiguousarray(mask), rule)
+    objects = mask_objects(np.ascontiguousarray(mask), rule).masks()
     if how.max_objects is not None and len(objects) > how.max_objects:
         objects = objects[np.random.permutation(len(objects))[: how.max_objects]]
     prompts = []

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bench
-from bench.data.objects import object_masks
+from bench.data.objects import mask_objects, stacked_objects
 from bench.errors import DivergedError
 from bench.grid.protocol import load_protocol
 from bench.training.prompts import box_prompts, mask_prompts, point_prompts
@@ -145,14 +145,14 @@ def test_at_most_max_objects_are_trained_on(smoke):
 def test_mask_prompts_are_noisy_at_the_border_only():
     mask = np.zeros((1, 64, 64), bool)
     mask[0, 16:48, 16:48] = True
-    prompt = mask_prompts(mask, FreshStream(np.random.default_rng(0)), TrainingPrompts(), 64).masks
+    prompt = mask_prompts(stacked_objects(mask), FreshStream(np.random.default_rng(0)), TrainingPrompts(), 64).masks
     assert prompt.shape == (1, 1, 64, 64) and set(prompt.unique().tolist()) == {0.0, 1.0}
     wrong = np.argwhere(prompt[0, 0].numpy() != mask[0])
     assert len(wrong) and all(min(abs(i - e) for e in (15.5, 47.5) for i in at) < 9 for at in wrong)
 
 
 def test_prompts_of_nothing_are_no_prompt(rectangles):
-    nothing = object_masks(rectangles.load("test", "test4").mask, rectangles.rule)
+    nothing = mask_objects(rectangles.load("test", "test4").mask, rectangles.rule)
     for prompts in (box_prompts(nothing), point_prompts(nothing, FreshStream(np.random.default_rng(0)))):
         assert prompts.count == 0
 

@@ -1,0 +1,133 @@
+"""What preparing images and keeping frozen work saves on a CPU, against the plain way, by turns in one process; `bench.perf samples`."""
+
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Self
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+
+from bench.data.objects import Integers, mask_objects, tight_boxes
+from bench.grid.protocol import Settings, load_protocol
+from bench.grid.spec import parse_call
+from bench.model.backbones import CONFIGS
+from bench.model.checkpoints import load_sam
+from bench.model.method import build
+from bench.model.sam import Sam
+from bench.training.prepared import Prepared
+from bench.training.train import backward, batch_of, optimizer_of, steps_of
+from bench.types import Dataset, ObjectRule, Sample, Split
+
+RULE = ObjectRule(min_area=0)
+STEPS = 6  # a turn
+
+
+def compare_samples(side: int, objects: int, threads: int, methods: Sequence[str], backbone: str, rounds: int) -> int:
+    """Prints seconds and peak memory of a large mask's boxes, one and a thread each, and the processor's seconds of a one-shot step."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    rows = [_boxes(_squares(side, objects), at_once) for at_once in sorted({1, threads})]
+    print(f"Boxes of {objects} objects in {side}×{side} pixels; `plain`: read off a map of each\n\n{_table(rows)}", flush=True)
+    rows = [_steps(method, backbone, protocol, rounds) for protocol in ("paper", "clean") for method in methods]
+    print(f"\nOne-shot steps of {backbone}; `plain`: all made again in each step\n\n{_table(rows)}")
+    return 0
+
+
+def _table(rows: Sequence[dict[str, object]]) -> str:
+    return str(pd.DataFrame(rows).to_markdown(index=False))
+
+
+class Squares(Dataset):
+    """One training image."""
+
+    name, title, rule = "squares", "Squares", RULE
+
+    @classmethod
+    def open(cls, data: Path) -> Self:
+        return cls()
+
+    def names(self, split: Split) -> tuple[str, ...]:
+        return ("squares",) if split == "train" else ()
+
+    def load(self, split: Split, name: str) -> Sample:
+        mask = _squares(512, 9)
+        return Sample(name, np.dstack([200 * mask] * 3), mask)
+
+
+def _squares(side: int, objects: int) -> np.ndarray:
+    """A mask of so many squares on a grid."""
+    mask, across = np.zeros((side, side), np.uint8), int(np.ceil(objects**0.5))
+    pitch = side // across
+    for y, x in [divmod(i, across) for i in range(objects)]:
+        mask[y * pitch : y * pitch + pitch // 2, x * pitch : x * pitch + pitch // 2] = 1
+    return mask
+
+
+def plain_boxes(mask: np.ndarray, rule: ObjectRule) -> Integers:
+    """The boxes of a mask's objects, read off a map (n, H, W) of them."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=rule.connectivity)
+    maps = labels[None] == (1 + np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] > rule.min_area))[:, None, None]
+    boxes: Integers = tight_boxes(maps[np.argsort(maps.reshape(len(maps), -1).argmax(1))])
+    return boxes
+
+
+def _boxes(mask: np.ndarray, threads: int) -> dict[str, object]:
+    """One row: a mask in each thread."""
+    plain, plain_gb = _measured(lambda: plain_boxes(mask, RULE), threads)
+    now, now_gb = _measured(lambda: mask_objects(mask, RULE).boxes, threads)
+    row = {"masks at once": threads, "plain s": round(plain, 3), "now s": round(now, 3), "ratio": round(plain / now, 1)}
+    return {**row, "plain GB": round(plain_gb, 2), "now GB": round(now_gb, 2)}
+
+
+def _measured(call: Callable[[], Integers], threads: int) -> tuple[float, float]:
+    """Seconds until all threads are done, and the peak of what they allocated in GB."""
+    tracemalloc.start()
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        for made in [pool.submit(call) for _ in range(threads)]:
+            made.result()
+    seconds = time.perf_counter() - began
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return seconds, peak / 1e9
+
+
+def _steps(call: str, backbone: str, protocol: str, rounds: int) -> dict[str, object]:
+    """One row: a method's steps, by turns."""
+    settings = load_protocol(protocol).resolve(parse_call(call)[0], "whu", 1)
+    sam = load_sam(CONFIGS[backbone])
+    found: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(rounds):
+        for keeps in (False, True) if turn % 2 == 0 else (True, False):
+            found[keeps].append(_seconds_of_a_step(call, sam, settings, keeps))
+    plain, now = median(found[False]), median(found[True])
+    row = {"protocol": protocol, "method": call, "plain ms": round(1e3 * plain, 1), "now ms": round(1e3 * now, 1)}
+    return {**row, "ratio": round(plain / now, 2)}
+
+
+def _seconds_of_a_step(call: str, sam: Sam, settings: Settings, keeps: bool) -> float:
+    """The processor's seconds of a step after a first one, threads included."""
+    data, model = Squares(), build(call, sam, seed=0)
+    support, optimizer = data.support(1), optimizer_of(model, settings)
+
+    def plainly(epoch: int) -> None:
+        optimizer.zero_grad()
+        losses = backward(model, batch_of(data, support, settings, 0, epoch, 0, sam.config.grid), epoch)
+        optimizer.step()
+        losses.tolist()
+
+    def kept() -> Iterator[None]:
+        return (step.losses.read() for step in steps_of(model, optimizer, data, support, settings, 0, prepared=Prepared(data)))
+
+    course = kept() if keeps else map(plainly, range(settings.epochs))
+    next(course)
+    began = time.process_time()
+    for _ in range(STEPS):
+        next(course)
+    return (time.process_time() - began) / STEPS
