@@ -29,6 +29,7 @@ from bench.grid.store import CellStatus, ResultStore, grid_cell, read_state
 from bench.grid.toml_reader import kinds
 from bench.grid.tuned import untuned_name
 from bench.model.backbones import checkpoint_path
+from bench.running.estimate import estimate_in_words
 from bench.training.launch import is_main_process
 from bench.types import KEPT_BYTES, Dataset, Memory, Range
 
@@ -100,6 +101,8 @@ def run_specs(
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         _list_cells(specs, states, missing)
+        here = options.device if options.launcher == "local" else ""
+        print(*estimate_in_words(missing, datasets, options.out, here, options.workers), sep="\n")
     elif is_main_process():
         store.check_writable(missing)
         remember_data(datasets.values(), options.out / "cache")
