@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     submit.set_defaults(run=_submit)
     _add_model(commands)
     _add_cost(commands)
+    _add_peers(commands)
     given = parser.parse_args(arguments)
     for name in ("cells", "rounds", "at_once", "images"):
         value = getattr(given, name, None)
@@ -88,6 +89,20 @@ def _add_cost(commands: Any) -> None:
     cost.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     cost.add_argument("--out", type=Path, default=Path("results"), help="the results folder; costs go to its costs/")
     cost.set_defaults(run=_cost)
+
+
+def _add_peers(commands: Any) -> None:
+    peers = commands.add_parser("peers", help="beside segment-anything, and transformers with peft, on one thread of this processor")
+    peers.add_argument("--backbone", choices=list(CONFIGS), default="vit_b", help="of vit_b a round takes 4 minutes and 16 GiB")
+    peers.add_argument("--rounds", type=int, default=3)
+    peers.add_argument("--out", type=Path, default=Path("results/perf"))
+    peers.set_defaults(run=_peers)
+
+
+def _peers(given: argparse.Namespace) -> int:
+    from bench.profiling.peers import compare_peers
+
+    return compare_peers(given.backbone, given.rounds, given.out)
 
 
 def _cost(given: argparse.Namespace) -> int:
