@@ -9,6 +9,8 @@ with 1 where that takes more than 5 s of a processor for each 1,000 cells, or im
 
 `cost` measures what each method costs on this machine, once: a training step, an image, and the peak memory (`bench.profiling.cost`).
 
+`gpu` is for the first minutes on a card (`bench.profiling.gpu`), `peers` for what users would pick instead (`bench.profiling.peers`).
+
 `model` times training steps and evaluations along the fast path against the reference, by turns (`bench.profiling.turns`), and `kernels`
 the attention kernels, and the products with frozen layers, against one another.
 """
@@ -17,6 +19,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store.set_defaults(run=_store)
     submit = commands.add_parser("submit", help="sending many cells to SLURM")
     submit.add_argument("--cells", type=int, default=1_000)
-    submit.set_defaults(run=_submit)
+    submit.set_defaults(run=lambda given: _late("many_cells", "time_submit")(given.cells))
     _add_model(commands)
     _add_cost(commands)
     _add_peers(commands)
+    _add_gpu(commands)
     given = parser.parse_args(arguments)
     for name in ("cells", "rounds", "at_once", "images"):
         value = getattr(given, name, None)
@@ -54,12 +58,6 @@ def _store(given: argparse.Namespace) -> int:
     from bench.reporting.tables import tables
 
     return time_store(given.cells, lambda store: len(tables(store, CellQuery(), "paper")))
-
-
-def _submit(given: argparse.Namespace) -> int:
-    from bench.profiling.many_cells import time_submit
-
-    return time_submit(given.cells)
 
 
 def _add_model(commands: Any) -> None:
@@ -96,13 +94,17 @@ def _add_peers(commands: Any) -> None:
     peers.add_argument("--backbone", choices=list(CONFIGS), default="vit_b", help="of vit_b a round takes 4 minutes and 16 GiB")
     peers.add_argument("--rounds", type=int, default=3)
     peers.add_argument("--out", type=Path, default=Path("results/perf"))
-    peers.set_defaults(run=_peers)
+    peers.set_defaults(run=lambda given: _late("peers", "compare_peers")(given.backbone, given.rounds, given.out))
 
 
-def _peers(given: argparse.Namespace) -> int:
-    from bench.profiling.peers import compare_peers
-
-    return compare_peers(given.backbone, given.rounds, given.out)
+def _add_gpu(commands: Any) -> None:
+    gpu = commands.add_parser("gpu", help="the first minutes on a card: is it set up right, and how long will a grid take?")
+    gpu.add_argument("--minutes", type=float, default=10.0, help="at most; a step that takes too long is ended, and the next one begun")
+    gpu.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    gpu.add_argument("--backbone", choices=list(CONFIGS), default="vit_l")
+    gpu.add_argument("--out", type=Path, default=Path("results/perf"))
+    gpu.add_argument("--results", type=Path, default=Path("results"), help="the results folder, in whose costs/ dry runs look")
+    gpu.set_defaults(run=lambda given: _late("gpu", "first_minutes")(given.device, given.backbone, given.minutes, given.out, given.results))
 
 
 def _cost(given: argparse.Namespace) -> int:
@@ -116,26 +118,27 @@ def _cost(given: argparse.Namespace) -> int:
 
 def _compare(given: argparse.Namespace) -> int:
     from bench.profiling.turns import compare
+    from bench.running.workers import device_of
 
     if not 0 < given.minutes < float("inf"):
         raise RequestError(f"--minutes {given.minutes:g}: numbers above 0 are allowed.")
     methods = [choice.label for choice in choose_methods(given.methods)]
-    _check_device(given.device)
+    device_of(given.device)
     at_once = given.at_once or (1 if given.device == "cuda" else 2)
     return compare(given.device, methods, given.rounds, given.minutes, at_once, given.out)
 
 
 def _kernels(given: argparse.Namespace) -> int:
     from bench.profiling.kernels import compare_kernels
+    from bench.running.workers import device_of
 
-    _check_device(given.device)
+    device_of(given.device)
     return compare_kernels(given.device, given.backbone, given.precision, given.images, given.rounds)
 
 
-def _check_device(device: str) -> None:
-    from bench.running.workers import device_of
-
-    device_of(device)
+def _late(module: str, name: str) -> Any:
+    """What a module of bench.profiling has, which is loaded only now."""
+    return getattr(import_module(f"bench.profiling.{module}"), name)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ user CPU seconds alone, without what the system took to clear new pages. What is
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -42,13 +43,19 @@ def in_subprocess(module: str, *words: str, seconds: float | None = None) -> Fou
     """What a module prints last, as JSON, in a new process with ALLOCATOR's settings and one thread; `failed` says why there is nothing.
     seconds: after which it is ended."""
     environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run([sys.executable, "-m", module, *words], env=environment, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"it took longer than {seconds:.0f} s"}
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    found: Found = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-m", module, *words]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            said, error = process.communicate(timeout=seconds)
+        except BaseException as stopped:
+            os.killpg(process.pid, signal.SIGKILL)  # and what it started
+            if not isinstance(stopped, subprocess.TimeoutExpired):
+                raise
+            return {"failed": f"it took longer than {seconds:.0f} s"}
+    if process.returncode:
+        return {"failed": (error.strip().splitlines() or ["no message"])[-1]}
+    found: Found = json.loads(said.splitlines()[-1])
     return found
 
 
