@@ -74,8 +74,8 @@ def known_costs(out: Path) -> list[Cost]:
         with suppress(OSError, ValueError, KeyError, TypeError):
             cost = json.loads(path.read_bytes())
             numbers = {str(name): float(value) for name, value in cost.items() if isinstance(value, int | float)}
-            which = (str(cost[name]) for name in ("backbone", "method_id", "label", "machine", "time"))
-            found.append(Cost(*which, numbers))
+            which = {name: str(cost[name]) for name in ("backbone", "method_id", "label", "machine", "time")}
+            found.append(Cost(**which, numbers=numbers))
     return found
 
 
@@ -133,7 +133,7 @@ def estimate(specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: S
 def amount_of(spec: RunSpec, dataset: Dataset) -> Amount:
     """What a cell computes on its opened data set."""
     support = len(dataset.support(FULL, 0, spec.settings.uses_val)) if spec.shots == FULL else spec.shots
-    images = {split: len(dataset.names(split)) for split in SPLITS}
+    images: dict[str, int] = {split: len(dataset.names(split)) for split in SPLITS}
     return Amount.of(spec.settings, support, images, spec.method.trains)
 
 
