@@ -11,8 +11,6 @@ from pathlib import Path
 
 from bench.errors import one_sentence
 from bench.grid.metrics import RULES
-from bench.reporting.differences import differing, paired, results, side
-from bench.reporting.table import markdown
 
 
 @one_sentence
@@ -25,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--selection", help="default: the one that each protocol puts first")
     parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
     given = parser.parse_args(arguments)
+    from bench.reporting.differences import differing, paired, results, side
+    from bench.reporting.table import markdown
+
     a, b = side(given.a, given.out), side(given.b, given.out)
     pairs = paired(a, b)
     print(f"A: {a.name} ({len(a.cells)} cells)\nB: {b.name} ({len(b.cells)} cells)\n")

@@ -13,8 +13,6 @@ from bench import ROOT
 from bench.errors import RequestError, one_sentence
 from bench.grid.plan import Request, protocol_of
 from bench.grid.store import RECORD, ResultStore, Scan
-from bench.reporting.comparable import CellQuery
-from bench.reporting.tables import print_and_write, tables
 from bench.running.grid import Options, run_grid
 
 SUITE = ROOT / "configs" / "suites" / "demo.toml"
@@ -45,6 +43,9 @@ def run_demo(request: Request, out: Path, workers: int) -> int:
     if code not in (0, 1):
         return code
     print()
+    from bench.reporting.comparable import CellQuery  # not before there is something to show
+    from bench.reporting.tables import print_and_write, tables
+
     try:
         query = CellQuery(backbone=request.backbone, protocol=protocol_of(request.protocol).name)
         print_and_write(tables(ResultStore(out), query), ("md", "csv"), out / "tables")

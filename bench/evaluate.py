@@ -20,13 +20,14 @@ from pathlib import Path
 from bench.errors import STOPPED, one_sentence
 from bench.grid.plugins import add_option
 from bench.model.backbones import CONFIGS
-from bench.running.released_cells import Evaluation, evaluate_released
 
 
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all evaluated, 1 some failed, 2 wrong request, 130 stopped)."""
     given = _parser().parse_args(arguments)
+    from bench.running.released_cells import Evaluation, evaluate_released  # not before the words are read
+
     try:
         return evaluate_released(Evaluation(**{field.name: getattr(given, field.name) for field in fields(Evaluation)}))
     except KeyboardInterrupt:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import RequestError, one_sentence
-from bench.exporting.cell_tables import export
 from bench.grid.plugins import add_option
 from bench.model.backbones import PRETRAINED
 
@@ -42,6 +41,8 @@ def _written(given: argparse.Namespace) -> list[Path]:
         allowed = f"name a cell's folder together with --format {'|'.join(MODEL_FORMATS)}, or neither of them for tables (--parquet)"
         raise RequestError(f"The request is not clear: {allowed}.")
     if given.cell is None:
+        from bench.exporting.cell_tables import export
+
         return export(given.out or Path("results"), given.parquet)
     from bench.exporting.model_files import export_cell  # tables must not wait for torch
 

@@ -10,15 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from bench.errors import RequestError, one_sentence, unknown
-from bench.grid.store import ResultStore
-from bench.reporting.comparable import CellQuery
-from bench.reporting.figures import heat_maps, pictures
-from bench.reporting.pivot import POOLED, Pivot
-from bench.reporting.style import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @one_sentence
@@ -31,8 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rule", default="all", help="what images without any object count")
     parser.add_argument("--rows", help="heat maps instead: fields for their rows, as in bench.tables")
     parser.add_argument("--columns", help="and for their columns")
-    parser.add_argument("--metric", default=POOLED, help="what they show")
+    parser.add_argument("--metric", default="miou", help="what they show")
     given = parser.parse_args(arguments)
+    return _draw(given)
+
+
+def _draw(given: argparse.Namespace) -> int:
+    from bench.grid.store import ResultStore
+    from bench.reporting.comparable import CellQuery
+    from bench.reporting.figures import heat_maps, pictures
+    from bench.reporting.pivot import Pivot
+    from bench.reporting.style import save
+
     store, query = ResultStore(*given.out), CellQuery(rule=given.rule)
     swept = given.rows or given.columns
     drawn = heat_maps(store, query, Pivot.of(given.rows or "", given.columns or "", given.metric)) if swept else pictures(store, query)
@@ -42,12 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def figure(kind: str = "bars", *, out: str | Path = "results", **of: str | None) -> Figure:
+def figure(kind: str = "bars", *, out: str | Path = "results", **of: str | None) -> "Figure":
     """One figure of the stored cells, as the command draws it: bars, parameters, memory, time, curves, images, draws, iqm,
     profile, improvement, ranks or shots.
 
     of: fields of `CellQuery` (shots, protocol, backbone, rule). RequestError where there is none of these, or where it is several.
     """
+    from bench.grid.store import ResultStore
+    from bench.reporting.comparable import CellQuery
+    from bench.reporting.figures import pictures
+
     if wrong := [name for name in of if name not in CellQuery.__dataclass_fields__]:
         raise unknown("option", wrong[0], CellQuery.__dataclass_fields__)
     found = {picture.name: picture for picture in pictures(ResultStore(Path(out)), CellQuery(**of))}  # type: ignore[arg-type]

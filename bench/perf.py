@@ -2,13 +2,11 @@
 
 `store` plans that many cells, writes a made-up record for each into a temporary folder, reads them back into the paper's table, and
 loads them with `bench.results()` in a process of its own, by the code that runs and tables use. It exits with 1 where planning and
-the table take longer than 10 s for each 10,000 cells, or loading does, or where loading needs more than 2 GB of memory.
-
+the table take more than 10 s of a processor for each 10,000 cells, or loading does, or where loading needs more than 2 GB of memory.
 `submit` sends that many cells to a SLURM whose commands answer at once, by the launcher itself in a process of its own, and exits
-with 1 where that takes longer than 5 s for each 1,000 cells, or imports torch.
-
+with 1 where that takes more than 5 s of a processor for each 1,000 cells, or imports torch.
 `cost` measures what each method costs on this machine, once: a training step, an image, and the peak memory (`bench.profiling.cost`).
-
+`gpu` is for the first minutes on a card (`bench.profiling.gpu`), `peers` for what users would pick instead (`bench.profiling.peers`).
 `model` times training steps and evaluations along the fast path against the reference, by turns (`bench.profiling.turns`), and `kernels`
 the attention kernels, and the products with frozen layers, against one another. `samples` does so for a large mask's boxes and for
 one-shot steps of frozen encoders against making all of it anew each time.
@@ -18,6 +16,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,6 @@ from bench.errors import RequestError, one_sentence
 from bench.grid.plan import choose_methods
 from bench.grid.store import ResultStore
 from bench.model.backbones import CONFIGS
-from bench.profiling.many_cells import time_store, time_submit
-from bench.reporting.comparable import CellQuery
-from bench.reporting.tables import tables
 
 
 @one_sentence
@@ -37,12 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     store = commands.add_parser("store", help="planning, storing and reading back many cells")
     store.add_argument("--cells", type=int, default=10_000)
-    store.set_defaults(run=lambda given: time_store(given.cells, _paper_tables))
+    store.set_defaults(run=_store)
     submit = commands.add_parser("submit", help="sending many cells to SLURM")
     submit.add_argument("--cells", type=int, default=1_000)
-    submit.set_defaults(run=lambda given: time_submit(given.cells))
+    submit.set_defaults(run=lambda given: _late("many_cells", "time_submit")(given.cells))
     _add_model(commands)
     _add_cost(commands)
+    _add_peers(commands)
+    _add_gpu(commands)
     given = parser.parse_args(arguments)
     for name in ("cells", "rounds", "at_once", "images", "side", "objects", "threads"):
         value = getattr(given, name, None)
@@ -51,38 +49,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(given.run(given))
 
 
-def _paper_tables(store: ResultStore) -> int:
-    return len(tables(store, CellQuery(), "paper"))
+def _store(given: argparse.Namespace) -> int:
+    from bench.profiling.many_cells import time_store
+    from bench.reporting.comparable import CellQuery
+    from bench.reporting.tables import tables
+
+    return time_store(given.cells, lambda store: len(tables(store, CellQuery(), "paper")))
 
 
 def _add_model(commands: Any) -> None:
     model = commands.add_parser("model", help="training step, evaluation and memory, fast path against the reference")
     model.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cpu: vit_b on two cores; cuda: vit_b, vit_l and vit_h")
     model.add_argument("--methods", default="cat_sam_t,cat_sam_a", help="with commas, as bench.run takes them")
-    model.add_argument("--rounds", type=int, default=3, help="turns of each pair, as far as the minutes allow; at least one")
     model.add_argument("--minutes", type=float, default=5.0, help="on two CPU cores two turns of all pairs take about 5")
-    model.add_argument(
-        "--at-once", type=int, help="measurements side by side; the default is two on a CPU, which take 18 GiB, and one on a GPU"
-    )
+    model.add_argument("--at-once", type=int, help="measurements side by side; by default two on a CPU, which take 18 GiB, one on a GPU")
     model.add_argument("--out", type=Path, default=Path("results/perf"))
     model.set_defaults(run=_compare)
     samples = commands.add_parser("samples", help="preparing images and keeping frozen work, against the plain way")
     samples.add_argument("--side", type=int, default=4096, help="of a mask, in pixels")
     samples.add_argument("--objects", type=int, default=200, help="in it")
     samples.add_argument("--threads", type=int, default=1, help="masks at once; the plain way takes 3.4 GB for each")
-    samples.add_argument(
-        "--methods", default="hq_sam,decoder,lora,lora(first_block=3),cat_sam_a", help="with commas, as bench.run takes them"
-    )
+    samples.add_argument("--methods", default="hq_sam,decoder,lora,lora(first_block=3),cat_sam_a", help="as bench.run takes them")
     samples.add_argument("--backbone", choices=list(CONFIGS), default="tiny")
-    samples.add_argument("--rounds", type=int, default=3)
     samples.set_defaults(run=_samples)
     kernels = commands.add_parser("kernels", help="attention kernels and products against one another")
     kernels.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     kernels.add_argument("--backbone", choices=["vit_b", "vit_l", "vit_h"], default="vit_b")
     kernels.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     kernels.add_argument("--images", type=int, default=1)
-    kernels.add_argument("--rounds", type=int, default=3)
     kernels.set_defaults(run=_kernels)
+    for each in (model, samples, kernels):
+        each.add_argument("--rounds", type=int, default=3, help="turns of each pair; of `model` as far as the minutes allow")
 
 
 def _add_cost(commands: Any) -> None:
@@ -94,44 +91,61 @@ def _add_cost(commands: Any) -> None:
     cost.set_defaults(run=_cost)
 
 
-def _cost(given: argparse.Namespace) -> int:
-    from bench.profiling.cost import measure_costs
-    from bench.running.workers import device_of
+def _add_peers(commands: Any) -> None:
+    peers = commands.add_parser("peers", help="beside segment-anything, and transformers with peft, on one thread of this processor")
+    peers.add_argument("--backbone", choices=list(CONFIGS), default="vit_b", help="of vit_b a round takes 4 minutes and 16 GiB")
+    peers.add_argument("--rounds", type=int, default=3)
+    peers.add_argument("--out", type=Path, default=Path("results/perf"))
+    peers.set_defaults(run=lambda given: _late("peers", "compare_peers")(given.backbone, given.rounds, given.out))
 
+
+def _add_gpu(commands: Any) -> None:
+    gpu = commands.add_parser("gpu", help="the first minutes on a card: is it set up right, and how long will a grid take?")
+    gpu.add_argument("--minutes", type=float, default=10.0, help="at most; a step that takes too long is ended, and the next one begun")
+    gpu.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    gpu.add_argument("--backbone", choices=list(CONFIGS), default="vit_l")
+    gpu.add_argument("--out", type=Path, default=Path("results/perf"))
+    gpu.add_argument("--results", type=Path, default=Path("results"), help="the results folder, in whose costs/ dry runs look")
+    gpu.set_defaults(run=lambda given: _late("gpu", "first_minutes")(given.device, given.backbone, given.minutes, given.out, given.results))
+
+
+def _cost(given: argparse.Namespace) -> int:
     store = ResultStore(given.out)
     store.check_writable()
-    return measure_costs(choose_methods(given.methods), given.backbone, device_of(given.device), store)
+    return int(_late("cost", "measure_costs")(choose_methods(given.methods), given.backbone, _device(given), store))
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from bench.profiling.turns import compare
-
     if not 0 < given.minutes < float("inf"):
         raise RequestError(f"--minutes {given.minutes:g}: numbers above 0 are allowed.")
-    methods = [choice.label for choice in choose_methods(given.methods)]
-    _check_device(given.device)
+    _device(given)
     at_once = given.at_once or (1 if given.device == "cuda" else 2)
-    return compare(given.device, methods, given.rounds, given.minutes, at_once, given.out)
+    return int(_late("turns", "compare")(given.device, _labels(given), given.rounds, given.minutes, at_once, given.out))
 
 
 def _kernels(given: argparse.Namespace) -> int:
-    from bench.profiling.kernels import compare_kernels
-
-    _check_device(given.device)
-    return compare_kernels(given.device, given.backbone, given.precision, given.images, given.rounds)
+    _device(given)
+    return int(_late("kernels", "compare_kernels")(given.device, given.backbone, given.precision, given.images, given.rounds))
 
 
 def _samples(given: argparse.Namespace) -> int:
-    from bench.profiling.samples import compare_samples
-
-    methods = [choice.label for choice in choose_methods(given.methods) if choice.trains]
-    return compare_samples(given.side, given.objects, given.threads, methods, given.backbone, given.rounds)
+    compare = _late("samples", "compare_samples")
+    return int(compare(given.side, given.objects, given.threads, _labels(given), given.backbone, given.rounds))
 
 
-def _check_device(device: str) -> None:
+def _labels(given: argparse.Namespace) -> list[str]:
+    return [choice.label for choice in choose_methods(given.methods)]
+
+
+def _device(given: argparse.Namespace) -> str:
     from bench.running.workers import device_of
 
-    device_of(device)
+    return device_of(given.device)
+
+
+def _late(module: str, name: str) -> Any:
+    """What a module of bench.profiling has, which is loaded only now."""
+    return getattr(import_module(f"bench.profiling.{module}"), name)
 
 
 if __name__ == "__main__":

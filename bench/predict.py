@@ -13,9 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import STOPPED, one_sentence
 from bench.grid.files import write_together
@@ -23,17 +21,20 @@ from bench.grid.plugins import add_option
 from bench.grid.progress import Progress
 from bench.grid.spreadsheet import spreadsheet
 from bench.model.backbones import PRETRAINED
-from bench.model.segmenter import PromptableSegmenter
-from bench.predicting.masks import results
-from bench.predicting.tasks import TABLE, Task, folder_tasks, prepared, single_task
-from bench.running.adapted import RESULTS, load_run
-from bench.running.workers import device_of
+
+if TYPE_CHECKING:
+    from bench.model.segmenter import PromptableSegmenter
+    from bench.predicting.tasks import Task
 
 
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, 1 where some images failed, 2 for a wrong request, 130 after Ctrl-C."""
     given = _parse(arguments)
+    from bench.predicting.tasks import folder_tasks, prepared, single_task  # not before the words are read
+    from bench.running.adapted import load_run
+    from bench.running.workers import device_of
+
     tasks = folder_tasks(given) if given.images else [single_task(given)]
     model = load_run(given.run, pretrained=given.pretrained, device=device_of(given.device), results=given.results)
     for task in tasks:  # all of them before the first is predicted
@@ -64,7 +65,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--bits", type=int, default=0, choices=range(8, 17), metavar="N", help="of images of 16 bits: how many are used, 8 to 16"
     )
     parser.add_argument("--no-overlay", action="store_true", help="masks only")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the cell of a key is looked for")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where the cell of a key is looked for")
     parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="folder of SAM's checkpoints")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add_option(parser)
@@ -79,8 +80,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def _run(model: PromptableSegmenter, tasks: Sequence[Task], given: argparse.Namespace) -> int:
+def _run(model: "PromptableSegmenter", tasks: "Sequence[Task]", given: argparse.Namespace) -> int:
     """Predicts and writes all tasks, each as soon as it is there; the exit code."""
+    import pandas as pd
+
+    from bench.predicting.masks import results
+    from bench.predicting.tasks import TABLE
+
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
     stopped = False

@@ -12,9 +12,6 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.errors import STOPPED, DivergedError, RequestError, one_sentence
-from bench.pretraining.config import read_config, squeezed
-from bench.pretraining.run import pretrain
-from bench.running.workers import device_of
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: written, 2: the request was wrong, 3: it diverged, 130: it was interrupted and can go on."""
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(given)
+    from bench.pretraining.config import read_config, squeezed  # not before the words are read
+    from bench.pretraining.run import pretrain
+    from bench.running.workers import device_of
+
     device = device_of(options.device)
     config = read_config(options.config, device)
     config = config if options.steps is None else squeezed(config, options.steps)

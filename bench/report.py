@@ -12,7 +12,6 @@ from pathlib import Path
 from bench.errors import one_sentence
 from bench.grid.files import write_together
 from bench.grid.store import ResultStore
-from bench.reporting.report import report
 
 
 @one_sentence
@@ -23,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", default=[Path("results")], type=Path, nargs="+", help="results folders; the page goes to the first's report/index.html"
     )
     given = parser.parse_args(arguments)
+    from bench.reporting.report import report  # not before the words are read
+
     page = report(ResultStore(*given.out)).encode()
     folder = given.out[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,13 +22,11 @@ from bench.grid.plan import Request, open_dataset, specs_of
 from bench.grid.plugins import add_option
 from bench.grid.store import ResultStore
 from bench.model.backbones import PRETRAINED, checkpoint_path
-from bench.model.checkpoints import load_sam
-from bench.reporting.comparable import CellQuery
-from bench.reporting.sheets import draw, sheets
-from bench.reporting.training_sheets import stored_specs, training_sheets
 
 
 def _draw_training(request: Request | None, given: argparse.Namespace) -> int:
+    from bench.reporting.training_sheets import stored_specs, training_sheets
+
     store = ResultStore(given.out)
     specs = specs_of(request, "", given.data, out=given.out) if request else list(stored_specs(store))
     wanted = [spec for spec in specs if spec.method.trains and given.dataset in (None, spec.dataset)]
@@ -57,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise RequestError(f"--{next(iter(named))}: only with --training; sheets of predictions are of what is stored.")
     if given.training:
         return _draw_training(replace(Request(), **named) if named else None, given)
+    return _draw(given)
+
+
+def _draw(given: argparse.Namespace) -> int:
+    from bench.model.checkpoints import load_sam
+    from bench.reporting.comparable import CellQuery
+    from bench.reporting.sheets import draw, sheets
+
     images = [name.strip() for name in given.images.split(",") if name.strip()]
     load = cache(lambda backbone: load_sam(backbone, checkpoint_path(backbone, given.pretrained)))  # once, for all its sheets
     wanted = [sheet for sheet in sheets(ResultStore(given.out), CellQuery()) if given.dataset in (None, sheet.dataset)]

@@ -11,9 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Annotated, Any
 
 from bench.errors import STOPPED, RequestError, one_sentence
 from bench.grid.plan import REQUEST, Request, text_of
@@ -23,6 +21,9 @@ from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import ResultStore
 from bench.grid.toml_reader import Kinds, not_empty, part, read_toml
 from bench.running.grid import Options, run_grid
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,10 @@ def run_study(study: Study, out: Path, workers: int) -> int:
     return max(codes)
 
 
-def compare(study: Study, cells: ResultStore) -> pd.DataFrame:
+def compare(study: Study, cells: ResultStore) -> "pd.DataFrame":
     """A row a variant and data set (and their mean), a column a method: the mean validation mIoU over the seeds."""
+    import pandas as pd
+
     records = cells.records()
     rows = []
     for variant in study.variants:

@@ -10,23 +10,25 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.errors import RequestError, one_sentence, unknown
 from bench.grid.metrics import RULES
 from bench.grid.protocol import SELECTIONS
-from bench.grid.store import ResultStore
-from bench.reporting.comparable import CellQuery
-from bench.reporting.formats import FORMATS
-from bench.reporting.pivot import Pivot
-from bench.reporting.table import Table
-from bench.reporting.table_statistics import BEST
-from bench.reporting.tables import KINDS, pivoted, print_and_write, tables
+
+if TYPE_CHECKING:
+    from bench.reporting.table import Table
 
 
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     given = _parser().parse_args(arguments)
+    from bench.reporting.formats import FORMATS  # not before the words are read
+    from bench.reporting.tables import KINDS, print_and_write
+
+    if given.like not in (*KINDS, "all"):
+        raise unknown("kind of table", given.like, (*KINDS, "all"))
     formats = [name.strip() for name in given.format.split(",")]
     for name in formats:
         if name not in FORMATS:
@@ -37,12 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def table(
     like: str = "plain", *, out: str | Path = "results", rows: str = "", columns: str = "", metric: str = "miou", **of: str | None
-) -> Table:
+) -> "Table":
     """One table of the stored cells, which a notebook shows, and whose `frame()` has its numbers; `rows` and `columns` as in the command.
 
     of: fields of `CellQuery` (shots, protocol, backbone, selection, rule, against). RequestError where nothing is stored of these, or
     where it is several tables.
     """
+    from bench.grid.store import ResultStore
+    from bench.reporting.comparable import CellQuery
+    from bench.reporting.pivot import Pivot
+    from bench.reporting.tables import pivoted, tables
+
     if wrong := [name for name in of if name not in CellQuery.__dataclass_fields__]:
         raise unknown("option", wrong[0], CellQuery.__dataclass_fields__)
     query, store = CellQuery(**of), ResultStore(Path(out))  # type: ignore[arg-type]
@@ -56,23 +63,31 @@ def table(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
-    parser.add_argument("--like", default="plain", choices=(*KINDS, "all"), help="`paper` has the published numbers beside ours")
+    kinds = "plain, paper (published beside ours), comparisons, efficiency, draws, aggregates, tuning, shots, selections, rules, all"
+    parser.add_argument("--like", default="plain", metavar="KIND", help=kinds)
     parser.add_argument("--rows", help="a table of your own: fields for its rows (backbone, protocol, shots, dataset, method, …)")
     parser.add_argument("--columns", help="and for its columns")
     parser.add_argument("--metric", default="miou", help="what it shows: miou, dice, mean_image_iou, or a column such as cost.steps")
-    parser.add_argument("--format", default="md,csv", help=f"files to write: {','.join(FORMATS)}")
+    parser.add_argument("--format", default="md,csv", help="files to write: md, csv, latex, html")
     parser.add_argument("--out", default=[Path("results")], type=Path, nargs="+", help="results folders; tables go to the first's tables/")
     parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
     parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
     parser.add_argument("--shots", help="only cells of this number of shots, or 'full'")
     parser.add_argument("--protocol", help="only cells of this protocol")
     parser.add_argument("--backbone", help="only cells of this backbone")
-    parser.add_argument("--against", default=BEST, help="of comparisons and draws: with each column's best, with one method, or all pairs")
+    parser.add_argument(
+        "--against", default="best", help="of comparisons and draws: with each column's best, with one method, or all pairs"
+    )
     return parser
 
 
-def _asked(given: argparse.Namespace) -> list[Table]:
+def _asked(given: argparse.Namespace) -> "list[Table]":
     """The tables of a command line."""
+    from bench.grid.store import ResultStore
+    from bench.reporting.comparable import CellQuery
+    from bench.reporting.pivot import Pivot
+    from bench.reporting.tables import pivoted, tables
+
     query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, given.against)
     if given.rows or given.columns:
         return pivoted(ResultStore(*given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric))

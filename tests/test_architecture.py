@@ -127,6 +127,29 @@ def test_planning_and_tables_import_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "False"
 
 
+def test_help_of_every_command_comes_at_once():
+    """Half a second is Python, numpy and the registry; any of these would double it."""
+    code = """
+import contextlib, importlib, io, pathlib, sys
+for path in sorted(pathlib.Path("bench").glob("*.py")):
+    if path.stem not in ("__init__", "types", "errors"):
+        with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+            importlib.import_module(f"bench.{path.stem}").main(["--help"])
+        heavy = [name for name in ("torch", "pandas", "scipy", "matplotlib", "cv2", "jinja2") if name in sys.modules]
+        assert "--help" in said.getvalue() and not heavy, (path.stem, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_help_of_tables_names_every_kind_and_format():
+    from bench.reporting.formats import FORMATS
+    from bench.reporting.tables import KINDS
+
+    words = subprocess.run([sys.executable, "-m", "bench.tables", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert {name for name in (*KINDS, *FORMATS) if name not in words} == set()
+
+
 def test_another_package_named_datasets_is_noticed(tmp_path):
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "__init__.py").touch()

@@ -75,9 +75,9 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
         sent = _submission(free, plans, grid)
         with all_or_nothing(sent) as jobs:
             checks = _checks(sent, plans, grid.profile, jobs)
-            store.write_grid(specs)
             sent.write()
             sent, refused = send(sent, plans, grid.profile, checks, lock, jobs)
+            store.write_grid(specs)  # a grid that was refused is none that `status` knows
             collector = send_collector(sent, grid.profile) if collect else ""
     _say(sent, plans, live, list(filter(None, checks.values())), collector)
     if elsewhere:

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:  # pandas takes longer to load than most commands take
+    import pandas as pd
 
 
 class Columns:
@@ -27,8 +28,10 @@ class Columns:
             for column in self._values.values():
                 column.extend([math.nan] * (self._rows - len(column)))
 
-    def table(self, order: str) -> pd.DataFrame:
+    def table(self, order: str) -> "pd.DataFrame":
         """The rows as a table, in the order of a column of texts."""
+        import pandas as pd
+
         if not self._rows:
             return pd.DataFrame()
         texts = self._values[order]

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import pandas as pd
-
 from bench import ROOT
 from bench.grid.spec import RELEASED, split_calls
 
@@ -32,6 +30,8 @@ class Published:
 
 def read_published(path: Path) -> Published:
     """A file of `results/paper`: method, label, a column a data set, average, source."""
+    import pandas as pd  # planning must not wait for it
+
     frame = pd.read_csv(path, index_col="method")
     columns = [str(name) for name in frame.columns if name not in ("label", "source")]
     numbers = {(str(method), name): float(value) for name in columns for method, value in frame[name].dropna().items()}

@@ -14,7 +14,17 @@ from bench.grid.metrics import ImageRow, scores
 IMAGES = "images.csv"
 COUNTS = ("objects", "intersection", "union", "truth", "predicted")
 TOLERANCE = 1e-6  # percent
+ABSENT = -1
 Scores = Mapping[str, Mapping[str, float]]
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What changes with a file's content: its size and time of change; ABSENT for both where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ABSENT, ABSENT
+    return found.st_size, found.st_mtime_ns
 
 
 def read_image_rows(folder: Path) -> dict[str, list[ImageRow]] | None:
@@ -60,9 +70,8 @@ class Compared:
 
     def disagreement(self, folder: Path, record: Path, said: Scores) -> str:
         """As the function of this name, which is asked only where one of the files changed."""
-        try:
-            facts = [fact for path in (record, folder / IMAGES) for fact in (os.stat(path).st_size, os.stat(path).st_mtime_ns)]
-        except OSError:  # without rows there is nothing to compare
+        facts = [*stamp(record), *stamp(folder / IMAGES)]
+        if ABSENT in facts:  # without rows there is nothing to compare
             return ""
         if self._known.get(str(folder)) == facts:
             return ""

@@ -13,11 +13,10 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from bench.errors import RequestError
 from bench.grid.columns import Columns
@@ -28,6 +27,9 @@ from bench.grid.rows import IMAGES, Compared
 from bench.grid.spec import RELEASED, MethodChoice, RunSpec
 from bench.grid.toml_reader import kinds, part
 from bench.types import SEED, Range
+
+if TYPE_CHECKING:  # pandas takes longer to load than most commands take
+    import pandas as pd
 
 RECORD, STATE, RESUME, TUNED, HISTORY = "record.json", "state.json", "resume.pt", "tuned.safetensors", "history.csv"
 ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a SLURM job: its number and restart count
@@ -103,7 +105,7 @@ class Damaged:
 class Scan:
     """All records below a store: one row a cell, and those left out."""
 
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     damaged: tuple[Damaged, ...]
 
 
@@ -207,7 +209,7 @@ class ResultStore:
         content = {**facts, "time": _now(), "resume": resume_stamp(folder)}
         write_together(folder, {f"attempt_{facts['job']}_{facts['restart']}.json": _json(content)}, durable=False)
 
-    def save(self, record: Record, images: pd.DataFrame, history: pd.DataFrame, tuned: bytes | None, replaces: bytes = b"") -> Path:
+    def save(self, record: Record, images: "pd.DataFrame", history: "pd.DataFrame", tuned: bytes | None, replaces: bytes = b"") -> Path:
         """Stores the cell's result and returns its folder.
 
         Everything is on the disk under temporary names before the first file appears, and the record appears last. A disk
@@ -234,15 +236,15 @@ class ResultStore:
         """A cell's record, by spec or by folder (which may have been moved); DamagedRecord where it is not as it must be."""
         return read_record(self._folder_of(cell), self.compared)
 
-    def images(self, cell: RunSpec | Path) -> pd.DataFrame:
+    def images(self, cell: RunSpec | Path) -> "pd.DataFrame":
         """A cell's rows by test image; OSError where it has none."""
         return _read_csv(self._folder_of(cell) / IMAGES)
 
-    def history(self, cell: RunSpec | Path) -> pd.DataFrame:
+    def history(self, cell: RunSpec | Path) -> "pd.DataFrame":
         """A cell's training curve; OSError where it has none."""
         return _read_csv(self._folder_of(cell) / HISTORY)
 
-    def records(self) -> pd.DataFrame:
+    def records(self) -> "pd.DataFrame":
         """One row a stored cell (see `row`); `scan` says also which records were left out."""
         return self.scan().table
 
@@ -330,6 +332,18 @@ class ResultStore:
         state = {"phase": phase, "progress": dict(progress), "error": error, "pid": os.getpid(), "host": socket.gethostname()}
         state |= {"time": _now(), **({"slurm": facts} if (facts := job_facts()) else {})}
         write_together(folder, {STATE: _json(state)}, durable=False)
+
+
+class Snapshot(ResultStore):
+    """A store as it is when it is first read: for what makes many tables and figures of the same records."""
+
+    def scan(self) -> Scan:
+        """All records, each of which is read once."""
+        return self._scanned
+
+    @cached_property
+    def _scanned(self) -> Scan:
+        return super().scan()
 
 
 def attempts(folder: Path) -> list[Path]:
@@ -477,12 +491,14 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _csv(table: pd.DataFrame) -> bytes:
+def _csv(table: "pd.DataFrame") -> bytes:
     text: str = table.to_csv(index=False, lineterminator="\n")
     return text.encode()
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
     try:
         return pd.read_csv(path, keep_default_na=False, na_values=[""], converters=NAMES_AS_TEXT)
     except pd.errors.EmptyDataError:  # a method that trains nothing has no curve

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from bench.errors import CheckpointError, unknown
 from bench.grid.files import file_sha256
@@ -111,7 +112,7 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str) -> Sam:
-    with torch.device("meta"):  # no time and memory for weights that are replaced at once
+    with WithoutNumbers():  # no time and memory for weights that are replaced at once
         sam = Sam(config)
     expected = sam.state_dict()
     missing = [name for name in expected if name not in tensors]
@@ -131,6 +132,17 @@ def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str) -> Sa
     check_numbers(source, tensors)
     sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return sam.requires_grad_(False)
+
+
+class WithoutNumbers(TorchFunctionMode):
+    """What is made in it has shapes, and numbers that nobody drew. On the meta device torch would load its compiler, which takes longer
+    than all else here."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.uniform_, Tensor.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 def check_numbers(source: str, tensors: Mapping[str, Tensor], kinds: Sequence[torch.dtype] = STORED_AS) -> None:

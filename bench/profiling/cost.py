@@ -61,7 +61,8 @@ def measured(backbone: str, method: str, device: str) -> dict[str, float]:
     peak = peak_memory_mb(model.device)
     memory = peak if device == "cuda" else CPU_STEP_MB * round(peak / CPU_STEP_MB)
     step = {"step_seconds": seconds["train"]} if "train" in seconds else {}
-    return {**step, "images_per_second": 1 / seconds["evaluate"], "peak_memory_mb": memory}
+    tuned = sum(4 * tensor.numel() for tensor in model.tuned().values())  # as a cell keeps them
+    return {**step, "images_per_second": 1 / seconds["evaluate"], "peak_memory_mb": memory, "tuned_bytes": tuned}
 
 
 def warm_seconds(call: Callable[[], object], device: str) -> float:

@@ -31,15 +31,14 @@ COMMANDS = {  # of a cluster that answers at once: what is timed is the launcher
 LAUNCH = "import sys; from bench.run import main; code = main(sys.argv[1:]); sys.exit(9 if 'torch' in sys.modules else code)"
 LOAD = """import resource, sys, time
 from bench import results
-began = time.perf_counter()
+began = time.process_time()
 rows = len(results(sys.argv[1]))
-seconds = time.perf_counter() - began
-spent = time.process_time()
+seconds = time.process_time() - began
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 if sys.platform == "linux":  # there the line above holds the peak of the process that started this one
     status = open("/proc/self/status").read().split()
     peak = int(status[status.index("VmHWM:") + 1]) * 1024
-print(rows, seconds, spent, peak / 1e6)"""
+print(rows, seconds, peak / 1e6)"""
 SCORES = ("miou", "mean_image_iou", "dice")
 DATA_SETS = read_published(PUBLISHED["1"]).datasets
 
@@ -77,45 +76,48 @@ def fill(store: ResultStore, specs: Iterable[RunSpec]) -> None:
 
 
 def time_store(cells: int, read_back: Callable[[ResultStore], int]) -> int:
-    """Prints the seconds for planning, reading back and loading, and the loading's peak memory; 1 where a limit is exceeded.
+    """Prints the seconds of a processor, which do not depend on what else runs, for planning, reading back and loading, and the loading's
+    peak memory; 1 where a limit is exceeded.
 
     read_back: makes tables of a store and returns how many.
     """
     limit = LIMIT_SECONDS * max(1.0, cells / 10_000)
     with tempfile.TemporaryDirectory() as folder:
         store = ResultStore(Path(folder))
-        began = time.perf_counter()
+        began = time.process_time()
         names = len(METHODS.names()) + len(DATASETS.names())
         _print_seconds(f"load {names} methods and data sets, and torch with them (once a process, not counted)", began)
-        began = time.perf_counter()
+        began = time.process_time()
         specs = planned(cells)
         pending = sum(store.status(spec).phase == "pending" for spec in specs)
         planning = _print_seconds(f"plan {cells} cells: specs, keys, state ({pending} pending)", began)
-        began = time.perf_counter()
+        began = time.process_time()
         store.write_grid(specs)
         fill(store, specs)
         del specs
         _print_seconds("write their records (no limit)", began)
-        began = time.perf_counter()
+        began = time.process_time()
         made = read_back(store)
         reading = _print_seconds(f"read them back into the paper's table ({made} tables)", began)
         loading, peak = _load_in_subprocess(store.root)
     kept = planning + reading <= limit and loading <= limit and peak <= LIMIT_MB
-    print(f"planning and reading back: {planning + reading:.2f} s, loading: {loading:.2f} s; the limit of each is {limit:g} s")
+    print(
+        f"planning and reading back: {planning + reading:.2f} s, loading: {loading:.2f} s; the limit of each is {limit:g} s of a processor"
+    )
     print(f"peak memory of loading: {peak:.0f} MB; the limit is {LIMIT_MB:g} MB; limits: {'kept' if kept else 'EXCEEDED'}")
     return 0 if kept else 1
 
 
 def _load_in_subprocess(root: Path) -> tuple[float, float]:
-    """The seconds and peak megabytes of `bench.results()` in a process of its own."""
+    """The seconds of a processor and peak megabytes of `bench.results()` in a process of its own."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(root)], cwd=ROOT, check=True, capture_output=True, text=True)
-    rows, seconds, spent, megabytes = map(float, done.stdout.split())
-    print(f"load {rows:.0f} rows with bench.results(): {seconds:.2f} s ({spent:.2f} s of a processor), {megabytes:.0f} MB", flush=True)
+    rows, seconds, megabytes = map(float, done.stdout.split())
+    print(f"load {rows:.0f} rows with bench.results(): {seconds:.2f} s, {megabytes:.0f} MB", flush=True)
     return seconds, megabytes
 
 
 def time_submit(cells: int) -> int:
-    """Prints the seconds that launching takes with nothing cached, and again; 1 where a limit is exceeded."""
+    """Prints the seconds of a processor that launching takes with nothing cached, and again; 1 where a limit is exceeded."""
     limit, domains = SUBMIT_SECONDS * max(1.0, cells / 1000), ("synth_buildings", "synth_polyps", "synth_shadows")
     each = len(METHODS.names()) * len(domains)
     seeds = range(-(-cells // each))
@@ -131,10 +133,8 @@ def time_submit(cells: int) -> int:
             command = [sys.executable, "-c", LAUNCH, *grid, f"--out={folder}/out", "--launcher=slurm", "--profile=testcluster"]
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
             cause = {0: "", 9: ", but it imported torch"}.get(done.returncode, f", but it failed: {done.stderr.strip()}")
-            took = time.perf_counter() - began
-            print(
-                f"{what}, {len(seeds) * each} cells{cause}: {took:.2f} s, of which {_cpu_of_children() - before:.2f} s of CPU", flush=True
-            )
+            wall, took = time.perf_counter() - began, _cpu_of_children() - before
+            print(f"{what}, {len(seeds) * each} cells{cause}: {took:.2f} s of a processor, {wall:.2f} s in all", flush=True)
             kept &= took <= limit and not cause
     print(f"the limit of each is {limit:g} s; limits: {'kept' if kept else 'EXCEEDED'}")
     return 0 if kept else 1
@@ -146,6 +146,6 @@ def _cpu_of_children() -> float:
 
 
 def _print_seconds(what: str, began: float) -> float:
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     print(f"{what}: {seconds:.2f} s", flush=True)
     return seconds

@@ -7,6 +7,7 @@ user CPU seconds alone, without what the system took to clear new pages. What is
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -34,13 +35,27 @@ _one_large_job = Lock()  # a plain training step takes 15 GiB
 
 
 def measured_in_subprocess(job: Job) -> Found:
-    """`bench.profiling.model.measure` in a new process with ALLOCATOR's settings and one thread."""
+    """`bench.profiling.model.measure` in a new process."""
+    return in_subprocess("bench.profiling.model", json.dumps(asdict(job)))
+
+
+def in_subprocess(module: str, *words: str, seconds: float | None = None) -> Found:
+    """What a module prints last, as JSON, in a new process with ALLOCATOR's settings and one thread; `failed` says why there is nothing.
+    seconds: after which it is ended."""
     environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bench.profiling.model", json.dumps(asdict(job))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    found: Found = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-m", module, *words]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            said, error = process.communicate(timeout=seconds)
+        except BaseException as stopped:
+            os.killpg(process.pid, signal.SIGKILL)  # and what it started
+            if not isinstance(stopped, subprocess.TimeoutExpired):
+                raise
+            return {"failed": f"it took longer than {seconds:.0f} s"}
+    if process.returncode:
+        return {"failed": (error.strip().splitlines() or ["no message"])[-1]}
+    found: Found = json.loads(said.splitlines()[-1])
     return found
 
 
@@ -89,8 +104,8 @@ def compare(device: str, methods: Sequence[str], rounds: int, minutes: float, at
     """Measures, prints, and writes <date>-<device>.json and .md after each turn, beside what was measured that day before. 1 where a
     measurement failed."""
     pairs = cpu_jobs(methods) if device == "cpu" else gpu_jobs(methods)
-    print(f"Both sides run with {_settings()}, one thread, {HEIGHT}×{WIDTH} pixels, {at_once} measurements at a time.", flush=True)
-    path = _unwritten(out / f"{datetime.now(UTC):%Y-%m-%d}-{_slug(_device(device))}")
+    print(f"Both sides run with {settings_in_words()}, one thread, {HEIGHT}×{WIDTH} pixels, {at_once} measurements at a time.", flush=True)
+    path = unwritten(out / f"{datetime.now(UTC):%Y-%m-%d}-{slug(device_label(device))}")
     measurements: list[Measured] = []
     for turn in turns(pairs, rounds, 60 * minutes, at_once):
         measurements += turn
@@ -99,7 +114,7 @@ def compare(device: str, methods: Sequence[str], rounds: int, minutes: float, at
     return int(any("failed" in found for _, both in measurements for found in both))
 
 
-def _unwritten(path: Path) -> Path:
+def unwritten(path: Path) -> Path:
     """The path, or the first of path-2, path-3, … where that is taken."""
     names = (path.with_name(f"{path.name}-{n}" if n > 1 else path.name) for n in count(1))
     return next(name for name in names if not name.with_suffix(".json").exists())
@@ -109,7 +124,7 @@ def _write(path: Path, device: str, at_once: int, pairs: Sequence[Pair], measure
     """Writes what is measured so far, and returns the table."""
     peak = peak_of(measurements)
     rows = [summary(pair, [found for one, found in measurements if one == pair], peak) for pair in pairs]
-    about: Found = {"device": _device(device), "platform": platform.platform(), "torch": package_version("torch")}
+    about: Found = {"device": device_label(device), "platform": platform.platform(), "torch": package_version("torch")}
     about |= dict(zip(("commit", "dirty"), git_state(ROOT), strict=True))
     about |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), "pixels": [HEIGHT, WIDTH]}
     about |= {"allocator": ALLOCATOR, "at_once": at_once}
@@ -119,15 +134,17 @@ def _write(path: Path, device: str, at_once: int, pairs: Sequence[Pair], measure
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows, "measurements": plainly}, indent=1) + "\n")
-    path.with_suffix(".md").write_text(f"{about['device']}, torch {about['torch']}, {about['time']}, {_settings()}\n\n{text}\n")
+    path.with_suffix(".md").write_text(f"{about['device']}, torch {about['torch']}, {about['time']}, {settings_in_words()}\n\n{text}\n")
     return str(text)
 
 
-def _device(device: str) -> str:
+def device_label(device: str) -> str:
+    """The name of the GPU or processor."""
     return str(device_name("cuda:0" if device == "cuda" else "cpu"))
 
 
-def _settings() -> str:
+def settings_in_words() -> str:
+    """ALLOCATOR as a shell has it."""
     return " ".join(f"{name}={value}" for name, value in ALLOCATOR.items())
 
 
@@ -183,5 +200,6 @@ def verdict(ratios: Sequence[float]) -> str:
     return "gain" if difference > 0 else "loss"
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as a part of a file's name."""
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())

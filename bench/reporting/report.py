@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from bench.grid.store import ResultStore
+from bench.grid.store import ResultStore, Snapshot
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
 from bench.reporting.figures import pictures
 from bench.reporting.formats import render
@@ -75,6 +75,7 @@ Item = TypeVar("Item", Image, Table)
 
 def report(store: ResultStore) -> str:
     """The page of a store; RequestError where it has no cell at all."""
+    store = Snapshot(*store.roots)
     found = comparable_cells(store, CellQuery())
     table = store.scan().table
     cells = [row for comparable in found for row in _cells(comparable)]

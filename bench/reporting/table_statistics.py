@@ -1,14 +1,16 @@
 """What per-image rows say: every value's interval, and methods compared on the same images and units (`bench.reporting.statistics`)."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import combinations, groupby
 from pathlib import Path
 
 import numpy as np
 
-from bench.grid.metrics import under_rule
-from bench.grid.rows import read_image_rows
+from bench.grid.metrics import RULES, under_rule
+from bench.grid.rows import IMAGES, read_image_rows, stamp
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
 from bench.reporting.table import Cell, Facts, Mark
@@ -16,6 +18,7 @@ from bench.reporting.table import Cell, Facts, Mark
 AVERAGE = "average"
 BEST, PAIRS = "best", "pairs"  # what methods are compared with, if not with one of them
 FEW_IMAGES = 20
+Rows = tuple[list[str], np.ndarray]  # images, and (images, 2), an intersection and a union for each
 ONE_RUN = "test images of this one run alone"
 
 
@@ -219,14 +222,28 @@ def same_images(tables: Sequence[Mapping[str, tuple[int, int]] | None]) -> tuple
     read = [table for table in tables if table]
     if len(read) < len(tables) or len({tuple(table) for table in read}) != 1:
         return None
-    images = tuple(read[0])
-    return images, np.array([[table[name] for name in images] for table in read], dtype=float)
+    return tuple(read[0]), np.array([list(table.values()) for table in read], dtype=float)
 
 
 def read_rows(folder: Path, selection: str, rule: str) -> dict[str, tuple[int, int]] | None:
     """image -> (intersection, union) in pixels as a rule counts them, by name; None where the file is absent or damaged."""
-    rows = read_image_rows(folder)
-    if rows is None:
+    found = _rows_by_rule(folder, stamp(folder / IMAGES))
+    if found is None or (selection, rule) not in found:
+        return None if found is None else {}
+    images, pixels = found[selection, rule]
+    return dict(zip(images, map(tuple, pixels.tolist()), strict=True))
+
+
+@lru_cache(maxsize=1024)  # the tables and figures of a report ask for the same rows many times
+def _rows_by_rule(folder: Path, stamp: tuple[int, int]) -> Mapping[tuple[str, str], Rows] | None:
+    """(selection, rule) -> the rows of a file with this stamp."""
+    if (read := read_image_rows(folder)) is None:
         return None
-    counted = under_rule(rows.get(selection, []), rule)
-    return {row.name: (row.intersection, row.union) for row in sorted(counted, key=lambda row: row.name)}
+    found: dict[tuple[str, str], Rows] = {}
+    for selection, rows in read.items():
+        rows.sort(key=lambda row: row.name)
+        for rule in RULES:
+            counted = under_rule(rows, rule)
+            pixels = np.array([(row.intersection, row.union) for row in counted])
+            found[selection, rule] = [sys.intern(row.name) for row in counted], pixels
+    return found

@@ -13,7 +13,7 @@ import pandas as pd
 
 from bench.errors import RequestError, unknown
 from bench.grid.published import PUBLISHED, Published, heading, ordered, published_for, read_published
-from bench.grid.store import ResultStore
+from bench.grid.store import ResultStore, Snapshot
 from bench.reporting.aggregates import aggregates_tables
 from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells, trained
 from bench.reporting.comparisons import comparisons_table
@@ -209,6 +209,7 @@ def _made(like: str, comparable: ComparableCells, published: Published) -> list[
 def _all_kinds(store: ResultStore, query: CellQuery) -> list[Table]:
     """The tables of every kind that has something to show."""
     made: list[Table] = []
+    store = store if isinstance(store, Snapshot) else Snapshot(*store.roots)
     for kind in KINDS:
         try:
             made += tables(store, query, kind)

@@ -31,6 +31,7 @@ from bench.model.precision import set_products
 from bench.model.products import choose_product, keep_product
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
+from bench.running.estimate import Amount
 from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
@@ -321,12 +322,9 @@ class Work:
     @classmethod
     def of(cls, settings: Settings, support: int, images: Mapping[str, int], trains: bool) -> "Work":
         """The work of a cell with so many support images and images by split."""
-        steps = -(-support // settings.batch) * settings.epochs if trains else 0
-        splits = {"best": settings.evaluation_split, "val": "val"}
-        evaluation = sum(images[split] for selection, split in splits.items() if selection in settings.selections)
-        evaluations = -(-settings.epochs // settings.evaluate_every) if trains else 0
-        step = 3 * min(settings.batch, support)
-        return cls(step, max(1, steps * step + evaluations * evaluation + images[settings.evaluation_split]))
+        amount = Amount.of(settings, support, images, trains)
+        step = 3 * amount.batch
+        return cls(step, max(1, amount.steps * step + amount.images))
 
     def share(self, state: TrainingState) -> float:
         """The share that is done, 0 to 1."""

@@ -30,6 +30,7 @@ from bench.grid.store import CellStatus, ResultStore, grid_cell, read_state
 from bench.grid.toml_reader import kinds
 from bench.grid.tuned import untuned_name
 from bench.model.backbones import checkpoint_path
+from bench.running.estimate import estimate_in_words
 from bench.training.launch import is_main_process
 from bench.types import KEPT_BYTES, Dataset, Memory, Range
 
@@ -111,6 +112,8 @@ def run_specs(
         _list_cells(specs, states, missing)
         if frozen and (said := in_words(needs(missing, datasets, frozen), options.keep_gb, options.spill_gb)):
             print(said)
+        here = options.device if options.launcher == "local" else ""
+        print(*estimate_in_words(missing, datasets, options.out, here, options.workers), sep="\n")
     elif is_main_process():
         store.check_writable(missing)
         remember_data(datasets.values(), options.out / "cache")

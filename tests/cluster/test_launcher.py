@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import toy_backbone
 
-from bench import ROOT, run
+from bench import ROOT, run, status
 from bench.cluster import grid_status
 from bench.cluster.array_plan import array_plans
 from bench.cluster.profile import PROFILES, Profile, load_profile
@@ -25,6 +25,7 @@ from bench.grid.plan import Request, RunContext, choose_methods, groups_by_metho
 from bench.grid.provenance import git_state, provenance
 from bench.grid.store import ResultStore, attempts
 from bench.model.segmenter import PromptableSegmenter
+from bench.profiling.many_cells import COMMANDS
 from bench.running.workers import CellRunner, StopSignal
 from bench.types import Memory
 
@@ -91,6 +92,23 @@ def test_launching_imports_no_torch(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     cells = len(choose_methods(METHODS)) * len(run.parse(["--protocol", "smoke"])[0].seeds or "0")
     assert f"{cells} cells, {cells} to run." in done.stdout and "array 1: " in done.stdout and not (tmp_path / "slurm").exists()
+
+
+def test_a_grid_that_slurm_refuses_leaves_the_last_one_in_status(tmp_path, monkeypatch, capsys):
+    """A cluster that answers every question and takes no array."""
+    for name, answer in {
+        **COMMANDS,
+        "sbatch": 'case "$*" in *--test-only*) cat >/dev/null;; *) echo "sbatch: error: No room" >&2; exit 1;; esac',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("bench.cluster.send.SETTLE_SECONDS", 0)
+    words = ["--methods", "sam", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--out", str(tmp_path / "out")]
+    assert run.main([*words, "--launcher", "slurm", "--profile", "testcluster"]) == 2
+    assert "No room" in capsys.readouterr().err and not (tmp_path / "out" / "grid.json").exists()
+    assert status.main(["--out", str(tmp_path / "out")]) == 0
+    assert "No grid was run or sent" in capsys.readouterr().out
 
 
 def test_a_machine_without_slurm_is_told_so(tmp_path, monkeypatch, capsys):

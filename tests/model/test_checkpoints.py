@@ -209,6 +209,13 @@ def test_a_released_file_with_other_keys_is_refused(tmp_path):
         bench.load_cat_sam(toy_backbone().state_dict(), sam=TOY)
 
 
+def test_loading_a_backbone_does_not_load_torchs_compiler():
+    said = "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    code = f"import sys, bench; sam = bench.load_sam('tiny'); bench.build('cat_sam_a', sam); {said}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_the_project_needs_no_torchvision():
     code = (
         "import sys; sys.modules['torchvision'] = None; import bench; bench.load_sam; bench.build; print('segment_anything' in sys.modules)"

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +15,7 @@ import pytest
 from test_renderings import CAT, SAM, put
 from test_spec import SPEC
 
+from bench import ROOT
 from bench.grid.store import ResultStore
 from bench.report import main
 from bench.reporting.comparable import CellQuery, comparable_cells
@@ -53,6 +56,23 @@ def test_the_page_holds_everything(page: Path) -> None:
     assert "python -m bench.report --out results" in text
     assert text.count("data:image/svg+xml;base64,") >= 5
     assert "http://" not in text and "https://" not in text
+
+
+READS = """
+import collections, sys
+opened = collections.Counter()
+sys.addaudithook(lambda event, of: opened.update([str(of[0])]) if event == "open" else None)
+from bench.report import main
+main(["--out", sys.argv[1]])
+found = {path: count for path, count in opened.items() if path.endswith(("/record.json", "/images.csv"))}
+print(len(found), max(found.values()))
+"""
+
+
+def test_a_cells_files_are_read_once(page: Path) -> None:
+    """Five records with their rows by image, and a damaged record."""
+    done = subprocess.run([sys.executable, "-c", READS, str(page.parent.parent)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "11 1"
 
 
 def test_the_same_cells_give_the_same_page(page: Path) -> None:

@@ -1,0 +1,279 @@
+"""The first minutes on a card: is it set up right, and how long will a grid take? Steps in a fixed order, each in a process of its own that
+a crash of the card ends alone, each bounded in time, each result written at once. Where nothing else is at hand it runs on a CPU.
+
+python -m bench.profiling.gpu STEP BACKBONE DEVICE, which `bench.perf gpu` starts, prints a step's result as JSON.
+"""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bench.errors import RequestError
+from bench.grid.plan import choose_methods
+from bench.grid.provenance import ROOT, git_state, package_version
+from bench.grid.registry import METHODS
+from bench.grid.store import RECORD, TUNED, ResultStore
+from bench.model.backbones import CONFIGS
+from bench.model.checkpoints import load_sam
+from bench.model.method import build
+from bench.model.precision import computing
+from bench.profiling.cost import measured
+from bench.profiling.kernels import compare_kernels
+from bench.profiling.model import Job, measure, works
+from bench.profiling.turns import Found, device_label, in_subprocess, slug, unwritten
+from bench.running.estimate import hours
+from bench.running.workers import device_of
+from bench.training.train import Example, backward
+from bench.types import WHOLE, Prompts
+
+APART = {"fp32": 1e-3, "bf16": 0.15}  # of the largest logit or gradient, from a CPU's fp32
+SPEED_METHODS = ("lora", "cat_sam_a")
+SHARE_OF_REST = 0.5  # that a step may take of the time that is left, so that one that hangs leaves time for the others
+LEAST_SECONDS = 15.0
+STEPS_OF_A_CELL, IMAGES_OF_A_CELL = 2000, {"paper": 103_600, "clean": 1_036}  # of a one-shot cell on WHU, by protocol
+LITTLE_MB = 64  # of a card's memory that are left to a cell that is to run out of it
+
+
+def agreement(backbone: str, device: str) -> Found:
+    """Every method on the tiny SAM: logits and gradients of a step in fp32, and logits in bf16, against those of a CPU."""
+    rows = []
+    for name in METHODS.names():
+        wanted, found = (_numbers(name, where, "fp32") for where in ("cpu", device))
+        half = _numbers(name, device, "bf16", False)
+        apart = {"logits": _apart(found[0], wanted[0]), "gradients": max(map(_apart, found[1:], wanted[1:]), default=0.0)}
+        apart["bf16 logits"] = _apart(half[0], wanted[0])
+        kept = all(value <= APART["bf16" if name == "bf16 logits" else "fp32"] for name, value in apart.items())
+        rows.append({"method": name, **{key: f"{value:.1e}" for key, value in apart.items()}, "agrees": "yes" if kept else "NO"})
+    wrong = [row["method"] for row in rows if row["agrees"] == "NO"]
+    return {"rows": rows, "ok": not wrong, "said": f"differs from a CPU: {', '.join(wrong)}" if wrong else f"{len(rows)} methods agree"}
+
+
+def _numbers(method: str, device: str, precision: str, trains: bool = True) -> list[Tensor]:
+    """The logits of an image, then the gradients of a training step where there is something to train."""
+    generator = torch.Generator().manual_seed(0)
+    model = build(method, load_sam("tiny", device=device), seed=0).eval()
+    for tensor in model.tuned().values():  # what starts as zeros has gradients of zeros behind it
+        tensor.data += 0.01 * torch.randn(tensor.shape, generator=generator).to(device)
+    side = model.sam.config.image_size
+    image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=generator)
+    prompts = Prompts(boxes=torch.tensor([[8.0, 8.0, side / 2, side / 2]]))
+    with torch.no_grad(), computing(precision, model.device):
+        found = [model.decode(model.encode([image]), [prompts])[0].float().cpu()]
+    if trains and model.tuned():
+        backward(model, [Example(image, prompts, torch.ones(1, side, side, dtype=torch.uint8))], 0, WHOLE, precision)
+        found += [tensor.grad.cpu() for tensor in model.tuned().values() if tensor.grad is not None]
+    return found
+
+
+def _apart(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6))
+
+
+def repeats(backbone: str, device: str) -> Found:
+    """A smoke cell twice, from the command line: the same numbers and weights?"""
+    with tempfile.TemporaryDirectory() as folder:
+        records = [_smoke_cell(Path(folder) / name, device) for name in ("one", "two")]
+        scores = [json.loads((path / RECORD).read_text())["scores"] for path in records]
+        weights = [(path / TUNED).read_bytes() for path in records]
+    same = {"scores": scores[0] == scores[1], "weights": weights[0] == weights[1]}
+    words = " and ".join(f"the same {name}" if is_same else f"OTHER {name}" for name, is_same in same.items())
+    return {"rows": [{"smoke cell, twice": words}], "ok": same["scores"], "said": words}
+
+
+def _smoke_cell(out: Path, device: str) -> Path:
+    """The folder of a stored cell."""
+    done = _run_smoke(out, device)
+    found = list(out.glob(f"runs/*/*/*/{RECORD}"))
+    if done.returncode or not found:
+        raise RequestError(f"a smoke cell failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    return found[0].parent
+
+
+def _run_smoke(out: Path, device: str) -> "subprocess.CompletedProcess[str]":
+    words = ["--methods", "cat_sam_a", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--device", device]
+    command = [sys.executable, "-m", "bench.run", *words, "--out", str(out)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+
+
+def out_of_memory(backbone: str, device: str) -> Found:
+    """A smoke cell on a card whose memory is taken: does it fail alone, with a sentence?"""
+    if device == "cpu":
+        return {"rows": [], "ok": True, "said": "only on a GPU: a CPU's memory is everybody's"}
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(max(0, free - LITTLE_MB * 2**20), dtype=torch.uint8, device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        done = _run_smoke(Path(folder), device)
+    del taken
+    said = (done.stdout + done.stderr).strip().splitlines()[-1:]
+    told = done.returncode == 1 and "memory" in (done.stdout + done.stderr).lower() and "Traceback" not in done.stdout
+    return {
+        "rows": [{"exit code": done.returncode, "says": " ".join(said)}],
+        "ok": told,
+        "said": "told in a sentence" if told else "NOT told",
+    }
+
+
+def ceilings(backbone: str, device: str) -> Found:
+    """What the card can do: copies, and products of square matrices in each kind of numbers."""
+    side = 8192 if device == "cuda" else 1024
+    rows: list[dict[str, Any]] = []
+    source = torch.empty(side * side, device=device)
+    target = torch.empty_like(source)
+    rows.append({"what": "copy", "rate": f"{2 * source.nbytes / 1e9 / _best(lambda: target.copy_(source), device):.0f} GB/s"})
+    for name, kind, products in (("fp32", torch.float32, "highest"), ("tf32", torch.float32, "high"), ("bf16", torch.bfloat16, "highest")):
+        torch.set_float32_matmul_precision(products)
+        a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+        rows.append({"what": f"{name} products", "rate": f"{2 * side**3 / 1e12 / _best(partial(torch.matmul, a, b), device):.3g} TFLOP/s"})
+    return {"rows": rows, "ok": True, "said": ", ".join(f"{row['what']} {row['rate']}" for row in rows)}
+
+
+def _best(call: Callable[[], object], device: str, calls: int = 6) -> float:
+    """The least wall seconds of some calls."""
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    taken = []
+    for _ in range(calls):
+        wait()
+        began = time.perf_counter()
+        call()
+        wait()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def kernels(backbone: str, device: str) -> Found:
+    """`bench.perf kernels` of the backbone, in the numbers that a card is used with."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        compare_kernels(device, backbone, "bf16" if device == "cuda" else "fp32", 1, 3)
+    return {
+        "rows": [],
+        "text": said.getvalue(),
+        "ok": True,
+        "said": "those in use are marked as chosen",
+    }
+
+
+def speed(backbone: str, device: str) -> Found:
+    """Steps and evaluations: the fast path in a card's usual numbers, with batches of 1 and 4, against the plain one in fp32."""
+    rows = []
+    precision = "bf16" if device == "cuda" else "fp32"
+    for method, work in ((name, work) for name in SPEED_METHODS for work in works(name)):
+        plain = measure(Job(backbone, method, work, 1, 10, device, "reference", "fp32", "medium"))
+        for images in (1, 4) if device == "cuda" else (1,):
+            fast = measure(Job(backbone, method, work, images, 10, device, "fast", precision, "medium"))
+            tflop = plain["tflop"] * images
+            rows.append(
+                {
+                    "method": method,
+                    "work": work,
+                    "images": images,
+                    "images/s": round(images / fast["seconds"], 2),
+                    "times plain fp32": round(images * plain["seconds"] / fast["seconds"], 2),
+                    "share of the product rate %": round(100 * tflop / fast["seconds"] / fast["gemm_tflops"]),
+                    "GB": round(fast["peak_mb"] / 1e3, 2),
+                    "plain GB": round(plain["peak_mb"] / 1e3, 2),
+                }
+            )
+    return {"rows": rows, "ok": True, "said": f"{min(row['times plain fp32'] for row in rows)} times the plain path, or more"}
+
+
+def cost(backbone: str, device: str) -> Found:
+    """What `bench.run --dry-run` estimates by: a step, an image, memory."""
+    found = {name: measured(backbone, name, device) for name in ("sam", *SPEED_METHODS)}
+    rows = [{"method": name, **{key: f"{value:.4g}" for key, value in of.items()}} for name, of in found.items()]
+    last = found[SPEED_METHODS[-1]]
+    seconds = {name: STEPS_OF_A_CELL * last["step_seconds"] + n / last["images_per_second"] for name, n in IMAGES_OF_A_CELL.items()}
+    said = "a one-shot cell of WHU takes about " + ", ".join(f"{hours(of)} under protocol {name}" for name, of in seconds.items())
+    return {"rows": rows, "ok": True, "said": said, "costs": found}
+
+
+STEPS: Mapping[str, tuple[str, Callable[[str, str], Found]]] = {
+    "agreement": ("every method against a CPU", agreement),
+    "repeats": ("the same cell twice", repeats),
+    "out_of_memory": ("a cell without memory", out_of_memory),
+    "ceilings": ("what the card can do", ceilings),
+    "kernels": ("attention kernels and products", kernels),
+    "speed": ("steps and evaluations", speed),
+    "cost": ("how long a grid takes", cost),
+}
+
+
+def first_minutes(device: str, backbone: str, minutes: float, out: Path, results: Path) -> int:
+    """Runs the steps, prints and writes each at once to <date>-<device>-first.json and .md, and keeps the costs in the results folder
+    for dry runs; 1 where a step failed or found something wrong."""
+    device = checked_device(device, minutes)
+    path = unwritten(out / f"{datetime.now(UTC):%Y-%m-%d}-{slug(device_label(device))}-first")
+    ends, found = time.monotonic() + 60 * minutes, dict[str, Found]()
+    about: Found = {"device": device_label(device), "backbone": backbone, "torch": package_version("torch"), "minutes": minutes}
+    about |= {"commit": git_state(ROOT)[0], "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    print(f"{about['device']}, torch {about['torch']}, {backbone}: {minutes:g} minutes at most", flush=True)
+    for name, (title, _) in STEPS.items():
+        left = ends - time.monotonic()
+        began = time.monotonic()
+        if left < LEAST_SECONDS:
+            found[name] = {"failed": "not begun: the minutes are over"}
+        else:
+            limit = max(LEAST_SECONDS, SHARE_OF_REST * left) if name != list(STEPS)[-1] else left
+            found[name] = in_subprocess("bench.profiling.gpu", name, backbone, device, seconds=limit)
+        found[name]["seconds"] = round(time.monotonic() - began, 1)
+        print(f"{title}: {_verdict(found[name])} ({found[name]['seconds']:.0f} s)", flush=True)
+        _write(path, about, found)
+    _keep_costs(found.get("cost", {}).get("costs", {}), backbone, device, results)
+    print(f"Written to {path}.json and .md")
+    return int(not all(of.get("ok") for of in found.values()))
+
+
+def _verdict(found: Found) -> str:
+    return f"failed: {found['failed']}" if "failed" in found else f"{'' if found['ok'] else 'WRONG: '}{found['said']}"
+
+
+def _write(path: Path, about: Found, found: Mapping[str, Found]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps({"about": about, "steps": found}, indent=1) + "\n")
+    parts = [f"{about['device']}, torch {about['torch']}, {about['backbone']}, {about['time']}: `python -m bench.perf gpu`"]
+    for name, of in found.items():
+        table = of.get("text") or (pd.DataFrame(of["rows"]).to_markdown(index=False) if of.get("rows") else "")
+        parts += [f"## {STEPS[name][0]}\n\n{_verdict(of)} ({of['seconds']:.0f} s)", *([table] if table else [])]
+    path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+
+
+def _keep_costs(costs: Mapping[str, Mapping[str, float]], backbone: str, device: str, results: Path) -> None:
+    store = ResultStore(results)
+    for name, of in costs.items():
+        facts = {**of, "commit": git_state(ROOT)[0], "torch": package_version("torch")}
+        store.keep_cost(choose_methods(name)[0], backbone, device_label(device), facts)
+
+
+def checked_device(device: str, minutes: float) -> str:
+    """The device that is meant; RequestError, in one sentence, where there is none, or no time."""
+    if not 0 < minutes < float("inf"):
+        raise RequestError(f"--minutes {minutes:g}: numbers above 0 are allowed.")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise RequestError("torch finds no GPU here, so there is nothing to check; --device cpu --backbone tiny shows what would be done.")
+    return device_of(device)
+
+
+def main(words: Sequence[str]) -> None:
+    """A step, in this process."""
+    torch.set_num_threads(1)
+    name, backbone, device = words
+    if backbone not in CONFIGS:
+        raise RequestError(f"{backbone} is no backbone.")
+    print(json.dumps(STEPS[name][1](backbone, device)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
