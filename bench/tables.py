@@ -63,7 +63,9 @@ def table(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
-    kinds = "plain, paper (published numbers beside ours), comparisons, draws, aggregates, efficiency, shots, selections, rules, tuning, or all"
+    kinds = (
+        "plain, paper (published numbers beside ours), comparisons, draws, aggregates, efficiency, shots, selections, rules, tuning, or all"
+    )
     parser.add_argument("--like", default="plain", metavar="KIND", help=kinds)
     parser.add_argument("--rows", help="a table of your own: fields for its rows (backbone, protocol, shots, dataset, method, …)")
     parser.add_argument("--columns", help="and for its columns")
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shots", help="only cells of this number of shots, or 'full'")
     parser.add_argument("--protocol", help="only cells of this protocol")
     parser.add_argument("--backbone", help="only cells of this backbone")
-    parser.add_argument("--against", default="best", help="of comparisons and draws: with each column's best, with one method, or all pairs")
+    parser.add_argument("--against", default="best", help="of comparisons and draws: each column's best, one method, or all pairs")
     return parser
 
 
