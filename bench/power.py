@@ -12,10 +12,6 @@ from pathlib import Path
 from bench.errors import RequestError, one_sentence
 from bench.grid.metrics import RULES
 from bench.grid.protocol import SELECTIONS
-from bench.grid.store import ResultStore
-from bench.reporting.comparable import CellQuery
-from bench.reporting.power import power_tables
-from bench.reporting.table import markdown
 
 
 @one_sentence
@@ -33,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.difference is not None and not 0 < given.difference <= 100:
         raise RequestError(f"--difference {given.difference:g}: points of mIoU above 0 and up to 100 are allowed.")
+    from bench.grid.store import ResultStore  # not before the words are read
+    from bench.reporting.comparable import CellQuery
+    from bench.reporting.power import power_tables
+    from bench.reporting.table import markdown
+
     query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone)
     print(*map(markdown, power_tables(ResultStore(*given.out), query, given.a, given.b, given.difference)), sep="\n")
     return 0

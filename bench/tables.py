@@ -75,9 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shots", help="only cells of this number of shots, or 'full'")
     parser.add_argument("--protocol", help="only cells of this protocol")
     parser.add_argument("--backbone", help="only cells of this backbone")
-    parser.add_argument(
-        "--against", default="best", help="of comparisons and draws: with each column's best, with one method, or all pairs"
-    )
+    parser.add_argument("--against", default="best", help="of comparisons and draws: each column's best, one method, or all pairs")
     return parser
 
 
