@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.data.objects import tight_boxes
-from bench.training.streams import Stream
+from bench.training.streams import FreshStream, Stream
 from bench.types import Prompts, TrainingPrompts
 
 
@@ -16,13 +16,24 @@ def box_prompts(objects: np.ndarray) -> Prompts:
     return Prompts(boxes=torch.from_numpy(tight_boxes(objects)).float())
 
 
-def point_prompts(objects: np.ndarray, stream: Stream) -> Prompts:
-    """One random pixel of each object (n, H, W) bool, as a foreground point; no prompt where n is 0."""
+def jittered(prompts: Prompts, size: tuple[int, ...], jitter: float, stream: FreshStream) -> Prompts:
+    """Boxes, each side moved by U(-jitter, jitter) of the box's width or height, and kept in the image of `size` (H, W). An object's
+    numbers depend on its place among the others alone, whatever the jitter; jitter 0 moves nothing."""
+    if prompts.boxes is None:
+        return prompts
+    boxes, last = prompts.boxes.numpy(), np.array([size[1], size[0]] * 2, np.float32) - 1
+    moves = stream.rng.uniform(-1, 1, boxes.shape).astype(np.float32) * np.float32(jitter)
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    return Prompts(boxes=torch.from_numpy(np.clip(boxes + moves * sides, 0, last)))
+
+
+def point_prompts(objects: np.ndarray, stream: Stream, count: int = 1) -> Prompts:
+    """Random pixels of each object (n, H, W) bool, so many, as foreground points; no prompt where n is 0."""
     if not len(objects):
         return Prompts()
     pixels = [np.argwhere(mask) for mask in objects]
-    chosen = np.stack([yx[stream.pixel(len(yx))][::-1] for yx in pixels]).astype(np.float32)
-    return Prompts(points=torch.from_numpy(chosen)[:, None], labels=torch.ones(len(chosen), 1))
+    chosen = np.stack([[yx[stream.pixel(len(yx))][::-1] for _ in range(count)] for yx in pixels]).astype(np.float32)
+    return Prompts(points=torch.from_numpy(chosen), labels=torch.ones(len(chosen), count))
 
 
 def mask_prompts(objects: np.ndarray, stream: Stream, how: TrainingPrompts, side: int) -> Prompts:
