@@ -203,6 +203,8 @@ def choose_call(text: str, known: Mapping[str, Kinds], kind: str) -> tuple[str, 
     "points(3)". RequestError for an unknown name, key or value; `kind` is what a name is called."""
     bare = re.fullmatch(r"\s*(\w+)\(\s*(-?[\d.]+)\s*\)\s*", text)
     keys = list(known.get(bare[1], ())) if bare else []
+    if bare and bare[1] not in known:
+        raise unknown(kind, bare[1], known)
     name, values = parse_call(f"{bare[1]}({keys[0]}={bare[2]})" if bare and len(keys) == 1 else text)
     if name not in known:
         raise unknown(kind, name, known)

@@ -20,6 +20,8 @@ from bench.grid.published import PUBLISHED, Published, heading, ordered, publish
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells, family
 from bench.reporting.pivot import Pivot, pivot_tables
+from bench.reporting.reevaluation_figures import retention_figure, robustness_figure
+from bench.reporting.reevaluations import Retention, Robustness
 from bench.reporting.statistics import critical_difference, mean_ranks
 from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels
 from bench.reporting.table import Cell, Table
@@ -291,7 +293,7 @@ def pictures(store: ResultStore, query: CellQuery) -> list[Picture]:
         view = View.of(comparable, published_for(comparable.identity[2]))
         if view.labels:
             views.append(view)
-            found += _of_view(view, store)
+            found += _of_view(view, store) + _reevaluations(comparable, published_for(comparable.identity[2]))
     return found + _across(views)
 
 
@@ -316,6 +318,19 @@ def _of_view(view: View, store: ResultStore) -> list[Picture]:
     whole = [label for label in view.labels if all(view.score(label, dataset) is not None for dataset in view.datasets)]
     if len(whole) > 1 and len(view.datasets) > 1:
         found.append(Picture(name("ranks"), f"Mean ranks over data sets with the critical difference ({said})", lambda: ranks(view)))
+    return found
+
+
+def _reevaluations(comparable: ComparableCells, published: Published) -> list[Picture]:
+    said = f"({comparable.identity[0]}, {comparable.identity[2]} shots, {comparable.identity[1]})"
+    found = []
+    for of in Robustness.of(comparable, published):
+        name, caption = comparable.name(f"robustness-{of.dataset}"), f"Robustness on {of.dataset} with 95 % intervals {said}"
+        found.append(Picture(name, caption, lambda of=of: robustness_figure(of, published)))  # type: ignore[misc]
+    kept = Retention.of(comparable, published)
+    if kept and kept.gains():
+        caption = f"Gain on the own data set against retention on the others {said}"
+        found.append(Picture(comparable.name("retention"), caption, lambda: retention_figure(kept, published)))
     return found
 
 

@@ -16,6 +16,7 @@ from bench.reporting.comparisons import comparisons_table
 from bench.reporting.efficiency import efficiency_table, size_cells, sizes
 from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
+from bench.reporting.reevaluations import retention_table, robustness_table
 from bench.reporting.table import Cell, Column, Row, Table, markdown
 from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, table_statistics
 
@@ -130,9 +131,12 @@ LIKE: Mapping[str, Callable[[ComparableCells, Published], Table]] = {
     "plain": plain_table,
     "comparisons": comparisons_table,
     "efficiency": efficiency_table,
+    "robustness": robustness_table,
+    "retention": retention_table,
 }
 
 
+AGAIN = {"robustness": "with other prompts or on damaged images", "retention": "on other data sets than they were tuned on"}
 READING = "Mean ± standard deviation over the n draws and seeds (one where no n is given); mIoU is pooled over all test pixels."
 
 
@@ -148,10 +152,12 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
     if query.against not in (BEST, PAIRS, *labels):
         raise unknown("method to compare with", query.against, (BEST, PAIRS, *sorted(labels)))
     made = [LIKE[like](comparable, published_for(comparable.identity[2])) for comparable in found]
-    reading = (READING,) if like in ("paper", "plain") else ()
+    reading = (READING,) if like in ("paper", "plain", "robustness", "retention") else ()
     shown = [replace(table, notes=(*reading, *table.notes)) for table in made if table.rows]
     if not shown and like == "paper":
         raise RequestError(f"No cell is of the data sets {', '.join(reference.datasets)}, which --like {like} is about: leave it out.")
+    if not shown and like in AGAIN:
+        raise RequestError(f"Nothing to show: --like {like} needs cells that `python -m bench.reevaluate` asked once more: {AGAIN[like]}.")
     if not shown:
         raise RequestError(f"Nothing to show: --like {like} needs at least two methods with rows by image on a data set.")
     return shown

@@ -62,7 +62,7 @@ def tuned_spec(folder: Path) -> RunSpec:
     if spec.reevaluation:
         raise RequestError(f"{folder} has no weights: it evaluates those of the cell {spec.reevaluation.parent}, which is to be named.")
     if not (folder / TUNED).is_file():
-        raise CheckpointError(f"The tuned weights {folder / TUNED} are gone: the cell has to be run again.")
+        raise CheckpointError(f"The tuned weights {folder / TUNED} cannot be read: they are gone, and the cell has to be run again.")
     _check_method(folder, spec.method)
     return spec
 

@@ -23,7 +23,7 @@ import torch
 from bench.data.corruptions import corrupted, read_corruption
 from bench.data.objects import Masks
 from bench.data.prompt_table import read_prompts
-from bench.errors import DataError
+from bench.errors import DataError, RequestError
 from bench.grid.files import file_sha256
 from bench.grid.spec import choose_call
 from bench.grid.toml_reader import Kinds
@@ -40,6 +40,7 @@ KNOWN: Mapping[str, Kinds] = {
     "points": {"count": Annotated[int, Range(1, 64)]},
     "mask": {},
     "none": {},
+    FROM_FILE: {},
 }
 USUAL_COUNT = 3  # of `points`
 Make = Callable[[Masks, FreshStream, "Condition", Dataset, Any], Prompts]
@@ -86,6 +87,8 @@ def canonical_prompt(text: str) -> str:
         read_boxes(path)
         return f"{FROM_FILE}={path.name}@{file_sha256(path)[:12]}"
     kind, values = choose_call(text, KNOWN, "prompt")
+    if kind == FROM_FILE:
+        raise RequestError(f"The prompt {text.strip()!r} needs a file: {FROM_FILE}=FILE.csv.")
     if kind == "points":
         count = values.get("count", USUAL_COUNT)
         return f"points({count})" if count > 1 else "point"
@@ -102,8 +105,8 @@ def canonical_corruption(text: str) -> str:
 
 def boxes_file(text: str) -> Path | None:
     """The file of "boxes_from=FILE.csv"; None for any other prompt."""
-    name, _, path = text.partition("=")
-    return Path(path.strip().strip("'\"")) if name.strip() == FROM_FILE else None
+    name, given, path = text.partition("=")
+    return Path(path.strip().strip("'\"")) if given and name.strip() == FROM_FILE else None
 
 
 def prompt_file(results: Path, prompt: str) -> Path | None:
