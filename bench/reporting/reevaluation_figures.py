@@ -42,11 +42,12 @@ def _line(ax: Axes, i: int, of: int, title: str, cells: Sequence[Cell], family: 
     """One method's scores; methods are moved aside so that their intervals do not hide each other's."""
     aside = 0.5 * ((i + 0.5) / of - 0.5)
     points = [(k + aside, cell.value, cell) for k, cell in enumerate(cells) if cell.value is not None]
-    style = "" if family == "prompts" else "-"  # kinds of prompts have no order
-    ax.plot([x for x, _, _ in points], [y for _, y, _ in points], style, color=colour(i), marker=marker(i), markersize=3.5, label=title)
-    for x, _, cell in points:
+    style = "none" if family in ("prompts", "combined") else "-"  # these have no order
+    x, y = [x for x, _, _ in points], [y for _, y, _ in points]
+    ax.plot(x, y, linestyle=style, color=colour(i), marker=marker(i), markersize=3.5, label=title)
+    for at, _, cell in points:
         if cell.low is not None and cell.high is not None:
-            ax.vlines(x, cell.low, cell.high, color=colour(i), linewidth=0.7)
+            ax.vlines(at, cell.low, cell.high, color=colour(i), linewidth=0.7)
 
 
 @contextmanager
