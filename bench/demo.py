@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import ROOT
 from bench.errors import RequestError, one_sentence
 from bench.grid.plan import Request, protocol_of
-from bench.grid.store import RECORD, ResultStore, Scan
+from bench.grid.store import RECORD, ResultStore, Scan, own_weights
 from bench.running.grid import Options, run_grid
 
 SUITE = ROOT / "configs" / "suites" / "demo.toml"
@@ -78,7 +78,7 @@ def _cells(scan: Scan, dataset: str, request: Request) -> dict[str, Path]:
     """Column title -> folder of the stored cells of a data set under the request's protocol, first seed, zero-shot first."""
     if scan.table.empty:
         return {}
-    table, protocol = scan.table, protocol_of(request.protocol).name
+    table, protocol = own_weights(scan.table), protocol_of(request.protocol).name
     table = table[(table["dataset"] == dataset) & (table["protocol"] == protocol) & (table["backbone"] == request.backbone)]
     table = table[table["seed"] == table["seed"].min()].sort_values(["cost.trainable_parameters", "label"])
     return {_title(row.method, row.label): Path(row.path) for row in table.itertuples()}

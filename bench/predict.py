@@ -6,7 +6,7 @@
 
 CELL is a cell's folder, its key or the start of one. Every --box gives a mask of its own; all points, and a --mask, belong to one
 object, together with the box if there is one. Written are the union of the masks (0 and 255) and an overlay picture beside it; of a
-folder `masks/`, `overlays/` and `predictions.csv`. `bench.predicting.prompt_table` says how the CSV is read.
+folder `masks/`, `overlays/` and `predictions.csv`. `bench.data.prompt_table` says how the CSV is read.
 """
 
 import argparse

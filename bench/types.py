@@ -136,8 +136,8 @@ class Prompts:
     placed: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
-        """The number of masks these prompts ask for (1 without a prompt)."""
-        return self.count or 1
+        """The number of masks these prompts ask for: 1 without a prompt, but 0 where not one box (0, 4) is given."""
+        return self.count if any(x is not None for x in (self.boxes, self.points, self.masks)) else 1
 
     @property
     def count(self) -> int:

@@ -37,6 +37,7 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"configs/studies/demo_lr.toml", "study.toml --out studies"),
     (r"bench\.status --watch", "bench.status"),
     (r"export CELL --format cat-sam", "export CAT_KEY --format cat-sam"),
+    (r"reevaluate CELL .*", "reevaluate CELL --prompt 'box,box(jitter=0.25),none' --corruption none,jpeg"),
     (r"\bCELL\b", "KEY"),
     (r"--images FOLDER", "--images folder"),
     (r"--out FOLDER", "--out predicted"),
@@ -127,6 +128,8 @@ def place(tmp_path_factory, archives):
         patch.chdir(here)
         grid = "--methods sam,lora,cat_sam_a --datasets kvasir --shots 1 --draws 0:3 --backbone tiny --protocol smoke"
         assert importlib.import_module("bench.run").main(grid.split()) == 0
+        again = "results/runs --methods lora --datasets kvasir,sbu --prompt box,none"
+        assert importlib.import_module("bench.reevaluate").main(again.split()) == 0
         cell = next((here / "results/runs/kvasir/cat_sam_a").iterdir())
         assert importlib.import_module("bench.export").main([str(cell), "--format", "cat-sam", "--out", "whu_cat-a_vit-l_1shot.pth"]) == 0
     return here
@@ -137,7 +140,7 @@ def _own_data():
 
 
 def cell_of(place, method):
-    return next((place / "results/runs/kvasir").glob(f"{method}*/*"))
+    return next(path for path in (place / "results/runs/kvasir").glob(f"{method}*/*") if "_of_" not in path.name)
 
 
 def short(command, place):

@@ -13,7 +13,7 @@ from bench.errors import RequestError
 from bench.grid.heartbeat import SILENT_SECONDS, disk_now, silence
 from bench.grid.job_environment import task_id
 from bench.grid.progress import duration
-from bench.grid.store import GridCell, ResultStore, attempts, grid_cell, read_record, read_state
+from bench.grid.store import REEVALUATIONS, GridCell, ResultStore, attempts, grid_cell, read_record, read_state
 
 PHASES = ("stored", "running", "pending", "lost", "unfinished", "failed")
 EXPLAINED = 20  # lost cells of which SLURM is asked what became of their jobs
@@ -54,7 +54,7 @@ class Filter:
 def cell_title(cell: GridCell) -> str:
     """A cell in a few words, with its key."""
     draw = f" draw {cell.draw}" if cell.draw else ""
-    return f"{cell.key}  {cell.dataset} {cell.method} {cell.shots}-shot{draw} seed {cell.seed}"
+    return f"{cell.key}  {cell.dataset} {cell.method} {cell.shots}-shot{draw} seed {cell.seed} {cell.condition}".rstrip()
 
 
 def cells_of(out: Path, submission: Submission, keys: Iterable[str]) -> dict[str, GridCell]:
@@ -87,9 +87,10 @@ def _fitting(text: str, cells: Sequence[GridCell]) -> list[GridCell]:
 
 
 def live_statuses(out: Path, tasks: Sequence[Task] | None) -> list[LiveStatus]:
-    """Every cell of the last grid, and those of other launches that jobs hold, as they stand. tasks: None where SLURM is absent."""
+    """Every cell of the last grid and the last re-evaluations, and those of other launches that jobs hold, as they stand. tasks: None
+    where SLURM is absent."""
     store = ResultStore(out)
-    cells = {cell.key: cell for cell in store.grid()}
+    cells = {cell.key: cell for cell in (*store.grid(), *store.grid(REEVALUATIONS))}
     live: dict[str, Task] = {}
     anew: set[str] = set()
     for task, submission, keys in held_packs(out, sorted(tasks or (), key=lambda task: task.state == "RUNNING")):

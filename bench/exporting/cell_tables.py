@@ -24,7 +24,11 @@ COLUMNS = {
     "released_sha256": "of the released checkpoint whose weights were evaluated; empty for weights that were trained here",
     "trains": "whether the method trains anything",
     "lr": "the learning rate in words, by group of parameters where they differ: `encoder 0.01, decoder 0.0001`",
-    "evaluation_prompt": "box or point",
+    "evaluation_prompt": "what test images are asked with: box, point, or what `bench.reevaluate` asks with, as `box(jitter=0.25)`",
+    "parent": "of a re-evaluation the key of the cell whose weights it has; empty for every other cell",
+    "tuned_on": "the data set that the weights were tuned on; another than `dataset` in re-evaluations alone",
+    "corruption": "how a re-evaluation damaged the test images, as `jpeg(3)`; else empty",
+    "precision": "fp32, tf32 or bf16",
     "selection": "the selection rule whose weights are kept",
     "dataset_revision": "counts changes of the data set's meaning",
     "draw_revision": "1 where the draw passes over images without objects, which an earlier version had in it",
@@ -44,7 +48,8 @@ COLUMNS = {
     "parameter.*": "the method's parameters, defaults included",
     "path": "the cell's folder",
 }
-IDENTITY = ("key", "dataset", "label", "shots", "draw", "seed", "backbone", "protocol")
+ASKED = ("parent", "tuned_on", "evaluation_prompt", "corruption")  # what re-evaluations differ in
+IDENTITY = ("key", "dataset", "label", "shots", "draw", "seed", "backbone", "protocol", *ASKED)
 
 
 def results(out: str | Path = "results", *others: str | Path) -> pd.DataFrame:
@@ -56,7 +61,7 @@ def results(out: str | Path = "results", *others: str | Path) -> pd.DataFrame:
 
 
 def image_rows(out: str | Path = "results", *others: str | Path) -> pd.DataFrame:
-    """One row a selection, test image and cell: the cell's identity, then pixel counts, IoU and Dice (percent).
+    """One row a selection, test image and cell: the cell's identity, then what `bench.grid.metrics.ImageRow` has, IoU and Dice (percent).
 
     A cell whose rows cannot be read is warned of by path and left out.
     """

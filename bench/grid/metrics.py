@@ -19,7 +19,11 @@ RULES = ("all", "empty_as_empty", "with_objects")
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One test image: the number of its objects (prompts), and pixel counts. `truth` and `predicted` are foreground pixels."""
+    """One test image: the number of its objects, and pixel counts. `truth` and `predicted` are foreground pixels.
+
+    What came later is None in older cells: `pixels` of the image; of Boundary IoU (`bench.data.boundary`) the pixels of both regions'
+    intersection and union; `predicted_iou`, the mean of SAM's own estimates for the image's masks, in percent (None too without a mask).
+    """
 
     name: str
     objects: int
@@ -27,6 +31,10 @@ class ImageRow:
     union: int
     truth: int
     predicted: int
+    pixels: int | None = None
+    boundary_intersection: int | None = None
+    boundary_union: int | None = None
+    predicted_iou: float | None = None
 
 
 def count(name: str, objects: int, predicted: np.ndarray, truth: np.ndarray) -> ImageRow:

@@ -190,10 +190,9 @@ def _cells(
 
 def title(spec: RunSpec) -> str:
     """A cell in a few words."""
-    if spec.method.is_zero_shot:
-        return f"{spec.dataset} {spec.method.label} zero-shot"
     draw = f" draw {spec.draw}" if spec.draw else ""
-    return f"{spec.dataset} {spec.method.label} {spec.shots}-shot{draw} seed {spec.seed}"
+    run = "zero-shot" if spec.method.is_zero_shot else f"{spec.shots}-shot{draw} seed {spec.seed}"
+    return ", ".join(filter(None, [f"{spec.dataset} {spec.method.label} {run}", spec.condition_in_words]))
 
 
 def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
@@ -207,6 +206,8 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
                     f"Data set {spec.dataset}: the cell is of revision {spec.dataset_revision}, but what lies in {data} is now of {now}."
                 )
         dataset = opened[spec.dataset]
+        if spec.reevaluation:  # it needs no images to train on
+            continue
         dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
         held_out = len(dataset.names("val")) if spec.settings.uses_val else 0
         if spec.settings.uses_val and not held_out:

@@ -11,14 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from bench.errors import RequestError
+from bench.errors import RequestError, unknown
 from bench.grid.plugins import place_in, reason
 from bench.grid.protocol import ONE_GROUP, CellShots, Settings
-from bench.grid.toml_reader import kinds, part
+from bench.grid.toml_reader import Kinds, kinds, part
 from bench.types import SEED, Range, Shots
 
 WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
-LATER = ("released_sha256", "draw_revision")  # fields that are no part of a key while they are empty
+LATER = ("released_sha256", "draw_revision", "reevaluation")  # fields that are no part of a key while they are empty
 RELEASED = "released"  # shown with a method whose weights somebody else trained
 ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
 
@@ -57,11 +57,26 @@ class MethodChoice:
 
 
 @dataclass(frozen=True)
+class Reevaluation:
+    """What a stored cell's weights are asked once more, without training.
+
+    parent: that cell's key; tuned_on: its data set; prompt, corruption: what test images are asked with and how they are damaged, in the
+    words of `bench.training.conditions`. What else differs from the parent stands in the spec's own fields.
+    """
+
+    parent: str
+    tuned_on: str
+    prompt: str
+    corruption: str = ""
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """One cell: everything that can change its number.
 
     released_sha256: of the released checkpoint whose weights are evaluated as they are; "" where the cell trains its own. draw_revision:
-    `Dataset.draw_revision`. Both came later: while they are empty, or 0, they are no part of the key.
+    `Dataset.draw_revision`. reevaluation: of a cell that evaluates another one's weights. They came later: while they are empty, or 0,
+    they are no part of the key.
     """
 
     backbone: str
@@ -77,12 +92,14 @@ class RunSpec:
     settings: Settings
     released_sha256: str = ""
     draw_revision: Annotated[int, Range(0)] = 0
+    reevaluation: Reevaluation | None = None
 
     def canonical(self) -> dict[str, Any]:
         """The spec as nested values for JSON, without what is only for display."""
         method = {"name": self.method.name, "parameters": dict(self.method.parameters), "revision": self.method.revision}
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in LATER or getattr(self, f.name)}
-        return {**own, "method": method, "settings": self.settings.keyed()}
+        again = {"reevaluation": vars(self.reevaluation)} if self.reevaluation else {}
+        return {**own, "method": method, "settings": self.settings.keyed(), **again}
 
     @cached_property
     def key(self) -> str:
@@ -93,9 +110,29 @@ class RunSpec:
     @property
     def folder(self) -> Path:
         """The cell's folder below `results/runs`; a method's shown parameters are part of its name."""
+        of = f"_of_{self.reevaluation.parent}" if self.reevaluation else ""
+        return self._folder(self.dataset, f"{of}_{self.key}")
+
+    @property
+    def parent_folder(self) -> Path | None:
+        """The folder of the cell whose weights this one evaluates; None where it has its own."""
+        again = self.reevaluation
+        return self._folder(again.tuned_on, f"_{again.parent}") if again else None
+
+    def _folder(self, dataset: str, end: str) -> Path:
         method = ",".join(filter(None, [self.method.name, self.method.shown]))
-        run = f"{self.backbone}_{self.shots}shot_draw{self.draw}_seed{self.seed}_{self.key}"
-        return Path(self.dataset) / method / run
+        return Path(dataset) / method / f"{self.backbone}_{self.shots}shot_draw{self.draw}_seed{self.seed}{end}"
+
+    @property
+    def condition(self) -> tuple[str, ...]:
+        """Of a re-evaluation the data set that was tuned on, prompt, corruption and precision; empty of any other cell."""
+        again = self.reevaluation
+        return (again.tuned_on, again.prompt, again.corruption, self.settings.precision) if again else ()
+
+    @property
+    def condition_in_words(self) -> str:
+        """The same for people: "tuned on whu: box(jitter=0.25) jpeg(3) fp32"."""
+        return f"tuned on {self.condition[0]}: {' '.join(filter(None, self.condition[1:]))}" if self.reevaluation else ""
 
 
 @dataclass(frozen=True)
@@ -161,6 +198,19 @@ def _alternatives(node: ast.expr) -> list[ast.expr]:
 
 def _literal(node: ast.expr) -> Any:
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+def choose_call(text: str, known: Mapping[str, Kinds], kind: str) -> tuple[str, dict[str, Any]]:
+    """One of the `known` names with the values given, as their types have them; the value of a name that has but one needs no key:
+    "points(3)". RequestError for an unknown name, key or value; `kind` is what a name is called."""
+    bare = re.fullmatch(r"\s*(\w+)\(\s*(-?[\d.]+)\s*\)\s*", text)
+    keys = list(known.get(bare[1], ())) if bare else []
+    if bare and bare[1] not in known:
+        raise unknown(kind, bare[1], known)
+    name, values = parse_call(f"{bare[1]}({keys[0]}={bare[2]})" if bare and len(keys) == 1 else text)
+    if name not in known:
+        raise unknown(kind, name, known)
+    return name, part(text.strip(), values, known[name], "value of")
 
 
 def split_calls(text: str) -> list[str]:

@@ -24,7 +24,7 @@ from bench.grid.files import is_below, staged_file, write_together
 from bench.grid.job_environment import job_facts, task_id
 from bench.grid.protocol import CellShots, Settings
 from bench.grid.rows import IMAGES, Compared
-from bench.grid.spec import RELEASED, MethodChoice, RunSpec
+from bench.grid.spec import RELEASED, MethodChoice, Reevaluation, RunSpec
 from bench.grid.toml_reader import kinds, part
 from bench.types import SEED, Range
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # pandas takes longer to load than most commands take
     import pandas as pd
 
 RECORD, STATE, RESUME, TUNED, HISTORY = "record.json", "state.json", "resume.pt", "tuned.safetensors", "history.csv"
+GRID, REEVALUATIONS = "grid.json", "reevaluations.json"  # what was asked for last: of `bench.run`, of `bench.reevaluate`
 ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a SLURM job: its number and restart count
 KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
 NAMES_AS_TEXT: dict[str, Callable[[str], str]] = dict.fromkeys(("name", "image", "stem"), str)  # an image called 007 stays "007"
@@ -126,6 +127,7 @@ class GridCell:
     recipe: str
     folder: str
     trains: bool = True
+    condition: str = ""  # of a re-evaluation
 
     @property
     def named(self) -> tuple[object, ...]:
@@ -275,16 +277,16 @@ class ResultStore:
         for path in (folder / STATE, *attempts(folder), *([] if given_up else [folder / RESUME])):
             path.unlink(missing_ok=True)
 
-    def write_grid(self, specs: Iterable[RunSpec]) -> None:
-        """Notes the cells that a run was asked for, so that tables can say what is missing."""
+    def write_grid(self, specs: Iterable[RunSpec], name: str = GRID) -> None:
+        """Notes the cells that a run was asked for, so that tables and status can say what is missing."""
         cells = [asdict(grid_cell(spec)) for spec in specs]
         self.root.mkdir(parents=True, exist_ok=True)
-        write_together(self.root, {"grid.json": _json(cells)})
+        write_together(self.root, {name: _json(cells)})
 
-    def grid(self) -> tuple[GridCell, ...]:
+    def grid(self, name: str = GRID) -> tuple[GridCell, ...]:
         """The cells that the last run was asked for; none where there was no run. RequestError where the file is damaged."""
-        own = _grid(self.root / "grid.json")
-        others = {cell.key: cell for root in self.roots[1:] for cell in _grid(root / "grid.json")}
+        own = _grid(self.root / name)
+        others = {cell.key: cell for root in self.roots[1:] for cell in _grid(root / name)}
         asked = {cell.key for cell in own}
         return (*own, *(cell for key, cell in others.items() if key not in asked))
 
@@ -450,15 +452,18 @@ def _number(name: str, value: Any) -> float:
 
 def spec_to_json(spec: RunSpec) -> dict[str, Any]:
     """The whole spec as JSON values, the order of a method's parameters included; `spec_from_json` reads it back."""
-    return {**fields_of(spec), "method": fields_of(spec.method), "settings": fields_of(spec.settings)}
+    again = {"reevaluation": fields_of(spec.reevaluation)} if spec.reevaluation else {}
+    own = {name: value for name, value in fields_of(spec).items() if name != "reevaluation"}
+    return {**own, "method": fields_of(spec.method), "settings": fields_of(spec.settings), **again}
 
 
 def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
     """The spec that `spec_to_json` wrote; TypeError or ValueError where a field is missing, unknown or cannot have its value."""
     method = method_from_json(content["method"])
     settings = Settings(**{name: _tuples(value) for name, value in content["settings"].items()})
-    spec = RunSpec(**{**content, "method": method, "settings": settings})
-    for item in (spec, method, settings):
+    again = Reevaluation(**content["reevaluation"]) if content.get("reevaluation") else None
+    spec = RunSpec(**{**content, "method": method, "settings": settings, "reevaluation": again})
+    for item in (spec, method, settings, *filter(None, [again])):
         known = kinds(type(item))  # type: ignore[arg-type]
         part("it", {name: value for name, value in vars(item).items() if name in known}, known)
     return spec
@@ -469,7 +474,7 @@ def method_from_json(content: Mapping[str, Any]) -> MethodChoice:
     return MethodChoice(**{name: _tuples(value) for name, value in content.items()})
 
 
-def fields_of(item: RunSpec | MethodChoice | Settings) -> dict[str, Any]:
+def fields_of(item: RunSpec | MethodChoice | Settings | Reevaluation) -> dict[str, Any]:
     """A dataclass's own fields, by name."""
     return {name: getattr(item, name) for name in item.__dataclass_fields__}
 
@@ -558,7 +563,8 @@ def grid_cell(spec: RunSpec) -> GridCell:
     who = (spec.dataset, spec.method.label, spec.shots, spec.draw, spec.seed)
     which = (spec.backbone, spec.protocol, spec.checkpoint_sha256, spec.key)
     same = _identities(spec)
-    return GridCell(*who, *which, same["method_id"], same["recipe"], spec.folder.as_posix(), not spec.method.is_zero_shot)
+    ids, folder = (same["method_id"], same["recipe"]), spec.folder.as_posix()
+    return GridCell(*who, *which, *ids, folder, not spec.method.is_zero_shot, spec.condition_in_words)
 
 
 def row(record: Record, folder: Path) -> dict[str, Any]:
@@ -572,7 +578,9 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
     parameters = dict(method.parameters)
     names = {"dataset": spec.dataset, "method": method.name, "label": method.label, "decoder": parameters.get("decoder")}
     run = {"shots": spec.shots, "draw": spec.draw, "seed": spec.seed, "backbone": spec.backbone, "protocol": spec.protocol}
-    fixed = {"checkpoint_sha256": spec.checkpoint_sha256, "evaluation_prompt": settings.evaluation_prompt}
+    again = spec.reevaluation or Reevaluation("", spec.dataset, settings.evaluation_prompt)
+    fixed = {"checkpoint_sha256": spec.checkpoint_sha256, "evaluation_prompt": again.prompt}
+    fixed |= {"parent": again.parent, "tuned_on": again.tuned_on, "corruption": again.corruption, "precision": settings.precision}
     fixed |= {"released_sha256": spec.released_sha256, "lr": settings.rates_in_words}
     kept = {
         "selection": settings.selections[0],
@@ -590,6 +598,11 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
     scores = {f"{rule}.{name}": value for rule, group in record.scores.items() for name, value in group.items()}
     nested = {**flat("parameter", parameters), **flat("cost", record.cost), **flat("provenance", record.provenance)}
     return {**names, **run, **fixed, **kept, **_identities(spec), "key": spec.key, **scores, **nested, "path": str(folder)}
+
+
+def own_weights(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Of `Scan.table` the cells that are no re-evaluations of others."""
+    return table[table["parent"] == ""] if len(table) else table
 
 
 def trains(cost: Mapping[str, Any]) -> bool:
@@ -614,6 +627,8 @@ def _identities(spec: RunSpec) -> dict[str, str]:
         recipe = (*recipe, spec.settings.stream_revision)
     if spec.settings.trials or spec.settings.val_images:
         recipe = (*recipe, spec.settings.trials, spec.settings.tuned_as, spec.settings.val_images)
+    if spec.reevaluation:
+        recipe = (*recipe, spec.condition)
     return {"method_id": _short(method), "recipe": _short(recipe)}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,8 +32,12 @@ class Download:
         if self._arrived:
             self._arrived.record(torch.cuda.current_stream(numbers.device))
 
-    def read(self) -> Any:
-        """The numbers as nested lists, when they have arrived."""
+    def array(self) -> "np.ndarray":
+        """The numbers, when they have arrived."""
         if self._arrived:
             self._arrived.synchronize()
-        return self._numbers.tolist()
+        return self._numbers.numpy()
+
+    def read(self) -> Any:
+        """The numbers as nested lists, when they have arrived."""
+        return self.array().tolist()

@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from bench.data.image_files import read_mask
+from bench.data.prompt_table import TablePrompt, read_prompts
 from bench.errors import DataError, InputError, RequestError
 from bench.grid.files import is_below, read_text
 from bench.model.inputs import image_files, prompts_from, read_picture
-from bench.predicting.prompt_table import TablePrompt, read_prompts
 from bench.types import Prompts
 
 TABLE, MASKS = "predictions.csv", "masks"

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError
-from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore
+from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, own_weights
 from bench.reporting.table import Cell
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, with an ending and a temporary name's
@@ -55,7 +55,7 @@ class ComparableCells:
 
     identity: (backbone, protocol, shots, checkpoint); frame: the stored cells, one row each, as `bench.grid.store.row`;
     gaps: for every cell that was asked for and is not stored, its run, phase and reason. other_files: a sentence for each run on other
-    data files than its data set's newest cell has.
+    data files than its data set's newest cell has. reevaluated: the re-evaluations of the stored cells, which no other table has.
     """
 
     identity: Identity
@@ -67,6 +67,11 @@ class ComparableCells:
     scores: Mapping[Position, Mapping[Run, float]] = field(default_factory=dict)
     against: str = "best"
     other_files: Mapping[Position, tuple[str, ...]] = field(default_factory=dict)
+    reevaluated: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def of_frame(self, frame: pd.DataFrame) -> "ComparableCells":
+        """The same of other rows, whose labels and data sets may be any that a table has."""
+        return replace(self, frame=frame, gaps={}, other_files={}, scores=_scores(frame, f"{self.selection}.miou_{self.rule}"))
 
     def labels_of(self, datasets: Iterable[str]) -> list[str]:
         """The methods, with their shown parameters, that were run or asked for on any of the data sets."""
@@ -215,13 +220,18 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     if scan.table.empty and not grid:
         lost = f" ({len(scan.damaged)} damaged records were left out)" if scan.damaged else ""
         raise RequestError(f"No cell is stored or asked for below {store.runs}{lost}: start one with `python -m bench.run`.")
-    parts = _parts(_with_costs(scan.table, store.costs()), grid)
+    parts = _parts(_with_costs(own_weights(scan.table), store.costs()), grid)
     taken = [key for key in parts if query.takes(key[2], key[1], key[0])]
     if not taken:
         others = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in parts)
         raise RequestError(f"No cell is of the shots, protocol and backbone asked for; there are: {others}.")
     notes = _damage_notes(store, scan.damaged)
-    return [_comparable(store, query, key, parts[key], notes) for key in taken]
+    found = [_comparable(store, query, key, parts[key], notes) for key in taken]
+    return [replace(of, reevaluated=_reevaluated(scan.table, of.frame)) for of in found]
+
+
+def _reevaluated(table: pd.DataFrame, parents: pd.DataFrame) -> pd.DataFrame:
+    return table[table["parent"].isin(parents["key"])] if len(table) and len(parents) else pd.DataFrame()
 
 
 def _with_costs(frame: pd.DataFrame, costs: Mapping[tuple[str, str, str], Mapping[str, float]]) -> pd.DataFrame:

@@ -16,8 +16,8 @@ from bench.reporting.statistics import Counts, Difference, Pair, Pooled, Run, di
 from bench.reporting.table import Cell, Column, Row, Table
 from bench.reporting.table_statistics import read_rows, same_images
 
-EXACT = ("dataset", "label", "shots", "draw", "seed", "backbone", "protocol")
-LOOSE = EXACT[:5]
+EXACT = ("dataset", "label", "shots", "draw", "seed", "condition", "backbone", "protocol")
+LOOSE = EXACT[:6]
 TOLD_APART = ("provenance.time", "provenance.command")  # they always differ, and say nothing of why
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
 

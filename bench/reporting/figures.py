@@ -23,6 +23,8 @@ from bench.reporting.aggregates import aggregated, ranking
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells, family
 from bench.reporting.draws import trained_labels
 from bench.reporting.pivot import Pivot, pivot_tables
+from bench.reporting.reevaluation_figures import retention_figure, robustness_figure
+from bench.reporting.reevaluations import Retention, Robustness
 from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels
 from bench.reporting.table import Cell, Table
 from bench.reporting.table_statistics import TableStatistics, table_statistics
@@ -277,7 +279,7 @@ def pictures(store: ResultStore, query: CellQuery) -> list[Picture]:
         view = View.of(comparable, published_for(comparable.identity[2]))
         if view.labels:
             views.append(view)
-            found += _of_view(view, store)
+            found += _of_view(view, store) + _reevaluations(comparable, published_for(comparable.identity[2]))
     return found + _across(views) + [_of_pair(pair) for pair in tuned_pairs(comparables)]
 
 
@@ -332,6 +334,19 @@ def _of_aggregates(view: View, said: str) -> list[Picture]:
         ]
     if ranked := ranking(comparable, published, scores):
         found.append(Picture(name("ranks"), f"Mean ranks with the critical difference ({said})", lambda: ranks(ranked, published)))
+    return found
+
+
+def _reevaluations(comparable: ComparableCells, published: Published) -> list[Picture]:
+    said = f"({comparable.identity[0]}, {comparable.identity[2]} shots, {comparable.identity[1]})"
+    found = []
+    for of in Robustness.of(comparable, published):
+        name, caption = comparable.name(f"robustness-{of.dataset}"), f"Robustness on {of.dataset} with 95 % intervals {said}"
+        found.append(Picture(name, caption, lambda of=of: robustness_figure(of, published)))  # type: ignore[misc]
+    kept = Retention.of(comparable, published)
+    if kept and kept.gains():
+        caption = f"Gain on the own data set against retention on the others {said}"
+        found.append(Picture(comparable.name("retention"), caption, lambda: retention_figure(kept, published)))
     return found
 
 

@@ -21,6 +21,7 @@ from bench.reporting.draws import draws_tables
 from bench.reporting.efficiency import efficiency_table, size_cells, sizes
 from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
+from bench.reporting.reevaluations import retention_table, robustness_table
 from bench.reporting.table import Cell, Column, Row, Table, markdown
 from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, some_of, table_statistics
 from bench.reporting.tuning import tuned_pairs, tuning_table
@@ -167,6 +168,8 @@ LIKE: Mapping[str, Callable[[ComparableCells, Published], Table]] = {
     "plain": plain_table,
     "comparisons": comparisons_table,
     "efficiency": efficiency_table,
+    "robustness": robustness_table,
+    "retention": retention_table,
 }
 SEVERAL: Mapping[str, Callable[[ComparableCells, Published], list[Table]]] = {"draws": draws_tables, "aggregates": aggregates_tables}
 NEEDS = {  # what a kind has nothing to show without
@@ -176,6 +179,7 @@ NEEDS = {  # what a kind has nothing to show without
 }
 
 
+AGAIN = {"robustness": "with other prompts or on damaged images", "retention": "on other data sets than they were tuned on"}
 READING = "Mean ± standard deviation over the n draws and seeds (one where no n is given); mIoU is pooled over all test pixels."
 
 
@@ -193,10 +197,12 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
     if query.against not in (BEST, PAIRS, *labels):
         raise unknown("method to compare with", query.against, (BEST, PAIRS, *sorted(labels)))
     made = [table for comparable in found for table in _made(like, comparable, published_for(comparable.identity[2]))]
-    reading = (READING,) if like in ("paper", "plain") else ()
+    reading = (READING,) if like in ("paper", "plain", "robustness", "retention") else ()
     shown = [replace(table, notes=(*reading, *table.notes)) for table in made if table.rows]
     if not shown and like == "paper":
         raise RequestError(f"No cell is of the data sets {', '.join(reference.datasets)}, which --like {like} is about: leave it out.")
+    if not shown and like in AGAIN:
+        raise RequestError(f"Nothing to show: --like {like} needs cells that `python -m bench.reevaluate` asked once more: {AGAIN[like]}.")
     if not shown:
         raise RequestError(f"Nothing to show: --like {like} needs {NEEDS.get(like, 'a stored cell')}.")
     return shown

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from bench.errors import CheckpointError, RequestError
 from bench.grid.registry import METHODS
-from bench.grid.spec import MethodChoice, choose_method
+from bench.grid.spec import MethodChoice, RunSpec, choose_method
 from bench.grid.store import RECORD, TUNED, DamagedRecord, read_record
 from bench.model.backbones import PRETRAINED, checkpoint_path
 from bench.model.checkpoints import check_numbers, load_sam
@@ -34,11 +34,7 @@ def load_run(
     cell is not stored, its weights are damaged, its method changed since, or the backbone is not the one that it was tuned on.
     """
     folder = cell_folder(cell, results)
-    try:
-        spec = read_record(folder).spec
-    except DamagedRecord as damage:
-        raise RequestError(f"{folder} is no stored cell: {damage}.") from None
-    _check_method(folder, spec.method)
+    spec = tuned_spec(folder)
     backbone = sam or load_sam(spec.backbone, checkpoint_path(spec.backbone, pretrained), device)
     if backbone.sha256 != spec.checkpoint_sha256:
         raise CheckpointError(
@@ -55,6 +51,20 @@ def load_run(
     except CheckpointError as error:
         raise CheckpointError(f"{folder / TUNED}: {error}") from None
     return model.eval()
+
+
+def tuned_spec(folder: Path) -> RunSpec:
+    """What the cell in a folder is; RequestError unless it is stored, with weights of its own, by a method that this code can build."""
+    try:
+        spec = read_record(folder).spec
+    except DamagedRecord as damage:
+        raise RequestError(f"{folder} is no stored cell: {damage}.") from None
+    if spec.reevaluation:
+        raise RequestError(f"{folder} has no weights: it evaluates those of the cell {spec.reevaluation.parent}, which is to be named.")
+    if not (folder / TUNED).is_file():
+        raise CheckpointError(f"The tuned weights {folder / TUNED} cannot be read: they are gone, and the cell has to be run again.")
+    _check_method(folder, spec.method)
+    return spec
 
 
 def cell_folder(cell: str | Path, results: Path = RESULTS) -> Path:

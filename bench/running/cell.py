@@ -32,6 +32,7 @@ from bench.model.products import choose_product, keep_product
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
 from bench.running.estimate import Amount
+from bench.training.conditions import Condition
 from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
@@ -78,7 +79,7 @@ class Cell:
     on_progress: is told the progress, and may raise Stopped; then the resume file is written first. save_every: seconds between two
     resume files. memory: how a training step is cut to fit the device. prepared: what earlier cells on this data set left to use again.
     process_group: the processes that run this cell together; rank 0 alone writes, and its on_progress alone may stop them.
-    released: the trained tensors of a released checkpoint, by `tuned`'s names: they are evaluated as they are, and nothing is trained.
+    adapted: a model that is evaluated as it is, and nothing is trained; condition: of the test images, where it is not the settings'.
     compile: torch.compile's mode for the encoder, "" for none. fingerprint: of the data set's files; a resume file of others is not used.
     """
 
@@ -93,7 +94,8 @@ class Cell:
         memory: Memory = WHOLE,
         prepared: Prepared | None = None,
         process_group: ProcessGroup = SINGLE_PROCESS,
-        released: Tensors | None = None,
+        adapted: PromptableSegmenter | None = None,
+        condition: Condition | None = None,
         compile: str = "",
         fingerprint: str | None = None,
     ) -> None:
@@ -101,12 +103,10 @@ class Cell:
         self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
         self.resume_file, self.on_progress, self.save_every = folder / RESUME, on_progress, save_every
         self.prepared = prepared or Prepared(dataset)
-        self.compile = compile
-        self.model = self._built(sam)
-        if released is not None:
-            self.model.load_tuned(released)
-        trains = released is None and bool(self.model.tuned())
-        self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val) if released is None else ()
+        self.compile, self.condition = compile, condition
+        self.model = adapted or self._built(sam)
+        trains = adapted is None and bool(self.model.tuned())
+        self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val) if adapted is None else ()
         self.optimizer = optimizer_of(self.model, self.settings) if trains else None
         self.state = self._resumed()
         splits: set[Split] = {self.settings.evaluation_split, "val"}  # no other one is asked for its names
@@ -225,7 +225,8 @@ class Cell:
         rows: list[ImageRow] = []
         started = time.monotonic()
         names, before = self._names(split), self.state.images
-        for row in evaluate(self.model, self.dataset, split, self.settings, self.prepared, self.process_group.shard(names)):
+        shard = self.process_group.shard(names)
+        for row in evaluate(self.model, self.dataset, split, self.settings, self.prepared, shard, self.condition):
             rows.append(row)
             self.state.images = before + min(len(names), len(rows) * self.process_group.size)
             self._report(doing)
@@ -344,13 +345,14 @@ def is_evaluation_due(log: Log | Mapping[str, Any], settings: Settings) -> bool:
 
 
 def images_table(rows: Mapping[str, Sequence[ImageRow]]) -> pd.DataFrame:
-    """One row a selection and test image: pixel counts, IoU and Dice in percent."""
+    """One row a selection and test image: what `ImageRow` has, IoU and Dice in percent."""
     table = [
         {"selection": selection, **asdict(row), "iou": image_iou(row), "dice": pooled_dice([row])}
         for selection, of_selection in rows.items()
         for row in of_selection
     ]
-    return pd.DataFrame(table)
+    later = ("pixels", "boundary_intersection", "boundary_union")
+    return pd.DataFrame(table).astype(dict.fromkeys(later, "Int64"))  # integers also where an older resume file has none
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -109,7 +109,7 @@ def run_specs(
         _warn_of_other_data(specs, [spec for spec in changed if spec not in missing], store)
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
-        _list_cells(specs, states, missing)
+        list_cells(specs, states, missing)
         if frozen and (said := in_words(needs(missing, datasets, frozen), options.keep_gb, options.spill_gb)):
             print(said)
         here = options.device if options.launcher == "local" else ""
@@ -122,7 +122,7 @@ def run_specs(
     if options.dry_run:
         return 0
     own = free(missing, options.out) if free and is_main_process() and not options.steal else missing
-    if missing and _run_cells(backbone, checkpoint, own, datasets, options, lambda: store.write_grid(specs)):
+    if missing and run_cells(backbone, checkpoint, own, datasets, options, lambda: store.write_grid(specs)):
         print("Stopped; the same command goes on from here.")
         return STOPPED
     if not is_main_process():
@@ -130,10 +130,10 @@ def run_specs(
     if not missing:
         store.write_grid(specs)
     _say_outdated([spec for spec in specs if spec not in missing], store)
-    return _summary(specs, missing, store)
+    return summary(specs, missing, store)
 
 
-def _run_cells(
+def run_cells(
     backbone: str,
     checkpoint: Path,
     specs: Sequence[RunSpec],
@@ -239,14 +239,14 @@ def to_run(status: CellStatus, overwrite: str, changed: bool) -> bool:
     return status.phase in ("pending", "unfinished") or asked.get(overwrite, False)
 
 
-def _list_cells(specs: Sequence[RunSpec], states: Mapping[RunSpec, CellStatus], missing: Sequence[RunSpec]) -> None:
+def list_cells(specs: Sequence[RunSpec], states: Mapping[RunSpec, CellStatus], missing: Sequence[RunSpec]) -> None:
     for spec in specs:
         reason = f"  ({states[spec].reason})" if states[spec].reason else ""
         print(f"{states[spec].phase:10}  {title(spec)}  {spec.folder}{reason}")
     print(f"{len(specs)} cells, {len(missing)} to run.")
 
 
-def _summary(specs: Sequence[RunSpec], ran: Sequence[RunSpec], store: ResultStore) -> int:
+def summary(specs: Sequence[RunSpec], ran: Sequence[RunSpec], store: ResultStore) -> int:
     """Says what became of the cells; the exit code. A cell that `ran` and failed may have an earlier result, which stays."""
     states = {spec: store.status(spec) for spec in specs}
     counts = Counter(status.phase for status in states.values())

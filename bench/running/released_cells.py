@@ -24,7 +24,7 @@ from bench.model.checkpoints import load_sam
 from bench.model.released import load_released
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
-from bench.running.cell import Cell, Result
+from bench.running.cell import Cell, Result, build_model
 from bench.running.workers import device_of, failure
 from bench.types import Dataset, ProgressCallback
 
@@ -107,9 +107,10 @@ def _result(
     store: ResultStore,
 ) -> Result:
     """What a cell of the released weights on a data set comes to."""
-    tuned = {name: parameter.detach() for name, parameter in model.tuned().items()}
+    adapted = build_model(spec, sam)
+    adapted.load_tuned({name: parameter.detach() for name, parameter in model.tuned().items()})
     data = data_facts(dataset, store.root / "cache")
-    return Cell(spec, sam, dataset, store.folder(spec), on_progress, released=tuned).run({**facts, "data": data})
+    return Cell(spec, sam, dataset, store.folder(spec), on_progress, adapted=adapted).run({**facts, "data": data})
 
 
 def _kept(result: Result, store: ResultStore, given: Evaluation) -> Path:

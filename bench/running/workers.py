@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import groupby
 from multiprocessing.queues import Queue
 from types import FrameType
 from typing import Any
@@ -27,7 +28,10 @@ from bench.grid.spec import RunSpec
 from bench.grid.store import ResultStore, clears
 from bench.model.checkpoints import load_sam
 from bench.model.sam import Sam
+from bench.model.segmenter import PromptableSegmenter
+from bench.running.adapted import load_run
 from bench.running.cell import Cell, Stopped
+from bench.training.conditions import Condition, prompt_file, read_boxes
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup, is_lost
 from bench.types import Dataset, Memory, ProgressCallback
@@ -90,6 +94,7 @@ class CellRunner:
         self.context, self.sam, self.datasets, self.stop = context, sam, datasets, stop
         self.store = ResultStore(context.out)
         self.prepared: Prepared | None = None
+        self._adapted: tuple[str, PromptableSegmenter] | None = None  # the last parent's key and model
         self.facts = provenance(str(sam.device), context.checkpoint, context.out / "cache")
         self._data: dict[str, dict[str, Any]] = {}
 
@@ -159,6 +164,7 @@ class CellRunner:
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
             self.prepared = Prepared(dataset, context.kept_bytes, context.spilled_bytes)
         data = self.process_group.broadcast(self._facts_of(dataset))
+        adapted, condition = self._reevaluated(spec) if spec.reevaluation else (None, None)
         cell = Cell(
             spec,
             self.sam,
@@ -169,14 +175,27 @@ class CellRunner:
             memory,
             self.prepared,
             self.process_group,
-            compile=context.compile,
-            fingerprint=data.get("fingerprint"),
+            adapted,
+            condition,
+            context.compile,
+            data.get("fingerprint"),
         )
         result = cell.run({**self.facts, "data": data})
         if self.process_group.rank == 0:
-            self.store.save(result.record, result.images, result.history, result.tuned, replaces)
+            tuned = None if spec.reevaluation else result.tuned  # they lie with the parent
+            self.store.save(result.record, result.images, result.history, tuned, replaces)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
+
+    def _reevaluated(self, spec: RunSpec) -> tuple[PromptableSegmenter, Condition]:
+        """The model of a re-evaluation's parent, read once for all that follow each other, and how test images are shown to it."""
+        again, folder = spec.reevaluation, spec.parent_folder
+        assert again and folder and self.prepared
+        if self._adapted is None or self._adapted[0] != again.parent:
+            self._adapted = again.parent, load_run(self.store.runs / folder, self.sam)
+        self.prepared.reuse(self._adapted[1])
+        kept = prompt_file(self.store.root, again.prompt)
+        return self._adapted[1], Condition(again.prompt, again.corruption, 4 * self.sam.config.grid, read_boxes(kept) if kept else None)
 
     def _facts_of(self, dataset: Dataset) -> dict[str, Any]:
         """What the record says of the data set's files, looked at once; only the process that writes it needs to."""
@@ -294,7 +313,7 @@ def run_in_workers(
     """
     spawn = multiprocessing.get_context("spawn")
     tasks, events = spawn.Queue(), spawn.Queue()
-    for task in [*enumerate(specs), *[None] * workers]:
+    for task in [*_tasks(specs), *[None] * workers]:
         tasks.put(task)
     processes = [
         spawn.Process(target=_work, args=(context, list(specs), tasks, events, i, begin, threads), daemon=True) for i in range(workers)
@@ -312,6 +331,16 @@ def run_in_workers(
             with contextlib.suppress(queue.Empty):
                 _show(progress, specs, *events.get(timeout=0.2))
         return asked
+
+
+def _tasks(specs: Sequence[RunSpec]) -> list[list[tuple[int, RunSpec]]]:
+    """What workers take at once: a cell with its index, or the re-evaluations in a row that share a model and images."""
+
+    def images(spec: RunSpec) -> tuple[str, ...]:
+        again = spec.reevaluation
+        return (again.parent, spec.dataset, again.corruption, spec.settings.precision) if again else (spec.key,)
+
+    return [list(task) for _, task in groupby(enumerate(specs), key=lambda item: images(item[1]))]
 
 
 def _show(progress: Progress, specs: Sequence[RunSpec], kind: str, index: int, share: float, text: str) -> None:
@@ -343,6 +372,7 @@ def _work(
             context, load_sam(context.backbone, context.checkpoint, device), open_datasets(specs, context.data), stop, begin=begin
         )
         while not stop.asked and (task := tasks.get()) is not None:
-            index, spec = task
-            events.put(("starts", index, 0.0, ""))
-            events.put(("ends", index, 1.0, runner.run(spec, stop_without_parent)))
+            for index, spec in task:
+                if not stop.asked:
+                    events.put(("starts", index, 0.0, ""))
+                    events.put(("ends", index, 1.0, runner.run(spec, stop_without_parent)))

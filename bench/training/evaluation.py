@@ -1,17 +1,22 @@
 """Evaluation: every image of a split is predicted from the prompts of its own ground truth, and counted."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bench.data.boundary import boundary
 from bench.grid.metrics import ImageRow
+from bench.grid.metrics import count as counted
 from bench.grid.protocol import Settings
 from bench.model.precision import computing
 from bench.model.segmenter import PromptableSegmenter, at_once
-from bench.model.transfer import Download, uploaded
+from bench.model.transfer import Download
 from bench.model.upsampling import union
+from bench.training.conditions import Condition
 from bench.training.prepared import Item, Prepared
 from bench.types import Dataset, Features, Prompts, Sample, Split
 
@@ -26,39 +31,56 @@ def evaluate(
     settings: Settings,
     prepared: Prepared | None = None,
     names: Sequence[str] | None = None,
+    condition: Condition | None = None,
 ) -> Iterator[ImageRow]:
     """Yields the row of each image of the split, in the order of its names. The model is left in evaluation mode.
 
     An image without objects is predicted without any prompt. prepared: what earlier evaluations of this data set left to use again.
-    names: only these images. The counts of a batch are fetched from the device after the next batch was started.
+    names: only these images. condition: other prompts than the settings', or damaged images. What a batch gave is fetched from the device
+    after the next batch was started.
     """
     model.eval()
     prepared = prepared or Prepared(dataset)
     names = dataset.names(split) if names is None else names
-    earlier: tuple[list[Item], Download] | None = None
-    for items in prepared.batches(split, names, settings, at_once(model)[0], model.device):
+    corruption = condition.corruption if condition else ""
+    earlier: tuple[list[Item], list[Arriving]] | None = None
+    for items in prepared.batches(split, names, settings, at_once(model)[0], model.device, condition):
         prompts = [model.placed(item.prompts, (item.truth.shape[0], item.truth.shape[1])) for item in items]
-        truths = [uploaded(item.truth, model.device) for item in items]
         with computing(settings.precision, model.device):
-            features = prepared.features(model, split, items, settings)
-            unions = predicted(model, features, prompts)
-        counted = torch.stack([pixels(mask, truth) for mask, truth in zip(unions, truths, strict=True)])
+            features = prepared.features(model, split, items, settings, corruption)
+            found = predictions(model, features, prompts)
         if earlier:
             yield from _rows(*earlier)
-        earlier = items, Download(counted)
+        earlier = items, [(Download(of.union), Download(of.ious)) for of in found]
     if earlier:
         yield from _rows(*earlier)
 
 
+class Predicted(NamedTuple):
+    """Of an image: the union of its masks, (H, W) bool, and SAM's estimate of each mask's IoU, (n,), both on the model's device."""
+
+    union: Tensor
+    ious: Tensor
+
+
+Arriving = tuple[Download, Download]  # of an image, the parts of `Predicted`
+
+
 def predicted(model: PromptableSegmenter, features: Features, prompts: Sequence[Prompts]) -> list[Tensor]:
-    """The union of each image's masks, (H, W) bool on the model's device; prompts of several images are decoded in one call."""
-    unions: dict[int, Tensor] = {}
+    """The union of each image's masks, (H, W) bool on the model's device."""
+    return [found.union for found in predictions(model, features, prompts)]
+
+
+def predictions(model: PromptableSegmenter, features: Features, prompts: Sequence[Prompts]) -> list[Predicted]:
+    """What the model gives for each image; prompts of several images are decoded in one call."""
+    none = [torch.zeros(size, dtype=torch.bool, device=model.device) for size in features.sizes]
+    unions, ious = dict(enumerate(none)), {i: [mask.new_zeros(0, dtype=torch.float)] for i, mask in enumerate(none)}
     for call in calls([len(p) for p in prompts], at_once(model)[1]):
         low = model.decode_low(features.only([i for i, _, _ in call]), [prompts[i].part(start, stop) for i, start, stop in call])
-        for (i, _, _), maps in zip(call, low.logits, strict=True):
-            found = union(maps.float(), features.sizes[i])
-            unions[i] = unions[i] | found if i in unions else found
-    return [unions[i] for i in range(len(prompts))]
+        for (i, _, _), maps, of in zip(call, low.logits, low.iou, strict=True):
+            unions[i] = unions[i] | union(maps.float(), features.sizes[i])
+            ious[i].append(of.float())
+    return [Predicted(unions[i], torch.cat(ious[i])) for i in range(len(prompts))]
 
 
 def calls(counts: Sequence[int], limit: int) -> Iterator[list[Part]]:
@@ -85,11 +107,10 @@ def predict_masks(model: PromptableSegmenter, samples: Sequence[Sample], prompts
         return [mask.cpu().numpy() for mask in predicted(model, features, prompts)]
 
 
-def pixels(mask: Tensor, truth: Tensor) -> Tensor:
-    """Pixel counts (4,) of two maps (H, W) bool on one device: in both, in either, true, predicted."""
-    return torch.stack([(mask & truth).sum(), (mask | truth).sum(), truth.sum(), mask.sum()])
-
-
-def _rows(items: Sequence[Item], counted: Download) -> Iterator[ImageRow]:
-    for item, counts in zip(items, counted.read(), strict=True):
-        yield ImageRow(item.name, item.prompts.count, *counts)
+def _rows(items: Sequence[Item], found: Sequence[Arriving]) -> Iterator[ImageRow]:
+    for item, (of_masks, of_ious) in zip(items, found, strict=True):
+        mask, of = of_masks.array(), of_ious.array()
+        row, edge = counted(item.name, item.objects, mask, item.truth.numpy()), boundary(mask)
+        both, either = int(np.count_nonzero(edge & item.edge)), int(np.count_nonzero(edge | item.edge))
+        iou = 100 * float(of.mean()) if len(of) else None
+        yield replace(row, pixels=mask.size, boundary_intersection=both, boundary_union=either, predicted_iou=iou)

@@ -3,7 +3,6 @@
 import sys
 import tempfile
 import threading
-import zlib
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.data.boundary import boundary
 from bench.data.objects import sample_objects
 from bench.grid.protocol import Settings
 from bench.model.backbones import frozen_bytes
@@ -20,8 +20,7 @@ from bench.model.implementation import implementation
 from bench.model.sam import Prefix
 from bench.model.segmenter import PromptableSegmenter
 from bench.model.transfer import pinned, uploaded
-from bench.training.prompts import box_prompts, point_prompts
-from bench.training.streams import FreshStream
+from bench.training.conditions import Condition
 from bench.types import KEPT_BYTES, Dataset, Features, Prompts, Sample, Split
 
 BATCHES_AHEAD = 2
@@ -30,17 +29,20 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One image of an evaluation: image (3, H, W) uint8; truth (H, W) bool; the prompts of its objects."""
+    """One image of an evaluation: image (3, H, W) uint8; truth (H, W) bool, and its boundary region; how many objects are in it, and the
+    prompts that it is asked with."""
 
     name: str
     image: Tensor
     truth: Tensor
+    edge: np.ndarray
+    objects: int
     prompts: Prompts
 
     @property
     def bytes(self) -> int:
         """Its memory."""
-        return self.image.nbytes + self.truth.nbytes
+        return self.image.nbytes + self.truth.nbytes + self.edge.nbytes
 
     def pinned(self, device: torch.device) -> "Item":
         """See `bench.model.transfer.pinned`."""
@@ -59,10 +61,24 @@ class Prepared:
         self._items: dict[Hashable, Item] = {}
         self._encoded: dict[Hashable, Tensor] = {}
         self._spill = Spill(spilled_bytes)
+        self._reused: PromptableSegmenter | None = None
+        self._features: dict[Hashable, Features] = {}
         self._lock = threading.Lock()
 
+    def reuse(self, model: PromptableSegmenter) -> None:
+        """Keeps this model's embeddings too, because it will be asked with other prompts, and drops those of the one before."""
+        if model is not self._reused:
+            self.used_bytes -= sum(map(_bytes, self._features.values()))
+            self._reused, self._features = model, {}
+
     def batches(
-        self, split: Split, names: Sequence[str], settings: Settings, size: int, device: torch.device = CPU
+        self,
+        split: Split,
+        names: Sequence[str],
+        settings: Settings,
+        size: int,
+        device: torch.device = CPU,
+        condition: Condition | None = None,
     ) -> Iterator[list[Item]]:
         """The items of these images in lists of `size`, ready to be copied to the device; the next lists are prepared while the caller
         computes."""
@@ -70,7 +86,7 @@ class Prepared:
         with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as threads:
 
             def ready(name: str) -> Item:
-                return self.item(split, name, settings).pinned(device)
+                return self.item(split, name, settings, condition).pinned(device)
 
             def ahead(count: int) -> list[list[Future[Item]]]:
                 batches = [names[start : start + size] for start in islice(starts, count)]
@@ -85,26 +101,36 @@ class Prepared:
             finally:
                 threads.shutdown(wait=False, cancel_futures=True)
 
-    def item(self, split: Split, name: str, settings: Settings) -> Item:
-        """The item of one image."""
-        key = (split, name, settings.evaluation_prompt)
+    def item(self, split: Split, name: str, settings: Settings, condition: Condition | None = None) -> Item:
+        """The item of one image; condition: another than the settings'."""
+        condition = condition or Condition(settings.evaluation_prompt)
+        key = split, name, condition
         found = self._items.get(key)
         if found is not None:
             return found
         sample = self.dataset.load(split, name)
-        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        prompts = evaluation_prompts(sample, self.dataset, settings)
-        item = Item(name, image, torch.from_numpy(sample.mask.astype(bool)), prompts)
+        image = torch.from_numpy(np.ascontiguousarray(condition.image(sample, self.dataset).transpose(2, 0, 1)))
+        objects, truth = sample_objects(sample, self.dataset.rule), sample.mask.astype(bool)
+        prompts = condition.prompts(sample, objects, self.dataset)
+        item = Item(name, image, torch.from_numpy(truth), boundary(truth), len(objects), prompts)
         with self._lock:
             if key not in self._items and self._takes(item.bytes):
                 self._items[key] = item
         return item
 
-    def features(self, model: PromptableSegmenter, split: Split, items: Sequence[Item], settings: Settings) -> Features:
+    def features(
+        self, model: PromptableSegmenter, split: Split, items: Sequence[Item], settings: Settings, corruption: str = ""
+    ) -> Features:
         """The model's features of the items. What an encoder's frozen part says depends on the image alone: it is made once for every
         prompt, selection, evaluation, seed and method of that kind."""
-        images = [item.image for item in items]
-        return model.encode(images, known=self.prefix(model, images, [(split, item.name) for item in items], settings.precision))
+        images, shown = [item.image for item in items], [(split, item.name, corruption) for item in items]
+        key = *shown, settings.precision, torch.get_float32_matmul_precision()
+        if kept := self._features.get(key) if model is self._reused else None:
+            return kept._replace(embedding=uploaded(kept.embedding, model.device), first_global=uploaded(kept.first_global, model.device))
+        found = model.encode(images, known=self.prefix(model, images, shown, settings.precision))
+        if model is self._reused and not model.encoder.is_frozen and self._takes(_bytes(found)):
+            self._features[key] = found._replace(embedding=found.embedding.cpu(), first_global=found.first_global.cpu())
+        return found
 
     def prefix(self, model: PromptableSegmenter, images: Sequence[Tensor], identities: Sequence[Hashable], precision: str) -> Prefix | None:
         """What the encoder's frozen part says of images (3, H, W), each known by its identity; None where nothing of it is frozen."""
@@ -193,10 +219,11 @@ class Spill:
 
 def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings) -> Prompts:
     """The tight boxes of the sample's objects, or one point of each; the points depend on the image alone."""
-    objects = sample_objects(sample, dataset.rule)
-    if settings.evaluation_prompt == "box":
-        return box_prompts(objects)
-    return point_prompts(objects, FreshStream(np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode()))))
+    return Condition(settings.evaluation_prompt).prompts(sample, sample_objects(sample, dataset.rule), dataset)
+
+
+def _bytes(features: Features) -> int:
+    return features.embedding.nbytes + features.first_global.nbytes
 
 
 def _together(rows: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.data.objects import Objects
-from bench.training.streams import Stream
+from bench.training.streams import FreshStream, Stream
 from bench.types import Prompts, TrainingPrompts
 
 
@@ -14,12 +14,12 @@ def box_prompts(objects: Objects) -> Prompts:
     return Prompts(boxes=torch.from_numpy(objects.boxes).float()) if len(objects) else Prompts()
 
 
-def point_prompts(objects: Objects, stream: Stream) -> Prompts:
-    """One random pixel of each object, as a foreground point; no prompt where there are none."""
+def point_prompts(objects: Objects, stream: Stream, count: int = 1) -> Prompts:
+    """Random pixels of each object, so many, as foreground points; no prompt where there are none."""
     if not len(objects):
         return Prompts()
-    points = np.array([_pixel(objects, i, stream.pixel(int(area))) for i, area in enumerate(objects.areas)], np.float32)
-    return Prompts(points=torch.from_numpy(points)[:, None], labels=torch.ones(len(points), 1))
+    chosen = [[_pixel(objects, i, stream.pixel(int(area))) for _ in range(count)] for i, area in enumerate(objects.areas)]
+    return Prompts(points=torch.tensor(chosen, dtype=torch.float32), labels=torch.ones(len(chosen), count))
 
 
 def _pixel(objects: Objects, i: int, number: int) -> tuple[int, int]:
@@ -28,6 +28,17 @@ def _pixel(objects: Objects, i: int, number: int) -> tuple[int, int]:
     y, x = divmod(int(np.flatnonzero(crop)[number]), crop.shape[1])
     left, top = objects.boxes[i, :2].tolist()
     return left + x, top + y
+
+
+def jittered(prompts: Prompts, size: tuple[int, ...], jitter: float, stream: FreshStream) -> Prompts:
+    """Boxes, each side moved by U(-jitter, jitter) of the box's width or height, and kept in the image of `size` (H, W). An object's
+    numbers depend on its place among the others alone, whatever the jitter; jitter 0 moves nothing."""
+    if prompts.boxes is None:
+        return prompts
+    boxes, last = prompts.boxes.numpy(), np.array([size[1], size[0]] * 2, np.float32) - 1
+    moves = stream.rng.uniform(-1, 1, boxes.shape).astype(np.float32) * np.float32(jitter)
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    return Prompts(boxes=torch.from_numpy(np.clip(boxes + moves * sides, 0, last)))
 
 
 def mask_prompts(objects: Objects, stream: Stream, how: TrainingPrompts, side: int) -> Prompts:

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 import bench
 from bench import ROOT
+from bench.data.prompt_table import TablePrompt, read_prompts
 from bench.errors import CheckpointError, DataError, InputError, RequestError
 from bench.grid.plan import Request, specs_of
 from bench.grid.store import Record, ResultStore
 from bench.model.inputs import check_prompts, image_files, read_picture
 from bench.predict import main
 from bench.predicting.masks import results
-from bench.predicting.prompt_table import TablePrompt, read_prompts
 from bench.predicting.tasks import Task
 from bench.running.adapted import cell_folder, load_run
 
