@@ -126,9 +126,8 @@ def _kernels(given: argparse.Namespace) -> int:
     return int(_late("kernels", "compare_kernels")(given.device, given.backbone, given.precision, given.images, given.rounds))
 
 
-def _samples(given: argparse.Namespace) -> int:
-    words = (given.side, given.objects, given.threads, _labels(given), given.backbone, given.rounds)
-    return int(_late("samples", "compare_samples")(*words))
+def _samples(of: argparse.Namespace) -> int:
+    return int(_late("samples", "compare_samples")(of.side, of.objects, of.threads, _labels(of), of.backbone, of.rounds))
 
 
 def _labels(given: argparse.Namespace) -> list[str]:
