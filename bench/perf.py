@@ -8,8 +8,7 @@ with 1 where that takes more than 5 s of a processor for each 1,000 cells, or im
 `cost` measures what each method costs on this machine, once: a training step, an image, and the peak memory (`bench.profiling.cost`).
 `gpu` is for the first minutes on a card (`bench.profiling.gpu`), `peers` for what users would pick instead (`bench.profiling.peers`).
 `model` times training steps and evaluations along the fast path against the reference, by turns (`bench.profiling.turns`), and `kernels`
-the attention kernels, and the products with frozen layers, against one another. `samples` does so for a large mask's boxes and for
-one-shot steps of frozen encoders against making all of it anew each time.
+the attention kernels and products; `samples` a large mask's boxes, and one-shot steps of frozen encoders, against the plain way.
 """
 
 import argparse
@@ -43,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_gpu(commands)
     given = parser.parse_args(arguments)
     for name in ("cells", "rounds", "at_once", "images", "side", "objects", "threads"):
-        value = getattr(given, name, None)
-        if value is not None and value < 1:
+        if (value := getattr(given, name, None)) is not None and value < 1:
             raise RequestError(f"--{name.replace('_', '-')} {value}: whole numbers from 1 are allowed.")
     return int(given.run(given))
 
@@ -128,9 +126,8 @@ def _kernels(given: argparse.Namespace) -> int:
     return int(_late("kernels", "compare_kernels")(given.device, given.backbone, given.precision, given.images, given.rounds))
 
 
-def _samples(given: argparse.Namespace) -> int:
-    compare = _late("samples", "compare_samples")
-    return int(compare(given.side, given.objects, given.threads, _labels(given), given.backbone, given.rounds))
+def _samples(of: argparse.Namespace) -> int:
+    return int(_late("samples", "compare_samples")(of.side, of.objects, of.threads, _labels(of), of.backbone, of.rounds))
 
 
 def _labels(given: argparse.Namespace) -> list[str]:

@@ -2,7 +2,6 @@
 
     python -m bench.run --methods paper --datasets whu,kvasir,sbu --shots 1
     python -m bench.run --methods sam,cat_sam_t --datasets synth_polyps --backbone tiny --protocol smoke      # CPU, seconds
-
 Running it again is the retry: stored cells stay, unfinished ones go on where they stopped.
 """
 

@@ -52,7 +52,7 @@ def imports(tree):
             names = [f"bench.{name.name}" for name in node.names if name.name != "ROOT"]
             yield from names if node.module == "bench" else [node.module]
         elif isinstance(node, ast.Import):
-            yield from (name.name for name in node.names if name.name.split(".")[0] in ("bench", "methods", "datasets"))
+            yield from (name.name for name in node.names if name.name.startswith(("bench.", "methods.", "datasets.")))
 
 
 def broken(module, imported):

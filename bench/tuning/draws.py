@@ -9,17 +9,24 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-from scipy.stats import qmc
 
 from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import LogUniform, Space
 from bench.grid.spec import MethodChoice, choose_method
 
+
+def _halton(trials: int, dimensions: int, rng: np.random.Generator) -> np.ndarray:
+    from scipy.stats import qmc  # takes longer to load than --help may take
+
+    points: np.ndarray = qmc.Halton(dimensions, rng=rng).random(trials)
+    return points
+
+
 # "halton" covers the space more evenly than independent draws do, which counts with so few of them; both are log-uniform.
 Sampler = Callable[[int, int, np.random.Generator], np.ndarray]
 SAMPLERS: Mapping[str, Sampler] = {
-    "halton": lambda trials, dimensions, rng: qmc.Halton(dimensions, rng=rng).random(trials),
+    "halton": _halton,
     "random": lambda trials, dimensions, rng: rng.random((trials, dimensions)),
 }
 
