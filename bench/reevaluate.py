@@ -16,17 +16,18 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from bench.data.corruptions import CORRUPTIONS
 from bench.errors import one_sentence
 from bench.grid.plugins import add_option
+from bench.grid.protocol import PRECISIONS
 from bench.running.grid import Options
-from bench.running.reevaluation import PRECISIONS, Asked, reevaluate
 
 
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all stored, 1 some failed or unfinished, 2 wrong request, 130 stopped)."""
     given = vars(_parser().parse_args(arguments))
+    from bench.running.reevaluation import Asked, reevaluate  # not before the words are read
+
     asked, options = ({f.name: given[f.name] for f in fields(cls) if f.name in given} for cls in (Asked, Options))
     return reevaluate(Asked(**asked), Options(**options))
 
@@ -37,9 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", dest="prompts", default="", metavar="PROMPTS", help="default: each cell's own; box, box(jitter=0.25), "
                         "point, points(3), mask, none, boxes_from=FILE.csv, with commas between them")  # fmt: skip
     parser.add_argument("--datasets", default="", help="names with commas between them, or 'all'; default: each cell's own")
-    kinds = ", ".join(CORRUPTIONS)
+    kinds, precisions = "gaussian_noise, blur, jpeg, brightness, contrast", ", ".join(PRECISIONS)
     parser.add_argument("--corruption", dest="corruptions", default="none", metavar="CORRUPTIONS", help=f"none, {kinds}; jpeg(1) … jpeg(5)")
-    parser.add_argument("--backbone-precision", dest="precisions", default="", help=f"of {', '.join(PRECISIONS)}; default: each cell's own")
+    parser.add_argument("--backbone-precision", dest="precisions", default="", help=f"of {precisions}; default: each cell's own")
     parser.add_argument("--methods", default="", help="of these cells only those of some methods, by name or label")
     parser.add_argument("--data", type=Path, default=Options.data, help="folder of the data sets")
     parser.add_argument("--pretrained", type=Path, default=Options.pretrained, help="folder of SAM's checkpoints")

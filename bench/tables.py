@@ -63,7 +63,8 @@ def table(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
-    kinds = "plain, paper (published beside ours), comparisons, efficiency, draws, aggregates, tuning, shots, …, or all"
+    kinds = "plain, paper (published beside ours), comparisons, efficiency, draws, aggregates, robustness, retention, tuning, "
+    kinds += "shots, selections, rules, or all"
     parser.add_argument("--like", default="plain", metavar="KIND", help=kinds)
     parser.add_argument("--rows", help="a table of your own: fields for its rows (backbone, protocol, shots, dataset, method, …)")
     parser.add_argument("--columns", help="and for its columns")

@@ -196,7 +196,7 @@ def title(spec: RunSpec) -> str:
 
 
 def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
-    """The data sets that these cells need, opened and able to give every support set; RequestError otherwise."""
+    """The data sets that these cells need, opened and able to give every support set that is trained on; RequestError otherwise."""
     opened: dict[str, Dataset] = {}
     for spec in specs:
         if spec.dataset not in opened:
@@ -208,7 +208,8 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
         dataset = opened[spec.dataset]
         if spec.reevaluation:  # it needs no images to train on
             continue
-        dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
+        if spec.method.trains:
+            dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
         held_out = len(dataset.names("val")) if spec.settings.uses_val else 0
         if spec.settings.uses_val and not held_out:
             listed = {name for names in dataset.official.values() for name in names}

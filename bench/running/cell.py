@@ -106,7 +106,7 @@ class Cell:
         self.compile, self.condition = compile, condition
         self.model = adapted or self._built(sam)
         trains = adapted is None and bool(self.model.tuned())
-        self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val) if adapted is None else ()
+        self.support = dataset.support(spec.shots, spec.draw, hold_out_val=self.settings.uses_val) if trains else ()
         self.optimizer = optimizer_of(self.model, self.settings) if trains else None
         self.state = self._resumed()
         splits: set[Split] = {self.settings.evaluation_split, "val"}  # no other one is asked for its names

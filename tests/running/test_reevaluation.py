@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import bench
-from bench.data.objects import sample_objects, tight_boxes
+from bench.data.objects import sample_objects
 from bench.errors import RequestError
 from bench.grid.plan import open_dataset
 from bench.grid.store import ResultStore
@@ -124,7 +124,7 @@ def test_boxes_of_a_file_are_kept_with_the_results(place, capsys):
     dataset = open_dataset("kvasir", place / "data")
     lines = []
     for name in dataset.names("test")[:-1]:
-        boxes = tight_boxes(sample_objects(dataset.load("test", name), dataset.rule))
+        boxes = sample_objects(dataset.load("test", name), dataset.rule).boxes
         lines += [f"{name},{','.join(map(str, box))}" for box in boxes.tolist()]
     path = place / "boxes.csv"
     path.write_text("\n".join(["image,x0,y0,x1,y1", *lines]))
