@@ -25,8 +25,11 @@ SPARE_BYTES = 200_000  # of it, for the names of the pictures that are left out
 FILTERS = ("dataset", "shots", "method", "seed")
 TITLES = {"dataset": "data set"}
 STUDIES = {  # sections of their own, where they have something: kinds of their tables and figures, with which the names of these begin
+    "Tuning": ("tuning",),
     "Draws": ("draws", "variance"),
     "Aggregates": ("aggregates", "profile", "iqm", "improvement", "ranks"),
+    "Robustness": ("robustness",),
+    "Retention": ("retention",),
 }
 ORIGINS = {
     "commit": "provenance.git.commit",
