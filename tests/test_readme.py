@@ -44,7 +44,7 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"compare A B", "compare CELL_FOLDER CELL_FOLDER"),
     (r"\bcolleague\b", "results"),
     (r"merge mine results --into both", "merge results --into both"),
-    (r"power LORA CAT", "power lora cat_sam_a"),
+    (r"power (LORA CAT|\"lora\" \"cat_sam_a\")", "power 'lora(decoder=sam)' cat_sam_a"),
     (r"--draws 0:10 --seeds 0:3", "--draws 0:3"),
     (r"\b3f2a\b", "KEY"),
     (r"check scaled", "check --plugin scaled.py scaled"),

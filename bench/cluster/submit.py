@@ -76,8 +76,8 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
         with all_or_nothing(sent) as jobs:
             checks = _checks(sent, plans, grid.profile, jobs)
             sent.write()
-            sent, refused = send(sent, plans, grid.profile, checks, lock, jobs)
-            store.write_grid(specs)  # a grid that was refused is none that `status` knows
+            with store.asked_for(specs):  # a grid that was refused is none that `status` knows
+                sent, refused = send(sent, plans, grid.profile, checks, lock, jobs)
             collector = send_collector(sent, grid.profile) if collect else ""
     _say(sent, plans, live, list(filter(None, checks.values())), collector)
     if elsewhere:

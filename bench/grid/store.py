@@ -283,6 +283,18 @@ class ResultStore:
         self.root.mkdir(parents=True, exist_ok=True)
         write_together(self.root, {name: _json(cells)})
 
+    @contextlib.contextmanager
+    def asked_for(self, specs: Iterable[RunSpec]) -> Iterator[None]:
+        """Notes the cells that are asked for, as `write_grid`; where what is done within fails, those of before are there again."""
+        path = self.root / GRID
+        before = path.read_bytes() if path.exists() else None
+        self.write_grid(specs)
+        try:
+            yield
+        except BaseException:
+            path.unlink() if before is None else write_together(self.root, {GRID: before})
+            raise
+
     def grid(self, name: str = GRID) -> tuple[GridCell, ...]:
         """The cells that the last run was asked for; none where there was no run. RequestError where the file is damaged."""
         own = _grid(self.root / name)

@@ -324,11 +324,11 @@ def test_out_of_memory_is_retried_once_with_smaller_steps(tmp_path, rectangles, 
     small, _ = bench_on(tmp_path / "small", rectangles, smoke)
     encode, left = PromptableSegmenter.encode, [times]
 
-    def too_small(self, images, *more):
+    def too_small(self, images, *more, **named):
         if self.training and left[0]:
             left[0] -= 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return encode(self, images, *more)
+        return encode(self, images, *more, **named)
 
     monkeypatch.setattr(PromptableSegmenter, "encode", too_small)
     said = small.run(spec, lambda share, doing: None)
@@ -345,7 +345,7 @@ def test_nothing_smaller_is_not_tried_again(tmp_path, rectangles, smoke, monkeyp
     runner, spec = bench_on(tmp_path, rectangles, smoke, memory=Memory(1, True))
     calls = []
 
-    def too_small(self, images, *more):
+    def too_small(self, images, *more, **named):
         calls.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
