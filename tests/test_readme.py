@@ -46,6 +46,7 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"merge mine results --into both", "merge results --into both"),
     (r"power (LORA CAT|\"lora\" \"cat_sam_a\")", "power 'lora(decoder=sam)' cat_sam_a"),
     (r"--draws 0:10 --seeds 0:3", "--draws 0:3"),
+    (r"(perf cost .*)", r"\1 --methods sam"),
     (r"\b3f2a\b", "KEY"),
     (r"check scaled", "check --plugin scaled.py scaled"),
     (r"(datasets\.prepare kvasir --from.*)", r"\1 --data unpacked"),
