@@ -59,9 +59,7 @@ def figure(kind: str = "bars", *, out: str | Path = "results", **of: str | None)
     from bench.reporting.comparable import CellQuery
     from bench.reporting.figures import pictures
 
-    if wrong := [name for name in of if name not in CellQuery.__dataclass_fields__]:
-        raise unknown("option", wrong[0], CellQuery.__dataclass_fields__)
-    found = {picture.name: picture for picture in pictures(ResultStore(Path(out)), CellQuery(**of))}  # type: ignore[arg-type]
+    found = {picture.name: picture for picture in pictures(ResultStore(Path(out)), CellQuery.of(of))}
     named = [picture for name, picture in found.items() if name.partition("_")[0] == kind]
     if not named:
         raise unknown("figure", kind, {name.partition("_")[0] for name in found})

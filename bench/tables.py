@@ -50,9 +50,7 @@ def table(
     from bench.reporting.pivot import Pivot
     from bench.reporting.tables import pivoted, tables
 
-    if wrong := [name for name in of if name not in CellQuery.__dataclass_fields__]:
-        raise unknown("option", wrong[0], CellQuery.__dataclass_fields__)
-    query, store = CellQuery(**of), ResultStore(Path(out))  # type: ignore[arg-type]
+    query, store = CellQuery.of(of), ResultStore(Path(out))
     made = pivoted(store, query, Pivot.of(rows, columns, metric)) if rows or columns else tables(store, query, like)
     made = [one for one in made if one.name.startswith(f"{like}_")] or made  # of what says several things, the first
     if len(made) > 1:

@@ -1,7 +1,7 @@
 """Cells of several result folders brought together in one: what agrees is copied, what does not is named and left where it is."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,12 +97,9 @@ def _other_files(cells: Sequence[Found]) -> Iterator[str]:
     """A sentence for each data set whose cells are of different files."""
     files: dict[str, dict[str, Path]] = {}
     for cell in cells:
-        if print_ := cell.record.fingerprint:
-            files.setdefault(cell.record.spec.dataset, {}).setdefault(print_, cell.root)
+        if fingerprint := cell.record.fingerprint:
+            files.setdefault(cell.record.spec.dataset, {}).setdefault(fingerprint, cell.root)
     for dataset, roots in files.items():
         if len(roots) > 1:
-            yield f"{dataset}: cells of different data files ({_list(roots)}): tables compare those of the newest cell's files only."
-
-
-def _list(roots: Mapping[str, Path]) -> str:
-    return ", ".join(f"{print_[:8]} in {root}" for print_, root in roots.items())
+            which = ", ".join(f"{fingerprint[:8]} in {root}" for fingerprint, root in roots.items())
+            yield f"{dataset}: cells of different data files ({which}): tables compare those of the newest cell's files only."

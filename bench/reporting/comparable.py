@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.errors import RequestError
+from bench.errors import RequestError, unknown
 from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, own_weights
 from bench.reporting.table import Cell
 
@@ -42,6 +42,14 @@ class CellQuery:
     protocol: str | None = None
     backbone: str | None = None
     against: str = "best"
+
+    @classmethod
+    def of(cls, given: Mapping[str, str | None]) -> "CellQuery":
+        """The query of a Python caller's options; RequestError for one that there is not."""
+        for name in given:
+            if name not in cls.__dataclass_fields__:
+                raise unknown("option", name, cls.__dataclass_fields__)
+        return cls(**given)  # type: ignore[arg-type]
 
     def takes(self, shots: str, protocol: str, backbone: str) -> bool:
         """Whether a cell of these is asked for."""
