@@ -29,7 +29,7 @@ def test_the_demo_ends_with_table_pictures_and_what_next(tmp_path, capfd):
 
 def test_the_demos_suite_names_what_exists():
     request = Request().with_suite(SUITE)
-    assert request.backbone == "tiny" and request.datasets.count("synth_") == 3 and request.seeds == "0,1"
+    assert request.backbone == "tiny" and request.datasets.count("synth_") == 3 and request.seeds == "0,1,2"
     assert load_protocol(request.protocol).resolve("lora", "synth_polyps", 1).evaluation_split == "test"
 
 
