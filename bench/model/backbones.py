@@ -1,11 +1,15 @@
-"""The sizes of the SAMs, and where their checkpoints lie. Known without torch, so that a grid is planned at once."""
+"""The backbones: sizes of the architectures, and the files of configs/backbones/ that name pre-trained weights. Known without torch, so
+that a grid is planned at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from bench import ROOT
-from bench.errors import CheckpointError, unknown
+from bench.errors import CheckpointError, RequestError, unknown
+from bench.grid.spec import parse_call
+from bench.grid.toml_reader import NO_KEY, load, part
 from bench.types import Range
 
 Size = Annotated[int, Range(1)]
@@ -52,21 +56,79 @@ def frozen_bytes(config: SamConfig, parts: int, reads_first_global: bool, precis
     return config.grid**2 * (4 * channels + reached * config.width * (2 if precision == "bf16" else 4))
 
 
-FILES = {
-    "vit_b": "sam_vit_b_01ec64.pth",
-    "vit_l": "sam_vit_l_0b3195.pth",
-    "vit_h": "sam_vit_h_4b8939.pth",
-    "tiny": "tiny.safetensors",
-}
-PRETRAINED = ROOT / "pretrained"
-HOW_TO_GET = "Meta's files are linked from the page github.com/facebookresearch/segment-anything#model-checkpoints"
+BACKBONES, PRETRAINED = ROOT / "configs" / "backbones", ROOT / "pretrained"
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a model's folder from Hugging Face
+Normalisation = Literal["mean_std", "min_max"]
+Three = tuple[float, float, float]
 
 
-def checkpoint_path(arch: str, pretrained: Path) -> Path:
-    """Where the checkpoint of a named architecture lies below `pretrained`; CheckpointError where it does not."""
-    if arch not in FILES:
-        raise unknown("backbone", arch, FILES)
-    path = pretrained / FILES[arch]
+def _is_architecture(name: str) -> str:
+    return "" if name in CONFIGS else f"is no architecture: {', '.join(CONFIGS)} are"
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A file of configs/backbones/: a SAM that somebody trained.
+
+    name: as it is asked for, "vit_b" or "vit_b(image_size=512)". architecture: of CONFIGS. file: its checkpoint, below `pretrained`.
+    source: where to get that. sha256: of it, "" where nobody published one. hugging_face: the model's name there. normalisation: of the
+    encoder's input, by pixel_mean and pixel_std of RGB in 0–255, or every image to 0–1 by its own least and largest value.
+    """
+
+    name: str = field(metadata=NO_KEY)
+    title: str
+    architecture: Annotated[str, _is_architecture]
+    file: str
+    source: str
+    licence: str
+    sha256: str = ""
+    hugging_face: str = ""
+    normalisation: Normalisation = "mean_std"
+    pixel_mean: Three = (123.675, 116.28, 103.53)
+    pixel_std: Three = (58.395, 57.12, 57.375)
+    image_size: int = field(default=0, metadata=NO_KEY)  # 0: the architecture's own
+
+    @property
+    def config(self) -> SamConfig:
+        """The sizes of its model."""
+        own = CONFIGS[self.architecture]
+        return replace(own, image_size=self.image_size or own.image_size)
+
+
+def backbone_names() -> list[str]:
+    """The names of the backbones: those of the files in configs/backbones/."""
+    return sorted(path.stem for path in BACKBONES.glob("*.toml"))
+
+
+def read_backbone(text: str) -> BackboneSpec:
+    """The backbone that a user names, "medsam" or "vit_b(image_size=512)"; RequestError where there is none, or of no such size."""
+    name, changes = parse_call(text) if "(" in text else (text.strip(), {})
+    if name not in (known := backbone_names()):
+        raise unknown("backbone", name, known)
+    spec = _read(name)
+    side, patch = (
+        part(name, changes, {"image_size": Size}, "parameter of").get("image_size", spec.config.image_size),
+        spec.config.patch_size,
+    )
+    if side % patch:
+        raise RequestError(f"{name}(image_size={side}): a multiple of its patches' {patch} pixels is needed.")
+    if side == spec.config.image_size:
+        return spec
+    return replace(spec, name=f"{name}(image_size={side})", image_size=side)
+
+
+@cache
+def _read(name: str) -> BackboneSpec:
+    return load(BACKBONES / f"{name}.toml", BackboneSpec, name=name)
+
+
+def checkpoint_path(backbone: str, pretrained: Path, checkpoint: Path | None = None) -> Path:
+    """The checkpoint of a named backbone: the file given in its place, or its own below `pretrained`, either also as a model's folder from
+    Hugging Face; CheckpointError where there is none."""
+    spec = read_backbone(backbone)
+    path = checkpoint or pretrained / spec.file
+    path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
     if not path.is_file():
-        raise CheckpointError(f"The checkpoint of {arch} is not at {path}. {HOW_TO_GET}; put the file there.")
+        how = f"{spec.source}; put the file there, or give another by --checkpoint" if checkpoint is None else "a file is needed"
+        raise CheckpointError(f"The checkpoint of {backbone} is not at {path}. {how}.")
     return path

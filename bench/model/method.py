@@ -12,7 +12,7 @@ from bench.grid.protocol import PRECISIONS, load_protocol
 from bench.grid.registry import METHODS
 from bench.grid.space import Space
 from bench.grid.spec import choose_method, parse_call
-from bench.model.backbones import CONFIGS, SamConfig, frozen_bytes
+from bench.model.backbones import SamConfig, frozen_bytes, read_backbone
 from bench.model.decoder import Decoder, HQDecoder
 from bench.model.retuned import RetunedDecoder
 from bench.model.sam import Sam, Tuner
@@ -50,7 +50,7 @@ class Method:
     def frozen(self, backbone: str) -> tuple[int, dict[str, int]]:
         """How many parts of the encoder are frozen (`bench.model.sam.ImageEncoder.frozen_parts`), and the bytes that are kept of an image
         that they have seen, by precision; for a grid's plan, without weights."""
-        config = CONFIGS[backbone]
+        config = read_backbone(backbone).config
         with torch.device("meta"):
             model = build_parts(self, _outline(config), 0)
         parts, reads = model.encoder.frozen_parts, model.decoder.reads_first_global

@@ -1,6 +1,6 @@
 """The frozen SAM: the only walk through its image encoder, and the seam at which a method takes part in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bench.model.attention import Projection, attention
-from bench.model.backbones import SamConfig
+from bench.model.backbones import BackboneSpec, Normalisation, SamConfig
 from bench.model.dropout import show_part_to_compiler
 from bench.model.implementation import implementation
 from bench.model.products import perceptron, project
@@ -28,13 +28,13 @@ from bench.model.sam_modules import (
 )
 
 VARIANTS = 1000  # of a compiled encoder: of each method, with gradients and without, of some sizes of batch
-PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB in 0–255
 
 
 class Sam(StockSam):
     """segment_anything's Sam, frozen: its modules, its key layout, no gradients, evaluation mode. Starts with random weights.
 
-    config: its sizes. sha256: of the checkpoint file it was loaded from, "" for weights that came otherwise.
+    config: its sizes. sha256: of the checkpoint file it was loaded from, "" for weights that came otherwise. normalisation: of its input,
+    see `BackboneSpec`. hq: what SAM-HQ adds to its mask decoder, by `bench.model.decoder.HQDecoder`'s names, where the checkpoint has it.
     """
 
     def __init__(self, config: SamConfig) -> None:
@@ -47,15 +47,28 @@ class Sam(StockSam):
                 mask_in_chans=config.mask_channels,
             ),
             mask_decoder=_mask_decoder(config),
-            pixel_mean=list(PIXEL_MEAN),
-            pixel_std=list(PIXEL_STD),
+            pixel_mean=list(BackboneSpec.pixel_mean),
+            pixel_std=list(BackboneSpec.pixel_std),
         )
         self.config = config
         self.sha256 = ""
+        self.hq: Mapping[str, Tensor] = {}
         self._positions: tuple[Tensor, int, Tensor] | None = None
-        self.pixel_mean = torch.tensor(PIXEL_MEAN, device="cpu").view(3, 1, 1)  # real even if the rest is on "meta"
-        self.pixel_std = torch.tensor(PIXEL_STD, device="cpu").view(3, 1, 1)
+        self.normalise_by(BackboneSpec)
         self.requires_grad_(False).eval()
+
+    def normalise_by(self, spec: BackboneSpec | type[BackboneSpec]) -> None:
+        """Takes over how a backbone's input is normalised; the class has SAM's own way."""
+        self.normalisation: Normalisation = spec.normalisation
+        self.pixel_mean = torch.tensor(spec.pixel_mean, device="cpu").view(3, 1, 1)  # real even if the rest is on "meta"
+        self.pixel_std = torch.tensor(spec.pixel_std, device="cpu").view(3, 1, 1)
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """An image (3, H, W) of RGB in 0–255 as the encoder takes it."""
+        if self.normalisation == "min_max":
+            low, high = image.aminmax()
+            return (image - low) / (high - low).clamp_min(1e-8)
+        return (image - self.pixel_mean) / self.pixel_std
 
     def train(self, mode: bool = True) -> "Sam":
         """A frozen backbone stays in evaluation mode, whatever the model around it does."""

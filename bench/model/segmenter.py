@@ -236,7 +236,7 @@ class PromptableSegmenter(nn.Module):
         if self._is_native((image.shape[-2], image.shape[-1])):
             return image
         size = self.sam.config.image_size
-        return (interpolated(image[None], (size, size))[0] - self.sam.pixel_mean) / self.sam.pixel_std
+        return self.sam.normalised(interpolated(image[None], (size, size))[0])
 
     def _is_native(self, size: tuple[int, int]) -> bool:
         return not self.normalise_native_size and set(size) == {self.sam.config.image_size}
