@@ -12,11 +12,11 @@ from bench.exporting.onnx_files import write_onnx
 from bench.grid.files import make_room
 from bench.grid.registry import METHODS
 from bench.grid.store import read_record
-from bench.model.backbones import CONFIGS
 from bench.model.method import build
 from bench.model.released import load_cat_sam, released_tensors
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
+from bench.model.sizes import CONFIGS
 from bench.running.adapted import cell_folder, load_run
 
 EXPORTS = Path("results") / "export"

@@ -10,51 +10,7 @@ from bench import ROOT
 from bench.errors import CheckpointError, RequestError, unknown
 from bench.grid.spec import parse_call
 from bench.grid.toml_reader import NO_KEY, load, part
-from bench.types import Range
-
-Size = Annotated[int, Range(1)]
-
-
-@dataclass(frozen=True)
-class SamConfig:
-    """The sizes of a SAM. Sizes of images and patches in pixels, of a window in patches."""
-
-    image_size: Size
-    patch_size: Size
-    width: Size
-    depth: Size
-    heads: Size
-    window: Size
-    global_blocks: tuple[Annotated[int, Range(0)], ...]
-    decoder_width: Size = 256
-    decoder_mlp: Size = 2048
-    decoder_heads: Size = 8
-    decoder_depth: Size = 2
-    mask_channels: Size = 16
-    iou_width: Size = 256
-
-    @property
-    def grid(self) -> int:
-        """Patches along a side: an image has grid² tokens, a mask logit map side 4·grid."""
-        return self.image_size // self.patch_size
-
-
-CONFIGS = {
-    "vit_b": SamConfig(1024, 16, 768, 12, 12, 14, (2, 5, 8, 11)),
-    "vit_l": SamConfig(1024, 16, 1024, 24, 16, 14, (5, 11, 17, 23)),
-    "vit_h": SamConfig(1024, 16, 1280, 32, 16, 14, (7, 15, 23, 31)),
-    "tiny": SamConfig(128, 8, 192, 6, 6, 8, (2, 5), decoder_width=128, decoder_mlp=512, iou_width=128),
-}
-
-
-def frozen_bytes(config: SamConfig, parts: int, reads_first_global: bool, precision: str) -> int:
-    """What `bench.training.prepared` keeps of an image that the first `parts` of an encoder, its blocks and then its neck, have seen."""
-    if not parts:
-        return 0
-    channels = config.decoder_width if parts > config.depth else config.width
-    reached = reads_first_global and parts > min(config.global_blocks, default=config.depth)
-    return config.grid**2 * (4 * channels + reached * config.width * (2 if precision == "bf16" else 4))
-
+from bench.model.sizes import CONFIGS, SamConfig, Size
 
 BACKBONES, PRETRAINED = ROOT / "configs" / "backbones", ROOT / "pretrained"
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a model's folder from Hugging Face
@@ -106,12 +62,9 @@ def read_backbone(text: str) -> BackboneSpec:
     if name not in (known := backbone_names()):
         raise unknown("backbone", name, known)
     spec = _read(name)
-    side, patch = (
-        part(name, changes, {"image_size": Size}, "parameter of").get("image_size", spec.config.image_size),
-        spec.config.patch_size,
-    )
-    if side % patch:
-        raise RequestError(f"{name}(image_size={side}): a multiple of its patches' {patch} pixels is needed.")
+    side = part(name, changes, {"image_size": Size}, "parameter of").get("image_size", spec.config.image_size)
+    if side % spec.config.multiple:
+        raise RequestError(f"{name}(image_size={side}): a multiple of {spec.config.multiple} pixels is needed.")
     if side == spec.config.image_size:
         return spec
     return replace(spec, name=f"{name}(image_size={side})", image_size=side)

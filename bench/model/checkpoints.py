@@ -19,9 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from bench.errors import CheckpointError
 from bench.grid.files import file_sha256
-from bench.model.backbones import CONFIGS, PRETRAINED, SamConfig, checkpoint_path, read_backbone
+from bench.model.backbones import PRETRAINED, checkpoint_path, read_backbone
 from bench.model.hugging_face import from_hugging_face, is_hugging_face
+from bench.model.pyramid_files import pyramid_tensors
 from bench.model.sam import Sam
+from bench.model.sizes import CONFIGS, PyramidConfig, SamConfig
 
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")  # keys of a mapping in which scripts keep a model's tensors
 PREFIXES = ("module.", "_orig_mod.", "model.", "sam.")  # of DistributedDataParallel, torch.compile, Lightning and scripts
@@ -135,10 +137,12 @@ def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str, own: 
     with WithoutNumbers():  # no time and memory for weights that are replaced at once
         sam = Sam(config)
     expected = sam.state_dict()
-    if is_hugging_face(tensors):
+    if isinstance(config, PyramidConfig):
+        tensors = pyramid_tensors(tensors, expected)
+    elif is_hugging_face(tensors):
         tensors, source = from_hugging_face(tensors, expected), f"{source} (in Hugging Face's names)"
     sam.hq, tensors = parted_hq(tensors)
-    if config != own:
+    if config != own and not isinstance(config, PyramidConfig):  # whose positions do not depend on the size
         tensors = resized_tables(tensors, config)
     missing = [name for name in expected if name not in tensors]
     extra = [name for name in tensors if name not in expected]

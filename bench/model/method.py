@@ -12,11 +12,12 @@ from bench.grid.protocol import PRECISIONS, load_protocol
 from bench.grid.registry import METHODS
 from bench.grid.space import Space
 from bench.grid.spec import choose_method, parse_call
-from bench.model.backbones import SamConfig, frozen_bytes, read_backbone
+from bench.model.backbones import read_backbone
 from bench.model.decoder import Decoder, HQDecoder
 from bench.model.retuned import RetunedDecoder
 from bench.model.sam import Sam, Tuner
 from bench.model.segmenter import ALL_ONE_GROUP, PromptableSegmenter
+from bench.model.sizes import SamConfig, frozen_bytes
 
 LATER = {"later": True}  # metadata of a parameter that came after cells were stored: its default means what they have
 DECODERS: Mapping[str, Callable[[Sam], Decoder]] = {"sam": lambda sam: Decoder(), "hq": HQDecoder, "tuned": RetunedDecoder}

@@ -7,11 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from bench.errors import CheckpointError, RequestError
-from bench.model.backbones import CONFIGS, SamConfig, read_backbone
+from bench.model.backbones import read_backbone
 from bench.model.checkpoints import architecture_of, check_numbers, load_sam, read_tensors
 from bench.model.method import build
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
+from bench.model.sizes import CONFIGS, SamConfig
 
 # Our names of trained tensors, and the released ones.
 RULES = (

@@ -84,11 +84,11 @@ class PromptableSegmenter(nn.Module):
         """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ. checkpointing: see `ImageEncoder`. known: what
         `prefix` said of them."""
         if known:
-            embedding, first_global, penalty = self.encoder.after(known, checkpointing)
+            embedding, first_global, penalty, high_res = self.encoder.after(known, checkpointing)
         else:
-            embedding, first_global, penalty = self.encoder.with_penalty(self._inputs(images), checkpointing)
+            embedding, first_global, penalty, high_res = self.encoder.with_penalty(self._inputs(images), checkpointing)
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
-        return Features(embedding, first_global, sizes, tuple(map(self._is_native, sizes)), penalty)
+        return Features(embedding, first_global, sizes, tuple(map(self._is_native, sizes)), penalty, high_res)
 
     def prefix(self, images: Sequence[Tensor]) -> Prefix:
         """What the frozen parts of the encoder say of images, as `encode` takes them."""
@@ -264,7 +264,7 @@ def at_once(model: PromptableSegmenter) -> tuple[int, int]:
     cuts alike. An eighth of it is for the widest map of a block, and an eighth for an image's full-size maps. On a CPU only
     small images are encoded together, which bounds the memory."""
     config = model.sam.config
-    image, prompt = 64 * config.grid**2 * config.width, 96 * config.image_size**2  # bytes
+    image, prompt = 64 * config.widest, 96 * config.image_size**2  # bytes
     if model.device.type != "cuda":
         return max(1, min(4, 2**28 // image)), 32
     share = torch.cuda.get_device_properties(model.device).total_memory // 8

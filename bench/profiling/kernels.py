@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from bench.model.attention import ATTENTION, GPU_ONLY, choose
-from bench.model.backbones import SamConfig, read_backbone
+from bench.model.backbones import read_backbone
 from bench.model.kernels import Bias
 from bench.model.products import PRODUCTS, choose_product
+from bench.model.sizes import SamConfig
 
 Call = Callable[[], tuple[Tensor, ...]]
 WORKS = {False: "forward", True: "forward and backward"}

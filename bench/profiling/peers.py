@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from bench.errors import RequestError
 from bench.grid.provenance import ROOT, git_state, package_version
-from bench.model.backbones import BackboneSpec, SamConfig, read_backbone
+from bench.model.backbones import BackboneSpec, read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
 from bench.model.sam import Sam
+from bench.model.sizes import SamConfig
 from bench.profiling.model import timed
 from bench.profiling.turns import ALLOCATOR, Found, device_label, in_subprocess, settings_in_words, slug, unwritten
 from bench.running.cell import peak_memory_mb, reset_peak_memory
