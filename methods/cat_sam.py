@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
 from bench.model.by_block import by_width, of_width, regridded
-from bench.model.decoder import Decoder, HQDecoder
-from bench.model.method import Method
+from bench.model.decoder import Decoder, HQDecoder, Init
+from bench.model.method import LATER, Method
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
 
@@ -128,6 +128,7 @@ class CatSamT(Method):
     """The prompt bridge as one token per block, with the CAT decoder (section 3.3 of the paper)."""
 
     hidden: int = 64
+    init: Init = field(default="random", metadata=LATER)  # of the decoder; "released": SAM-HQ's, on a backbone such as hq_vit_l
     title: ClassVar[str] = "CAT-SAM-T"
     source: ClassVar[str] = SOURCE
 
@@ -138,7 +139,7 @@ class CatSamT(Method):
         return GROUPS
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
-        decoder = HQDecoder(sam)
+        decoder = HQDecoder(sam, self.init)
         return TokenTuner(sam, decoder.hf_token, self.hidden), decoder
 
 
@@ -149,6 +150,7 @@ class CatSamA(Method):
 
     reduction: int = 32
     hidden: int = 32
+    init: Init = field(default="random", metadata=LATER)  # of the decoder; "released": SAM-HQ's, on a backbone such as hq_vit_l
     title: ClassVar[str] = "CAT-SAM-A"
     source: ClassVar[str] = SOURCE
 
@@ -160,5 +162,5 @@ class CatSamA(Method):
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         self.at_most(reduction=sam.config.width)
-        decoder = HQDecoder(sam)
+        decoder = HQDecoder(sam, self.init)
         return AdapterTuner(sam, decoder.hf_token, self.reduction, self.hidden), decoder

@@ -1,13 +1,14 @@
 """The mask decoders: SAM's own, and the HQ decoder that CAT-SAM tunes; both decode many prompts of many images in one call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bench.errors import CheckpointError
 from bench.model import mask_maps
 from bench.model.implementation import implementation
 from bench.model.prompt_batch import PromptBatch, batched, encode_prompts, indices_by
@@ -18,6 +19,7 @@ from bench.model.transfer import indices
 from bench.model.two_way import two_way
 from bench.types import Features, Prompts
 
+Init = Literal["random", "released"]
 VALUES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # of the widest map: it bounds how many prompts' maps are held together
 
 
@@ -204,12 +206,13 @@ class HQDecoder(Decoder):
     """The HQ-SAM decoder (Ke et al., NeurIPS 2023) as CAT-SAM tunes it: one more token T, and maps from the first
     global-attention block, the image embedding and SAM's own upscaled map. Parameter names are the released checkpoints'.
 
-    Starts from PyTorch's default initialisation (T from N(0, 1)), as the reference does; no HQ-SAM checkpoint is loaded.
+    init: "random" starts from PyTorch's default initialisation (T from N(0, 1)), as the reference does; "released" from the weights of
+    SAM-HQ's decoder, which the backbone's checkpoint must have.
     """
 
     halves_first_global, has_others = True, False
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, init: Init = "random") -> None:
         super().__init__()
         width, d = sam.config.width, sam.config.decoder_width
         self.hf_token = nn.Embedding(1, d)
@@ -219,6 +222,15 @@ class HQDecoder(Decoder):
         self.embedding_maskfeature = nn.Sequential(
             nn.Conv2d(d // 8, d // 4, 3, padding=1), LayerNorm2d(d // 4), nn.GELU(), nn.Conv2d(d // 4, d // 8, 3, padding=1)
         )
+        if init == "released" and not self.hf_token.weight.is_meta:  # an outline, without weights, is as large without them
+            self._start_from(sam.hq)
+
+    def _start_from(self, released: Mapping[str, Tensor]) -> None:
+        own = self.state_dict()
+        if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in released.items()}:
+            lacks = "no weights of SAM-HQ's decoder" if not released else "an HQ decoder of other sizes"
+            raise CheckpointError(f"init=released: this backbone's checkpoint has {lacks}; hq_vit_b, hq_vit_l and hq_vit_h have it.")
+        self.load_state_dict({name: tensor.float() for name, tensor in released.items()})
 
     def extra_token(self) -> tuple[Tensor, ...]:
         return (self.hf_token.weight,)

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from bench.model.backbones import SamConfig
 
 V = TypeVar("V")
 SHARED = "shared_image_embedding.positional_embedding"  # the same tensor as the prompt encoder's, and the one that files have
@@ -56,3 +58,39 @@ def to_hugging_face(tensors: Mapping[str, V]) -> dict[str, V]:
     """SAM's tensors under SamModel's names."""
     found = {hugging_face_name(name): tensor for name, tensor in tensors.items()}
     return {**found, SHARED: found["prompt_encoder.shared_embedding.positional_embedding"]}
+
+
+def sam_model_config(config: SamConfig) -> dict[str, Any]:
+    """The config.json of a SamModel of these sizes, what is the same of all left out."""
+    vision = {
+        "hidden_size": config.width,
+        "output_channels": config.decoder_width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "window_size": config.window,
+        "global_attn_indexes": list(config.global_blocks),
+        "mlp_dim": 4 * config.width,
+        "num_pos_feats": config.decoder_width // 2,
+    }
+    prompts = {
+        "hidden_size": config.decoder_width,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "mask_input_channels": config.mask_channels,
+    }
+    decoder = {
+        "hidden_size": config.decoder_width,
+        "mlp_dim": config.decoder_mlp,
+        "num_hidden_layers": config.decoder_depth,
+        "num_attention_heads": config.decoder_heads,
+        "iou_head_hidden_dim": config.iou_width,
+    }
+    return {
+        "architectures": ["SamModel"],
+        "model_type": "sam",
+        "vision_config": vision,
+        "prompt_encoder_config": prompts,
+        "mask_decoder_config": decoder,
+    }

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from bench.errors import RequestError
-from bench.grid.protocol import PRECISIONS, load_protocol
+from bench.grid.protocol import PRECISIONS, Resize, load_protocol
 from bench.grid.registry import METHODS
 from bench.grid.space import Space
 from bench.grid.spec import choose_method, parse_call
@@ -116,13 +116,14 @@ def build(name: str, sam: Sam, seed: int = 0, protocol: str = "clean") -> Prompt
     choice = choose_method(METHODS.get(method_name), parameters)
     protocol_name, changes = parse_call(protocol)
     settings: dict[str, Any] = {**load_protocol(protocol_name, changes).settings, **changes}
-    return build_parts(METHODS.get(method_name)(**dict(choice.parameters)), sam, seed, settings["normalise_native_size"])
+    how = settings["normalise_native_size"], settings.get("resize", "square")
+    return build_parts(METHODS.get(method_name)(**dict(choice.parameters)), sam, seed, *how)
 
 
-def build_parts(method: Method, sam: Sam, seed: int, normalise_native_size: bool = True) -> PromptableSegmenter:
+def build_parts(method: Method, sam: Sam, seed: int, normalise_native_size: bool = True, resize: Resize = "square") -> PromptableSegmenter:
     """As `build`, of a method that is chosen already."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tuner, decoder = method.build(sam)
     groups = method.groups() if hasattr(method, "groups") else ALL_ONE_GROUP
-    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size, groups)
+    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size, groups, resize)

@@ -139,7 +139,7 @@ class Prepared:
             return None
         names = ["x", *["first_global"] * (model.decoder.reads_first_global and model.encoder.reaches_global(parts))]
         names += [f"maps{i}" for i in range(model.encoder.maps_after(parts))]
-        how = id(model.sam), model.normalise_native_size, precision, torch.get_float32_matmul_precision(), implementation()
+        how = id(model.sam), model.normalise_native_size, model.resize, precision, torch.get_float32_matmul_precision(), implementation()
         place = model.encoder.is_compiled, parts, len(images)  # the same place in a batch of that size: a sum's order may depend on it
         keys = {name: [(identity, i, name, *how, *place) for i, identity in enumerate(identities)] for name in names}
         found = {name: [self._kept(key) for key in of_name] for name, of_name in keys.items()}
