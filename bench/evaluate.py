@@ -19,7 +19,6 @@ from pathlib import Path
 
 from bench.errors import STOPPED, one_sentence
 from bench.grid.plugins import add_option
-from bench.model.backbones import CONFIGS
 
 
 @one_sentence
@@ -41,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--datasets", required=True, help="names with commas between them, or 'all'")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--protocol", default="paper", help="how images are taken and prompts are made; default: paper")
-    parser.add_argument("--backbone", choices=list(CONFIGS), help="default: told from the checkpoint's shapes")
+    parser.add_argument("--backbone", help="default: told from the checkpoint's shapes")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--store", action="store_true", help="keep the results as cells, rows of their own in every table")
     parser.add_argument("--shots", help="labelled images that the checkpoint was trained with, or 'full'; --store needs it")

@@ -5,7 +5,8 @@
 
 The first writes `<out>/tables/results.csv`, one row a cell, and `<out>/tables/images.csv`, one row a selection, test image and cell.
 The second takes a cell's folder or key: `cat-sam` is the format of the released CAT-SAM checkpoints, `sam` plain SAM weights that any SAM
-tool loads (of methods that can be merged into them), `onnx` a folder of encoder.onnx and decoder.onnx (see `bench.exporting.onnx_files`).
+tool loads (of methods that can be merged into them), and it says how that tool has to take images; `onnx` a folder of encoder.onnx and
+decoder.onnx (see `bench.exporting.onnx_files`).
 """
 
 import argparse

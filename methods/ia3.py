@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
+from bench.model.by_block import by_block
 from bench.model.method import EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend
@@ -19,9 +20,9 @@ class IA3Tuner(Tuner):
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        depth, width = sam.config.depth, sam.config.width
-        self.keys, self.values = nn.Parameter(torch.ones(depth, width)), nn.Parameter(torch.ones(depth, width))
-        self.hidden = nn.Parameter(torch.ones(depth, sam.image_encoder.blocks[0].mlp.lin1.out_features))
+        widths = [(block.width,) for block in sam.config.blocks]
+        self.keys, self.values = by_block(widths, nn.init.ones_), by_block(widths, nn.init.ones_)
+        self.hidden = by_block([(block.mlp.lin1.out_features,) for block in sam.image_encoder.blocks], nn.init.ones_)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         x, _ = attend(block, x, qkv=lambda tokens: project(block.attn.qkv, tokens) * self._rows(i))

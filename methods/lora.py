@@ -9,25 +9,31 @@ from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
+from bench.model.by_block import by_block
 from bench.model.method import LATER, EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
 
 
+def uniform_rows(matrices: Tensor) -> None:
+    """Fills matrices (…, r, C) as PyTorch starts a linear layer of C inputs."""
+    nn.init.kaiming_uniform_(matrices.view(-1, matrices.shape[-1]), a=math.sqrt(5))
+
+
 class LoRATuner(Tuner):
     """q + s·B_q A_q x and v + s·B_v A_v x around the frozen projection, which is called and never replaced.
 
-    a: (N, 2, r, C), b: (N, 2, C, r) of the N blocks from `first_block` on; index 0 is q, 1 is v.
+    a: (N, 2, r, C), b: (N, 2, C, r) of the N blocks from `first_block` on, or one each block where they differ in width; index 0 is q, 1
+    is v.
     """
 
     def __init__(self, sam: Sam, rank: int, scale: float, first_block: int = 0) -> None:
         super().__init__()
-        depth, width = sam.config.depth - first_block, sam.config.width
+        blocks = sam.config.blocks[first_block:]
         self.scale, self.first_block = scale, first_block
-        self.a = nn.Parameter(torch.empty(depth, 2, rank, width))
-        self.b = nn.Parameter(torch.zeros(depth, 2, width, rank))
-        nn.init.kaiming_uniform_(self.a.data.view(-1, width), a=math.sqrt(5))  # fan-in is C in every (r, C) matrix
+        self.a = by_block([(2, rank, block.before) for block in blocks], uniform_rows)
+        self.b = by_block([(2, block.width, rank) for block in blocks], nn.init.zeros_)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         at = i - self.first_block

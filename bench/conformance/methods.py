@@ -21,12 +21,12 @@ from bench.conformance.toys import Rectangles, toy_backbone
 from bench.grid.protocol import load_protocol
 from bench.grid.registry import METHODS
 from bench.grid.spec import choose_method, parse_call
-from bench.model.backbones import CONFIGS, SamConfig
 from bench.model.checkpoints import load_sam, weights_sha256
 from bench.model.implementation import use
 from bench.model.method import build
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
+from bench.model.sizes import CONFIGS, SamConfig
 from bench.training.train import Log, backward, batch_of, fit, optimizer_of
 from bench.types import Memory, Prompts
 

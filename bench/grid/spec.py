@@ -121,7 +121,8 @@ class RunSpec:
 
     def _folder(self, dataset: str, end: str) -> Path:
         method = ",".join(filter(None, [self.method.name, self.method.shown]))
-        return Path(dataset) / method / f"{self.backbone}_{self.shots}shot_draw{self.draw}_seed{self.seed}{end}"
+        backbone = self.backbone.replace("(", ",").replace(")", "")
+        return Path(dataset) / method / f"{backbone}_{self.shots}shot_draw{self.draw}_seed{self.seed}{end}"
 
     @property
     def condition(self) -> tuple[str, ...]:

@@ -335,7 +335,7 @@ class Work:
 def build_model(spec: RunSpec, sam: Sam) -> PromptableSegmenter:
     """The untrained model of a spec."""
     method: Method = METHODS.get(spec.method.name)(**dict(spec.method.parameters))
-    return build_parts(method, sam, spec.seed, spec.settings.normalise_native_size)
+    return build_parts(method, sam, spec.seed, spec.settings.normalise_native_size, spec.settings.resize)
 
 
 def is_evaluation_due(log: Log | Mapping[str, Any], settings: Settings) -> bool:

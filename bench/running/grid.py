@@ -29,7 +29,7 @@ from bench.grid.spec import RunSpec
 from bench.grid.store import CellStatus, ResultStore, grid_cell, read_state
 from bench.grid.toml_reader import kinds
 from bench.grid.tuned import untuned_name
-from bench.model.backbones import checkpoint_path
+from bench.model.backbones import checkpoint_path, read_backbone
 from bench.running.estimate import estimate_in_words
 from bench.training.launch import is_main_process
 from bench.types import KEPT_BYTES, Dataset, Memory, Range
@@ -61,6 +61,7 @@ class Options:
     keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
     spill_gb: Annotated[float, Range(0.0, 1e6)] = 0.0  # of frozen embeddings beyond those, in a temporary file, over all workers
+    checkpoint: Path | None = None  # in place of the backbone's own file below `pretrained`
 
     def __post_init__(self) -> None:
         for name, kind in kinds(Options).items():
@@ -78,13 +79,19 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     """Runs the cells of a request that are to be run; the exit code. Arguments as of `run_specs`; with a launcher the methods are known
     without torch."""
     cache = options.out / "cache"
-    checkpoint = checkpoint_path(request.backbone, options.pretrained)
+    request = replace(request, backbone=read_backbone(request.backbone).name)
+    checkpoint = checkpoint_path(request.backbone, options.pretrained, options.checkpoint)
     known = catalogue(request.methods, cache, request.backbone) if launcher or options.dry_run else None
     choose = (lambda text: list(catalogue(text, cache, request.backbone).choices)) if known else choose_methods
     registered = known.registered if known else groups_by_method
-    specs = specs_of(request, file_sha256(checkpoint, cache), options.data, choose, registered, options.out)
+    sha256 = file_sha256(checkpoint, cache)
+    specs = specs_of(request, sha256, options.data, choose, registered, options.out)
     if is_main_process():
         _warn_of_tuning_elsewhere(request, options.out)
+        if not options.checkpoint and (published := read_backbone(request.backbone).sha256) not in ("", sha256):
+            print(
+                f"Not the published file: {checkpoint} has the sha256 {sha256[:12]}…, and that of {request.backbone} is {published[:12]}…."
+            )
     return run_specs(specs, request.backbone, checkpoint, options, launcher, free, known.frozen if known else None)
 
 

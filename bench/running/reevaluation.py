@@ -18,8 +18,7 @@ from bench.grid.protocol import Settings
 from bench.grid.registry import DATASETS
 from bench.grid.spec import Reevaluation, RunSpec, split_calls
 from bench.grid.store import RECORD, REEVALUATIONS, ResultStore
-from bench.model.backbones import checkpoint_path
-from bench.running.adapted import cell_folder, tuned_spec
+from bench.running.adapted import cell_folder, tuned_on, tuned_spec
 from bench.running.grid import Options, list_cells, run_cells, summary, to_run
 from bench.training.conditions import boxes_file, canonical_corruption, canonical_prompt, prompt_file, read_boxes
 from bench.types import Dataset
@@ -45,7 +44,7 @@ class Asked:
 def reevaluate(asked: Asked, options: Options) -> int:
     """Evaluates what is not stored yet; the exit code. Everything is checked before the first image."""
     store = ResultStore(options.out)
-    parents = [spec for spec in parents_of(asked, store) if _checked(spec, options)]
+    parents = [spec for spec in parents_of(asked, store) if _checked(spec, store, options)]
     names = [] if not asked.datasets else _datasets(asked.datasets, options.data)
     datasets = {name: open_dataset(name, options.data) for name in dict.fromkeys(names or [spec.dataset for spec in parents])}
     _check_files(asked.prompts, datasets.values())
@@ -59,8 +58,11 @@ def reevaluate(asked: Asked, options: Options) -> int:
     remember_data(datasets.values(), options.out / "cache")
     _keep_files(asked.prompts, store)
     store.write_grid(specs, REEVALUATIONS)
-    for backbone, of in groupby(sorted(missing, key=lambda spec: spec.backbone), key=lambda spec: spec.backbone):
-        if run_cells(backbone, checkpoint_path(backbone, options.pretrained), list(of), datasets, options, lambda: None):
+    for (backbone, _), of in groupby(sorted(missing, key=_weights), key=_weights):
+        cells = list(of)
+        parent = next(spec for spec in parents if _weights(spec) == _weights(cells[0]))
+        checkpoint = tuned_on(store.folder(parent), parent, options.pretrained)
+        if run_cells(backbone, checkpoint, cells, datasets, options, lambda: None):
             print("Stopped; the same command goes on from here.")
             return STOPPED
     return summary(specs, missing, store)
@@ -98,9 +100,13 @@ def _is_kept(spec: RunSpec, methods: str) -> bool:
     return not methods or bool({spec.method.name, spec.method.label} & set(split_calls(methods)))
 
 
-def _checked(spec: RunSpec, options: Options) -> bool:
+def _weights(spec: RunSpec) -> tuple[str, str]:
+    return spec.backbone, spec.checkpoint_sha256
+
+
+def _checked(spec: RunSpec, store: ResultStore, options: Options) -> bool:
     """CheckpointError unless the backbone is the one that the cell was tuned on."""
-    sha256 = file_sha256(checkpoint_path(spec.backbone, options.pretrained), options.out / "cache")
+    sha256 = file_sha256(tuned_on(store.folder(spec), spec, options.pretrained), options.out / "cache")
     if sha256 != spec.checkpoint_sha256:
         raise CheckpointError(
             f"The cell {spec.key} was tuned on the {spec.backbone} checkpoint of sha256 {spec.checkpoint_sha256[:12]}…, and that in "

@@ -19,8 +19,8 @@ from bench.grid.registry import DATASETS, METHODS
 from bench.grid.spec import RunSpec, released_choice
 from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import Record, ResultStore
-from bench.model.backbones import CONFIGS, checkpoint_path
-from bench.model.checkpoints import load_sam
+from bench.model.backbones import checkpoint_path, read_backbone
+from bench.model.checkpoints import architecture_of, load_sam
 from bench.model.released import load_released
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
@@ -57,7 +57,7 @@ def evaluate_released(given: Evaluation) -> int:
     seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
     store.check_writable()
     method, model = load_released(given.checkpoint, given.backbone, given.protocol)
-    backbone = next(name for name, config in CONFIGS.items() if config == model.sam.config)
+    backbone = read_backbone(given.backbone or architecture_of(model.sam.state_dict())).name
     sam = (_same_backbone(model.sam, backbone, given) if given.store else model.sam).to(device)
     request = Request(method, given.datasets, given.shots or "1", str(seed), "0", backbone, given.protocol)
     choices, sha256 = [released_choice(METHODS.get(method))], file_sha256(given.checkpoint, given.out / "cache")

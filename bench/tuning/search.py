@@ -110,7 +110,7 @@ class Trials:
 
     def __post_init__(self) -> None:
         self.store = ResultStore(self.options.out)
-        self.checkpoint = checkpoint_path(self.search.request.backbone, self.options.pretrained)
+        self.checkpoint = checkpoint_path(self.search.request.backbone, self.options.pretrained, self.options.checkpoint)
         self.sha256 = file_sha256(self.checkpoint, self.options.out / "cache")
         self._groups = groups_by_method()
         self._cells: dict[tuple[str, int, str, int], list[RunSpec]] = {}
