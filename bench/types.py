@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
@@ -52,6 +52,9 @@ class Sample:
     image: (H, W, 3) uint8 RGB; mask: (H, W) uint8, 1 foreground and 0 background; name: unique in its split.
     objects: (n, H, W) bool, where the data set says itself which objects there are, touching or not; labels: (H, W) of whole numbers,
     the same of objects that do not overlap: i + 1 where object i is, 0 where none is. Neither: they are the mask's components.
+    class_map: (H, W) uint8, the class id of every pixel, 0 for the background, of a data set that has classes; such a sample states
+    its objects, and classes (n,) is the class id of each. `bench.data.objects.class_objects` makes labels and classes from a class map.
+    points: (n, 2) xy in pixels, a point of each object, where a published list says with which ones evaluation asks; else they are drawn.
     """
 
     name: str
@@ -59,6 +62,9 @@ class Sample:
     mask: np.ndarray
     objects: np.ndarray | None = None
     labels: np.ndarray | None = None
+    class_map: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    points: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,8 @@ class Dataset(ABC):
 
     A subclass names itself, its object rule and its official few-shot lists (shots -> names); `revision` is raised whenever
     its meaning changes (which images, which pixels), so that old cells are not mistaken for new ones.
+    classes: id (1 to 255) -> name, where there are several; methods stay binary, one mask an object, and see none of it. metric: of
+    `bench.grid.metrics`, what its papers report. settings: what its cells have in place of a protocol's common settings.
     """
 
     name: ClassVar[str]
@@ -205,6 +213,9 @@ class Dataset(ABC):
     training_prompts: ClassVar[TrainingPrompts] = TrainingPrompts()
     official: ClassVar[Mapping[int, tuple[str, ...]]] = {}
     val_images: ClassVar[int] = 64
+    classes: ClassVar[Mapping[int, str]] = {}
+    metric: ClassVar[str] = "miou"
+    settings: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def is_generated(cls, data: Path) -> bool:

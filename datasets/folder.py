@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from bench.data.image_files import ROTATED, Bytes, Values, check_name, orientation, read_image, read_labels, read_mask
-from bench.data.objects import label_map
+from bench.data.objects import class_objects, label_map
 from bench.errors import DataError
 from bench.types import Dataset, ObjectRule, Sample, Split
 
@@ -33,10 +33,15 @@ class Entry(Protocol):
 
 @dataclass(frozen=True)
 class Labels:
-    """What a mask's values are beside background: the ids of objects, or classes, whose connected parts are objects by `rule`."""
+    """What a mask's values are beside background: the ids of objects, or classes, whose connected parts are objects by `rule`.
+
+    classes: id -> name, of a data set whose classes are told apart; then no mask may have another value. source: what names them.
+    """
 
     are_ids: bool
     rule: ObjectRule
+    classes: Mapping[int, str] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,19 @@ class Pair:
     def sample(self, name: str, image: Bytes, values: Values) -> Sample:
         """The sample of what `pixels` gave."""
         mask = (values > self.threshold).astype(np.uint8)
-        labels = None
-        if self.labels is not None:
-            labels = label_map(np.where(mask, values, 0), self.labels.are_ids, self.labels.rule)
-        return Sample(name, fitted(image, self, values.shape), mask, labels=labels)
+        fits, of = fitted(image, self, values.shape), self.labels
+        if of is None:
+            return Sample(name, fits, mask)
+        if not of.classes:
+            return Sample(name, fits, mask, labels=label_map(np.where(mask, values, 0), of.are_ids, of.rule))
+        class_map = self._class_map(np.where(mask, values, 0), of)
+        labels, classes = class_objects(class_map, of.rule)
+        return Sample(name, fits, mask, labels=labels, class_map=class_map, classes=classes)
+
+    def _class_map(self, values: Values, of: Labels) -> Bytes:
+        if unnamed := sorted(set(np.unique(values).tolist()) - {0, *of.classes}):
+            raise DataError(f"The mask {self.mask} has the class id {unnamed[0]}, which {of.source} does not name: {named(of.classes)}.")
+        return values.astype(np.uint8)
 
     def files(self) -> Mapping[str, Path]:
         """The image and the mask."""
@@ -149,7 +163,8 @@ class SampleCache:
 
 
 def _arrays(sample: Sample) -> list[np.ndarray]:
-    return [array for array in (sample.image, sample.mask, sample.objects, sample.labels) if array is not None]
+    arrays = (sample.image, sample.mask, sample.objects, sample.labels, sample.class_map, sample.classes)
+    return [array for array in arrays if array is not None]
 
 
 def _size_bytes(sample: Sample) -> int:
@@ -218,7 +233,8 @@ class FolderDataset(ListedDataset):
     """An official archive of image and mask files with a training and a test folder.
 
     A subclass states where its archive is found, which folders and file names it has, and above which grey value a mask is
-    foreground; for `datasets.prepare` also the files to download, and how many images of which size (H, W) they hold.
+    foreground; for `datasets.prepare` also the files to download, and how many images of which size (H, W) they hold. Where it states
+    `classes`, a mask's values above the threshold are their ids, and the connected parts of each are objects.
     """
 
     home: ClassVar[str]
@@ -275,7 +291,8 @@ class FolderDataset(ListedDataset):
             f"Data set {cls.name}: the image {images[stem]} has no mask {stem}{folders.mask_suffix} in {where}; every image needs one."
             for stem in sorted(set(used) - set(masks))
         ]
-        pairs = {stem: Pair(images[stem], masks[stem], cls.threshold) for stem in used if stem in masks}
+        labels = Labels(False, cls.rule, cls.classes, f"the data set {cls.name}") if cls.classes else None
+        pairs = {stem: Pair(images[stem], masks[stem], cls.threshold, labels=labels) for stem in used if stem in masks}
         return Survey({split: pairs}, tuple(bare), tuple(unused_masks(masks, images)), foreign={split: len(images) - len(used)})
 
     @classmethod
@@ -307,6 +324,11 @@ class FolderDataset(ListedDataset):
             f"get {cls.archive} from {cls.home} and unpack it into {root} (`python -m datasets.prepare {cls.name} --from ZIP` does), "
             f"or write a generated stand-in with `python -m datasets.synth --layout {cls.name} --out {root}`"
         )
+
+
+def named(classes: Mapping[int, str]) -> str:
+    """What class ids there are, as the end of a sentence."""
+    return f"{', '.join(f'{number} ({name})' for number, name in sorted(classes.items()))} are allowed"
 
 
 def unused_masks(masks: Mapping[str, Path], wanted: Iterable[str]) -> list[str]:
