@@ -65,6 +65,17 @@ class Objects:
             found[self.window(i)][self.crop(i)] = i + 1
         return found
 
+    def layers(self) -> list[LabelMap]:
+        """The masks in as few maps of labels (H, W), i + 1 where object i is, as putting each where it overlaps none needs."""
+        found = [] if self.overlap else [self.label_map()]
+        for i in range(len(self) if self.overlap else 0):
+            window, crop = self.window(i), self.crop(i)
+            free = next((layer for layer in found if not layer[window][crop].any()), None)
+            if free is None:
+                found.append(free := np.zeros(self.shape, np.int32))
+            free[window][crop] = i + 1
+        return found
+
 
 def mask_objects(mask: NDArray[Any], rule: ObjectRule) -> Objects:
     """The objects of `mask` (H, W), 0/1 or bool.

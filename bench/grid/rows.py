@@ -4,6 +4,7 @@ import csv
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def read_image_rows(folder: Path) -> dict[str, list[ImageRow]] | None:
             later = {name: (heads.index(name), read) for name, read in LATER.items() if name in heads}
             for line in lines:
                 selection, name, *counts = (line[i] for i in at)
-                more: dict[str, Any] = {key: read(line[i]) for key, (i, read) in later.items()}
-                found.setdefault(selection, []).append(ImageRow(name, *map(int, counts), **more))
+                row = ImageRow(name, *map(int, counts))
+                found.setdefault(selection, []).append(replace(row, **{key: read(line[i]) for key, (i, read) in later.items()}))
     except (OSError, ValueError, IndexError, StopIteration, csv.Error):
         return None
     return found
