@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.errors import one_sentence
-from bench.grid.metrics import SCORES
+from bench.grid.metrics import METRICS
 from bench.grid.plan import Request
 from bench.grid.plugins import add_option
 from bench.grid.protocol import load_protocol, protocol_names
@@ -73,7 +73,7 @@ def _suites(_: Path) -> Lines:
 
 
 def _metrics(_: Path) -> Lines:
-    return ((name, first_sentence(score)) for name, score in SCORES.items())
+    return ((name, metric.in_words) for name, metric in METRICS.items())
 
 
 def first_sentence(thing: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
@@ -52,6 +52,9 @@ class Sample:
     image: (H, W, 3) uint8 RGB; mask: (H, W) uint8, 1 foreground and 0 background; name: unique in its split.
     objects: (n, H, W) bool, where the data set says itself which objects there are, touching or not; labels: (H, W) of whole numbers,
     the same of objects that do not overlap: i + 1 where object i is, 0 where none is. Neither: they are the mask's components.
+    class_map: (H, W) uint8, the class id of every pixel, 0 for the background, of a data set that has classes; such a sample states
+    its objects, and classes (n,) is the class id of each. `bench.data.objects.class_objects` makes labels and classes from a class map.
+    points: (n, 2) xy in pixels, a point of each object, where a published list says with which ones evaluation asks; else they are drawn.
     """
 
     name: str
@@ -59,6 +62,9 @@ class Sample:
     mask: np.ndarray
     objects: np.ndarray | None = None
     labels: np.ndarray | None = None
+    class_map: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    points: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -203,16 +209,23 @@ class Dataset(ABC):
     """A data set: names by split, and the sample behind a name. One file in `datasets/` is one data set.
 
     A subclass names itself, its object rule and its official few-shot lists (shots -> names); `revision` is raised whenever
-    its meaning changes (which images, which pixels), so that old cells are not mistaken for new ones.
+    its meaning changes (which images, which pixels), so that old cells are not mistaken for new ones. pool: the data set whose
+    training images are its own too, if another's: both have the same draws and the same `val`.
+    classes: id (1 to 255) -> name, where there are several; methods stay binary, one mask an object, and see none of it. metric: of
+    `bench.grid.metrics`, what its papers report. settings: what its cells have in place of a protocol's common settings.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    pool: ClassVar[str] = ""
     revision: ClassVar[int] = 1
     rule: ClassVar[ObjectRule]
     training_prompts: ClassVar[TrainingPrompts] = TrainingPrompts()
     official: ClassVar[Mapping[int, tuple[str, ...]]] = {}
     val_images: ClassVar[int] = 64
+    classes: ClassVar[Mapping[int, str]] = {}
+    metric: ClassVar[str] = "miou"
+    settings: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def is_generated(cls, data: Path) -> bool:
@@ -271,7 +284,7 @@ class Dataset(ABC):
         pool = self._pool()
         if not 1 <= shots <= len(pool):
             raise RequestError(f"Data set {self.name} cannot give {shots} shots: 1 to {len(pool)} or 'full' are allowed.")
-        return hash_order(pool, self.name, shots, draw)
+        return hash_order(pool, self.pool or self.name, shots, draw)
 
     def _has_object(self, name: str) -> bool:
         if name not in self._counted:
@@ -291,7 +304,7 @@ class Dataset(ABC):
         `val_images` and at most a quarter of them."""
         listed = {n for names in self.official.values() for n in names}
         free = [n for n in train if n not in listed]
-        return tuple(sorted(hash_order(free, self.name, "val")[: min(self.val_images, len(free) // 4)]))
+        return tuple(sorted(hash_order(free, self.pool or self.name, "val")[: min(self.val_images, len(free) // 4)]))
 
 
 def hash_order(names: "tuple[str, ...] | list[str]", *salt: object) -> list[str]:

@@ -15,24 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.image_files import ROTATED, orientation, read_image
+from bench.data.objects import class_map_of
 from bench.errors import DataError, is_text, unknown
 from bench.grid.files import composed
 from bench.types import Sample
 from datasets.definition import Definition
+from datasets.folder import named
 
 Masks = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image and its objects, each as (annotation's id, segmentation); height and width are the annotations'."""
+    """An image and its objects, each as (annotation's id, segmentation, category's id); height and width are the annotations'.
+    has_classes: whether its categories are told apart."""
 
     image: Path
     height: int
     width: int
-    objects: tuple[tuple[int, Any], ...]
+    objects: tuple[tuple[int, Any, int], ...]
     source: Path
     bits: int = 0
+    has_classes: bool = False
 
     def read(self, name: str) -> Sample:
         """The sample, its objects in the order of their ids; DataError where the image has another size, or an object no mask."""
@@ -45,10 +49,13 @@ class CocoImage:
                 f"they must agree."
             )
         objects: Masks = np.zeros((len(self.objects), self.height, self.width), bool)
-        for at, (_, segmentation) in enumerate(self.objects):
+        for at, (_, segmentation, _) in enumerate(self.objects):
             objects[at] = self._mask(segmentation)
         mask = np.asarray(objects.any(axis=0), np.uint8)
-        return Sample(name, image, mask, objects)
+        if not self.has_classes:
+            return Sample(name, image, mask, objects)
+        classes = [category for *_, category in self.objects]
+        return Sample(name, image, mask, objects, class_map=class_map_of(objects, classes), classes=np.array(classes, np.int64))
 
     def files(self) -> Mapping[str, Path]:
         """The image; the annotations are a file of the whole split."""
@@ -98,26 +105,26 @@ class CocoFile:
     notes: list[str] = field(default_factory=list)
 
 
-def read_coco(path: Path, folder: Path, definition: Definition) -> CocoFile:
+def read_coco(path: Path, folder: Path, definition: Definition, source: str | Path = "`classes`") -> CocoFile:
     """The images of a file of instance annotations, by file name without its ending.
 
-    Of the definition count `categories`, `empty_images`, `skip_bad_annotations` and `bits`. DataError where the file cannot be read;
-    what is wrong with single images and annotations are faults.
+    Of the definition, which `source` has, count `categories`, `classes`, `empty_images`, `skip_bad_annotations` and `bits`. DataError
+    where the file cannot be read; what is wrong with single images and annotations are faults.
     """
     images, annotations, categories = _tables(path, definition.categories)
     wanted = definition.categories or categories.values()
     found, bad, crowds = CocoFile(), [], 0
-    objects: dict[int, list[tuple[int, Any]]] = {image["id"]: [] for image in images}
+    objects: dict[int, list[tuple[int, Any, int]]] = {image["id"]: [] for image in images}
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     for annotation in sorted(annotations, key=lambda annotation: annotation["id"]):
         if annotation["category_id"] in categories and categories[annotation["category_id"]] not in wanted:
             continue
-        if reason := _bad_annotation(annotation, sizes, categories):
+        if reason := _bad_annotation(annotation, sizes, categories) or _unnamed(annotation["category_id"], definition, source):
             bad.append(f"Annotation {annotation['id']} in {path} {reason}.")
         elif annotation.get("iscrowd"):
             crowds += 1
         else:
-            objects[annotation["image_id"]].append((annotation["id"], annotation["segmentation"]))
+            objects[annotation["image_id"]].append((annotation["id"], annotation["segmentation"], annotation["category_id"]))
     if definition.skip_bad_annotations:
         found.notes += [f"Left out: {fault}" for fault in bad]
     else:
@@ -129,12 +136,17 @@ def read_coco(path: Path, folder: Path, definition: Definition) -> CocoFile:
     if crowds:
         found.notes.append(f"Crowds in {path}, which are neither objects nor foreground: {crowds:,}.")
     used = [image for image in images if definition.empty_images or objects[image["id"]]]
-    _enter(found, used, objects, path, folder, definition.bits)
+    _enter(found, used, objects, path, folder, definition)
     return found
 
 
 def _advice(definition: Definition) -> str:
     return "" if definition.skip_bad_annotations else " With `skip_bad_annotations = true` the others are left out."
+
+
+def _unnamed(category: int, definition: Definition, source: str | Path) -> str:
+    classes = {number: name for name, number in definition.classes.items()}
+    return f"is of the class id {category}, which {source} does not name: {named(classes)}" if classes and category not in classes else ""
 
 
 def _bad_annotation(annotation: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str]) -> str:
@@ -148,7 +160,14 @@ def _bad_annotation(annotation: Mapping[str, Any], sizes: Mapping[int, tuple[int
     return "" if annotation.get("iscrowd") else _bad_mask(annotation.get("segmentation"), *sizes[annotation["image_id"]])
 
 
-def _enter(found: CocoFile, images: Sequence[Mapping[str, Any]], objects: Mapping[int, Any], path: Path, folder: Path, bits: int) -> None:
+def _enter(
+    found: CocoFile,
+    images: Sequence[Mapping[str, Any]],
+    objects: Mapping[int, Sequence[tuple[int, Any, int]]],
+    path: Path,
+    folder: Path,
+    definition: Definition,
+) -> None:
     """Enters the images whose file is there; a fault for every other one, and for two of one name."""
     if not folder.is_dir():
         found.faults.append(f"The folder {folder}, which should hold the images of {path}, does not exist.")
@@ -164,7 +183,8 @@ def _enter(found: CocoFile, images: Sequence[Mapping[str, Any]], objects: Mappin
         elif name in found.images:
             found.faults.append(f"{path} lists two images named {name}; a name must be unique.")
         else:
-            found.images[name] = CocoImage(file, image["height"], image["width"], tuple(objects[image["id"]]), path, bits)
+            size, of = (image["height"], image["width"]), tuple(objects[image["id"]])
+            found.images[name] = CocoImage(file, *size, of, path, definition.bits, bool(definition.classes))
 
 
 Rows = list[dict[str, Any]]

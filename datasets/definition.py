@@ -1,21 +1,27 @@
 """What a TOML file says of somebody's own data set: its keys with their types, ranges and defaults, and what of it a cell's key needs."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from bench.errors import RequestError
+from bench.grid.metrics import METRICS
 from bench.grid.toml_reader import load, not_empty
 from bench.types import SHOTS, Range, Split, TrainingPrompts
 from datasets.folder import ASPECT_TOLERANCE
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-UNKEYED = ("title", "skip_bad_annotations")
+UNKEYED = ("title", "skip_bad_annotations", "metric")
 
 
 def _can_be_read(extension: str) -> str:
     return "" if extension.lower() in EXTENSIONS else f"cannot be read: {', '.join(EXTENSIONS)} can"
+
+
+def _is_metric(name: str) -> str:
+    return "" if name in METRICS else f"is no metric: {', '.join(METRICS)} are"
 
 
 Extensions = Annotated[tuple[Annotated[str, _can_be_read], ...], not_empty]
@@ -39,6 +45,7 @@ class Definition:
     images with masks: a mask's name is its image's and `mask_suffix` ("_mask"); brighter than `threshold` is foreground.
     images with annotations: COCO's instances, of the `categories` that are named, or all.
     mask_values: "foreground"; or "ids", each an object, or "classes", whose connected parts are.
+    classes: name -> id, of the masks' values or COCO's categories, where classes are told apart; metric: what tables `--like paper` show.
     bits: how many of an image's 16 are used; 0: all. skip_bad_annotations: leave them out, which `verify` counts and names.
     aspect_tolerance: by which share an image's aspect ratio and its mask's may differ.
     test_share: the share of images, chosen by a hash of their names, that are the test split where no split is named.
@@ -61,6 +68,8 @@ class Definition:
     val_images: Annotated[int, Range(0)] = 64
     test_share: Annotated[float, Range(0, 0.99)] = 0.0
     categories: Words = ()
+    classes: Mapping[Annotated[str, not_empty], Annotated[int, Range(1, 255)]] = field(default_factory=dict)
+    metric: Annotated[str, _is_metric] = "miou"
     empty_images: bool = True
     skip_bad_annotations: bool = False
     revision: Annotated[int, Range(1)] = 1
@@ -119,6 +128,10 @@ def _check(path: Path, definition: Definition) -> None:
         raise RequestError(f"{path}: `categories` belong to `annotations`; masks have none.")
     if definition.mask_values != "foreground" and definition.is_coco:
         raise RequestError(f"{path}: `mask_values` belongs to `masks`; annotations have categories.")
+    if definition.classes and not definition.is_coco and definition.mask_values != "classes":
+        raise RequestError(f'{path}: `classes` need masks whose values are their ids, `mask_values = "classes"`, or annotations.')
+    if twice := [number for number, count in Counter(definition.classes.values()).items() if count > 1]:
+        raise RequestError(f"{path}: the class id {twice[0]} stands twice in `classes`; ids must be unique.")
 
 
 def _check_splits(path: Path, definition: Definition) -> None:

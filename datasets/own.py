@@ -88,7 +88,7 @@ class OwnDataset(ListedDataset):
         """The entries of one folder, whatever splits they are in."""
         if place.annotations:
             path = data / place.annotations
-            found = read_coco(path, data / place.images, cls.definition)
+            found = read_coco(path, data / place.images, cls.definition, cls.source)
             return Listing(found.images, [cls._fault(fault) for fault in found.faults], found.notes, {place.annotations: path})
         images, doubled = cls._files(data / place.images, cls.definition.extensions)
         masks, doubled_masks = cls._files(data / place.masks, cls.definition.mask_extensions)
@@ -109,7 +109,7 @@ class OwnDataset(ListedDataset):
     @classmethod
     def _pair(cls, image: Path, mask: Path) -> Pair:
         told = cls.definition
-        labels = None if told.mask_values == "foreground" else Labels(told.mask_values == "ids", cls.rule)
+        labels = None if told.mask_values == "foreground" else Labels(told.mask_values == "ids", cls.rule, cls.classes, str(cls.source))
         return Pair(image, mask, told.threshold, told.bits, labels, told.aspect_tolerance)
 
     @classmethod
@@ -241,6 +241,8 @@ def own_class(path: Path) -> type[Dataset]:
         "rule": rule,
         "training_prompts": definition.training_prompts,
         "val_images": definition.val_images,
+        "classes": {number: name for name, number in definition.classes.items()},
+        "metric": definition.metric,
         "definition": definition,
         "threshold": definition.threshold,
     }

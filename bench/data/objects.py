@@ -1,6 +1,6 @@
 """A mask's objects: its connected components that are larger than a data set's rule asks, their areas, tight boxes and masks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,8 @@ class Objects:
     image's pixels however many objects there are.
 
     areas: (n,) in pixels; boxes: (n, 4) XYXY in pixels, all four coordinates inclusive. cut: the part of an object's mask that lies in
-    a window, told by the object's number in `numbers` (n,). overlap: whether two of them may share a pixel.
+    a window, told by the object's number in `numbers` (n,). overlap: whether two of them may share a pixel. classes: (n,) class ids,
+    where the data set has classes.
     """
 
     shape: tuple[int, int]
@@ -31,13 +32,15 @@ class Objects:
     boxes: Integers
     cut: Callable[[int, Window], Masks]
     overlap: bool = False
+    classes: Integers | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, chosen: Any) -> "Objects":
         """Some of them, as an index of an array (n,) chooses, in that order."""
-        return replace(self, numbers=self.numbers[chosen], areas=self.areas[chosen], boxes=self.boxes[chosen])
+        classes = None if self.classes is None else self.classes[chosen]
+        return replace(self, numbers=self.numbers[chosen], areas=self.areas[chosen], boxes=self.boxes[chosen], classes=classes)
 
     def window(self, i: int) -> Window:
         """The rows and columns of object i's box."""
@@ -60,6 +63,17 @@ class Objects:
         found: LabelMap = np.zeros(self.shape, np.uint8 if len(self) < 256 else np.int32)
         for i in range(len(self)):
             found[self.window(i)][self.crop(i)] = i + 1
+        return found
+
+    def layers(self) -> list[LabelMap]:
+        """The masks in as few maps of labels (H, W), i + 1 where object i is, as putting each where it overlaps none needs."""
+        found = [] if self.overlap else [self.label_map()]
+        for i in range(len(self) if self.overlap else 0):
+            window, crop = self.window(i), self.crop(i)
+            free = next((layer for layer in found if not layer[window][crop].any()), None)
+            if free is None:
+                found.append(free := np.zeros(self.shape, np.int32))
+            free[window][crop] = i + 1
         return found
 
 
@@ -100,6 +114,7 @@ def sample_objects(sample: Sample, rule: ObjectRule) -> Objects:
     if sample.objects is None and sample.labels is None:
         return mask_objects(sample.mask, rule)
     stated = labelled_objects(sample.labels) if sample.labels is not None else stacked_objects(np.asarray(sample.objects))
+    stated = replace(stated, classes=None if sample.classes is None else np.asarray(sample.classes, np.int64))
     return stated[stated.areas > rule.limit(stated.areas)]
 
 
@@ -109,14 +124,28 @@ def label_map(values: NDArray[Any], are_ids: bool, rule: ObjectRule) -> LabelMap
     present = np.unique(values)
     present = present[present != 0]
     ids = np.where(values == 0, 0, 1 + np.searchsorted(present, values)).astype(np.int32)
-    if are_ids:
-        return ids
+    return ids if are_ids else class_objects(ids, rule)[0]
+
+
+def class_objects(class_map: LabelMap, rule: ObjectRule) -> tuple[LabelMap, Integers]:
+    """The objects of a map of classes (H, W), 0 for the background: each connected part of a class that is larger than the rule's
+    `min_area`. Their labels (H, W) int32, from 1, class by class, and the class of each (n,)."""
     rule = ObjectRule(rule.connectivity, rule.min_area)  # what is relative to the largest object is not known before all are
-    found, count = np.zeros_like(ids), 0
-    for number, window in enumerate(windows(ids), 1):
-        parts = mask_objects(ids[window] == number, rule)
+    found, classes = np.zeros(class_map.shape, np.int32), list[int]()
+    for number, window in enumerate(windows(class_map), 1):
+        parts = mask_objects(class_map[window] == number, rule)
         for i in range(len(parts)):
-            found[window][parts.window(i)][parts.crop(i)] = count = count + 1
+            classes.append(number)
+            found[window][parts.window(i)][parts.crop(i)] = len(classes)
+    return found, np.array(classes, np.int64)
+
+
+def class_map_of(masks: Masks, classes: Sequence[int]) -> LabelMap:
+    """The class of every pixel, (H, W) uint8, from the masks (n, H, W) of objects of these classes: where some overlap, that of the
+    smallest, the earlier one of two that are equal."""
+    found: LabelMap = np.zeros(masks.shape[1:], np.uint8)
+    for i in np.argsort(object_areas(masks), kind="stable")[::-1]:
+        found[masks[i]] = classes[i]
     return found
 
 

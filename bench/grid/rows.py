@@ -3,7 +3,8 @@
 import csv
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from bench.grid.metrics import ImageRow, scores
 
 IMAGES = "images.csv"
 COUNTS = ("objects", "intersection", "union", "truth", "predicted")
+LATER: Mapping[str, Callable[[str], Any]] = {  # columns that not every cell has, and how they are read
+    **dict.fromkeys(("pixels", "boundary_intersection", "boundary_union", "boundary_truth"), lambda text: int(text) if text else None),
+    "confusion": lambda text: text or None,
+    "instances": str,
+}
 TOLERANCE = 1e-6  # percent
 ABSENT = -1
 Scores = Mapping[str, Mapping[str, float]]
@@ -35,9 +41,11 @@ def read_image_rows(folder: Path) -> dict[str, list[ImageRow]] | None:
             lines = csv.reader(file)
             heads = next(lines)
             at = [heads.index(name) for name in ("selection", "name", *COUNTS)]
+            later = {name: (heads.index(name), read) for name, read in LATER.items() if name in heads}
             for line in lines:
                 selection, name, *counts = (line[i] for i in at)
-                found.setdefault(selection, []).append(ImageRow(name, *map(int, counts)))
+                row = ImageRow(name, *map(int, counts))
+                found.setdefault(selection, []).append(replace(row, **{key: read(line[i]) for key, (i, read) in later.items()}))
     except (OSError, ValueError, IndexError, StopIteration, csv.Error):
         return None
     return found

@@ -351,8 +351,9 @@ def images_table(rows: Mapping[str, Sequence[ImageRow]]) -> pd.DataFrame:
         for selection, of_selection in rows.items()
         for row in of_selection
     ]
-    later = ("pixels", "boundary_intersection", "boundary_union")
-    return pd.DataFrame(table).astype(dict.fromkeys(later, "Int64"))  # integers also where an older resume file has none
+    later = ("pixels", "boundary_intersection", "boundary_union", "boundary_truth")
+    frame = pd.DataFrame(table).astype(dict.fromkeys(later, "Int64"))  # integers also where an older resume file has none
+    return frame.drop(columns=[name for name in ("confusion", "instances") if frame[name].isna().all()])
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -63,6 +63,11 @@ class Condition:
     side: int = 0
     boxes: Boxes | None = field(default=None, compare=False)
 
+    @property
+    def asks_for_objects(self) -> bool:
+        """Whether an image with objects has a prompt for each, in their order."""
+        return self.boxes is None and self.prompt != "none"
+
     def image(self, sample: Sample, dataset: Dataset) -> np.ndarray:
         """The sample's image (H, W, 3) uint8, damaged."""
         return corrupted(sample.image, self.corruption, f"{dataset.name}/{sample.name}")

@@ -16,6 +16,7 @@ from bench.model.precision import computing
 from bench.model.segmenter import PromptableSegmenter, at_once
 from bench.model.transfer import Download
 from bench.model.upsampling import union
+from bench.training.by_object import ArrivingCover, Covered, ObjectTruth
 from bench.training.conditions import Condition
 from bench.training.prepared import Item, Prepared
 from bench.types import Dataset, Features, Prompts, Sample, Split
@@ -48,22 +49,24 @@ def evaluate(
         prompts = [model.placed(item.prompts, (item.truth.shape[0], item.truth.shape[1])) for item in items]
         with computing(settings.precision, model.device):
             features = prepared.features(model, split, items, settings, corruption)
-            found = predictions(model, features, prompts)
+            found = predictions(model, features, prompts, [item.by_object for item in items])
         if earlier:
             yield from _rows(*earlier)
-        earlier = items, [(Download(of.union), Download(of.ious)) for of in found]
+        earlier = items, [(Download(of.union), Download(of.ious), of.covered.download() if of.covered else None) for of in found]
     if earlier:
         yield from _rows(*earlier)
 
 
 class Predicted(NamedTuple):
-    """Of an image: the union of its masks, (H, W) bool, and SAM's estimate of each mask's IoU, (n,), both on the model's device."""
+    """Of an image: the union of its masks, (H, W) bool, and SAM's estimate of each mask's IoU, (n,), both on the model's device; what
+    each mask covers, where that was asked for."""
 
     union: Tensor
     ious: Tensor
+    covered: Covered | None = None
 
 
-Arriving = tuple[Download, Download]  # of an image, the parts of `Predicted`
+Arriving = tuple[Download, Download, ArrivingCover | None]  # of an image, the parts of `Predicted`
 
 
 def predicted(model: PromptableSegmenter, features: Features, prompts: Sequence[Prompts]) -> list[Tensor]:
@@ -71,16 +74,24 @@ def predicted(model: PromptableSegmenter, features: Features, prompts: Sequence[
     return [found.union for found in predictions(model, features, prompts)]
 
 
-def predictions(model: PromptableSegmenter, features: Features, prompts: Sequence[Prompts]) -> list[Predicted]:
-    """What the model gives for each image; prompts of several images are decoded in one call."""
+def predictions(
+    model: PromptableSegmenter, features: Features, prompts: Sequence[Prompts], told: Sequence[ObjectTruth | None] = ()
+) -> list[Predicted]:
+    """What the model gives for each image; prompts of several images are decoded in one call. told: of each image, if its masks are to
+    be looked at one by one, the objects that they are of."""
+    covered = {i: Covered(truth, features.sizes[i], model.device) for i, truth in enumerate(told) if truth is not None}
     none = [torch.zeros(size, dtype=torch.bool, device=model.device) for size in features.sizes]
     unions, ious = dict(enumerate(none)), {i: [mask.new_zeros(0, dtype=torch.float)] for i, mask in enumerate(none)}
     for call in calls([len(p) for p in prompts], at_once(model)[1]):
         low = model.decode_low(features.only([i for i, _, _ in call]), [prompts[i].part(start, stop) for i, start, stop in call])
         for (i, _, _), maps, of in zip(call, low.logits, low.iou, strict=True):
-            unions[i] = unions[i] | union(maps.float(), features.sizes[i])
             ious[i].append(of.float())
-    return [Predicted(unions[i], torch.cat(ious[i])) for i in range(len(prompts))]
+            if i in covered:
+                covered[i].add(maps.float())
+            else:
+                unions[i] = unions[i] | union(maps.float(), features.sizes[i])
+    unions |= {i: of.union for i, of in covered.items()}
+    return [Predicted(unions[i], torch.cat(ious[i]), covered.get(i)) for i in range(len(prompts))]
 
 
 def calls(counts: Sequence[int], limit: int) -> Iterator[list[Part]]:
@@ -108,9 +119,11 @@ def predict_masks(model: PromptableSegmenter, samples: Sequence[Sample], prompts
 
 
 def _rows(items: Sequence[Item], found: Sequence[Arriving]) -> Iterator[ImageRow]:
-    for item, (of_masks, of_ious) in zip(items, found, strict=True):
+    for item, (of_masks, of_ious, covered) in zip(items, found, strict=True):
         mask, of = of_masks.array(), of_ious.array()
         row, edge = counted(item.name, item.objects, mask, item.truth.numpy()), boundary(mask)
         both, either = int(np.count_nonzero(edge & item.edge)), int(np.count_nonzero(edge | item.edge))
         iou = 100 * float(of.mean()) if len(of) else None
-        yield replace(row, pixels=mask.size, boundary_intersection=both, boundary_union=either, predicted_iou=iou)
+        row = replace(row, pixels=mask.size, boundary_intersection=both, boundary_union=either, predicted_iou=iou)
+        row = replace(row, boundary_truth=int(np.count_nonzero(item.edge)))
+        yield replace(row, confusion=covered.confusion(), instances=covered.instances(of)) if covered else row

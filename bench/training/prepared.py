@@ -20,6 +20,7 @@ from bench.model.sam import Prefix
 from bench.model.segmenter import PromptableSegmenter
 from bench.model.sizes import frozen_bytes
 from bench.model.transfer import pinned, uploaded
+from bench.training.by_object import ObjectTruth
 from bench.training.conditions import Condition
 from bench.types import KEPT_BYTES, Dataset, Features, Prompts, Sample, Split
 
@@ -30,7 +31,7 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True, eq=False)
 class Item:
     """One image of an evaluation: image (3, H, W) uint8; truth (H, W) bool, and its boundary region; how many objects are in it, and the
-    prompts that it is asked with."""
+    prompts that it is asked with. by_object: the objects, where it states them and is asked for each."""
 
     name: str
     image: Tensor
@@ -38,11 +39,12 @@ class Item:
     edge: np.ndarray
     objects: int
     prompts: Prompts
+    by_object: ObjectTruth | None = None
 
     @property
     def bytes(self) -> int:
         """Its memory."""
-        return self.image.nbytes + self.truth.nbytes + self.edge.nbytes
+        return self.image.nbytes + self.truth.nbytes + self.edge.nbytes + (self.by_object.bytes if self.by_object else 0)
 
     def pinned(self, device: torch.device) -> "Item":
         """See `bench.model.transfer.pinned`."""
@@ -112,7 +114,8 @@ class Prepared:
         image = torch.from_numpy(np.ascontiguousarray(condition.image(sample, self.dataset).transpose(2, 0, 1)))
         objects, truth = sample_objects(sample, self.dataset.rule), sample.mask.astype(bool)
         prompts = condition.prompts(sample, objects, self.dataset)
-        item = Item(name, image, torch.from_numpy(truth), boundary(truth), len(objects), prompts)
+        told = ObjectTruth.of(sample, objects) if condition.asks_for_objects else None
+        item = Item(name, image, torch.from_numpy(truth), boundary(truth), len(objects), prompts, told)
         with self._lock:
             if key not in self._items and self._takes(item.bytes):
                 self._items[key] = item

@@ -47,7 +47,7 @@ class Augmentation:
 
 
 def augmented(sample: Sample, how: Augmentation) -> Sample:
-    """The sample after an augmentation; the objects that it states go the same way as its mask."""
+    """The sample after an augmentation; the objects that it states go the same way as its mask. Training asks for no classes."""
     objects, labels = sample.objects, sample.labels
     if objects is not None:
         objects = np.ascontiguousarray(how.of(objects.transpose(1, 2, 0)).transpose(2, 0, 1))
