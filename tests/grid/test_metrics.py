@@ -182,7 +182,9 @@ def objects_and_predictions(rng, kind):
 def instances_of(truth, predicted, scores, classes):
     def one(i):
         shared = [(truth[j] & predicted[i]).sum() for j in range(len(truth))]
-        return f"{classes[i]}:{truth[i].sum()}:{predicted[i].sum()}:{scores[i]!r}" + "".join(f":{j}={n}" for j, n in enumerate(shared, 1) if n)
+        return f"{classes[i]}:{truth[i].sum()}:{predicted[i].sum()}:{scores[i]!r}" + "".join(
+            f":{j}={n}" for j, n in enumerate(shared, 1) if n
+        )
 
     return " ".join(one(i) for i in range(len(truth))).replace("np.float64(", "").replace(")", "")
 
