@@ -47,7 +47,7 @@ class Pairs:
         files = zip(self.paths(picture), (cv2.cvtColor(image, cv2.COLOR_RGB2BGR), self.grey(mask, rng)), strict=True)
         return tuple(_encoded(Path(path).suffix, pixels) for path, pixels in files)
 
-    def tables(self, masks: Mapping[Picture, Bytes]) -> dict[str, bytes]:
+    def tables(self, pictures: Sequence[Picture], mask_of: Callable[[Picture], Bytes]) -> dict[str, bytes]:
         """The files that are about all of the pictures."""
         return {}
 
@@ -66,10 +66,11 @@ class Coco(Pairs):
         """The image alone."""
         return (_encoded(picture.folders.image_suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)),)
 
-    def tables(self, masks: Mapping[Picture, Bytes]) -> dict[str, bytes]:
+    def tables(self, pictures: Sequence[Picture], mask_of: Callable[[Picture], Bytes]) -> dict[str, bytes]:
         """The annotations; `folders.masks` of a picture is the file that it stands in."""
         found: dict[str, dict[str, list[Any]]] = {}
-        for picture, mask in masks.items():
+        for picture in pictures:
+            mask = mask_of(picture)
             of_split = found.setdefault(picture.folders.masks, self._empty())
             height, width = mask.shape
             number = len(of_split["images"]) + 1

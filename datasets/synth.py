@@ -20,8 +20,8 @@ from bench.data.objects import mask_objects
 from bench.errors import DataError, RequestError, one_sentence
 from bench.grid.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Sample, Split, TrainingPrompts, hash_order
-from datasets import hrsid, jsrt
-from datasets.fls import STEM, Fls
+from datasets import fls, hrsid, jsrt
+from datasets.fls import Fls
 from datasets.folder import CACHE_BYTES, GENERATED_MARK, ArchiveDataset, Bytes, FolderDataset, Folders, SampleCache, stems
 from datasets.hqseg44k import HqSeg44k
 from datasets.hrsid import Hrsid
@@ -216,9 +216,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "mass_roads": Layout(SynthBuildings, MassRoads, (192, 192), "1{:07}_15".format, Pairs(binary)),
     "hqseg44k": Layout(SynthShadows, HqSeg44k, (160, 208), "{}#Thing".format, Pairs(binary)),
     "hrsid": Layout(SynthBuildings, Hrsid, (192, 192), "P0001_0_800_{}_800".format, Coco("ship"), SHIPS),
-    "fls": Layout(
-        SynthPolyps, Fls, (192, 128), STEM, Pairs(class_ids(len(Fls.classes))), most=Fls.expected["train"].images, belongs=Fls.uses
-    ),
+    "fls": Layout(SynthPolyps, Fls, (192, 128), fls.STEM, Pairs(class_ids(len(Fls.classes))), most=fls.IMAGES - 1, belongs=Fls.uses),
     "jsrt": Layout(SynthPolyps, Jsrt, (128, 128), study, Radiographs(), CHESTS, most=247, belongs=in_fold),
 }
 FEWEST = {"train": 16, "test": 1}  # a 16-shot list must fit
@@ -234,9 +232,8 @@ def write_layout(layout: Layout, out: Path, train: int, test: int) -> None:
         if not FEWEST[split] <= count <= most:
             raise RequestError(f"--{split} {count} is not allowed for the layout {layout.archive.name}: {FEWEST[split]} to {most} are.")
     shown = list(pictures(layout, train, test))
-    tables = layout.files.tables({picture: _scene(layout, picture)[1] for picture in shown})
+    old, tables = _own_files(out), layout.files.tables(shown, lambda picture: _scene(layout, picture)[1])
     files = {*tables, *(path for picture in shown for path in layout.files.paths(picture))}
-    old = _own_files(out)
     _write_mark(out, old | files)
     for picture in shown:
         _write_picture(layout, out, picture)
@@ -261,7 +258,8 @@ def pictures(layout: Layout, train: int, test: int) -> Iterator[Picture]:
     others = {"archive test": layout.parts("test"), "archive val": layout.parts("val"), "archive unused": layout.unused}
     for key, of_key in others.items():
         for at, folders in enumerate(of_key):
-            for index, stem in enumerate(_stems(layout, "test")[:test]):
+            first = test if key == "archive val" else 0  # whose stems are not those of test images
+            for index, stem in enumerate(_stems(layout, "test")[first : first + test]):
                 yield Picture(stem, folders, key, at * MOST + index)
 
 
