@@ -24,9 +24,7 @@ class Fls(FolderDataset):
     home = "https://github.com/mvaldenegro/marine-debris-fls-datasets"
     archive = "the folder md_fls_dataset/data/watertank-segmentation of the repository, whose zip is as good"
     licence = "the repository states none"
-    ours = (
-        "the split: 617 test and 251 val images by a hash of their names, as many as the authors took, who published no list; the draws"
-    )
+    ours = "the split: 617 test and 251 val images by a hash of their names, as many as the authors took, who published no list; the draws"
     zips = ("marine-debris-fls-datasets-master.zip",)
     folders: ClassVar = {"train": FOLDERS, "test": FOLDERS}
     threshold = 0

@@ -285,9 +285,9 @@ def test_the_papers_eleven_tasks_run_end_to_end_and_one_polyp_cell_is_tested_on_
     where = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     shared = ["--backbone", "tiny", "--protocol", "smoke(selections=['last'])", *where]
     assert run.main(["--methods", "lora,cat_sam_t", "--datasets", ",".join(tasks), "--shots", "1", *shared]) == 0
-    cells = bench.results(out=tmp_path / "out")
+    cells = bench.results(tmp_path / "out")
     assert len(cells) == 2 * len(tasks) and set(cells.dataset) == set(tasks) and cells.miou.notna().all() and cells.generated.all()
-    kvasir = str(tmp_path / "out" / "runs" / "kvasir" / "lora(decoder=sam)")
+    kvasir = str(tmp_path / "out" / "runs" / "kvasir" / "lora,decoder=sam")
     assert reevaluate.main([kvasir, "--datasets", ",".join(OF_PRANET), *where]) == 0
-    again = bench.results(out=tmp_path / "out")
+    again = bench.results(tmp_path / "out")
     assert set(again.dataset) - set(cells.dataset) == set(OF_PRANET)
