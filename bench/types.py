@@ -54,7 +54,6 @@ class Sample:
     the same of objects that do not overlap: i + 1 where object i is, 0 where none is. Neither: they are the mask's components.
     class_map: (H, W) uint8, the class id of every pixel, 0 for the background, of a data set that has classes; such a sample states
     its objects, and classes (n,) is the class id of each. `bench.data.objects.class_objects` makes labels and classes from a class map.
-    points: (n, 2) xy in pixels, a point of each object, where a published list says with which ones evaluation asks; else they are drawn.
     """
 
     name: str
@@ -64,7 +63,6 @@ class Sample:
     labels: np.ndarray | None = None
     class_map: np.ndarray | None = None
     classes: np.ndarray | None = None
-    points: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 
 from bench.errors import RequestError
 from bench.grid.metrics import METRICS
+from bench.grid.protocol import Changes
 from bench.grid.toml_reader import load, not_empty
 from bench.types import SHOTS, Range, Split, TrainingPrompts
 from datasets.folder import ASPECT_TOLERANCE
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-UNKEYED = ("title", "skip_bad_annotations", "metric")
+UNKEYED = ("title", "skip_bad_annotations", "metric", "settings")  # settings are in the cells' own
 
 
 def _can_be_read(extension: str) -> str:
@@ -46,6 +47,7 @@ class Definition:
     images with annotations: COCO's instances, of the `categories` that are named, or all.
     mask_values: "foreground"; or "ids", each an object, or "classes", whose connected parts are.
     classes: name -> id, of the masks' values or COCO's categories, where classes are told apart; metric: what tables `--like paper` show.
+    settings: of a protocol, which these cells have in place of its common ones.
     bits: how many of an image's 16 are used; 0: all. skip_bad_annotations: leave them out, which `verify` counts and names.
     aspect_tolerance: by which share an image's aspect ratio and its mask's may differ.
     test_share: the share of images, chosen by a hash of their names, that are the test split where no split is named.
@@ -70,6 +72,7 @@ class Definition:
     categories: Words = ()
     classes: Mapping[Annotated[str, not_empty], Annotated[int, Range(1, 255)]] = field(default_factory=dict)
     metric: Annotated[str, _is_metric] = "miou"
+    settings: Changes = field(default_factory=dict)
     empty_images: bool = True
     skip_bad_annotations: bool = False
     revision: Annotated[int, Range(1)] = 1

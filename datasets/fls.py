@@ -24,7 +24,7 @@ class Fls(FolderDataset):
     home = "https://github.com/mvaldenegro/marine-debris-fls-datasets"
     archive = "the folder md_fls_dataset/data/watertank-segmentation of the repository, whose zip is as good"
     licence = "the repository states none"
-    ours = "the split: 617 test and 251 val images by a hash of their names, as many as the authors took; theirs was not published"
+    ours = "the split: 617 test and 251 val images by a hash of their names, as many as the authors took, who published no list; the draws"
     zips = ("marine-debris-fls-datasets-master.zip",)
     folders: ClassVar = {"train": FOLDERS, "test": FOLDERS}
     threshold = 0
@@ -38,6 +38,7 @@ class Fls(FolderDataset):
     pixels = (480, 320)
     rule = ObjectRule(connectivity=8, min_area=10)
     val_images = 251
+    metric = "class_miou"
 
     @classmethod
     def uses(cls, split: Split, stem: str) -> bool:

@@ -48,6 +48,7 @@ class HqSeg44k(FolderDataset):
     is_one = True
     expected: ClassVar = {"train": TRAINING, "test": Expected(470 + 280 + 287 + 500)}
     rule = ObjectRule(connectivity=8, min_area=10)
+    metric = "mean_image_iou"
 
 
 @DATASETS.register("dis_vd")

@@ -26,6 +26,7 @@ class Hrsid(ArchiveDataset):
     expected: ClassVar = {"train": Expected(3642), "test": Expected(1962)}
     pixels = (800, 800)
     rule = ObjectRule(min_area=0)
+    metric = "ap"
 
     @classmethod
     def needs(cls) -> tuple[tuple[str, str], ...]:

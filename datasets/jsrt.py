@@ -85,12 +85,13 @@ class Jsrt(ArchiveDataset):
     home = "http://db.jsrt.or.jp/eng.php (images) and https://www.isi.uu.nl/Research/Databases/SCR (masks)"
     archive = "JSRT's All247images and SCR's scratch with the folders fold1 and fold2"
     licence = "images by JSRT's terms, after registration; masks for research and education, not to be passed on"
-    ours = "the archive and the split: which ones the paper took is not known; here SCR's fold1 trains and its fold2 tests"
+    ours = "the archive and the split: the paper's are not known; here SCR's fold1 trains and its fold2 tests; the few-shot draws"
     zips = ("All247images.zip", "scr.zip")
     expected: ClassVar = {"train": Expected(124), "test": Expected(123)}
     pixels = (1024, 1024)
     classes: ClassVar = {1: "Lungs", 2: "Heart", 3: "Clavicles"}
     rule = ObjectRule(min_area=0)
+    metric = "class_miou"
 
     @classmethod
     def needs(cls) -> tuple[tuple[str, str], ...]:

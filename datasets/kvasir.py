@@ -46,6 +46,7 @@ class PolypTest(Kvasir):
     `bench.reevaluate --datasets cvc_clinicdb,cvc_colondb,cvc_300,etis_larib`. PraNet itself is trained on 550 of CVC-ClinicDB too."""
 
     pool = "kvasir"
+    metric = "mean_image_dice"
 
 
 def _test(folder: str) -> SplitFolders:

@@ -15,16 +15,16 @@ def _folders(split: str) -> Folders:
 class MassRoads(FolderDataset):
     """Mnih's three splits; his `valid` is `val`.
 
-    A box around a network of roads says little: cells are evaluated by points. CAT-SAM's points were never released. Ours follow from
-    the masks: of each object so many random pixels, by a generator whose seed is crc32("mass_roads/NAME") of the image's name, so that
-    they are one fixed list for whoever has the archive.
+    A box around a network of roads says little: cells are evaluated by points. Neither CAT-SAM's points nor their number were released.
+    Ours are five random pixels of each object, drawn from the masks by numpy's default generator with the seed crc32("mass_roads/NAME")
+    of the image's name: one fixed list for whoever has the archive, which need not be stored, and could not be without it.
     """
 
     title = "Massachusetts Roads"
     home = "https://www.cs.toronto.edu/~vmnih/data"
     archive = "the folder mass_roads as it lies there, file by file (wget -r -np), with train, valid and test"
     licence = "none is stated on the page; the images are of the state of Massachusetts"
-    ours = "the evaluation points (their number, and which: see datasets/mass_roads.py), and what counts as an object"
+    ours = "the evaluation points, five of each object, which follow from the masks by a seed; what an object is; the few-shot draws"
     zips = ("mass_roads",)
     folders: ClassVar = {"train": _folders("train"), "val": _folders("valid"), "test": _folders("test")}
     threshold = 127
@@ -32,3 +32,4 @@ class MassRoads(FolderDataset):
     pixels = (1500, 1500)
     rule = ObjectRule(connectivity=8, min_area=20)
     training_prompts = TrainingPrompts(max_objects=25)
+    settings: ClassVar = {"evaluation_prompt": "points(5)"}

@@ -243,6 +243,7 @@ def own_class(path: Path) -> type[Dataset]:
         "val_images": definition.val_images,
         "classes": {number: name for name, number in definition.classes.items()},
         "metric": definition.metric,
+        "settings": definition.settings,
         "definition": definition,
         "threshold": definition.threshold,
     }

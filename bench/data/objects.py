@@ -76,6 +76,10 @@ class Objects:
             free[window][crop] = i + 1
         return found
 
+    def united(self) -> "Objects":
+        """All of them as one."""
+        return stacked_objects(np.any([layer > 0 for layer in self.layers()], axis=0)[None])
+
 
 def mask_objects(mask: NDArray[Any], rule: ObjectRule) -> Objects:
     """The objects of `mask` (H, W), 0/1 or bool.

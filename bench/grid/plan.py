@@ -169,11 +169,12 @@ def _trained(
     protocol: Protocol, tuned: Tuned | None, asked: MethodChoice, dataset: str, shots: Shots, choose: Callable[[str], list[MethodChoice]]
 ) -> tuple[MethodChoice, Settings]:
     """The method and settings of a cell, where rates and parameters may be those that trials chose."""
+    own = DATASETS.get(dataset).settings  # type: ignore[attr-defined]
     if tuned is None or not asked.trains:
-        return asked, protocol.resolve(asked.name, dataset, shots, asked.groups, asked.trains)
+        return asked, protocol.resolve(asked.name, dataset, shots, asked.groups, asked.trains, of_dataset=own)
     best = tuned.of(asked.label, dataset)
     (method,) = [asked] if best.chosen == asked.label else choose(best.chosen)
-    settings = protocol.resolve(method.name, dataset, shots, method.groups, method.trains, best.rates)
+    settings = protocol.resolve(method.name, dataset, shots, method.groups, method.trains, best.rates, own)
     return method, replace(settings, trials=tuned.trials, tuned_as="" if method == asked else asked.label)
 
 

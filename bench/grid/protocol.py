@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from bench import ROOT
 from bench.errors import RequestError, unknown
+from bench.grid.prompts import canonical_prompt, is_prompt
 from bench.grid.toml_reader import NO_KEY, Kinds, build, kinds, load, not_empty, part
 from bench.types import FULL, SEED, SHOTS, Range, Shots
 
@@ -21,7 +22,7 @@ ONE_GROUP = ("encoder",)  # of a method that does not part its parameters
 STREAM_REVISIONS = {"fresh": 1, "reseeded_workers": 2}  # raised when a stream's samples become others, so that their cells' keys do too
 Count = Annotated[int, Range(1, 1_000_000)]
 Rate = Annotated[float, Range(0.0, 1000.0)]
-PromptType = Literal["point", "box", "mask"]
+Prompt = Annotated[str, is_prompt]
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS = get_args(Precision)
 Resize = Literal["square", "longest_side"]
@@ -47,8 +48,8 @@ class Settings:
     flips: bool  # vertical and horizontal, each with probability 0.5
     random_crop: bool  # a crop of area share U(crop_area_min, 1) at the image's aspect ratio
     crop_area_min: Annotated[float, Range(0.0, 1.0)]
-    prompt_types: Annotated[tuple[PromptType, ...], not_empty]  # one is drawn for each training image and step
-    evaluation_prompt: Literal["box", "point"]
+    prompt_types: Annotated[tuple[Prompt, ...], not_empty]  # one is drawn for each training image and step
+    evaluation_prompt: Prompt
     evaluation_split: Literal["test", "val"]  # "val" for studies that choose a protocol: they must not look at test images
     selections: Annotated[tuple[Selection, ...], not_empty]  # the first one's weights are kept
     # "reseeded_workers": the reference's own numbers, which its loader repeats every epoch
@@ -125,10 +126,12 @@ class Protocol:
         groups: Sequence[str] = ONE_GROUP,
         trains: bool = True,
         rates: Mapping[str, float] | None = None,
+        of_dataset: Mapping[str, Any] | None = None,
     ) -> Settings:
         """The settings of one cell, whose method has these groups of parameters. trains: False where training samples change nothing, so
-        that they are no part of its key. rates: by group, laid over those of the protocol."""
-        merged = _laid({}, self.settings)
+        that they are no part of its key. rates: by group, laid over those of the protocol. of_dataset: what the data set has in place of
+        the common settings."""
+        merged = _laid(_laid({}, self.settings), of_dataset or {})
         for row in (self._row(shots), *self.overrides):
             if _applies(row, method, dataset, shots):
                 merged = _laid(merged, _without(row, "max_shots", *SELECTORS))
@@ -198,6 +201,8 @@ def _settings(name: str, merged: Mapping[str, Any], groups: Sequence[str], train
         raise RequestError(f"Protocol {name} has no learning rate for the group {lacking[0]}: give one, or a number for all groups.")
     of_group: dict[str, Any] = {group: rates.get(group, rates.get("")) for group in groups if rates}
     settings = build(f"Protocol {name}", {**merged, **({"lr": of_group[groups[0]]} if rates else {})}, Settings)
+    asked, shown = canonical_prompt(settings.evaluation_prompt), tuple(map(canonical_prompt, settings.prompt_types))
+    settings = replace(settings, evaluation_prompt=asked, prompt_types=shown)
     settings = replace(settings, lr_by_group=tuple(of_group.items()) if len(set(of_group.values())) > 1 else ())
     return replace(settings, stream_revision=STREAM_REVISIONS[settings.augmentation_stream]) if trains else settings
 

@@ -4,7 +4,6 @@ import csv
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,9 @@ def read_image_rows(folder: Path) -> dict[str, list[ImageRow]] | None:
             later = {name: (heads.index(name), read) for name, read in LATER.items() if name in heads}
             for line in lines:
                 selection, name, *counts = (line[i] for i in at)
-                row = ImageRow(name, *map(int, counts))
-                found.setdefault(selection, []).append(replace(row, **{key: read(line[i]) for key, (i, read) in later.items()}))
+                values: dict[str, Any] = dict(zip(COUNTS, map(int, counts), strict=True))
+                values |= {key: read(line[i]) for key, (i, read) in later.items()}
+                found.setdefault(selection, []).append(ImageRow(name, **values))
     except (OSError, ValueError, IndexError, StopIteration, csv.Error):
         return None
     return found

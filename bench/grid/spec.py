@@ -18,6 +18,7 @@ from bench.grid.toml_reader import Kinds, kinds, part
 from bench.types import SEED, Range, Shots
 
 WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
+PROMPT = re.compile(r"\w+\((\w+=)?[\d.e-]+\)")  # a value that is itself a call, as points(3)
 LATER = ("released_sha256", "draw_revision", "reevaluation")  # fields that are no part of a key while they are empty
 RELEASED = "released"  # shown with a method whose weights somebody else trained
 ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
@@ -198,6 +199,8 @@ def _alternatives(node: ast.expr) -> list[ast.expr]:
 
 
 def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and PROMPT.fullmatch(text := ast.unparse(node)):
+        return text
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 

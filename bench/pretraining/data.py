@@ -16,7 +16,7 @@ from torch import Tensor
 from bench import ROOT
 from bench.data.objects import Masks, stacked_objects
 from bench.errors import DataError, untouched_by_interrupts
-from bench.training.prompts import box_prompts, point_prompts, training_prompts
+from bench.training.prompts import box_prompts, point_prompts, prompts_of
 from bench.training.streams import FreshStream
 from bench.types import Prompts, TrainingPrompts
 from datasets.scenes import home, rng_for
@@ -131,7 +131,7 @@ def training_batch(
         kind = KINDS[int(rng.choice(len(KINDS), p=shares))]
         batch.images.append(torch.from_numpy(image).permute(2, 0, 1))
         batch.objects.append(masks)
-        batch.prompts.append(training_prompts(kind, stacked_objects(masks), FreshStream(rng), TrainingPrompts(), side))
+        batch.prompts.append(prompts_of(kind, stacked_objects(masks), FreshStream(rng), TrainingPrompts(), side))
     return batch
 
 

@@ -36,7 +36,7 @@ def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path
     samples, columns = [dataset.load("test", name) for name in chosen], min(PER_LINE, 2 + len(cells))
     lines = -(-(2 + len(cells)) // columns)  # of each image
     settings = read_record(next(iter(cells.values()))).spec.settings
-    prompts = [evaluation_prompts(sample, dataset, settings) for sample in samples]
+    prompts = [evaluation_prompts(sample, dataset, settings, 4 * sam.config.grid) for sample in samples]
     figure, axes = plt.subplots(lines * len(samples), columns, figsize=(1.2 * columns, 1.45 * lines * len(samples)), squeeze=False)
     places = axes.reshape(len(samples), lines * columns)
     for spare in places[:, 2 + len(cells) :].ravel():

@@ -1,10 +1,6 @@
 """Under which conditions test images are shown: with which prompts, and how damaged. Written as `bench.reevaluate` takes it.
 
-    box               the tight box of every object                     (what cells are evaluated with, or `point`)
-    box(jitter=0.25)  each of its sides moved by U(-0.25, 0.25) of the box's width or height, and kept in the image
-    point, points(3)  random pixels of every object, foreground
-    mask              every object's mask at the decoder's size, with the noise that HQ-SAM trains with
-    none              no prompt at all: one mask, which is compared with all objects together
+    box, points(3), … the words of `bench.grid.prompts`
     boxes_from=F.csv  boxes from a file with the columns image, x0, y0, x1, y1; where it has none of an image, nothing is predicted
 
 Random numbers depend on the data set and the image alone, so that all methods and all strengths have the same.
@@ -12,10 +8,9 @@ Random numbers depend on the data set and the image alone, so that all methods a
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,32 +20,14 @@ from bench.data.objects import Objects
 from bench.data.prompt_table import read_prompts
 from bench.errors import DataError, RequestError
 from bench.grid.files import file_sha256
-from bench.grid.spec import choose_call
-from bench.grid.toml_reader import Kinds
+from bench.grid.prompts import canonical_prompt as canonical_word
 from bench.model.inputs import check_prompts
-from bench.training.prompts import box_prompts, jittered, mask_prompts, point_prompts
+from bench.training.prompts import prompts_of
 from bench.training.streams import FreshStream
-from bench.types import Dataset, Prompts, Range, Sample
+from bench.types import Dataset, Prompts, Sample
 
 Boxes = Mapping[str, np.ndarray]  # image -> (n, 4) xyxy
 FROM_FILE = "boxes_from"
-KNOWN: Mapping[str, Kinds] = {
-    "box": {"jitter": Annotated[float, Range(0.0, 0.5)]},
-    "point": {},
-    "points": {"count": Annotated[int, Range(1, 64)]},
-    "mask": {},
-    "none": {},
-    FROM_FILE: {},
-}
-USUAL_COUNT = 3  # of `points`
-Make = Callable[[Objects, FreshStream, "Condition", Dataset, Any], Prompts]
-MAKE: Mapping[str, Make] = {  # from an image's objects (n ≥ 1) and the one value that the kind has
-    "box": lambda objects, stream, how, dataset, jitter: jittered(box_prompts(objects), objects.shape, jitter or 0.0, stream),
-    "point": lambda objects, stream, how, dataset, _: point_prompts(objects, stream),
-    "points": lambda objects, stream, how, dataset, count: point_prompts(objects, stream, count or USUAL_COUNT),
-    "mask": lambda objects, stream, how, dataset, _: mask_prompts(objects, stream, dataset.training_prompts, how.side),
-    "none": lambda objects, stream, how, dataset, _: Prompts(),
-}
 
 
 @dataclass(frozen=True)
@@ -80,9 +57,8 @@ class Condition:
             return found
         if not len(objects):
             return Prompts()
-        kind, values = choose_call(self.prompt, KNOWN, "prompt")
         stream = FreshStream(np.random.default_rng(zlib.crc32(f"{dataset.name}/{sample.name}".encode())))
-        return MAKE[kind](objects, stream, self, dataset, next(iter(values.values()), None))
+        return prompts_of(self.prompt, objects, stream, dataset.training_prompts, self.side)
 
 
 def canonical_prompt(text: str) -> str:
@@ -91,13 +67,9 @@ def canonical_prompt(text: str) -> str:
     if path := boxes_file(text):
         read_boxes(path)
         return f"{FROM_FILE}={path.name}@{file_sha256(path)[:12]}"
-    kind, values = choose_call(text, KNOWN, "prompt")
-    if kind == FROM_FILE:
+    if text.strip() == FROM_FILE:
         raise RequestError(f"The prompt {text.strip()!r} needs a file: {FROM_FILE}=FILE.csv.")
-    if kind == "points":
-        count = values.get("count", USUAL_COUNT)
-        return f"points({count})" if count > 1 else "point"
-    return f"{kind}(jitter={values['jitter']:g})" if values.get("jitter") else kind
+    return canonical_word(text)
 
 
 def canonical_corruption(text: str) -> str:

@@ -43,7 +43,8 @@ def evaluate(
     model.eval()
     prepared = prepared or Prepared(dataset)
     names = dataset.names(split) if names is None else names
-    corruption = condition.corruption if condition else ""
+    condition = condition or Condition(settings.evaluation_prompt, side=4 * model.sam.config.grid)
+    corruption = condition.corruption
     earlier: tuple[list[Item], list[Arriving]] | None = None
     for items in prepared.batches(split, names, settings, at_once(model)[0], model.device, condition):
         prompts = [model.placed(item.prompts, (item.truth.shape[0], item.truth.shape[1])) for item in items]

@@ -221,9 +221,9 @@ class Spill:
         return torch.frombuffer(bytearray(self._file.read(size)), dtype=dtype).as_strided(shape, stride)
 
 
-def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings) -> Prompts:
-    """The tight boxes of the sample's objects, or one point of each; the points depend on the image alone."""
-    return Condition(settings.evaluation_prompt).prompts(sample, sample_objects(sample, dataset.rule), dataset)
+def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings, side: int = 0) -> Prompts:
+    """What the settings ask with for the sample's objects; what is random depends on the image alone. side: of mask prompts."""
+    return Condition(settings.evaluation_prompt, side=side).prompts(sample, sample_objects(sample, dataset.rule), dataset)
 
 
 def _bytes(features: Features) -> int:

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from bench.data.objects import Objects
-from bench.training.streams import FreshStream, Stream
+from bench.grid.prompts import USUAL_COUNT, prompt_value
+from bench.training.streams import Stream
 from bench.types import Prompts, TrainingPrompts
 
 
@@ -30,13 +31,13 @@ def _pixel(objects: Objects, i: int, number: int) -> tuple[int, int]:
     return left + x, top + y
 
 
-def jittered(prompts: Prompts, size: tuple[int, ...], jitter: float, stream: FreshStream) -> Prompts:
+def jittered(prompts: Prompts, size: tuple[int, ...], jitter: float, stream: Stream) -> Prompts:
     """Boxes, each side moved by U(-jitter, jitter) of the box's width or height, and kept in the image of `size` (H, W). An object's
     numbers depend on its place among the others alone, whatever the jitter; jitter 0 moves nothing."""
     if prompts.boxes is None:
         return prompts
     boxes, last = prompts.boxes.numpy(), np.array([size[1], size[0]] * 2, np.float32) - 1
-    moves = stream.rng.uniform(-1, 1, boxes.shape).astype(np.float32) * np.float32(jitter)
+    moves = stream.moves(*boxes.shape).astype(np.float32) * np.float32(jitter)
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     return Prompts(boxes=torch.from_numpy(np.clip(boxes + moves * sides, 0, last)))
 
@@ -66,8 +67,11 @@ def _scaled(objects: Objects, side: int) -> torch.Tensor:
     return torch.cat(found)
 
 
-def training_prompts(kind: str, objects: Objects, stream: Stream, how: TrainingPrompts, side: int) -> Prompts:
-    """Prompts of a kind ("point", "box" or "mask") for all objects of a training image."""
-    if kind == "point":
-        return point_prompts(objects, stream)
-    return box_prompts(objects) if kind == "box" else mask_prompts(objects, stream, how, side)
+def prompts_of(prompt: str, objects: Objects, stream: Stream, how: TrainingPrompts, side: int) -> Prompts:
+    """What `bench.grid.prompts` calls so, for all objects of an image; without objects there is no prompt. side: of mask prompts."""
+    kind, value = prompt_value(prompt)
+    if kind in ("point", "points"):
+        return point_prompts(objects, stream, 1 if kind == "point" else value or USUAL_COUNT)
+    if kind == "box":
+        return jittered(box_prompts(objects), objects.shape, value, stream) if value else box_prompts(objects)
+    return mask_prompts(objects, stream, how, side) if kind == "mask" else Prompts()

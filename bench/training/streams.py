@@ -45,6 +45,10 @@ class FreshStream:
         """Standard normal numbers, the first dimension counting objects."""
         return torch.from_numpy(self.rng.standard_normal(shape, dtype=np.float32))
 
+    def moves(self, *shape: int) -> np.ndarray:
+        """Uniform numbers from -1 to 1."""
+        return self.rng.uniform(-1, 1, shape)
+
 
 class ReferenceStream:
     """The three generators of one of the reference's loader workers, as it seeds them at the start of every epoch: Python's, NumPy's
@@ -83,6 +87,10 @@ class ReferenceStream:
     def noise(self, *shape: int) -> Tensor:
         """Standard normal numbers, drawn object by object."""
         return torch.cat([torch.randn(1, *shape[1:], generator=self.torch) for _ in range(shape[0])])
+
+    def moves(self, *shape: int) -> np.ndarray:
+        """Uniform numbers from -1 to 1; the reference moves no box."""
+        return self.numpy.uniform(-1, 1, shape)
 
 
 Stream = FreshStream | ReferenceStream

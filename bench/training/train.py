@@ -23,7 +23,7 @@ from bench.training.ahead import made_ahead
 from bench.training.losses import upsampled_loss
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
-from bench.training.prompts import training_prompts
+from bench.training.prompts import prompts_of
 from bench.training.streams import FreshStream, ReferenceStream, Stream
 from bench.training.targets import LabelledMasks, Target, stacked, target_of
 from bench.training.transforms import Augmentation, augmented
@@ -297,7 +297,8 @@ def training_sample(dataset: Dataset, name: str, settings: Settings, stream: Str
     augmentation = Augmentation.drawn(height, width, stream, settings)
     sample = augmented(loaded, augmentation)
     kind, objects = stream.kind_and_objects(settings.prompt_types, sample_objects(sample, dataset.rule), how.max_objects)
-    prompts = training_prompts(kind, objects, stream, how, 4 * grid)
+    prompts = prompts_of(kind, objects, stream, how, 4 * grid)
+    objects = objects.united() if kind == "none" and len(objects) else objects
     return TrainingSample(name, sample.image, objects, kind if len(objects) else "none", prompts, augmentation)
 
 

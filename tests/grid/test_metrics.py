@@ -134,7 +134,7 @@ def balanced_accuracy(predicted, truth):
 
 def published_boundary(mask):
     """Distance to the background, by rows and columns, of at most round(0.02 × diagonal) pixels; outside the image is background."""
-    width = max(1, int(round(0.02 * math.hypot(*mask.shape))))
+    width = max(1, round(0.02 * math.hypot(*mask.shape)))
     padded = np.pad(mask, 1)
     return mask & (distance_transform_cdt(padded, "chessboard")[1:-1, 1:-1] <= width)
 
@@ -179,22 +179,21 @@ def objects_and_predictions(rng, kind):
     return truth, predicted, scores, rng.integers(1, 3, count)
 
 
-def instances_of(truth, predicted, scores, classes):
+def instances_of(truth, predicted, estimates, classes):
     def one(i):
-        shared = [(truth[j] & predicted[i]).sum() for j in range(len(truth))]
-        return f"{classes[i]}:{truth[i].sum()}:{predicted[i].sum()}:{scores[i]!r}" + "".join(
-            f":{j}={n}" for j, n in enumerate(shared, 1) if n
-        )
+        shared = {j: (truth[j - 1] & predicted[i]).sum() for j in range(1, 1 + len(truth))}
+        counts = [classes[i], truth[i].sum(), predicted[i].sum(), float(estimates[i]), *(f"{j}={n}" for j, n in shared.items() if n)]
+        return ":".join(map(str, counts))
 
-    return " ".join(one(i) for i in range(len(truth))).replace("np.float64(", "").replace(")", "")
+    return " ".join(one(i) for i in range(len(truth)))
 
 
 def coco_ap(images):
     """AP and AP50 in percent, by COCO's evaluation of run-length masks."""
     truth, found = COCO(), []
     annotations = []
-    for image, (masks, predicted, scores, classes) in enumerate(images, 1):
-        for mask, other, score, number in zip(masks, predicted, scores, classes, strict=True):
+    for image, (masks, predicted, estimates, classes) in enumerate(images, 1):
+        for mask, other, score, number in zip(masks, predicted, estimates, classes, strict=True):
             common = {"image_id": image, "category_id": int(number)}
             rle = encode(np.asfortranarray(mask, np.uint8))
             annotations.append({**common, "id": len(annotations) + 1, "segmentation": rle, "area": int(mask.sum()), "iscrowd": 0})
