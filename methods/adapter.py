@@ -1,6 +1,7 @@
 """Somebody else's adapter: what Hugging Face's peft trained on SamModel, evaluated as it is."""
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,6 +34,7 @@ HARMLESS = {
     *("target_modules", "feedforward_modules", "base_model_name_or_path", "inference_mode", "task_type", "revision", "peft_version"),
     *("auto_mapping", "lora_dropout", "init_lora_weights", "init_ia3_weights", "megatron_core", "qalora_group_size", "runtime_config"),
 }
+WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.original_module(?=\.)")  # what peft adds to the names of what is frozen
 Own = type[LoRATuner] | type[IA3Tuner]
 OWN: tuple[Own, ...] = (LoRATuner, DoRATuner, IA3Tuner)
 
@@ -137,12 +139,13 @@ def merged_by_peft(sam: Sam, folder: Path, tensors: dict[str, Tensor]) -> dict[s
         warnings.simplefilter("ignore")
         whole = SamModel(SamConfig(**sam_model_config(sam.config)))
         whole.load_state_dict(to_hugging_face(frozen))
+        base = set(whole.state_dict())  # its names before peft wraps its modules
         model = get_peft_model(whole, PeftConfig.from_pretrained(str(folder)))
         found = set_peft_model_state_dict(model, tensors)
-        base = {name for name, _ in model.get_base_model().named_parameters() if not any(mark in name for mark in ("lora_", "ia3_"))}
-        lacking = [name for name in found.missing_keys if name.removeprefix("base_model.model.") not in base]
-        if found.unexpected_keys or lacking:
-            raise ValueError(f"its tensor {[*found.unexpected_keys, *lacking][0]} has no place in it, or is not in the file")
+        if found.unexpected_keys:
+            raise ValueError(f"there is no place for its {found.unexpected_keys[0]}")
+        if lacking := [name for name in found.missing_keys if WRAPPED.sub("", name) not in base]:
+            raise ValueError(f"it lacks {lacking[0]}")
         merged = model.merge_and_unload().state_dict()
     return {name: tensor.detach() for name, tensor in from_hugging_face(merged, frozen).items() if name in frozen}
 

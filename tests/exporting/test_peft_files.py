@@ -98,7 +98,7 @@ def test_other_methods_are_whole_models(name, tiny, tmp_path):
 
 
 def test_what_has_no_form_there_is_refused(tiny, tmp_path):
-    with pytest.raises(RequestError, match="cat_sam_t is neither a peft adapter nor merged into plain SAM weights; these can: sam, "):
+    with pytest.raises(RequestError, match=r"cat_sam_t is neither a peft adapter nor merged into plain SAM weights; these can: .*sam"):
         write_peft(bench.build("cat_sam_t", tiny), record("cat_sam_t"), tmp_path / "cat")
     assert not (tmp_path / "cat").exists()
 
@@ -125,7 +125,7 @@ def test_somebody_elses_adapter_is_computed_as_peft_computes_it(tiny, tmp_path):
         bench.build(f"adapter(file={str(tmp_path)!r})", toy_backbone())
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     save_file({name: tensor for name, tensor in tensors.items() if "layers.1." not in name}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(RequestError, match=r"does not fit this backbone: its tensor .*layers\.1\..* is not in the file"):
+    with pytest.raises(RequestError, match=r"does not fit this backbone: it lacks .*layers\.1\."):
         bench.build(f"adapter(file={str(tmp_path)!r})", tiny)
 
 
