@@ -81,6 +81,6 @@ $(RUN): requirements.txt
 	$(PY) -m pip install -q -r requirements.txt
 	touch $@
 
-$(DEV): requirements-dev.txt $(RUN)
+$(DEV): requirements-dev.txt requirements-backbones.txt $(RUN)
 	$(PY) -m pip install -q -r requirements-dev.txt
 	touch $@

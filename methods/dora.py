@@ -1,7 +1,7 @@
 """DoRA (Liu et al., ICML 2024): LoRA turns the rows of the query and value projections, and their lengths are learned apart."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
+from bench.model.hugging_face import PeftAdapter
 from bench.model.method import EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -52,6 +53,25 @@ class DoRATuner(LoRATuner):
             q, v = self._gain(i, block, directions)[..., None] * directions
             tensors[f"blocks.{i}.attn.qkv.weight"] = torch.cat([q, block.attn.qkv.weight.chunk(3)[1], v])
         return tensors
+
+    @torch.no_grad()
+    def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
+        """As LoRA's, with the lengths of all rows: those of k as they are."""
+        config, tensors = super().peft(vit)
+        for i, block in enumerate(vit.blocks):
+            k = torch.linalg.vector_norm(block.attn.qkv.weight.chunk(3)[1], dim=-1)
+            q, v = self.magnitude[i].detach()
+            tensors[f"blocks.{i}.attn.qkv.lora_magnitude_vector"] = torch.cat([q, k, v])
+        return PeftAdapter({**config, "use_dora": True}, tensors)
+
+    @classmethod
+    @torch.no_grad()
+    def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
+        tuner = super().of_peft(sam, adapter)
+        for i, magnitude in enumerate(tuner.magnitude):
+            q, _, v = adapter.tensors[f"blocks.{i}.attn.qkv.lora_magnitude_vector"].chunk(3)
+            magnitude.copy_(torch.stack([q, v]))
+        return tuner
 
     @torch.no_grad()
     def _directions(self, i: int, block: Block) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
+from bench.model.hugging_face import PeftAdapter
 from bench.model.method import LATER, EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -59,6 +60,30 @@ class LoRATuner(Tuner):
             to_q, to_v = (self.scale * (b.double() @ a.double()) for a, b in zip(self.a[i], self.b[i], strict=True))
             found[f"blocks.{self.first_block + i}.attn.qkv.weight"] = torch.cat([q + to_q, k, v + to_v]).to(weight.dtype)
         return found
+
+    @torch.no_grad()
+    def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
+        """Of rank 2r on the fused projection: q's rows read the first r channels, v's the others, k's none."""
+        tensors, rank = {}, self.a[0].shape[1]
+        for i, (a, b) in enumerate(zip(self.a, self.b, strict=True), self.first_block):
+            up = b.new_zeros(3, b.shape[1], 2, rank)  # (q k v, C, of q and v, r)
+            up[0, :, 0], up[2, :, 1] = b
+            tensors[f"blocks.{i}.attn.qkv.lora_A.weight"] = a.detach().flatten(0, 1)
+            tensors[f"blocks.{i}.attn.qkv.lora_B.weight"] = up.flatten(2).flatten(0, 1)
+        return PeftAdapter({"peft_type": "LORA", "r": 2 * rank, "lora_alpha": 2 * rank * self.scale}, tensors)
+
+    @classmethod
+    @torch.no_grad()
+    def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
+        """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
+        tensors, rank = adapter.tensors, adapter.config["r"] // 2
+        first = min(int(name.split(".")[1]) for name in tensors)
+        tuner = cls(sam, rank, adapter.config["lora_alpha"] / adapter.config["r"], *([first] if first else []))
+        for i in range(sam.config.depth - first):
+            up = tensors[f"blocks.{first + i}.attn.qkv.lora_B.weight"].unflatten(0, (3, -1)).unflatten(2, (2, rank))
+            tuner.a[i].copy_(tensors[f"blocks.{first + i}.attn.qkv.lora_A.weight"].unflatten(0, (2, rank)))
+            tuner.b[i].copy_(torch.stack([up[0, :, 0], up[2, :, 1]]))
+        return tuner
 
 
 @METHODS.register("lora")

@@ -31,11 +31,13 @@ class Registry:
         self.problems: list[str] = []
         self.finders: list[Callable[[Path], None]] = []
         self._classes: dict[str, type] = {}
+        self._unlisted: set[str] = set()
         self._installed: dict[str, str] = {}  # top module of an entry point -> distribution and version
         self._loaded = False
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Enters the decorated class under `name`, which becomes its attribute `name`; RequestError if the name is taken."""
+    def register(self, name: str, listed: bool = True) -> Callable[[T], T]:
+        """Enters the decorated class under `name`, which becomes its attribute `name`; RequestError if the name is taken. listed: False for
+        one that means nothing without parameters, so that it is not among `names`."""
 
         def enter(cls: T) -> T:
             held = self._classes.get(name)
@@ -43,6 +45,7 @@ class Registry:
                 raise RequestError(f"The {self.kind} name {name!r} is taken by {_where(held)}; {_where(cls)} needs another.")
             cls.name = name  # type: ignore[attr-defined]
             self._classes[name] = cls
+            self._unlisted |= set() if listed else {name}
             return cls
 
         return enter
@@ -50,7 +53,7 @@ class Registry:
     def names(self) -> list[str]:
         """The registered names, in the order of their files and, in a file, of their definition; those from outside come last."""
         self._load()
-        return list(self._classes)
+        return [name for name in self._classes if name not in self._unlisted]
 
     def get(self, name: str) -> type:
         """The class behind a name; RequestError with the nearest known names otherwise."""

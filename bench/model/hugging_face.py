@@ -1,10 +1,13 @@
-"""The names that Hugging Face's SamModel has for SAM's tensors."""
+"""Hugging Face's SamModel and peft: the names that they have for SAM's tensors, and what an adapter is."""
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from bench.model.backbones import SamConfig
+from bench.model.sizes import SamConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 V = TypeVar("V")
 SHARED = "shared_image_embedding.positional_embedding"  # the same tensor as the prompt encoder's, and the one that files have
@@ -32,6 +35,16 @@ RENAMED = (
     (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.layers\.2\.", r"\1.proj_out."),
     (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.layers\.1\.", r"\1.layers.0."),
 )
+
+
+class PeftAdapter(NamedTuple):
+    """An adapter of Hugging Face's peft on SAM's image encoder.
+
+    config: its adapter_config.json, without where it belongs. tensors: by the encoder's own names, "blocks.0.attn.qkv.lora_A.weight".
+    """
+
+    config: dict[str, Any]
+    tensors: "dict[str, Tensor]"
 
 
 def hugging_face_name(name: str) -> str:

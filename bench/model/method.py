@@ -117,7 +117,7 @@ def build(name: str, sam: Sam, seed: int = 0, protocol: str = "clean") -> Prompt
     protocol_name, changes = parse_call(protocol)
     settings: dict[str, Any] = {**load_protocol(protocol_name, changes).settings, **changes}
     how = settings["normalise_native_size"], settings.get("resize", "square")
-    return build_parts(METHODS.get(method_name)(**dict(choice.parameters)), sam, seed, *how)
+    return build_parts(METHODS.get(method_name)(**choice.arguments), sam, seed, *how)
 
 
 def build_parts(method: Method, sam: Sam, seed: int, normalise_native_size: bool = True, resize: Resize = "square") -> PromptableSegmenter:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.model.attention import Projection, attention
 from bench.model.backbones import BackboneSpec, Normalisation
 from bench.model.dropout import show_part_to_compiler
+from bench.model.hugging_face import PeftAdapter
 from bench.model.implementation import implementation
 from bench.model.plain_attention import PlainBlock, attend_plain
 from bench.model.products import perceptron, project
@@ -192,6 +193,10 @@ class Tuner(nn.Module):
     def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor] | None:
         """The tensors of `vit`, under its own names, with which a stock SAM computes what this tuner does; None where none do."""
         return {} if type(self) is Tuner else None
+
+    def peft(self, vit: ImageEncoderViT) -> PeftAdapter | None:
+        """What this tuner does to `vit` as an adapter of Hugging Face's peft; None where that has none."""
+        return None
 
 
 class Prefix(NamedTuple):

@@ -94,7 +94,7 @@ def _check_method(folder: Path, stored: MethodChoice) -> None:
     """RequestError unless the method of this code is the one that the cell was made with, as far as its revision says."""
     try:
         cls = METHODS.get(stored.name)
-        now = choose_method(cls, dict(stored.parameters))
+        now = choose_method(cls, stored.arguments)
     except RequestError as error:
         raise RequestError(f"{folder} has a method that this code cannot build: {error}") from None
     if stored.revision not in (now.revision, *cls.also_loads):  # type: ignore[attr-defined]

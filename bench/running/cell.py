@@ -24,7 +24,7 @@ from bench.grid.files import write_together
 from bench.grid.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
 from bench.grid.protocol import Settings
 from bench.grid.registry import METHODS, third_party
-from bench.grid.spec import RunSpec
+from bench.grid.spec import RunSpec, check_files
 from bench.grid.store import RESUME, Record
 from bench.model.method import Method, build_parts
 from bench.model.precision import set_products
@@ -334,7 +334,9 @@ class Work:
 
 def build_model(spec: RunSpec, sam: Sam) -> PromptableSegmenter:
     """The untrained model of a spec."""
-    method: Method = METHODS.get(spec.method.name)(**dict(spec.method.parameters))
+    cls = METHODS.get(spec.method.name)
+    check_files(cls, spec.method)
+    method: Method = cls(**spec.method.arguments)
     return build_parts(method, sam, spec.seed, spec.settings.normalise_native_size, spec.settings.resize)
 
 

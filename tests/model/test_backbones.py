@@ -10,11 +10,14 @@ from safetensors.torch import save_file
 
 import bench
 from bench.errors import CheckpointError, RequestError
+from bench.grid.store import read_record
 from bench.model.backbones import CONFIGS, backbone_names, checkpoint_path, read_backbone
 from bench.model.checkpoints import weights_sha256
 from bench.model.decoder import HQDecoder
 from bench.model.hugging_face import SHARED, sam_model_config, to_hugging_face
 from bench.model.sam_modules import StockSam
+from bench.reevaluate import main as reevaluate
+from bench.run import main as run
 
 
 def test_every_file_names_a_backbone():
@@ -120,3 +123,30 @@ def test_sam_hqs_decoder_is_where_a_method_starts_if_asked(tmp_path, method):
     assert weights_sha256(bench.build(method, sam, seed=3).decoder) == weights_sha256(bench.build(method, plain, seed=3).decoder)
     with pytest.raises(CheckpointError, match=r"init=released: this backbone's checkpoint has no weights of SAM-HQ's decoder; hq_vit_b"):
         bench.build(f"{method}(init=released)", plain)
+
+
+@pytest.mark.slow
+def test_another_file_at_another_size_is_a_cell_of_its_own_and_found_again(tmp_path, capsys):
+    """Trained, evaluated once more and loaded, on a file that is not the backbone's own."""
+    tensors = bench.load_sam("tiny").state_dict()
+    tensors["image_encoder.neck.3.bias"] = tensors["image_encoder.neck.3.bias"] + 0.01
+    save_file(
+        {name: tensor.contiguous() for name, tensor in to_hugging_face(tensors).items() if name != SHARED}, tmp_path / "mine.safetensors"
+    )
+    words = ["--datasets", "synth_polyps", "--out", str(tmp_path / "out"), "--protocol", "smoke(resize=longest_side)", "--seeds", "0"]
+    words += ["--backbone", "tiny( image_size=64 )", "--checkpoint", str(tmp_path / "mine.safetensors")]
+    assert run(["--methods", "lora", *words]) == 0
+    (cell,) = (path.parent for path in tmp_path.rglob("record.json"))
+    record = read_record(cell)
+    assert cell.name.startswith("tiny,image_size=64_1shot") and record.spec.backbone == "tiny(image_size=64)"
+    assert record.spec.settings.resize == "longest_side" and record.provenance["checkpoint"]["name"] == "mine.safetensors"
+    model = bench.load_run(cell, pretrained=tmp_path)
+    assert model.resize == "longest_side" and model.sam.config.image_size == 64
+    with pytest.raises(CheckpointError, match=r"was tuned on the tiny\(image_size=64\) checkpoint of sha256"):
+        bench.load_run(cell)
+    assert reevaluate([str(cell), "--prompt", "none", "--pretrained", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert run(["--methods", "lora", *words, "--dry-run"]) == 0
+    assert "1 cells, 0 to run" in capsys.readouterr().out
+    assert run(["--methods", "lora", *words[:-2], "--dry-run"]) == 0  # the backbone's own file
+    assert "1 cells, 1 to run" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import bench
-from bench.exporting.model_files import merged_tensors
+from bench.exporting.merged import merged_tensors
 from bench.grid.protocol import load_protocol
 from bench.training.losses import upsampled_loss
 
