@@ -19,6 +19,11 @@ from bench.types import Features, Prompts
 VALUES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # of the widest map: it bounds how many prompts' maps are held together
 
 
+def maps_at_once(device: torch.device, values: int) -> int:
+    """Of how many prompts the maps are held together, for sources of so many values; those of more are computed again in backward."""
+    return max(1, VALUES_AT_ONCE.get(device.type, 2**22) // (4 * values))
+
+
 class Decoded(NamedTuple):
     """Per image: mask logits (n, 4g, 4g), and SAM's own estimate of each mask's IoU, (n,)."""
 
@@ -69,7 +74,7 @@ class Decoder(nn.Module):
     def _masks(self, sam: Sam, source: Tensor, weights: Tensor) -> Tensor:
         """What is read off the upscaled sources of all prompts (N, g², d), some prompts at a time: (N, 4g, 4g). In training the wide
         maps of all but few prompts are computed again in backward instead of kept."""
-        at_once = max(1, VALUES_AT_ONCE.get(source.device.type, 2**22) // (source.shape[1] * source.shape[2] * 4))
+        at_once = maps_at_once(source.device, source.shape[1] * source.shape[2])
         parts = list(zip(source.split(at_once), weights.split(at_once), strict=True))
         again = torch.is_grad_enabled() and len(parts) > 1
         upscaling = self.mask_decoder(sam).output_upscaling
