@@ -21,7 +21,7 @@ from bench.grid.store import ResultStore
 from bench.model.backbones import PRETRAINED
 from bench.running.grid import Options, run_grid
 from bench.training.launch import is_distributed, launch_processes
-from bench.types import COMPILE_MODES, Shots
+from bench.types import COMPILE_MODES, STEP_GRAPH, Shots
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -121,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs (or CPU processes) that run each cell together")
     parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="images of a training step in memory together; 0: all")
     parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="the encoder by torch.compile, on a GPU")
+    parser.add_argument(
+        "--compile", choices=(*COMPILE_MODES, STEP_GRAPH), default="", help="encoder by torch.compile, or steps as a graph; on a GPU"
+    )
     parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
     parser.add_argument("--spill-gb", type=float, default=Options.spill_gb, help="of embeddings beyond those, in a temporary file (TMPDIR)")
     parser.add_argument("--steal", action="store_true", help="also the cells that another process computes just now")

@@ -121,6 +121,7 @@ class Memory:
 
 WHOLE = Memory()
 COMPILE_MODES = ("default", "reduce-overhead")  # of torch.compile; the second uses CUDA graphs
+STEP_GRAPH = "step-graph"  # instead: nothing is compiled, and a training step is one CUDA graph where shapes repeat
 KEPT_BYTES = 4 * 2**30  # of what evaluation prepared once, a process
 
 

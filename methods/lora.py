@@ -41,12 +41,13 @@ class LoRATuner(Tuner):
         if at < 0:
             return super().step(i, block, x, carry)
         down, up = self.a[at].flatten(0, 1), self.b[at]  # (2r, C), (2, C, r)
-        to_q, to_v = up if self.scale == 1 else self.scale * up
+        to_q, to_v = (up if self.scale == 1 else self.scale * up).mT  # each (r, C)
+        none = torch.zeros_like(to_q)
+        to_qkv = torch.cat([torch.cat([to_q, none, none], 1), torch.cat([none, none, to_v], 1)])  # (2r, 3C)
 
         def qkv(tokens: Tensor) -> Tensor:
-            q, k, v = project(block.attn.qkv, tokens).chunk(3, -1)
-            of_q, of_v = (tokens @ down.T).chunk(2, -1)
-            return torch.cat([q + of_q @ to_q.T, k, v + of_v @ to_v.T], -1)
+            frozen, low = project(block.attn.qkv, tokens), tokens @ down.T
+            return torch.addmm(frozen.flatten(0, -2), low.flatten(0, -2), to_qkv).view(frozen.shape)  # one pass over a wide map
 
         x, _ = attend(block, x, qkv=qkv)
         return feed_forward(block, x), None

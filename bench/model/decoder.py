@@ -23,6 +23,11 @@ Init = Literal["random", "released"]
 VALUES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # of the widest map: it bounds how many prompts' maps are held together
 
 
+def maps_at_once(device: torch.device, values: int) -> int:
+    """Of how many prompts the maps are held together, for sources of so many values; those of more are computed again in backward."""
+    return max(1, VALUES_AT_ONCE.get(device.type, 2**22) // (4 * values))
+
+
 class Decoded(NamedTuple):
     """Per image: mask logits (n, 4g, 4g), SAM's own estimate of each mask's IoU, (n,), and the logit of the object being there at all,
     (n,), which SAM 2 and SAM 3 give."""
@@ -115,7 +120,7 @@ class Decoder(nn.Module):
         """What is read off the upscaled sources of all prompts, some prompts at a time: (N, 4g, 4g). In training the wide
         maps of all but few prompts are computed again in backward instead of kept."""
         places = source.places
-        at_once = max(1, VALUES_AT_ONCE.get(places.device.type, 2**22) // (places.shape[1] * places.shape[2] * 4))
+        at_once = maps_at_once(places.device, places.shape[1] * places.shape[2])
         parts = list(zip(places.split(at_once), weights.split(at_once), source.of.split(at_once), strict=True))
         again = torch.is_grad_enabled() and len(parts) > 1
         upscaling = self.mask_decoder(sam).output_upscaling

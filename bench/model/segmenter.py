@@ -79,7 +79,11 @@ class PromptableSegmenter(nn.Module):
     @property
     def execution(self) -> str:
         """How this model computes here and now, as a cell's record says it: "attention=…, products=…, encoder=…, decoder=…, loss=…"."""
-        kernel, products = (choose(self.device), choose_product(self.device.type)) if implementation() == "fast" else ("reference", "torch")
+        kernel, products = (
+            (choose(self.device, self.sam.config.grid**2), choose_product(self.device.type))
+            if implementation() == "fast"
+            else ("reference", "torch")
+        )
         encoder = "compiled" if self.encoder.is_compiled else implementation()
         return f"attention={kernel}, products={products}, encoder={encoder}, decoder={implementation()}, loss={implementation()}"
 

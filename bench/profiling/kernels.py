@@ -30,7 +30,7 @@ def compare_kernels(device: str, backbone: str, precision: str, images: int, rou
     print(f"{backbone}, {images} images, {precision}, {device}; `differs`: from the first one, by the largest value")
     kernels = {name: kernel for name, kernel in ATTENTION.items() if device == "cuda" or name not in GPU_ONLY}
     parts = (
-        (_attentions(config, images, kernels, device, kind), choose(torch.device(device))),
+        (_attentions(config, images, kernels, device, kind), choose(torch.device(device), config.grid**2)),
         (_products(config, images, device, kind), choose_product(device)),
     )
     for cases, chosen in parts:

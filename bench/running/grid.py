@@ -55,7 +55,7 @@ class Options:
     micro_batch: Annotated[int, Range(0, 65_536)] = 0  # images of a training step that are in memory together; 0: all
     checkpointing: bool = False
     devices: Annotated[int, Range(1, 1024)] = 1  # that train and evaluate each cell together, a process each
-    compile: str = ""  # torch.compile's mode for the encoder
+    compile: str = ""  # torch.compile's mode for the encoder, or STEP_GRAPH
     steal: bool = False  # cells that another process computes are computed here too
     group_writable: bool = False  # results can be written by other people of the folder's group
     keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers

@@ -371,6 +371,7 @@ def _work(
         runner = CellRunner(
             context, load_sam(context.backbone, context.checkpoint, device), open_datasets(specs, context.data), stop, begin=begin
         )
+        gc.freeze()  # what was imported stays: looking through it for garbage again and again took 2 % of a small cell
         while not stop.asked and (task := tasks.get()) is not None:
             for index, spec in task:
                 if not stop.asked:

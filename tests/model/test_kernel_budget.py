@@ -44,7 +44,7 @@ def like_a_gpu(monkeypatch):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=attn_mask, scale=scale)[0]
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
-    monkeypatch.setattr("bench.model.attention.choose", lambda device: "folded")
+    monkeypatch.setattr("bench.model.attention.choose", lambda device, places: "folded")
 
 
 @pytest.mark.parametrize("method", ["cat_sam_t", *(pytest.param(method, marks=pytest.mark.slow) for method in ("cat_sam_a", "lora"))])
