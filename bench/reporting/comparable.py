@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,7 +13,9 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError, unknown
+from bench.grid.published import published_for
 from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, own_weights
+from bench.reporting.labels import Labels, shots_in_words
 from bench.reporting.table import Cell
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, with an ending and a temporary name's
@@ -22,6 +25,7 @@ Gap = tuple[Run, str, str]  # of a cell that is not stored: its run, phase and r
 Identity = tuple[str, str, str, str]  # backbone, protocol, shots, checkpoint: of one table's cells
 IDENTITY = ("backbone", "protocol", "shots", "checkpoint_sha256")
 MACHINE = "provenance.device_name"
+TITLE = "provenance.data.title"
 FILES, TIME = "provenance.data.fingerprint", "provenance.time"
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
@@ -91,6 +95,13 @@ class ComparableCells:
         """The data sets, by name."""
         return sorted({dataset for _, dataset in (*self.scores, *self.gaps)})
 
+    @cached_property
+    def naming(self) -> Labels:
+        """How its methods and data sets are called in tables and figures."""
+        stored = self.frame[["dataset", TITLE]].dropna() if TITLE in self.frame else pd.DataFrame({"dataset": [], TITLE: []})
+        titles = dict(zip(stored["dataset"], stored[TITLE], strict=True))
+        return Labels.of(self.labels_of(self.datasets), self.datasets, published_for(self.identity[2]), titles)
+
     def cell(self, label: str, dataset: str) -> Cell:
         """Mean ± standard deviation over draws and seeds, or why there is none; a missing run is never averaged away."""
         scores, gaps = self.scores.get((label, dataset), {}), self.gaps.get((label, dataset), ())
@@ -126,7 +137,8 @@ class ComparableCells:
         common = (("backbone", backbone), ("weights", checkpoint[:8]), ("shots", shots), ("protocol", protocol))
         trials = sorted({int(count) for count in self.frame["trials"] if count > 0}) if len(self.frame) else []
         tuned = (("tuned", f"{' or '.join(map(str, trials))} trials"),) if trials else ()
-        return (*common, *tuned, ("prompts", "+".join(prompts) or "-"), ("selection", self.selection), ("rule", self.rule))
+        how = (("prompts", "+".join(prompts) or "-"), ("selection", self.selection), ("rule", self.rule))
+        return (*common, *tuned, *how, *self.naming.shared)
 
     def name(self, kind: str) -> str:
         """A file name for a kind of table or figure of these cells."""
@@ -231,7 +243,7 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     parts = _parts(_with_costs(own_weights(scan.table), store.costs()), grid)
     taken = [key for key in parts if query.takes(key[2], key[1], key[0])]
     if not taken:
-        others = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in parts)
+        others = "; ".join(f"{backbone}, {protocol}, {shots_in_words(shots)}" for backbone, protocol, shots, _ in parts)
         raise RequestError(f"No cell is of the shots, protocol and backbone asked for; there are: {others}.")
     notes = _damage_notes(store, scan.damaged)
     found = [_comparable(store, query, key, parts[key], notes) for key in taken]

@@ -8,7 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bench.reporting.table import Cell, Column, Facts, Table, count, csv, footnote_numbers, interval, markdown, number
+from bench.reporting.labels import Facts, in_words
+from bench.reporting.table import Cell, Column, Table, count, csv, footnote_numbers, interval, markdown, number
 
 SPECIAL = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
@@ -39,7 +40,7 @@ def latex(table: Table) -> str:
         " & ".join([tex(row.heading), *(_tex_cell(*pair, footnotes) for pair in zip(row.cells, table.columns, strict=True))])
         for row in table.rows
     ]
-    common = " $\\cdot$ ".join(f"{tex(name)} {tex(value)}" for name, value in table.context)
+    common = tex(in_words(table.context))
     notes = [*map(tex, table.notes), *(f"$^{{\\dagger{i}}}$~{tex(note)}." for i, note in enumerate(footnotes, 1))]
     parts = [body[at : at + PAGE_ROWS] for at in range(0, len(body), PAGE_ROWS)] or [[]]
     captions = [" ".join([f"{tex(table.title)}. {common}.", *notes])]
@@ -105,7 +106,7 @@ def _templates() -> Environment:
     made = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    made.filters |= {"data": _data_attributes, "said": _context}
+    made.filters |= {"data": _data_attributes, "said": in_words}
     made.globals |= {
         "label": _label,
         "number": number,
@@ -124,10 +125,6 @@ def _data_attributes(about: Facts, *names: str) -> dict[str, str]:
         if not names or name in names:
             found.setdefault(f"data-{name}", []).append(value)
     return {name: "|".join(values) for name, values in found.items()}
-
-
-def _context(context: Facts) -> str:
-    return " · ".join(f"{name} {value}" for name, value in context)
 
 
 FORMATS: Mapping[str, Callable[[Table], str]] = {"md": markdown, "csv": csv, "latex": latex, "html": html}

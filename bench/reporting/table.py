@@ -10,9 +10,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench.grid.spreadsheet import no_formula
+from bench.reporting.labels import Facts, in_words
 
 Mark = Literal["", "best", "second"]
-Facts = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,8 @@ def markdown(table: Table) -> str:
     heads = [table.corner, *(f"{column.group} {column.name}".strip() for column in table.columns)]
     align = ("left", *("right" for _ in table.columns))
     grid = tabulate(body, [_one_line(head) for head in heads], tablefmt="pipe", colalign=align, disable_numparse=True)
-    common = " · ".join(f"{name} {value}" for name, value in table.context)
     notes = [*map(_one_line, table.notes), *(f"[^{i}]: {_one_line(note)}" for i, note in enumerate(footnotes, 1))]
-    return "\n\n".join([f"### {_one_line(table.title)}", _one_line(common), grid, *notes]) + "\n"
+    return "\n\n".join([f"### {_one_line(table.title)}", _one_line(in_words(table.context)), grid, *notes]) + "\n"
 
 
 NUMBERS = ("value", "spread", "n", "n_asked", "low", "high", "images", "mark")
