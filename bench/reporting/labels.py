@@ -1,7 +1,7 @@
 """How tables and figures call methods, data sets and numbers of shots: by their titles, and what all methods share is said once."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -27,15 +27,26 @@ class Labels:
         known = {**titles(ROOT / "datasets"), **(stored or {})}
         called = {name: known.get(name, name) for name in datasets}
         count = Counter(called.values())
-        return cls(published, _shared(methods), {name: f"{of} ({name})" if count[of] > 1 else of for name, of in called.items()})
+        told_apart = {name: f"{of} ({name})" for name, of in called.items() if count[of] > 1}
+        return cls(published, _shared(methods), {**known, **told_apart})
 
     def method(self, label: str) -> str:
-        """A method's title, with the parameters that it does not share with all others."""
-        return heading(label, self.published, self.shared)
+        """A method's title, with the parameters that it does not share with all others; what stands behind a tab follows it."""
+        name, _, more = label.partition("\t")
+        return f"{heading(name, self.published, self.shared)} {more}".rstrip()
 
     def dataset(self, name: str) -> str:
         """A data set's title; any other name is itself."""
         return self.datasets.get(name, name)
+
+    def place(self, label: str, dataset: str) -> str:
+        """A method on a data set."""
+        return f"{self.method(label)} on {self.dataset(dataset)}"
+
+    def values(self, names: Iterable[str], key: Iterable[str]) -> list[str]:
+        """What fields of a cell have, in words: its method, data set and number of shots, or the value itself."""
+        said: Mapping[str, Callable[[str], str]] = {"label": self.method, "dataset": self.dataset, "shots": shots_in_words}
+        return [said.get(name, str)(value) for name, value in zip(names, key, strict=True)]
 
 
 def _shared(labels: Iterable[str]) -> Facts:
