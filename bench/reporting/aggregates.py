@@ -19,7 +19,7 @@ from bench.reporting.comparable import ComparableCells
 from bench.reporting.components import ends
 from bench.reporting.labels import Facts, Labels, counted
 from bench.reporting.statistics import Interval, Values, critical_difference, mean_ranks
-from bench.reporting.table import Cell, Column, Row, Table
+from bench.reporting.table import BRACKETS, Cell, Column, Row, Table
 from bench.reporting.table_statistics import BEST, PAIRS
 
 REPETITIONS = 2000
@@ -237,8 +237,8 @@ def _meaning(scores: Scores, naming: Labels, against: str) -> tuple[str, ...]:
     none, best = naming.method(scores.zero_shot) if scores.zero_shot else "zero-shot", naming.method(against)
     return (
         f"IQM: mean of the middle half of all runs. normalised: the IQM where 0 is {none} and 100 the best method's mean on each data set. "
-        f"P(better): chance that a run is above one of {best}. In brackets: 95 % interval of the stratified bootstrap over "
-        f"{scores.units}s; test images as they are.",
+        f"P(better): chance that a run is above one of {best}.",
+        f"{BRACKETS}95 % interval of the stratified bootstrap over {scores.units}s; test images as they are.",
     )
 
 

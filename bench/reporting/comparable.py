@@ -38,7 +38,7 @@ ONLY_SAMPLE = "provenance.only_training_sample"
 @dataclass(frozen=True)
 class CellQuery:
     """Which cells and which of their numbers a table takes; None leaves it to what is stored. against: what methods are compared
-    with, "best", "pairs" or a label."""
+    with, "best", "pairs" or a label; titled: whether methods and data sets go by their titles, or by their names."""
 
     selection: str | None = None
     rule: str = "all"
@@ -46,6 +46,7 @@ class CellQuery:
     protocol: str | None = None
     backbone: str | None = None
     against: str = "best"
+    titled: bool = True
 
     @classmethod
     def of(cls, given: Mapping[str, str | None]) -> "CellQuery":
@@ -78,6 +79,7 @@ class ComparableCells:
     notes: tuple[str, ...]
     scores: Mapping[Position, Mapping[Run, float]] = field(default_factory=dict)
     against: str = "best"
+    titled: bool = True
     other_files: Mapping[Position, tuple[str, ...]] = field(default_factory=dict)
     reevaluated: pd.DataFrame = field(default_factory=pd.DataFrame)
 
@@ -104,7 +106,9 @@ class ComparableCells:
     @cached_property
     def naming(self) -> Labels:
         """How its methods and data sets are called in tables and figures."""
-        return Labels.of(self.labels_of(self.datasets), self.datasets, published_for(self.identity[2]), self.titles)
+        return Labels.of(
+            self.labels_of(self.datasets), self.datasets, published_for(self.identity[2]), self.titles if self.titled else None
+        )
 
     def cell(self, label: str, dataset: str) -> Cell:
         """Mean ± standard deviation over draws and seeds, or why there is none; a missing run is never averaged away."""
@@ -337,7 +341,7 @@ def _comparable(store: ResultStore, query: CellQuery, key: Identity, part: Part,
     current = pd.concat([current, part.untrained]) if len(current) and len(part.untrained) else max(current, part.untrained, key=len)
     selection = query.selection or _first_selection(current)
     scores = _scores(current, f"{selection}.miou_{query.rule}")
-    made = ComparableCells(key, selection, query.rule, current, gaps, notes, scores, query.against)
+    made = ComparableCells(key, selection, query.rule, current, gaps, notes, scores, query.against, query.titled)
     others = _other_files(current, made.naming)
     notes = (*_rates(current, made.naming), *notes)
     if others:

@@ -14,7 +14,7 @@ from bench.grid.rows import IMAGES, read_image_rows, stamp
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
-from bench.reporting.table import Cell, Facts, Mark
+from bench.reporting.table import BRACKETS, Cell, Facts, Mark
 
 AVERAGE = "average"
 BEST, PAIRS = "best", "pairs"  # what methods are compared with, if not with one of them
@@ -162,7 +162,7 @@ def interval_notes(counts: Mapping[Position, Counts], naming: Labels) -> tuple[s
         return ()
     usual, *others = sorted(over, key=lambda text: -len(over[text]))
     told = "".join(f"; of {some_of(over[text])} over {text}" for text in others)
-    notes = [f"In brackets: 95 % interval over {usual}{told}."]
+    notes = [f"{BRACKETS}95 % interval over {usual}{told}."]
     if ONE_RUN in over:
         who = "no method here" if len(over) == 1 else some_of(over[ONE_RUN])
         notes.append(f"One run cannot tell methods apart, for another seed may turn them round: {who} is marked or tested by one run.")
