@@ -32,10 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.grid.store import ResultStore  # not before the words are read
     from bench.reporting.comparable import CellQuery
     from bench.reporting.power import power_tables
-    from bench.reporting.table import markdown
+    from bench.reporting.terminal import show
 
     query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone)
-    print(*map(markdown, power_tables(ResultStore(*given.out), query, given.a, given.b, given.difference)), sep="\n")
+    for table in power_tables(ResultStore(*given.out), query, given.a, given.b, given.difference):
+        show(table)
     return 0
 
 

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in formats:
         if name not in FORMATS:
             raise unknown("table format", name, FORMATS)
-    print_and_write(_asked(given), formats, given.out[0] / "tables")
+    print_and_write(_asked(given), formats, given.out[0] / "tables", not given.no_intervals, not given.no_n)
     return 0
 
 
@@ -60,7 +60,9 @@ def table(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.tables", description="Tables of the stored cells, drawn on a terminal, and as markdown elsewhere."
+    )
     kinds = "plain, paper (published beside ours), comparisons, efficiency, draws, aggregates, robustness, retention, tuning, "
     kinds += "shots, selections, rules, or all"
     parser.add_argument("--like", default="plain", metavar="KIND", help=kinds)
@@ -68,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--columns", help="and for its columns")
     parser.add_argument("--metric", default="miou", help="what it shows: miou, dice, mean_image_iou, or a column such as cost.steps")
     parser.add_argument("--format", default="md,csv", help="files to write: md, csv, latex, html")
+    parser.add_argument("--no-intervals", action="store_true", help="leave intervals out, but in the CSV")
+    parser.add_argument("--no-n", action="store_true", help="leave numbers of runs out, but in the CSV")
+    parser.add_argument("--names", action="store_true", help="names as commands take them, instead of titles")
     parser.add_argument("--out", default=[Path("results")], type=Path, nargs="+", help="results folders; tables go to the first's tables/")
     parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
     parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
@@ -85,7 +90,7 @@ def _asked(given: argparse.Namespace) -> "list[Table]":
     from bench.reporting.pivot import Pivot
     from bench.reporting.tables import pivoted, tables
 
-    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, given.against)
+    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, given.against, not given.names)
     if given.rows or given.columns:
         return pivoted(ResultStore(*given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric))
     return tables(ResultStore(*given.out), query, given.like)
