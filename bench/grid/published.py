@@ -57,29 +57,40 @@ def ordered(labels: Iterable[str], published: Published) -> list[str]:
 
 def _parts(label: str) -> tuple[str, list[str]]:
     """A label's method and its changed parameters, left aside the decoder, and that the weights are the released ones."""
-    name, _, shown = label.partition("(")
-    return name, [part for part in split_calls(shown.removesuffix(")")) if not part.startswith("decoder=") and part != RELEASED]
+    return label.partition("(")[0], [name for name in shown_values(label) if name not in ("decoder", RELEASED)]
 
 
-def heading(label: str, published: Published) -> str:
-    """A row's heading: the method's title, as it was published or as its file says it, and the shown parameters."""
-    name, _, shown = label.partition("(")
-    values = ", ".join(split_calls(shown.removesuffix(")"))).replace("=", ": ")
-    return (published.titles.get(name) or titles().get(name, name)) + (f" ({values})" if values else "")
+def shown_values(label: str) -> dict[str, str]:
+    """The values that a label shows, by parameter: {"decoder": "sam", "rank": "8"}; "released" is one without a value."""
+    parts = split_calls(label.partition("(")[2].removesuffix(")"))
+    return {name: value for name, _, value in (part.partition("=") for part in parts)}
+
+
+def heading(label: str, published: Published, shared: Iterable[tuple[str, str]] = ()) -> str:
+    """A row's heading: the method's title, as it was published or as its file says it, and the shown parameters but those that are
+    shared by all."""
+    name, said = label.partition("(")[0], dict(shared)
+    values = [f"{key}: {value}" if value else key for key, value in shown_values(label).items() if said.get(key) != value]
+    return (published.titles.get(name) or titles().get(name, name)) + (f" ({', '.join(values)})" if values else "")
 
 
 @cache
 def titles(folder: Path = ROOT / "methods") -> Mapping[str, str]:
-    """The titles of the methods that lie in the folder, by name, read off their files: importing those would load torch. A file that
-    is no Python, or writes a title otherwise than as text, is left to those who import it."""
+    """The titles of the methods (or data sets) that lie in the folder, by name, read off their files: importing those would load torch. A
+    file that is no Python, or writes a title otherwise than as text, is left to those who import it."""
     found = {}
     for node in (node for path in sorted(folder.glob("*.py")) for node in _classes(path)):
-        calls = [call for call in node.decorator_list if isinstance(call, ast.Call) and ast.unparse(call.func) == "METHODS.register"]
-        lines = [line.value for line in node.body if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "title"]
-        written = [value.value for value in (*(call.args[0] for call in calls), *lines) if isinstance(value, ast.Constant)]
-        if len(written) == 2:
-            found[str(written[0])] = str(written[1])
+        calls = [call for call in node.decorator_list if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("S.register")]
+        lines = [line.value for line in node.body if isinstance(line, ast.AnnAssign | ast.Assign) and _target(line) == "title"]
+        written = [*(call.args[0] for call in calls), *lines]
+        if len(texts := [value.value for value in written if isinstance(value, ast.Constant)]) == 2:
+            found[str(texts[0])] = str(texts[1])
     return found
+
+
+def _target(line: ast.AnnAssign | ast.Assign) -> str:
+    """What a line of a class gives a value to."""
+    return ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0])
 
 
 def _classes(path: Path) -> list[ast.ClassDef]:

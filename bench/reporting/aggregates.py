@@ -14,9 +14,10 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from bench.grid.published import Published, heading, ordered
+from bench.grid.published import Published, ordered
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.components import ends
+from bench.reporting.labels import Facts, Labels, counted
 from bench.reporting.statistics import Interval, Values, critical_difference, mean_ranks
 from bench.reporting.table import Cell, Column, Row, Table
 from bench.reporting.table_statistics import BEST, PAIRS
@@ -125,7 +126,7 @@ def ranking(comparable: ComparableCells, published: Published, scores: Scores | 
     if len(datasets) == 1 and scores:
         units = max(map(len, scores.of.values()))
         means = {label: np.broadcast_to(of.mean(axis=1)[:, 0], units) for label, of in scores.of.items()}
-        return Ranking.of(means, f"{scores.units}s of {datasets[0]}")
+        return Ranking.of(means, f"{scores.units}s of {comparable.naming.dataset(datasets[0])}")
     values = {label: [comparable.cell(label, name).value for name in datasets] for label in comparable.labels_of(datasets)}
     whole = {label: np.array(of, dtype=float) for label, of in values.items() if None not in of}
     if min(len(whole), len(datasets)) < FEWEST:
@@ -178,19 +179,19 @@ def aggregates_tables(comparable: ComparableCells, published: Published) -> list
     scores = aggregated(comparable, published)
     if scores is None:
         return []
-    against = _against(comparable, scores)
+    against, naming = _against(comparable, scores), comparable.naming
     over = f"{len(scores.datasets)} data sets: " if len(scores.datasets) > 1 else ""
     runs, ranked = scores.of[scores.trained[0]].shape, ranking(comparable, published, scores)
-    context = (*comparable.context, ("over", f"{over}{', '.join(scores.datasets)}; {_runs(scores.units, runs)}"))
-    notes = (*comparable.warnings, *_meaning(scores, published, against), *_ranked(ranked), *_lacking(scores, published), *comparable.notes)
+    context = (*comparable.context, ("over", f"{over}{', '.join(map(naming.dataset, scores.datasets))}; {_runs(scores.units, runs)}"))
+    notes = (*comparable.warnings, *_meaning(scores, naming, against), *_ranked(ranked), *_lacking(scores, naming), *comparable.notes)
     columns = (Column("", "IQM"), Column("", "normalised", 0), Column("", "P(better) %", 0), Column("", "mean rank", 2))
-    rows = tuple(_row(scores, label, against, ranked, published) for label in scores.of)
+    rows = tuple(_row(scores, label, against, ranked, naming) for label in scores.of)
     aggregates = Table(comparable.name("aggregates"), "Aggregates of foreground mIoU", context, "method", columns, rows, notes)
-    return [aggregates, _profile(comparable, scores, context, published)]
+    return [aggregates, _profile(comparable, scores, context)]
 
 
 def _runs(units: str, shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} draws × {shape[1]} seeds" if units == "draw" else f"{shape[0]} seeds"
+    return f"{counted(shape[0], 'draw')} × {counted(shape[1], 'seed')}" if units == "draw" else counted(shape[0], "seed")
 
 
 def _against(comparable: ComparableCells, scores: Scores) -> str:
@@ -198,7 +199,7 @@ def _against(comparable: ComparableCells, scores: Scores) -> str:
     return scores.best if comparable.against in (BEST, PAIRS) or comparable.against not in scores.of else comparable.against
 
 
-def _row(scores: Scores, label: str, against: str, ranked: Ranking | None, published: Published) -> Row:
+def _row(scores: Scores, label: str, against: str, ranked: Ranking | None, naming: Labels) -> Row:
     of, trained = scores.of[label], label in scores.trained
     normalised = scores.normalised.get(label)
     chance = Cell(reason="-")
@@ -211,7 +212,7 @@ def _row(scores: Scores, label: str, against: str, ranked: Ranking | None, publi
         chance,
         Cell(ranked.ranks[label]) if ranked else Cell(reason="-"),
     )
-    return Row(heading(label, published), cells, (("method", label),))
+    return Row(naming.method(label), cells, (("method", label),))
 
 
 def _cell(scores: Values, bracketed: bool) -> Cell:
@@ -232,8 +233,8 @@ def _ranked(ranked: Ranking | None) -> tuple[str, ...]:
     )
 
 
-def _meaning(scores: Scores, published: Published, against: str) -> tuple[str, ...]:
-    none, best = heading(scores.zero_shot, published) if scores.zero_shot else "zero-shot", heading(against, published)
+def _meaning(scores: Scores, naming: Labels, against: str) -> tuple[str, ...]:
+    none, best = naming.method(scores.zero_shot) if scores.zero_shot else "zero-shot", naming.method(against)
     return (
         f"IQM: mean of the middle half of all runs. normalised: the IQM where 0 is {none} and 100 the best method's mean on each data set. "
         f"P(better): chance that a run is above one of {best}. In brackets: 95 % interval of the stratified bootstrap over "
@@ -241,13 +242,13 @@ def _meaning(scores: Scores, published: Published, against: str) -> tuple[str, .
     )
 
 
-def _lacking(scores: Scores, published: Published) -> tuple[str, ...]:
-    said = [f"Left out: {heading(label, published)}, which {why}." for label, why in scores.lacking.items()]
+def _lacking(scores: Scores, naming: Labels) -> tuple[str, ...]:
+    said = [f"Left out: {naming.method(label)}, which {why}." for label, why in scores.lacking.items()]
     nothing = () if scores.normalised else ("Not normalised: a method without training is needed, and a better one on every data set.",)
     return (*said, *nothing)
 
 
-def _profile(comparable: ComparableCells, scores: Scores, context: tuple[tuple[str, str], ...], published: Published) -> Table:
+def _profile(comparable: ComparableCells, scores: Scores, context: Facts) -> Table:
     rows = []
     for label, of in scores.of.items():
         shares, repeated = above(of, THRESHOLDS), above(resampled(of, picked(of.shape[0], of.shape[2])), THRESHOLDS)
@@ -256,7 +257,7 @@ def _profile(comparable: ComparableCells, scores: Scores, context: tuple[tuple[s
             _between(100 * float(share), found, 100) if label in scores.trained else Cell(100 * float(share))
             for share, found in zip(shares, brackets, strict=True)
         ]
-        rows.append(Row(heading(label, published), tuple(cells), (("method", label),)))
+        rows.append(Row(comparable.naming.method(label), tuple(cells), (("method", label),)))
     columns = tuple(Column("", f"> {threshold}", 0) for threshold in THRESHOLDS)
     notes = ("How many of 100 runs, on all data sets alike, are above a mIoU (%).",)
     return Table(comparable.name("profile"), "Performance profile", context, "method", columns, tuple(rows), notes)

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,7 +13,9 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError, unknown
+from bench.grid.published import published_for
 from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, own_weights
+from bench.reporting.labels import Labels, counted, shots_in_words
 from bench.reporting.table import Cell
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, with an ending and a temporary name's
@@ -22,6 +25,7 @@ Gap = tuple[Run, str, str]  # of a cell that is not stored: its run, phase and r
 Identity = tuple[str, str, str, str]  # backbone, protocol, shots, checkpoint: of one table's cells
 IDENTITY = ("backbone", "protocol", "shots", "checkpoint_sha256")
 MACHINE = "provenance.device_name"
+TITLE = "provenance.data.title"
 FILES, TIME = "provenance.data.fingerprint", "provenance.time"
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
@@ -91,6 +95,17 @@ class ComparableCells:
         """The data sets, by name."""
         return sorted({dataset for _, dataset in (*self.scores, *self.gaps)})
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """The data sets' titles, as the records say them."""
+        stored = self.frame[["dataset", TITLE]].dropna() if TITLE in self.frame else pd.DataFrame({"dataset": [], TITLE: []})
+        return dict(zip(stored["dataset"], stored[TITLE], strict=True))
+
+    @cached_property
+    def naming(self) -> Labels:
+        """How its methods and data sets are called in tables and figures."""
+        return Labels.of(self.labels_of(self.datasets), self.datasets, published_for(self.identity[2]), self.titles)
+
     def cell(self, label: str, dataset: str) -> Cell:
         """Mean ± standard deviation over draws and seeds, or why there is none; a missing run is never averaged away."""
         scores, gaps = self.scores.get((label, dataset), {}), self.gaps.get((label, dataset), ())
@@ -109,7 +124,7 @@ class ComparableCells:
         cells = {dataset: self.cell(label, dataset) for dataset in datasets}
         missing = [dataset for dataset, cell in cells.items() if cell.value is None]
         if missing:
-            return Cell(reason=f"lacks {', '.join(missing)}")
+            return Cell(reason=f"lacks {self.naming.dataset(missing[0]) if len(missing) == 1 else counted(len(missing), 'data set')}")
         runs = [self.scores[label, dataset] for dataset in datasets]
         common = sorted(set.intersection(*map(set, runs)))
         same = all(len(scores) == len(common) for scores in runs)
@@ -126,7 +141,8 @@ class ComparableCells:
         common = (("backbone", backbone), ("weights", checkpoint[:8]), ("shots", shots), ("protocol", protocol))
         trials = sorted({int(count) for count in self.frame["trials"] if count > 0}) if len(self.frame) else []
         tuned = (("tuned", f"{' or '.join(map(str, trials))} trials"),) if trials else ()
-        return (*common, *tuned, ("prompts", "+".join(prompts) or "-"), ("selection", self.selection), ("rule", self.rule))
+        how = (("prompts", "+".join(prompts) or "-"), ("selection", self.selection), ("rule", self.rule))
+        return (*common, *tuned, *how, *self.naming.shared)
 
     def name(self, kind: str) -> str:
         """A file name for a kind of table or figure of these cells."""
@@ -138,7 +154,7 @@ class ComparableCells:
         """A warning where numbers are of generated images under a real data set's name."""
         if not len(self.frame) or not self.frame["generated"].any():
             return ()
-        names = ", ".join(sorted(set(self.frame.loc[self.frame["generated"], "dataset"])))
+        names = ", ".join(map(self.naming.dataset, sorted(set(self.frame.loc[self.frame["generated"], "dataset"]))))
         return (f"GENERATED STAND-INS, not the real images: {names}. These numbers say nothing about the real data sets.",)
 
     @property
@@ -153,9 +169,9 @@ class ComparableCells:
             counts = samples.fillna("not the reference's, but one that an earlier version drew").value_counts()
             shown = "; ".join(f"{sample} ({count} of {len(repeated)} cells)" for sample, count in counts.items())
             notes.append(f"ONE PICTURE: one-shot training repeats a single augmented sample in every epoch: {shown}.")
-        stopped = sorted(set(learnt.loc[learnt["eval_mode_after_first_look"], "label"]))
-        if stopped:
-            notes.append(f"Trained in evaluation mode, without dropout, after the first evaluation: {', '.join(stopped)}.")
+        stopped = map(self.naming.method, sorted(set(learnt.loc[learnt["eval_mode_after_first_look"], "label"])))
+        if names := ", ".join(stopped):
+            notes.append(f"Trained in evaluation mode, without dropout, after the first evaluation: {names}.")
         return tuple(notes)
 
     @property
@@ -231,7 +247,7 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     parts = _parts(_with_costs(own_weights(scan.table), store.costs()), grid)
     taken = [key for key in parts if query.takes(key[2], key[1], key[0])]
     if not taken:
-        others = "; ".join(f"{backbone}, {protocol}, {shots} shots" for backbone, protocol, shots, _ in parts)
+        others = "; ".join(f"{backbone}, {protocol}, {shots_in_words(shots)}" for backbone, protocol, shots, _ in parts)
         raise RequestError(f"No cell is of the shots, protocol and backbone asked for; there are: {others}.")
     notes = _damage_notes(store, scan.damaged)
     found = [_comparable(store, query, key, parts[key], notes) for key in taken]
@@ -319,16 +335,17 @@ def _comparable(store: ResultStore, query: CellQuery, key: Identity, part: Part,
     known = set(zip(*(part.untrained.get(name, []) for name in ("label", "dataset")), strict=True))
     gaps = _gaps(store, [cell for cell in asked if (cell.method, cell.dataset) not in known], set(frame.get("key", ())))
     current = pd.concat([current, part.untrained]) if len(current) and len(part.untrained) else max(current, part.untrained, key=len)
-    notes = (*_rates(current), *notes)
     selection = query.selection or _first_selection(current)
     scores = _scores(current, f"{selection}.miou_{query.rule}")
-    others = _other_files(current)
+    made = ComparableCells(key, selection, query.rule, current, gaps, notes, scores, query.against)
+    others = _other_files(current, made.naming)
+    notes = (*_rates(current, made.naming), *notes)
     if others:
         notes = (*notes, f"Cells of other data files are compared with none of the newer ones ({sum(map(len, others.values()))}).")
-    return ComparableCells(key, selection, query.rule, current, gaps, notes, scores, query.against, others)
+    return replace(made, notes=notes, other_files=others)
 
 
-def _other_files(frame: pd.DataFrame) -> dict[Position, tuple[str, ...]]:
+def _other_files(frame: pd.DataFrame, naming: Labels) -> dict[Position, tuple[str, ...]]:
     """See ComparableCells; what is not known to differ does not."""
     found: dict[Position, tuple[str, ...]] = {}
     if not {FILES, TIME} <= set(frame):
@@ -339,7 +356,7 @@ def _other_files(frame: pd.DataFrame) -> dict[Position, tuple[str, ...]]:
     newest = dict(zip(known["dataset"], known[FILES], strict=True))
     for label, dataset, draw, seed, files in zip(*(known[name] for name in ("label", "dataset", "draw", "seed", FILES)), strict=True):
         if files != newest[dataset]:
-            than = f"the newest cell of {dataset} ({newest[dataset][:8]}), not compared with it"
+            than = f"the newest cell of {naming.dataset(dataset)} ({newest[dataset][:8]}), not compared with it"
             note = f"{_in_words(draw, seed)}: of other data files ({files[:8]}) than {than}"
             found[label, dataset] = (*found.get((label, dataset), ()), note)
     return found
@@ -361,7 +378,7 @@ def _of_newest_samples(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(learnt.index[(learnt["stream_revision"] < newest) | (learnt["draw_revision"] < drawn)])
 
 
-def _rates(frame: pd.DataFrame) -> tuple[str, ...]:
+def _rates(frame: pd.DataFrame, naming: Labels) -> tuple[str, ...]:
     """A note with the learning rates of the methods that train, where they are not all the same."""
     learnt = frame if frame.empty else frame[trained(frame)]
     if learnt.empty or learnt["lr"].nunique() < 2:
@@ -369,8 +386,8 @@ def _rates(frame: pd.DataFrame) -> tuple[str, ...]:
     by_rate: dict[str, list[str]] = {}
     for label, cells in learnt.groupby("label"):
         for rate, of in cells.groupby("lr"):
-            where = "" if len(of) == len(cells) else f" on {', '.join(sorted(set(of['dataset'])))}"
-            by_rate.setdefault(str(rate), []).append(f"{label}{where}")
+            where = "" if len(of) == len(cells) else f" on {', '.join(map(naming.dataset, sorted(set(of['dataset']))))}"
+            by_rate.setdefault(str(rate), []).append(f"{naming.method(str(label))}{where}")
     return ("Learning rates: " + "; ".join(f"{rate}: {', '.join(labels)}" for rate, labels in sorted(by_rate.items())) + ".",)
 
 

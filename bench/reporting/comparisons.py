@@ -2,7 +2,7 @@
 
 import math
 
-from bench.grid.published import Published, heading, ordered
+from bench.grid.published import Published, ordered
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.statistics import Difference
 from bench.reporting.table import Cell, Column, Facts, Row, Table
@@ -16,11 +16,13 @@ MEANING = (
 
 def comparisons_table(comparable: ComparableCells, published: Published) -> Table:
     """Methods, or pairs of them, as rows; for every data set and the average: the difference, its interval, corrected p and effect size."""
-    datasets, against = comparable.datasets, comparable.against
+    datasets, against, naming = comparable.datasets, comparable.against, comparable.naming
     known = table_statistics(comparable, datasets, averaged=len(datasets) > 1)
     comparisons = known.comparisons(against)
     parts = (("Δ", 1, True), ("p", 4, False), ("d", 2, True))
-    columns = tuple(Column(group, name, digits, signed, dataset_of(group)) for group in known.columns for name, digits, signed in parts)
+    columns = tuple(
+        Column(naming.dataset(group), name, digits, signed, dataset_of(group)) for group in known.columns for name, digits, signed in parts
+    )
     by_pair = against == PAIRS
     found: dict[tuple[tuple[str, ...], str], Comparison] = {((c.a, c.b) if by_pair else (c.a,), c.column): c for c in comparisons}
     best = {((c.b,), c.column) for c in comparisons if not by_pair}
@@ -31,10 +33,10 @@ def comparisons_table(comparable: ComparableCells, published: Published) -> Tabl
     for key in keys:
         cells = [cell for group in known.columns for cell in _compared(found.get((key, group)), (key, group) in best)]
         about: Facts = tuple(("method", label) for label in key)
-        rows.append(Row(" - ".join(heading(label, published) for label in key), tuple(cells), about))
+        rows.append(Row(" - ".join(map(naming.method, key)), tuple(cells), about))
     what = {BEST: "Methods compared with the best of each column", PAIRS: "Methods compared in pairs"}
-    title = what.get(against, f"Methods compared with {heading(against, published)}")
-    notes = (*comparable.warnings, MEANING, *interval_notes(known.counts), *comparable.notes)
+    title = what.get(against, f"Methods compared with {naming.method(against)}")
+    notes = (*comparable.warnings, MEANING, *interval_notes(known.counts, naming), *comparable.notes)
     name = comparable.name("comparisons" if against == BEST else f"comparisons-{against}")
     return Table(name, title, comparable.context, "pair" if by_pair else "method", columns, tuple(rows), notes)
 

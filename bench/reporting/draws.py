@@ -7,9 +7,10 @@ from itertools import combinations
 
 import numpy as np
 
-from bench.grid.published import Published, heading, ordered
+from bench.grid.published import Published, ordered
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.components import DRAW, IMAGES, METHOD_DRAW, MOST_DRAWS, SEED, Split, Spread
+from bench.reporting.labels import counted
 from bench.reporting.statistics import Values
 from bench.reporting.table import Cell, Column, Row, Table
 from bench.reporting.table_statistics import BEST, PAIRS, TableStatistics, dataset_of, table_statistics
@@ -98,15 +99,15 @@ def _places(comparable: ComparableCells, known: TableStatistics, dataset: str, p
         return None
     means = {label: means_by_draw(comparable, label, dataset) for label in comparable.labels_of([dataset])}
     means = {label: of for label, of in means.items() if of}
-    rows = [Row(heading(label, published), (*_place_cells(means[label]), Cell(reason="-")), (("method", label),)) for label in labels]
+    rows = [Row(comparable.naming.method(label), (*_place_cells(means[label]), Cell(reason="-")), (("method", label),)) for label in labels]
     for a, b in pairs_of(labels, means, comparable.against):
         if not known.same_files(a, b, dataset):
             continue
         cells = (*_place_cells(differences_by_draw(means[a], means[b])), _design_cell(known, dataset, a, b))
-        rows.append(Row(f"{heading(a, published)} − {heading(b, published)}", cells, (("method", a), ("method", b))))
+        rows.append(Row(f"{comparable.naming.method(a)} − {comparable.naming.method(b)}", cells, (("method", a), ("method", b))))
     columns = tuple(Column("", name, digits, about=dataset_of(dataset)) for name, digits in HEADS.items())
     notes = (*comparable.warnings, PLACES.format(_others(means[label] for label in labels)), _power_note(known, dataset), *comparable.notes)
-    title = f"The official draw among others on {dataset}: foreground mIoU (%), and differences in points"
+    title = f"The official draw among others on {comparable.naming.dataset(dataset)}: foreground mIoU (%), and differences in points"
     return Table(f"{comparable.name('draws')}_{dataset}", title, comparable.context, "method", columns, tuple(rows), notes)
 
 
@@ -146,13 +147,21 @@ def _split_table(comparable: ComparableCells, known: TableStatistics, published:
         splits |= {dataset: found} if found else {}
     if not splits:
         return None
-    columns = [Column(name, part, digits, about=dataset_of(name)) for name in splits for part, digits in (("SD", 2), ("share %", 0))]
+    columns = [
+        Column(comparable.naming.dataset(name), part, digits, about=dataset_of(name))
+        for name in splits
+        for part, digits in (("SD", 2), ("share %", 0))
+    ]
     names = {DRAW: "draw, of all methods alike", METHOD_DRAW: METHOD_DRAW, SEED: "seed, within these", IMAGES: IMAGES}
     rows = [Row(said, tuple(cell for split in splits.values() for cell in _split_cells(split, name))) for name, said in names.items()]
-    of = "; ".join(f"{name}: {split.methods} methods, {split.draws} draws × {split.seeds} seeds" for name, split in splits.items())
+    of = "; ".join(_of_runs(comparable.naming.dataset(name), split) for name, split in splits.items())
     notes = (*comparable.warnings, SPLIT, f"Of {of}; all of them have these runs.", *comparable.notes)
     title = "What the variance of one run is made of: standard deviations in points of mIoU"
     return Table(comparable.name("variance"), title, comparable.context, "component", tuple(columns), tuple(rows), notes)
+
+
+def _of_runs(dataset: str, split: Split) -> str:
+    return f"{dataset}: {counted(split.methods, 'method')}, {counted(split.draws, 'draw')} × {counted(split.seeds, 'seed')}"
 
 
 SPLIT = (

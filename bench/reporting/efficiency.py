@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from bench.grid.published import Published, heading, ordered
+from bench.grid.published import Published, ordered
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.table import Cell, Column, Row, Table
 
@@ -32,7 +32,7 @@ def efficiency_table(comparable: ComparableCells, published: Published) -> Table
     rows = []
     for label in ordered(comparable.labels_of(comparable.datasets), published):
         mine = frame[frame["label"] == label] if len(frame) else frame
-        rows.append(Row(heading(label, published), tuple(_cost_cell(mine, name) for name in COSTS), (("method", label),)))
+        rows.append(Row(comparable.naming.method(label), tuple(_cost_cell(mine, name) for name in COSTS), (("method", label),)))
     notes = (*comparable.warnings, *_measured_notes(comparable), *_hardware_notes(comparable), *comparable.notes)
     return Table(comparable.name("efficiency"), "What the methods cost", comparable.context, "method", columns, tuple(rows), notes)
 

@@ -12,10 +12,11 @@ import pandas as pd
 from bench.errors import RequestError, unknown
 from bench.grid.metrics import RULES
 from bench.grid.protocol import SELECTIONS
-from bench.grid.published import Published, heading, ordered
+from bench.grid.published import Published, ordered
 from bench.grid.spec import parse_call
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, Gap, Position, Run, comparable_cells, file_name
+from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column as Methods
 from bench.reporting.statistics import Counts, Interval, Pooled
 from bench.reporting.table import Cell, Column, Facts, Row, Table
@@ -99,9 +100,15 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
     parts = [(key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)]
     notes = tuple(dict.fromkeys(note for comparable in comparables for note in (*comparable.warnings, *comparable.notes)))
     known = _known(found, pivot)
-    tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), published, known) for key, of in parts]
-    said = [interval_notes(_counted(of, pivot, known)) for _, of in parts]
+    titles = {name: title for comparable in comparables for name, title in comparable.titles.items()}
+    names = [_naming(of, published, titles) for _, of in parts]
+    tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), naming, known) for (key, of), naming in zip(parts, names, strict=True)]
+    said = [interval_notes(_counted(of, pivot, known), naming) for (_, of), naming in zip(parts, names, strict=True)]
     return [replace(table, notes=(*of, *notes)) for table, of in zip(tables, said, strict=True)]
+
+
+def _naming(found: Sequence[Entry], published: Published, titles: Mapping[str, str]) -> Labels:
+    return Labels.of({entry.at["label"] for entry in found}, {entry.at["dataset"] for entry in found}, published, titles)
 
 
 def _counted(found: Sequence[Entry], pivot: Pivot, known: Known) -> dict[Position, Counts]:
@@ -200,10 +207,10 @@ def _float(metric: str, value: object) -> float:
         raise RequestError(f"The column {metric!r} holds {value!r}, which is not a number: choose one that does.") from None
 
 
-def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], published: Published, known: Known) -> Table:
+def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], naming: Labels, known: Known) -> Table:
     scores: dict[tuple[str, str], dict[Run, float]] = {}
     gaps: dict[tuple[str, str], tuple[Gap, ...]] = {}
-    rows, columns = _keys(found, pivot.rows, published), _keys(found, pivot.columns, published)
+    rows, columns = _keys(found, pivot.rows, naming.published), _keys(found, pivot.columns, naming.published)
     behind: dict[tuple[str, str], list[Entry]] = {}
     for entry in found:
         place = "\n".join(_key(entry, pivot.rows)), "\n".join(_key(entry, pivot.columns))
@@ -214,10 +221,13 @@ def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], publi
             gaps[place] = (*gaps.get(place, ()), entry.gap)
     identity = (fixed.get("backbone", ""), fixed.get("protocol", ""), fixed.get("shots", ""), fixed.get("checkpoint", ""))
     comparable = ComparableCells(identity, fixed.get("selection", "shown"), fixed.get("rule", "shown"), pd.DataFrame(), gaps, (), scores)
-    heads = tuple(Column(" ".join(key[:-1]), key[-1], _digits(pivot.metric), about=_about(pivot.columns, key)) for key in columns)
+    words = {key: naming.values(pivot.columns, key) for key in columns}
+    heads = tuple(
+        Column(" ".join(said[:-1]), said[-1], _digits(pivot.metric), about=_about(pivot.columns, key)) for key, said in words.items()
+    )
     body = tuple(
         Row(
-            _heading(key, pivot, published),
+            " / ".join(naming.values(pivot.rows, key)),
             tuple(_cell(comparable, key, column, pivot, behind, known) for column in columns),
             _about(pivot.rows, key),
         )
@@ -225,7 +235,9 @@ def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], publi
     )
     name = file_name(("pivot", *pivot.rows, "by", *pivot.columns, pivot.metric, *fixed.values()))
     corner = " / ".join("method" if name == "label" else name for name in pivot.rows)
-    return Table(name, pivot.title or f"{pivot.metric}", tuple(fixed.items()), corner, heads, body)
+    in_words = {"label": naming.method, "dataset": naming.dataset}
+    context = tuple(("method" if key == "label" else key, in_words.get(key, str)(value)) for key, value in fixed.items())
+    return Table(name, pivot.title or f"{pivot.metric}", (*context, *naming.shared), corner, heads, body)
 
 
 def _about(names: Sequence[str], key: Sequence[str]) -> Facts:
@@ -251,10 +263,6 @@ def _cell(
 
 def _digits(metric: str) -> int:
     return 3 if "." in metric else 1
-
-
-def _heading(key: tuple[str, ...], pivot: Pivot, published: Published) -> str:
-    return " / ".join(heading(value, published) if name == "label" else value for name, value in zip(pivot.rows, key, strict=True))
 
 
 def _key(entry: Entry, names: Iterable[str]) -> tuple[str, ...]:

@@ -67,8 +67,9 @@ def _table(comparable: ComparableCells, dataset: str, a: str, b: str, spread: Sp
     for draws, of in sorted(designs):
         cells = [_power_cell(spread, Design(draws, of, times * spread.images), smallest, difference) for times in IMAGES]
         rows.append(Row(f"{draws} × {of}", tuple(cells)))
-    context = (*comparable.context[:4], ("dataset", dataset), ("difference", f"{_assumed(spread, difference):.2f} points"))
-    title = f"Power to tell {a} from {b} on {dataset} (%)"
+    naming = comparable.naming
+    context = (*comparable.context[:4], ("dataset", naming.dataset(dataset)), ("difference", f"{_assumed(spread, difference):.2f} points"))
+    title = f"Power to tell {naming.method(a)} from {naming.method(b)} on {naming.dataset(dataset)} (%)"
     name = f"{comparable.name('power')}_{a}-{b}_{dataset}"
     notes = (_needed(spread, smallest, difference), _varies(spread, difference), HOW, *comparable.warnings)
     return Table(name, title, context, "draws × seeds", columns, tuple(rows), notes)

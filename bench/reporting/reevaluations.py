@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bench.grid.published import Published, heading, ordered
+from bench.grid.published import Published, ordered
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.statistics import Difference
 from bench.reporting.table import Cell, Column, Row, Table
@@ -100,7 +100,7 @@ def family_of(condition: str) -> str:
 
 def robustness_table(comparable: ComparableCells, published: Published) -> Table:
     """Methods of each data set as rows; for every condition the mIoU and, but for CLEAN, its difference from that."""
-    found = Robustness.of(comparable, published)
+    found, naming = Robustness.of(comparable, published), comparable.naming
     conditions = sorted({condition for of in found for condition in of.conditions}, key=_order)
     columns = [Column(name, part, signed=part == "Δ") for name in conditions for part in ("mIoU", "Δ") if (name, part) != (CLEAN, "Δ")]
     rows = []
@@ -109,9 +109,9 @@ def robustness_table(comparable: ComparableCells, published: Published) -> Table
             drops = of.drops(label)
             cells = {(name, "mIoU"): of.cell(label, name) for name in conditions} | {(name, "Δ"): cell for name, cell in drops.items()}
             shown = tuple(cells.get((column.group, column.name), Cell()) for column in columns)
-            rows.append(Row(f"{of.dataset}: {heading(label, published)}", shown, (("dataset", of.dataset), ("method", label))))
+            rows.append(Row(f"{naming.dataset(of.dataset)}: {naming.method(label)}", shown, (("dataset", of.dataset), ("method", label))))
     counts = {(label, of.dataset): counts for of in found for (name, label), counts in of.known.counts.items() if name == CLEAN}
-    notes = (*comparable.warnings, ROBUSTNESS, *interval_notes(counts))
+    notes = (*comparable.warnings, ROBUSTNESS, *interval_notes(counts, naming))
     title = "Robustness: foreground mIoU (%) under other prompts and on damaged images"
     return Table(comparable.name("robustness"), title, comparable.context, "method", tuple(columns), tuple(rows), notes)
 
@@ -178,18 +178,20 @@ def _row(label: str, source: str) -> str:
 
 def retention_table(comparable: ComparableCells, published: Published) -> Table:
     """What was tuned on a row's data set, tested on each column's: the mIoU, and how much that is above zero-shot."""
-    found = Retention.of(comparable, published)
+    found, naming = Retention.of(comparable, published), comparable.naming
     if found is None:
         return Table("", "", (), "", (), ())
     parts = ("mIoU", "Δ") if found.zero else ("mIoU",)
-    columns = tuple(Column(name, part, signed=part == "Δ", about=(("dataset", name),)) for name in found.datasets for part in parts)
+    columns = tuple(
+        Column(naming.dataset(name), part, signed=part == "Δ", about=(("dataset", name),)) for name in found.datasets for part in parts
+    )
     over = {(row, name): cell for name in found.datasets for row, cell in found.over_zero(name).items()}
     rows = []
     for row, (label, source) in found.sources.items():
         each = [(found.cell(row, name), over.get((row, name), Cell()))[: len(parts)] for name in found.datasets]
-        title = _row(heading(label, published), source) if source else f"{heading(label, published)}, zero-shot"
+        title = _row(naming.method(label), naming.dataset(source)) if source else f"{naming.method(label)}, zero-shot"
         rows.append(Row(title, tuple(cell for pair in each for cell in pair), (("method", label),)))
-    note = RETENTION.format(zero=heading(found.zero, published) if found.zero else "zero-shot SAM, which is not stored")
-    notes = (*comparable.warnings, note, *interval_notes(found.known.counts))
+    note = RETENTION.format(zero=naming.method(found.zero) if found.zero else "zero-shot SAM, which is not stored")
+    notes = (*comparable.warnings, note, *interval_notes(found.known.counts, naming))
     title = "Retention: foreground mIoU (%) of what was tuned on one data set and is tested on others"
     return Table(comparable.name("retention"), title, comparable.context, "tuned on", columns, tuple(rows), notes)

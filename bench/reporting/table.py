@@ -2,17 +2,19 @@
 
 import io
 import re
+from collections.abc import Sequence
 from csv import writer
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import pandas as pd
 from tabulate import tabulate
 
 from bench.grid.spreadsheet import no_formula
+from bench.reporting.labels import Facts, in_words
 
 Mark = Literal["", "best", "second"]
-Facts = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -86,24 +88,35 @@ def markdown(table: Table) -> str:
     heads = [table.corner, *(f"{column.group} {column.name}".strip() for column in table.columns)]
     align = ("left", *("right" for _ in table.columns))
     grid = tabulate(body, [_one_line(head) for head in heads], tablefmt="pipe", colalign=align, disable_numparse=True)
-    common = " · ".join(f"{name} {value}" for name, value in table.context)
     notes = [*map(_one_line, table.notes), *(f"[^{i}]: {_one_line(note)}" for i, note in enumerate(footnotes, 1))]
-    return "\n\n".join([f"### {_one_line(table.title)}", _one_line(common), grid, *notes]) + "\n"
+    return "\n\n".join([f"### {_one_line(table.title)}", _one_line(in_words(table.context)), grid, *notes]) + "\n"
 
 
 NUMBERS = ("value", "spread", "n", "n_asked", "low", "high", "images", "mark")
 
 
 def csv(table: Table) -> str:
-    """The table as CSV, a line a cell, in full precision; the context is repeated on every line."""
+    """The table as CSV, a line a cell, in full precision; the context is repeated on every line. The last columns have the names of the
+    method and the data set that headings have by their titles."""
     text = io.StringIO()
     out = writer(text, lineterminator="\n")
-    out.writerow([*(no_formula(name) for name, _ in table.context), "row", "group", "column", *NUMBERS, "reason", "notes"])
+    out.writerow(
+        [*(no_formula(name) for name, _ in table.context), "row", "group", "column", *NUMBERS, "reason", "notes", "method", "dataset"]
+    )
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             place = [*(value for _, value in table.context), row.heading, column.group, column.name]
-            out.writerow([*map(no_formula, place), *_numbers(cell), no_formula(cell.reason), no_formula("; ".join(cell.notes))])
+            said = [
+                cell.reason,
+                "; ".join(cell.notes),
+                *("|".join(_of((*row.about, *column.about), name)) for name in ("method", "dataset")),
+            ]
+            out.writerow([*map(no_formula, place), *_numbers(cell), *map(no_formula, said)])
     return text.getvalue()
+
+
+def _of(about: Facts, name: str) -> list[str]:
+    return [value for known, value in about if known == name]
 
 
 def _text(cell: Cell, column: Column, footnotes: list[str]) -> str:
@@ -140,6 +153,25 @@ def count(cell: Cell) -> str:
     if cell.n is None or (cell.n == 1 and cell.of in (None, 1)):
         return ""
     return f" (n={cell.n})" if cell.of in (None, cell.n) else f" (n={cell.n} of {cell.of})"
+
+
+def packed(table: Table, widths: Sequence[float], room: float, most: int) -> list[list[int]]:
+    """The columns' places, block by block, of which each is at most `room` wide in all and has at most so many columns.
+
+    The columns of a group stay together, but for a group that is too large for a block of its own.
+    """
+
+    def fits(places: Sequence[int]) -> bool:
+        return len(places) <= most and sum(widths[i] for i in places) <= room
+
+    blocks: list[list[int]] = [[]]
+    groups = groupby(range(len(table.columns)), key=lambda i: table.columns[i].group or str(i))
+    for group in (list(of) for _, of in groups):
+        for piece in [group] if fits(group) else [[i] for i in group]:
+            if blocks[-1] and not fits([*blocks[-1], *piece]):
+                blocks.append([])
+            blocks[-1] += piece
+    return blocks
 
 
 def _numbers(cell: Cell) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from bench.grid.metrics import RULES, under_rule
 from bench.grid.rows import IMAGES, read_image_rows, stamp
 from bench.reporting.comparable import FILES, ComparableCells, Position
+from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
 from bench.reporting.table import Cell, Facts, Mark
 
@@ -152,11 +153,11 @@ def scope(counts: Counts) -> str:
     return "seeds and test images, for this one draw of the shots" if len(counts.runs) > 1 else ONE_RUN
 
 
-def interval_notes(counts: Mapping[Position, Counts]) -> tuple[str, ...]:
+def interval_notes(counts: Mapping[Position, Counts], naming: Labels) -> tuple[str, ...]:
     """Over what a table's intervals generalise, what one run cannot tell, and which data sets have few images."""
     over: dict[str, list[str]] = {}
-    for (label, dataset), of in counts.items():
-        over.setdefault(scope(of), []).append(f"{label} on {dataset}")
+    for place, of in counts.items():
+        over.setdefault(scope(of), []).append(naming.place(*place))
     if not over:
         return ()
     usual, *others = sorted(over, key=lambda text: -len(over[text]))
@@ -167,7 +168,7 @@ def interval_notes(counts: Mapping[Position, Counts]) -> tuple[str, ...]:
         notes.append(f"One run cannot tell methods apart, for another seed may turn them round: {who} is marked or tested by one run.")
     few = {dataset: len(of.images) for (_, dataset), of in sorted(counts.items()) if len(of.images) < FEW_IMAGES}
     if few:
-        said = ", ".join(f"{dataset} has {images}" for dataset, images in few.items())
+        said = ", ".join(f"{naming.dataset(dataset)} has {images}" for dataset, images in few.items())
         notes.append(f"Fewer than {FEW_IMAGES} test images say little of others, and intervals from them are rough: {said}.")
     return tuple(notes)
 

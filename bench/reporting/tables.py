@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.errors import RequestError, unknown
-from bench.grid.published import PUBLISHED, Published, heading, ordered, published_for, read_published
+from bench.grid.published import PUBLISHED, Published, ordered, published_for, read_published
 from bench.grid.store import ResultStore, Snapshot
 from bench.reporting.aggregates import aggregates_tables
 from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells, trained
@@ -20,6 +20,7 @@ from bench.reporting.comparisons import comparisons_table
 from bench.reporting.draws import draws_tables
 from bench.reporting.efficiency import efficiency_table, size_cells, sizes
 from bench.reporting.formats import FORMATS, SUFFIX
+from bench.reporting.labels import Labels, shots_in_words
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
 from bench.reporting.reevaluations import retention_table, robustness_table
 from bench.reporting.table import Cell, Column, Row, Table, markdown
@@ -34,14 +35,16 @@ def paper_table(comparable: ComparableCells, published: Published) -> Table:
     groups = (*published.datasets, AVERAGE)
     known = table_statistics(comparable, published.datasets, averaged=True)
     parts = ("ours", "published", "Δ", "in 95 %") if known.counts else ("ours", "published", "Δ")
-    columns = tuple(Column(group, name, signed=name == "Δ", about=dataset_of(group)) for group in groups for name in parts)
+    columns = tuple(
+        Column(comparable.naming.dataset(group), name, signed=name == "Δ", about=dataset_of(group)) for group in groups for name in parts
+    )
     ours = _scored(comparable, known, published.datasets, groups)
     rows = []
     for label in ordered(comparable.labels_of(published.datasets), published):
         theirs = [published.of(label, group) if paper_shots else None for group in groups]
         pairs = zip((ours[label, group] for group in groups), theirs, strict=True)
         cells = tuple(cell for pair in pairs for cell in _beside(*pair)[: len(parts)])
-        rows.append(Row(heading(label, published), cells, (("method", label),)))
+        rows.append(Row(comparable.naming.method(label), cells, (("method", label),)))
     return Table(
         comparable.name("paper"),
         "Foreground mIoU (%): ours, published, and Δ = ours - published",
@@ -53,7 +56,7 @@ def paper_table(comparable: ComparableCells, published: Published) -> Table:
             *comparable.warnings,
             *_cannot_say(comparable, published.datasets),
             *_published_notes(comparable, published),
-            *_statistics_notes(known),
+            *_statistics_notes(known, comparable.naming),
             *comparable.notes,
         ),
     )
@@ -86,16 +89,18 @@ def _scored(comparable: ComparableCells, known: TableStatistics, datasets: Seque
     return scored
 
 
-def _statistics_notes(known: TableStatistics) -> tuple[str, ...]:
+def _statistics_notes(known: TableStatistics, naming: Labels) -> tuple[str, ...]:
     if not known.counts:
         return ()
-    images = ", ".join(f"{name} {len(of.images)}" for name, of in sorted({name: of for (_, name), of in known.counts.items()}.items()))
+    images = ", ".join(
+        f"{naming.dataset(name)} {len(of.images)}" for name, of in sorted({name: of for (_, name), of in known.counts.items()}.items())
+    )
     return (
-        *interval_notes(known.counts),
+        *interval_notes(known.counts, naming),
         "Bold: ahead of every other method of the column; underlined: of all but the bold one. Both by paired differences on the same "
         "images, draws and seeds (p < 0.05 after Holm's correction for those behind), which brackets that overlap do not show.",
         f"Test images: {images}.",
-        *(f"No interval: {label} on {dataset}: {why}." for (label, dataset), why in known.lacks().items()),
+        *(f"No interval: {naming.place(*place)}: {why}." for place, why in known.lacks().items()),
     )
 
 
@@ -105,12 +110,13 @@ def _cannot_say(comparable: ComparableCells, datasets: Sequence[str]) -> tuple[s
     tuned = frame[trained(frame) & frame["trains"].astype(bool) & frame["dataset"].isin(list(datasets))] if len(frame) else frame
     if not len(tuned):
         return ()
-    places, said = tuned["label"] + " on " + tuned["dataset"], []
+    places = pd.Series(list(map(comparable.naming.place, tuned["label"], tuned["dataset"])), index=tuned.index)
+    said, names = [], tuned["label"].map(comparable.naming.method)
     for column, what in (("seed", "how other seeds do (one each"), ("draw", "how other draws of the shots do (one each")):
         runs = tuned.groupby(places)[column].nunique()
         said += [f"{what}{_of(runs.index[runs == 1], runs.index)})"] if (runs == 1).any() else []
-    untuned = tuned.loc[tuned.get("trials", pd.Series(0, index=tuned.index)) == 0, "label"]
-    said += [f"how methods do whose rates were searched for alike (untuned{_of(untuned, tuned['label'])})"] if len(untuned) else []
+    untuned = names[tuned.get("trials", pd.Series(0, index=tuned.index)) == 0]
+    said += [f"how methods do whose rates were searched for alike (untuned{_of(untuned, names)})"] if len(untuned) else []
     said += [f"how they do on images that chose nothing ({_best_of(tuned)})"] if comparable.selection == "best" else []
     return (f"What this table cannot say: {'; '.join(said)}.",) if said else ()
 
@@ -131,7 +137,7 @@ def _best_of(tuned: pd.DataFrame) -> str:
 
 def _published_notes(comparable: ComparableCells, published: Published) -> tuple[str, ...]:
     if comparable.identity[2] not in PUBLISHED:
-        return (f"No numbers were published for {comparable.identity[2]} shots.",)
+        return (f"No numbers were published for {shots_in_words(comparable.identity[2])}.",)
     notes = [f"Published: {published.source}."]
     if comparable.identity[0].replace("_", "-").lower() not in published.source.lower():
         notes.append(f"Δ compares different backbones: ours is {comparable.identity[0]}.")
@@ -147,19 +153,19 @@ def plain_table(comparable: ComparableCells, published: Published) -> Table:
     columns = (
         Column("", "trainable", digits=0),
         Column("", "share %", digits=2),
-        *(Column("", name, about=dataset_of(name)) for name in groups),
+        *(Column("", comparable.naming.dataset(name), about=dataset_of(name)) for name in groups),
     )
     known = table_statistics(comparable, datasets, averaged=len(datasets) > 1)
     parameters, ours = sizes(comparable.frame), _scored(comparable, known, datasets, groups)
     rows = [
         Row(
-            heading(label, published),
+            comparable.naming.method(label),
             (*size_cells(parameters.get(label, set())), *(ours[label, group] for group in groups)),
             (("method", label),),
         )
         for label in ordered(comparable.labels_of(datasets), published)
     ]
-    notes = (*comparable.warnings, *_statistics_notes(known), *comparable.notes)
+    notes = (*comparable.warnings, *_statistics_notes(known, comparable.naming), *comparable.notes)
     return Table(comparable.name("plain"), "Foreground mIoU (%)", comparable.context, "method", columns, tuple(rows), notes)
 
 

@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import kendalltau
 
-from bench.grid.published import Published, heading, ordered
+from bench.grid.published import Published, ordered
 from bench.grid.tuned import FOLDER, untuned_name
 from bench.reporting.comparable import ComparableCells, Position, Run
+from bench.reporting.labels import Labels
 from bench.reporting.style import COLOURS, GREY, PER_LINE, panels
 from bench.reporting.table import Cell, Column, Row, Table
 from bench.reporting.table_statistics import AVERAGE, TableStatistics, dataset_of, interval_notes, table_statistics
@@ -50,6 +51,11 @@ class TunedPair:
         return cls(both, tuned, table_statistics(both, datasets, len(datasets) > 1), tuple(labels), datasets, tuple(changed))
 
     @property
+    def naming(self) -> Labels:
+        """How tables and figures call its methods and data sets."""
+        return self.tuned.naming
+
+    @property
     def groups(self) -> list[str]:
         """The data sets, and the average of several."""
         return self.known.columns
@@ -83,7 +89,9 @@ def tuned_pairs(found: Sequence[ComparableCells]) -> list[TunedPair]:
 
 def tuning_table(pair: TunedPair, published: Published) -> Table:
     """Methods as rows; for every data set and the average: untuned, tuned, and the gain with its interval."""
-    columns = tuple(Column(group, name, signed=signed, about=dataset_of(group)) for group in pair.groups for name, signed in PARTS)
+    columns = tuple(
+        Column(pair.naming.dataset(group), name, signed=signed, about=dataset_of(group)) for group in pair.groups for name, signed in PARTS
+    )
     gains = {group: pair.known.compared([(label + TUNED, label) for label in pair.labels], group) for group in pair.groups}
     rows = []
     for label in ordered(pair.labels, published):
@@ -93,15 +101,15 @@ def tuning_table(pair: TunedPair, published: Published) -> Table:
             found = gains[group].get((label + TUNED, label))
             gap = None if untuned.value is None or tuned.value is None else tuned.value - untuned.value
             cells += [untuned, tuned, Cell(gap, low=found.interval.low, high=found.interval.high) if found else Cell(gap)]
-        rows.append(Row(heading(label, published), tuple(cells), (("method", label),)))
+        rows.append(Row(pair.naming.method(label), tuple(cells), (("method", label),)))
     context = tuple((name, f"{pair.both.identity[1]} and {value}" if name == "protocol" else value) for name, value in pair.tuned.context)
-    notes = (*pair.tuned.warnings, _order(pair), *_notes(pair), *interval_notes(pair.known.counts))
+    notes = (*pair.tuned.warnings, _order(pair), *_notes(pair), *interval_notes(pair.known.counts, pair.naming))
     return Table(pair.tuned.name("tuning"), "Foreground mIoU (%), untuned and tuned", context, "method", columns, tuple(rows), notes)
 
 
 def _order(pair: TunedPair) -> str:
     taus = {group: pair.tau(group) for group in pair.groups}
-    told = ", ".join(f"{group} {tau:.2f} ({count} methods)" for group, (tau, count) in taus.items() if count > 1)
+    told = ", ".join(f"{pair.naming.dataset(group)} {tau:.2f} ({count} methods)" for group, (tau, count) in taus.items() if count > 1)
     return f"Kendall's tau between the orders of the methods untuned and tuned, 1 for the same: {told or 'one method has no order'}."
 
 
@@ -113,7 +121,11 @@ def _notes(pair: TunedPair) -> Iterator[str]:
         f"({FOLDER}/{name}.toml). Intervals of gains are corrected for all methods of their column and exclude 0 where p < 0.05."
     )
     if pair.chosen:
-        yield "Parameters that trials chose: " + "; ".join(f"{was}: {now}" for was, now in pair.chosen) + "."
+        yield (
+            "Parameters that trials chose: "
+            + "; ".join(f"{pair.naming.method(was)}: {pair.naming.method(now)}" for was, now in pair.chosen)
+            + "."
+        )
     yield from pair.tuned.notes
 
 
@@ -129,6 +141,10 @@ def dumbbells(pair: TunedPair, published: Published) -> Iterator[Figure]:
                     ax.plot([untuned, tuned], [i, i], color=COLOURS[2] if tuned >= untuned else COLOURS[5], linewidth=1.6, zorder=2)
                     ax.plot(untuned, i, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=5, zorder=3)
                     ax.plot(tuned, i, "o", color=COLOURS[2] if tuned >= untuned else COLOURS[5], markersize=5, zorder=4)
-            ax.set_yticks(range(len(labels)), [heading(label, published) for label in labels] if k % PER_LINE == 0 else [])
-            ax.set(title=f"{group}, tau {pair.tau(group)[0]:.2f}", xlabel="foreground mIoU (%)", ylim=(len(labels) - 0.4, -0.6))
+            ax.set_yticks(range(len(labels)), [pair.naming.method(label) for label in labels] if k % PER_LINE == 0 else [])
+            ax.set(
+                title=f"{pair.naming.dataset(group)}, tau {pair.tau(group)[0]:.2f}",
+                xlabel="foreground mIoU (%)",
+                ylim=(len(labels) - 0.4, -0.6),
+            )
         yield figure

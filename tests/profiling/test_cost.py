@@ -29,14 +29,14 @@ def test_costs_of_cells_are_not_what_a_worker_had_or_what_a_cache_saved(tmp_path
     store = ResultStore(tmp_path)
     for method in (SAM, LORA):
         put(store, 60.0, method=method)
-    assert shown(store, "LoRA (decoder: sam)") == [None] * 3
+    assert shown(store, "LoRA") == [None] * 3
     (table,) = tables(store, CellQuery(), "efficiency")
     assert any('`python -m bench.perf cost --backbone vit_l --methods "lora(decoder=sam),sam"`' in note for note in table.notes)
     store.keep_cost(LORA, "vit_l", "a machine", {"step_seconds": 0.25, "images_per_second": 4.0, "peak_memory_mb": 700.0})
     store.keep_cost(SAM, "vit_l", "another machine", {"images_per_second": 9.0, "peak_memory_mb": 600.0})
     store.keep_cost(replace(LORA, revision=2), "vit_l", "a machine", {"images_per_second": 9.0, "peak_memory_mb": 600.0})
     (tmp_path / "costs" / "damaged.json").write_text("{")
-    assert shown(store, "LoRA (decoder: sam)") == [0.25, 700.0, 4.0]
+    assert shown(store, "LoRA") == [0.25, 700.0, 4.0]
     assert shown(store, "SAM") == [None] * 3
 
 
@@ -57,5 +57,5 @@ def test_measured_once_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.Ca
     store = ResultStore(tmp_path)
     assert store.cost_file(choice, "tiny", "x") != store.cost_file(choice, "tiny", "y") != store.cost_file(choice, "vit_b", "y")
     put(store, 60.0, backbone="tiny", method=choice)
-    assert shown(store, "LoRA (decoder: sam)") == [None] * 3  # its cell ran on "a machine"
+    assert shown(store, "LoRA") == [None] * 3  # its cell ran on "a machine"
     assert main([*words[:-1], "lorra"]) == 2

@@ -114,7 +114,7 @@ def test_one_data_set_is_ranked_over_its_draws(tmp_path: Path) -> None:
     store = ResultStore(tmp_path / "results")
     fill(store, ("whu",), draws=3, seeds=1)
     (table, _) = tables(store, CellQuery(), "aggregates")
-    assert any(note.startswith("mean rank: over 3 draws of whu;") for note in table.notes)
+    assert any(note.startswith("mean rank: over 3 draws of WHU Building;") for note in table.notes)
 
 
 def test_one_run_of_each_has_no_aggregates_and_says_what_is_needed(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_one_seed_a_draw_is_said_and_no_number(tmp_path: Path, capsys: pytest.Ca
 def test_power_says_the_fewest_runs_and_takes_a_difference(store: ResultStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert power(["cat_sam_t", "lora", "--out", str(store.root)]) == 0
     found = capsys.readouterr().out
-    assert "Power to tell cat_sam_t from lora(decoder=sam) on whu" in found and "80 % need" in found and "**" in found
+    assert "Power to tell CAT-SAM-T from LoRA on WHU Building" in found and "80 % need" in found and "**" in found
     assert power(["cat_sam_t", "lora", "--difference", "0.01", "--out", str(store.root)]) == 0
     small = capsys.readouterr().out
     assert "80 % are out of reach of 200 draws" in small and "**" not in small

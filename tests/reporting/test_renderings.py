@@ -52,26 +52,31 @@ SMALL = Table(
 )
 
 LATEX = r"""\begin{table*}
-\centering
-\caption{A \& B\_1. shots 1. Said below. $^{\dagger1}$~x \textless{} 1.}
+\centering\footnotesize\setlength{\tabcolsep}{4pt}
+\caption{A \& B\_1. 1 shot.}
 \label{tab:small}
 \par\smallskip
-\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%
 \begin{tabular}{lrrr}
 \toprule
  & \multicolumn{2}{c}{whu} & \multicolumn{1}{c}{sbu} \\
 \cmidrule(lr){2-3}\cmidrule(lr){4-4}
 method & ours & $\Delta$ & ours \\
 \midrule
-LoRA (rank: 8) & \textbf{86.0 $\pm$ 1.1} {\scriptsize [84.0, 88.0]} ($n$=3) & $-$0.1 & failed$^{\dagger1}$ \\
+LoRA (rank: 8) & \textbf{86.0 $\pm$ 1.1} & $-$0.1 & failed$^{\dagger1}$ \\
+ & {\scriptsize [84.0, 88.0] ($n$=3)} &  &  \\
 SAM & \underline{43.5} & - & 1.0$^{\dagger1}$ \\
 \bottomrule
-\end{tabular}}
+\end{tabular}
+\par\smallskip
+\begin{minipage}{\textwidth}\scriptsize\raggedright
+Said below.\par
+$^{\dagger1}$~x \textless{} 1.
+\end{minipage}
 \end{table*}
 """
 
 HTML = """<figure class="table" id="small" data-shots="1">
-<div class="scroll"><table><caption><span>A &amp; B_1<br><small>shots 1</small></span></caption>
+<div class="scroll"><table><caption><span>A &amp; B_1<br><small>1 shot</small></span></caption>
 <thead><tr><th scope="col">method</th><th scope="col">whu ours</th><th scope="col">whu Δ</th>\
 <th scope="col" data-dataset="sbu">sbu ours</th></tr></thead>
 <tbody>
@@ -158,25 +163,37 @@ def test_no_text_of_a_table_is_markup() -> None:
 def test_markdown_and_csv_carry_interval_and_mark() -> None:
     assert "**86.0 ± 1.1** [84.0, 88.0] (n=3)" in markdown(SMALL)
     assert "<u>43.5</u>" in markdown(SMALL)
-    assert "1,LoRA (rank: 8),whu,ours,86.04,1.06,3,3,84.0,88.0,9,best,,\n" in csv(SMALL)
+    assert "1,LoRA (rank: 8),whu,ours,86.04,1.06,3,3,84.0,88.0,9,best,,,lora|b,\n" in csv(SMALL)
 
 
-def test_a_long_table_is_parted_in_latex() -> None:
-    long = replace(SMALL, rows=SMALL.rows * 50)
-    parts = latex(long).split("\\begin{table*}")[1:]
-    rows = [part.count("LoRA (rank: 8)") for part in parts]
-    assert len(parts) == math.ceil(len(long.rows) / 40) and sum(rows) == 50
-    assert len({line for part in parts for line in part.splitlines() if "\\label" in line}) == len(parts)
+WIDE = replace(
+    SMALL,
+    name="wide",
+    context=tuple((name, "long " * 20) for name in ("protocol", "weights", "prompts", "rule")),
+    columns=tuple(Column(f"Data set {i} (generated)", name) for i in range(6) for name in ("ours", "published", "Δ", "in 95 %")),
+    rows=tuple(Row(f"Method {k} (rank: {k})", (BEST, *(Cell(-0.12),) * 2, Cell(reason="inside")) * 6) for k in range(30)),
+)
+
+
+def test_long_and_wide_tables_are_parted_in_latex() -> None:
+    for table in (WIDE, replace(SMALL, rows=SMALL.rows * 50)):
+        parts = latex(table).split("\\begin{table*}")[1:]
+        assert len({line for part in parts for line in part.splitlines() if "\\label" in line}) == len(parts)
+        assert all(len(re.findall(r"\\\\$", part, re.MULTILINE)) <= 46 for part in parts)  # lines of a page
+        assert max(len(spec) for spec in re.findall(r"\{tabular\}\{(l?r+)\}", latex(table))) <= 12
+        assert all(len(of) <= 300 for of in re.findall(r"\\caption\{(.*)\}", latex(table)))
+        assert latex(table).count("86.0 $\\pm$ 1.1") == sum(cell == BEST for row in table.rows for cell in row.cells)
+    groups = [re.findall(r"c\}\{(Data set \d)", of) for of in latex(WIDE).split("\\toprule")[1:]]
+    assert sorted({name for of in groups for name in of}) == [f"Data set {i}" for i in range(6)]  # a data set is never cut in two
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles(tmp_path: Path) -> None:
-    long = replace(SMALL, name="long", rows=SMALL.rows * 50)
-    both = latex(SMALL) + latex(long)
-    text = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n" + both + "\\end{document}\n"
-    (tmp_path / "t.tex").write_text(text)
+def test_latex_compiles_within_the_text(tmp_path: Path) -> None:
+    """With booktabs alone, and nothing sticks out."""
+    made = "".join(map(latex, (SMALL, WIDE, replace(SMALL, name="long", rows=SMALL.rows * 50))))
+    (tmp_path / "t.tex").write_text("\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + made + "\\end{document}\n")
     done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
+    assert done.returncode == 0 and "Overfull" not in done.stdout and "too large" not in done.stdout, done.stdout[-2000:]
 
 
 def fill(store: ResultStore, gap: float) -> None:
@@ -193,7 +210,7 @@ def marks(store: ResultStore) -> dict[str, str]:
 
 def test_best_is_bold_only_where_the_difference_is_outside_the_noise(store: ResultStore) -> None:
     fill(store, 6.0)
-    assert marks(store) == {"SAM": "", "LoRA (decoder: sam)": "best", "CAT-SAM-T": "second"}
+    assert marks(store) == {"SAM": "", "LoRA": "best", "CAT-SAM-T": "second"}
 
 
 def test_nothing_is_second_without_a_first_that_is_ahead_of_it(store: ResultStore) -> None:
@@ -216,7 +233,7 @@ def test_one_run_marks_and_tests_nothing_and_says_so(store: ResultStore) -> None
     assert "95 % interval over test images of this one run alone." in said and "One run cannot tell methods apart" in said
     (compared,) = tables(store, CellQuery(), "comparisons")
     assert {row.heading: row.cells[1].reason for row in compared.rows} == {
-        "LoRA (decoder: sam)": "",
+        "LoRA": "",
         "CAT-SAM-T": "one run",
         "SAM": "one run",
     }
@@ -228,14 +245,15 @@ def test_a_table_says_over_what_its_intervals_generalise(store: ResultStore) -> 
     for seed in range(3):
         put(store, 86.0, seed=seed, draw=1)
     said = " ".join(tables(store, CellQuery())[0].notes)
-    assert "; of lora(decoder=sam) on whu over draws of the shots, each with its seeds, and test images." in said
+    assert "; of LoRA on WHU Building over draws of the shots, each with its seeds, and test images." in said
 
 
 def test_few_test_images_are_said_and_too_few_are_a_reason(store: ResultStore) -> None:
     for seed in range(3):
         put(store, 80.0, images=12, seed=seed)
     assert any(
-        note.startswith("Fewer than 20 test images") and note.endswith("whu has 12.") for note in tables(store, CellQuery())[0].notes
+        note.startswith("Fewer than 20 test images") and note.endswith("WHU Building has 12.")
+        for note in tables(store, CellQuery())[0].notes
     )
     put(store, 80.0, images=3, empty=2, method=CAT)
     table = pd.read_csv(store.folder(replace(SPEC, method=CAT)) / "images.csv", converters={"name": str})
@@ -246,7 +264,7 @@ def test_few_test_images_are_said_and_too_few_are_a_reason(store: ResultStore) -
     table.to_csv(store.folder(kept.spec) / "images.csv", index=False)
     (store.folder(kept.spec) / "record.json").write_bytes(record_bytes(kept))
     said = [note for note in tables(store, CellQuery())[0].notes if note.startswith("No interval")]
-    assert said == ["No interval: cat_sam_t on whu: fewer than two of its test images have pixels in prediction or truth."]
+    assert said == ["No interval: CAT-SAM-T on WHU Building: fewer than two of its test images have pixels in prediction or truth."]
 
 
 UNTRAINED = {"trainable_parameters": 0, "total_parameters": 10_000}
@@ -287,7 +305,7 @@ def test_the_papers_table_says_whether_the_published_number_is_inside(store: Res
         put(store, 70.0, seed=seed, method=CAT)  # published: 86.8
     (table,) = tables(store, CellQuery(), "paper")
     said = {row.heading: (row.cells[0].n, row.cells[0].images, row.cells[3].reason) for row in table.rows}
-    assert said == {"LoRA (decoder: sam)": (3, 40, "inside"), "CAT-SAM-T": (3, 40, "above ours")}
+    assert said == {"LoRA": (3, 40, "inside"), "CAT-SAM-T": (3, 40, "above ours")}
 
 
 def compared(store: ResultStore, against: str) -> dict[str, tuple[Cell, ...]]:
@@ -298,9 +316,9 @@ def compared(store: ResultStore, against: str) -> dict[str, tuple[Cell, ...]]:
 def test_methods_are_compared_with_the_best_with_a_control_or_in_pairs(store: ResultStore) -> None:
     fill(store, 6.0)
     best, control, pairs = (compared(store, against) for against in ("best", "sam", "pairs"))
-    assert best["LoRA (decoder: sam)"][0].reason == "best" and sorted(control) == ["CAT-SAM-T", "LoRA (decoder: sam)"]
-    assert sorted(pairs) == ["CAT-SAM-T - LoRA (decoder: sam)", "CAT-SAM-T - SAM", "LoRA (decoder: sam) - SAM"]
-    for delta, p, d in (best["CAT-SAM-T"], pairs["CAT-SAM-T - LoRA (decoder: sam)"]):
+    assert best["LoRA"][0].reason == "best" and sorted(control) == ["CAT-SAM-T", "LoRA"]
+    assert sorted(pairs) == ["CAT-SAM-T - LoRA", "CAT-SAM-T - SAM", "LoRA - SAM"]
+    for delta, p, d in (best["CAT-SAM-T"], pairs["CAT-SAM-T - LoRA"]):
         assert delta.value == pytest.approx(-6.0, abs=0.5)
         assert delta.low is not None and delta.high is not None and delta.low < delta.value < delta.high < 0
         assert p.value is not None and p.value < 0.01 and d.value is not None and d.value < -1
@@ -342,7 +360,7 @@ def test_cells_without_rows_by_image_have_no_interval(store: ResultStore) -> Non
     assert sorted(label for label, _ in known.counts) == ["cat_sam_t", "sam"]
     assert known.interval(LORA.label, "whu") is None
     (table,) = tables(store, CellQuery())
-    assert any(note.startswith("No interval: lora(decoder=sam) on whu: the rows by image of whu/lora,") for note in table.notes)
+    assert any(note.startswith("No interval: LoRA on WHU Building: the rows by image of whu/lora,") for note in table.notes)
 
 
 def test_efficiency_is_of_all_cells(store: ResultStore) -> None:
@@ -366,7 +384,7 @@ def test_pivots_join_shots_and_part_what_they_do_not_show(store: ResultStore) ->
     put(store, 50.0, protocol="clean")
     made = tables(store, CellQuery(), "shots")
     assert [dict(table.context)["protocol"] for table in made] == ["clean", "paper"]
-    assert [(column.group, column.name) for column in made[1].columns] == [("whu", "1"), ("whu", "16")]
+    assert [(column.group, column.name) for column in made[1].columns] == [("WHU Building", "1 shot"), ("WHU Building", "16 shots")]
     assert [round(cell.value or 0) for cell in made[1].rows[0].cells] == [80, 90]
 
 
@@ -401,8 +419,8 @@ def test_what_a_sweep_changed_is_a_field_and_no_part_of_a_name(store: ResultStor
     shown = {row.heading: [cell.reason or round(cell.value or 0) for cell in row.cells] for row in table.rows}
     assert shown == {
         "SAM / -": ["not run", 40, "not run"],
-        "LoRA (decoder: sam) / 2": [52, 52, "pending"],
-        "LoRA (decoder: sam) / 16": ["not run", 66, "not run"],
+        "LoRA / 2": [52, 52, "pending"],
+        "LoRA / 16": ["not run", 66, "not run"],
     }
     (picture,) = heat_maps(store, CellQuery(), Pivot.of("method,rank", "lr", "miou"))
     with picture.draw() as figure:
@@ -420,7 +438,7 @@ def test_pivots_keep_gaps_and_nan(store: ResultStore) -> None:
     cells = {row.heading: row.cells for row in table.rows}
     assert cells["CAT-SAM-T"][-1].reason in ("failed", "not run")
     (table,) = tables(store, CellQuery(), "shots")
-    assert [row.heading for row in table.rows] == ["LoRA (decoder: sam)", "CAT-SAM-T"]  # as published
+    assert [row.heading for row in table.rows] == ["LoRA", "CAT-SAM-T"]  # as published
     assert table.rows[1].cells[0].reason == "failed"
     store.save(Record(replace(SPEC, seed=2), {"best": {"miou_all": math.nan}}, COST, {}), pd.DataFrame(), HISTORY, None)
     (table,) = tables(store, CellQuery(), "shots")

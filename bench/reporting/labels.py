@@ -1,0 +1,73 @@
+"""How tables and figures call methods, data sets and numbers of shots: by their titles, and what all methods share is said once."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from bench import ROOT
+from bench.grid.published import Published, heading, shown_values, titles
+from bench.grid.spec import ALWAYS_SHOWN
+
+Facts = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The names of one table or figure. shared: what a context says in place of every label, (("decoder", "sam"),); datasets: titles."""
+
+    published: Published
+    shared: Facts = ()
+    datasets: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, methods: Iterable[str], datasets: Iterable[str], published: Published, stored: Mapping[str, str] | None = None) -> Self:
+        """The names of these methods (labels) and data sets; stored: titles that cells' records give data sets. A title that two of the
+        data sets have stands with the name."""
+        known = {**titles(ROOT / "datasets"), **(stored or {})}
+        called = {name: known.get(name, name) for name in datasets}
+        count = Counter(called.values())
+        told_apart = {name: f"{of} ({name})" for name, of in called.items() if count[of] > 1}
+        return cls(published, _shared(methods), {**known, **told_apart})
+
+    def method(self, label: str) -> str:
+        """A method's title, with the parameters that it does not share with all others; what stands behind a tab follows it."""
+        name, _, more = label.partition("\t")
+        return f"{heading(name, self.published, self.shared)} {more}".rstrip()
+
+    def dataset(self, name: str) -> str:
+        """A data set's title; any other name is itself."""
+        return self.datasets.get(name, name)
+
+    def place(self, label: str, dataset: str) -> str:
+        """A method on a data set."""
+        return f"{self.method(label)} on {self.dataset(dataset)}"
+
+    def values(self, names: Iterable[str], key: Iterable[str]) -> list[str]:
+        """What fields of a cell have, in words: its method, data set and number of shots, or the value itself."""
+        said: Mapping[str, Callable[[str], str]] = {"label": self.method, "dataset": self.dataset, "shots": shots_in_words}
+        return [said.get(name, str)(value) for name, value in zip(names, key, strict=True)]
+
+
+def _shared(labels: Iterable[str]) -> Facts:
+    """The parameters that labels always show, where all that show one show the same value."""
+    values: dict[str, set[str]] = {}
+    for name, value in (pair for label in labels for pair in shown_values(label).items()):
+        values.setdefault(name, set()).add(value)
+    return tuple((name, *values[name]) for name in ALWAYS_SHOWN if len(values.get(name, ())) == 1)  # type: ignore[misc]
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 seed", "10 seeds"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def shots_in_words(shots: object) -> str:
+    """A number of shots: "1 shot", "16 shots", and of "full" "all training images"."""
+    return "all training images" if shots == "full" else f"{shots} shot{'' if str(shots) == '1' else 's'}"
+
+
+def in_words(context: Facts) -> str:
+    """What all numbers of a table or figure have in common, on one line."""
+    said = {"shots": shots_in_words, "decoder": lambda name: f"decoder {name} (of methods without their own)"}
+    return " · ".join(said[name](value) if name in said else f"{name} {value}" for name, value in context)
