@@ -10,7 +10,7 @@ def oracle(config: PyramidConfig, seed: int = 0):
     model = (_sam2 if isinstance(config, HieraConfig) else _sam3)(config).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
-        spread = 1.0 if "positional" in name else 0.1 if tensor.ndim == 1 else (1 / tensor[0].numel()) ** 0.5
+        spread = 1.0 if "positional" in name else 0.1 if tensor.ndim == 1 else (1.5 / tensor[0].numel()) ** 0.5
         tensor.normal_(0, spread, generator=generator)
         tensor.add_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     shared = model.shared_image_embedding.positional_embedding  # tied in files, and no parameter
