@@ -15,6 +15,7 @@ from bench.grid.files import make_room
 from bench.grid.store import Record, read_record
 from bench.model.released import load_cat_sam, released_tensors
 from bench.model.segmenter import PromptableSegmenter
+from bench.model.sizes import PyramidConfig
 from bench.running.adapted import cell_folder, load_run
 
 EXPORTS = Path("results") / "export"
@@ -32,6 +33,8 @@ def export_cell(cell: str, name: str, out: Path | None, pretrained: Path) -> lis
     folder = cell_folder(cell)
     model = load_run(folder, pretrained=pretrained)
     record = read_record(folder)
+    if isinstance(model.sam.config, PyramidConfig):
+        raise RequestError(f"This cell's backbone is {record.spec.backbone}: the formats {', '.join(FORMATS)} are of the first SAM alone.")
     path = out or EXPORTS / ("_".join(record.spec.folder.parts) + SUFFIX.get(name, ""))
     return FORMATS[name](model, record, path)
 

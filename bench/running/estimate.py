@@ -108,9 +108,8 @@ def nearest(costs: Sequence[Cost], spec: RunSpec, machine: str | None) -> Cost |
 def operations(backbone: str) -> float:
     """Multiplications of an encoder's forward for one image, roughly: its layers, and attention in windows and over the whole image."""
     of = read_backbone(backbone).config
-    tokens, whole = of.grid**2, len(of.global_blocks)
-    keys = whole * tokens + (of.depth - whole) * of.window**2
-    return tokens * (12 * of.width**2 * of.depth + 2 * of.width * keys)
+    each = ((i, block.grid**2, block.width) for i, block in enumerate(of.blocks))
+    return sum(tokens * width * (12 * width + 2 * (tokens if i in of.global_blocks else of.window**2)) for i, tokens, width in each)
 
 
 def estimate(specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: Sequence[Cost], machine: str | None) -> Estimate:
