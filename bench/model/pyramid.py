@@ -47,7 +47,7 @@ class HieraEncoder(nn.Module):
     def features(self, x: Tensor, taken: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Of the last block's output and those that were taken: the embedding (B, d, g, g), and the finer maps (B, d/8, 4g, 4g) and
         (B, d/4, 2g, 2g)."""
-        return self.neck([each.permute(0, 3, 1, 2) for each in (*taken, x)])  # type: ignore[no-any-return]
+        return self.neck([each.permute(0, 3, 1, 2) for each in (*taken, x)])
 
 
 class HieraNeck(nn.Module):
@@ -112,7 +112,7 @@ class Sam3Encoder(nn.Module):
 
     def features(self, x: Tensor, taken: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Of the last block's output: the embedding (B, d, g, g), and the finer maps (B, d/8, 4g, 4g) and (B, d/4, 2g, 2g)."""
-        return self.neck(x.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+        return self.neck(x.permute(0, 3, 1, 2))
 
 
 class Sam3Neck(nn.Module):
@@ -135,7 +135,7 @@ class Sam3Neck(nn.Module):
         return embedding + self.no_memory, (self.high_res[0](finest), self.high_res[1](fine))
 
 
-class PaddedPromptEncoder(PromptEncoder):  # type: ignore[misc]
+class PaddedPromptEncoder(PromptEncoder):
     """SAM's prompt encoder, as the newer ones are asked: a token of no point stands after a box too, and for no point and box at all
     there are two."""
 
@@ -151,7 +151,7 @@ class PaddedPromptEncoder(PromptEncoder):  # type: ignore[misc]
         return sparse, dense
 
 
-class HighResMaskDecoder(MaskDecoder):  # type: ignore[misc]
+class HighResMaskDecoder(MaskDecoder):
     """SAM's mask decoder with a token more in front, which says whether the object is there, and two finer maps to add while it upscales.
 
     stability: of the single mask, the share of the places above -margin that are above +margin too; where it is below `least_stability`,

@@ -90,7 +90,7 @@ class Sam(StockSam):
         return self._positions[2]
 
 
-class SamEncoder(ImageEncoderViT):  # type: ignore[misc]
+class SamEncoder(ImageEncoderViT):
     """SAM's image encoder, as the parts of the walk.
 
     taken: the blocks whose output `features` reads, beside the last one's.
