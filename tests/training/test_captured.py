@@ -9,6 +9,9 @@ from test_levers import TRAINED, examples, started
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.conformance.toys import TOY
+from bench.model.method import build
+from bench.model.sam import Sam
 from bench.model.transfer import held_indices, indices
 from bench.training.captured import _computes_again, _placed, may_capture, shapes_of
 from bench.training.targets import LabelledMasks
@@ -74,9 +77,10 @@ class FromHost(TorchDispatchMode):
 def test_what_is_captured_reads_nothing_of_the_hosts(method, monkeypatch):
     """The memory that it would be copied from is another's when the graph is replayed. The first pass makes what is kept."""
     monkeypatch.setattr("bench.model.attention.choose", lambda device, places: "folded")
-    model, meta = started(method), torch.device("meta")
+    with (meta := torch.device("meta")):
+        model = build(method, Sam(TOY), seed=1)
     model.sam.to(meta)
-    model.to(meta)
+    model.to(meta).train()
     given = [_placed(model, replace(example.there(meta), prompts=example.prompts)) for example in examples()]
     with held_indices() as held:
         for _ in range(2):
