@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench.errors import RequestError, one_sentence
 from bench.grid.plugins import add_option
+from bench.grid.progress import working
 from bench.model.backbones import PRETRAINED
 
 MODEL_FORMATS = ("cat-sam", "sam", "peft", "onnx")
@@ -44,10 +45,12 @@ def _written(given: argparse.Namespace) -> list[Path]:
     if given.cell is None:
         from bench.exporting.cell_tables import export
 
-        return export(given.out or Path("results"), given.parquet)
+        with working("Reading the cells"):
+            return export(given.out or Path("results"), given.parquet)
     from bench.exporting.model_files import export_cell  # tables must not wait for torch
 
-    return export_cell(given.cell, given.format, given.out, given.pretrained)
+    with working(f"Writing {given.cell} as {given.format}"):
+        return export_cell(given.cell, given.format, given.out, given.pretrained)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _draw(given: argparse.Namespace) -> int:
+    from bench.grid.progress import told
     from bench.grid.store import ResultStore
     from bench.reporting.comparable import CellQuery
     from bench.reporting.figures import heat_maps, pictures
@@ -43,7 +44,7 @@ def _draw(given: argparse.Namespace) -> int:
     store, query = ResultStore(*given.out), CellQuery(rule=given.rule)
     swept = given.rows or given.columns
     drawn = heat_maps(store, query, Pivot.of(given.rows or "", given.columns or "", given.metric)) if swept else pictures(store, query)
-    for picture in drawn:
+    for picture in told(drawn, "Drawing figure", lambda picture: picture.name):
         with picture.draw() as figure:
             print(*save(figure, given.out[0] / "figures", picture.name))
     return 0

@@ -22,9 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", default=[Path("results")], type=Path, nargs="+", help="results folders; the page goes to the first's report/index.html"
     )
     given = parser.parse_args(arguments)
+    from bench.grid.progress import working
     from bench.reporting.report import report  # not before the words are read
 
-    page = report(ResultStore(*given.out)).encode()
+    with working("Making the report"):
+        page = report(ResultStore(*given.out)).encode()
     folder = given.out[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
     write_together(folder, {"index.html": page})

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     given = _parser().parse_args(arguments)
-    from bench.reporting.formats import FORMATS  # not before the words are read
+    from bench.grid.progress import working  # not before the words are read
+    from bench.reporting.formats import FORMATS
     from bench.reporting.tables import KINDS, print_and_write
 
     if given.like not in (*KINDS, "all"):
@@ -33,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in formats:
         if name not in FORMATS:
             raise unknown("table format", name, FORMATS)
-    print_and_write(_asked(given), formats, given.out[0] / "tables", not given.no_intervals, not given.no_n)
+    with working("Making tables"):
+        made = _asked(given)
+    print_and_write(made, formats, given.out[0] / "tables", not given.no_intervals, not given.no_n)
     return 0
 
 

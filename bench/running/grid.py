@@ -24,6 +24,7 @@ from bench.grid.plan import (
     title,
     tuned_rates,
 )
+from bench.grid.progress import working
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
 from bench.grid.store import CellStatus, ResultStore, grid_cell, read_state
@@ -162,7 +163,8 @@ def run_cells(
         return False
     workers = min(options.workers, len(specs))
     context = replace(context, device=device, kept_bytes=context.kept_bytes // workers, spilled_bytes=context.spilled_bytes // workers)
-    sam = load_sam(backbone, checkpoint, device)
+    with working(f"Loading {backbone}") if is_main_process() else contextlib.nullcontext():
+        sam = load_sam(backbone, checkpoint, device)
     if is_main_process():
         begin()
     if workers > 1:
