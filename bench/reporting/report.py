@@ -173,8 +173,7 @@ def _origins(table: pd.DataFrame) -> list[dict[str, str]]:
 
 def _figures(store: ResultStore) -> Iterator[Image]:
     for picture in pictures(store, CellQuery()):
-        with picture.draw() as figure:
-            yield Image(picture.name, picture.caption, "svg+xml", rendered(figure, "svg"))
+        yield Image(picture.name, picture.caption, "svg+xml", rendered(picture.draw(), "svg"))
 
 
 def _sheets(store: ResultStore) -> Iterator[Image]:

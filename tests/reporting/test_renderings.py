@@ -423,9 +423,9 @@ def test_what_a_sweep_changed_is_a_field_and_no_part_of_a_name(store: ResultStor
         "LoRA / 16": ["not run", 66, "not run"],
     }
     (picture,) = heat_maps(store, CellQuery(), Pivot.of("method,rank", "lr", "miou"))
-    with picture.draw() as figure:
-        (ax,) = figure.axes
-        assert sorted(round(float(text.get_text())) for text in ax.texts) == [40, 52, 52, 66]
+    figure = picture.draw()
+    (ax,) = figure.axes
+    assert sorted(round(float(text.get_text())) for text in ax.texts) == [40, 52, 52, 66]
     with pytest.raises(RequestError, match=r"Unknown field 'rnk'\. Did you mean rank\?"):
         pivoted(store, CellQuery(), Pivot.of("rnk", "lr", "miou"))
 
