@@ -163,7 +163,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
         return
     longest = max(len(line) for label in found for line in label.split("\n"))
     columns = min(len(found), max(1, int(figure.get_figwidth() / LETTER / (longest + 5))))
-    how = {"loc": "outside lower center", "handlelength": 1.8, "columnspacing": 1.0, "labelspacing": 0.35, "ncols": columns}
+    how: dict[str, Any] = {"loc": "outside lower center", "handlelength": 1.8, "columnspacing": 1.0, "labelspacing": 0.35, "ncols": columns}
     legend = figure.legend(handles=list(found.values()), labels=list(found), **how)
     figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
 

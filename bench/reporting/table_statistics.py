@@ -184,7 +184,8 @@ def table_statistics(comparable: ComparableCells, datasets: Sequence[str], avera
     key = (tuple(datasets), averaged)
     if key not in comparable.statistics:
         comparable.statistics[key] = _table_statistics(comparable, datasets, averaged)
-    return comparable.statistics[key]  # type: ignore[no-any-return]
+    found: TableStatistics = comparable.statistics[key]
+    return found
 
 
 def _table_statistics(comparable: ComparableCells, datasets: Sequence[str], averaged: bool) -> TableStatistics:
