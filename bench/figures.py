@@ -45,8 +45,7 @@ def _draw(given: argparse.Namespace) -> int:
     swept = given.rows or given.columns
     drawn = heat_maps(store, query, Pivot.of(given.rows or "", given.columns or "", given.metric)) if swept else pictures(store, query)
     for picture in told(drawn, "Drawing figure", lambda picture: picture.name):
-        with picture.draw() as figure:
-            print(*save(figure, given.out[0] / "figures", picture.name))
+        print(*save(picture.draw(), given.out[0] / "figures", picture.name))
     return 0
 
 
@@ -67,8 +66,7 @@ def figure(kind: str = "bars", *, out: str | Path = "results", **of: str | None)
     if len(named) > 1:
         which = ", ".join(picture.name for picture in named)
         raise RequestError(f"These are {len(named)} figures: choose one by shots=, protocol= or backbone=. There are: {which}.")
-    with named[0].draw() as drawn:
-        return drawn
+    return named[0].draw()
 
 
 if __name__ == "__main__":

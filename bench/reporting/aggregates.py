@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
 
 from bench.grid.published import Published, ordered
 from bench.reporting.comparable import ComparableCells
@@ -40,14 +39,20 @@ def resampled(scores: Values, picks: Values) -> Values:
 
 def iqm(scores: Values) -> Values:
     """The mean of the middle half of all runs on all data sets."""
-    return np.asarray(stats.trim_mean(scores.reshape(*scores.shape[:-3], -1), 0.25, axis=-1))
+    runs = np.sort(scores.reshape(*scores.shape[:-3], -1), axis=-1)
+    cut = runs.shape[-1] // 4
+    return np.asarray(runs[..., cut : runs.shape[-1] - cut].mean(axis=-1))
 
 
 def improvement(x: Values, y: Values) -> Values:
     """The probability that a run of x is above one of y on the same data set, equal ones by half; the mean over data sets."""
-    one, other = (of.reshape(*of.shape[:-3], -1, of.shape[-1]) for of in (x, y))  # (…, runs, data sets)
-    gaps = np.sign(one[..., :, None, :] - other[..., None, :, :])
-    return np.asarray((gaps + 1).mean(axis=(-3, -2, -1)) / 2)
+    return np.asarray(_won(x, y).mean())
+
+
+def _won(x: Values, y: Values) -> Values:
+    """That of every unit of x against every unit of y, (units, units, data sets)."""
+    gaps = np.sign(x[:, None, :, None] - y[None, :, None, :])
+    return np.asarray((gaps + 1).mean(axis=(2, 3)) / 2)
 
 
 def above(scores: Values, thresholds: Sequence[float] | Values) -> Values:
@@ -65,9 +70,14 @@ def interval(statistic: Statistic, scores: Values, picks: Values | None = None) 
 def improvement_interval(x: Values, y: Values, picks: tuple[Values, Values] | None = None) -> Interval:
     """That of `improvement`, both methods resampled by themselves."""
     chosen = picks or tuple(picked(of.shape[0], of.shape[2], stream) for stream, of in enumerate((x, y)))
-    one, other = resampled(x, chosen[0]), resampled(y, chosen[1])
-    parts = range(0, len(one), 100)  # pairs of runs are many
-    return ends(np.concatenate([improvement(one[at : at + 100], other[at : at + 100]) for at in parts]))
+    one, other = (_times(picks, len(of)) for picks, of in zip(chosen, (x, y), strict=True))
+    return ends(np.einsum("aid,ijd,ajd->a", one, _won(x, y), other, optimize=True))
+
+
+def _times(picks: Values, units: int) -> Values:
+    """Each unit's share of a repetition's picks of a data set, over all data sets, (repetitions, units, data sets)."""
+    found = (picks[:, :, None] == np.arange(units)[:, None]).mean(axis=1)
+    return np.asarray(found / np.sqrt(found.shape[-1]))
 
 
 @dataclass(frozen=True)

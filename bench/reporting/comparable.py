@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench.errors import RequestError, unknown
 from bench.grid.published import published_for
-from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, own_weights
+from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, Snapshot, own_weights
 from bench.reporting.labels import Labels, counted, shots_in_words
 from bench.reporting.table import Cell
 
@@ -82,6 +82,7 @@ class ComparableCells:
     titled: bool = True
     other_files: Mapping[Position, tuple[str, ...]] = field(default_factory=dict)
     reevaluated: pd.DataFrame = field(default_factory=pd.DataFrame)
+    statistics: dict[tuple[object, ...], Any] = field(default_factory=dict, init=False, compare=False, repr=False)  # made of it, kept
 
     def of_frame(self, frame: pd.DataFrame) -> "ComparableCells":
         """The same of other rows, whose labels and data sets may be any that a table has."""
@@ -242,8 +243,14 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     """What is stored and what the last run asked for, parted by backbone, protocol, shots and weights.
 
     What trains nothing has no shots of its own: it stands once in every table of its backbone, protocol and weights.
-    RequestError, one sentence, where there is no cell at all, or none that is asked for.
+    RequestError, one sentence, where there is no cell at all, or none that is asked for. Of a snapshot they are the same objects again.
     """
+    if isinstance(store, Snapshot):
+        return list(store.once(("comparable", query), lambda: _comparable_cells(store, query)))
+    return _comparable_cells(store, query)
+
+
+def _comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCells]:
     scan, grid = store.scan(), store.grid()
     if scan.table.empty and not grid:
         lost = f" ({len(scan.damaged)} damaged records were left out)" if scan.damaged else ""

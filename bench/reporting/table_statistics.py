@@ -180,7 +180,15 @@ def some_of(places: Sequence[str], most: int = 4) -> str:
 
 
 def table_statistics(comparable: ComparableCells, datasets: Sequence[str], averaged: bool) -> TableStatistics:
-    """The statistics of the stored cells on these data sets; a cell without readable rows by image has none."""
+    """The statistics of the stored cells on these data sets, made once; a cell without readable rows by image has none."""
+    key = (tuple(datasets), averaged)
+    if key not in comparable.statistics:
+        comparable.statistics[key] = _table_statistics(comparable, datasets, averaged)
+    found: TableStatistics = comparable.statistics[key]
+    return found
+
+
+def _table_statistics(comparable: ComparableCells, datasets: Sequence[str], averaged: bool) -> TableStatistics:
     counts: dict[Position, Counts] = {}
     lacking: dict[Position, str] = {}
     files: dict[Position, str] = {}
@@ -207,7 +215,7 @@ def table_statistics(comparable: ComparableCells, datasets: Sequence[str], avera
 def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, rule: str, trains: bool) -> Counts | str:
     """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels."""
     tables = [read_rows(folder, selection, rule) for _, folder in runs]
-    unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if not table]
+    unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if table is None or not table[0]]
     if unread:
         return f"the rows by image of {'/'.join(unread[0].parts[-3:])} are absent or damaged"
     if (found := same_images(tables)) is None:
@@ -218,21 +226,18 @@ def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, ru
     return counts.lack or counts
 
 
-def same_images(tables: Sequence[Mapping[str, tuple[int, int]] | None]) -> tuple[tuple[str, ...], np.ndarray] | None:
+def same_images(tables: Sequence[Rows | None]) -> tuple[tuple[str, ...], np.ndarray] | None:
     """The images, and their pixels (runs, images, 2), of runs' rows as `read_rows` gives them; None unless all have rows for the same."""
-    read = [table for table in tables if table]
-    if len(read) < len(tables) or len({tuple(table) for table in read}) != 1:
+    read = [table for table in tables if table and table[0]]
+    if not read or len(read) < len(tables) or any(images != read[0][0] for images, _ in read):
         return None
-    return tuple(read[0]), np.array([list(table.values()) for table in read], dtype=float)
+    return tuple(read[0][0]), np.stack([pixels for _, pixels in read]).astype(float)
 
 
-def read_rows(folder: Path, selection: str, rule: str) -> dict[str, tuple[int, int]] | None:
-    """image -> (intersection, union) in pixels as a rule counts them, by name; None where the file is absent or damaged."""
+def read_rows(folder: Path, selection: str, rule: str) -> Rows | None:
+    """The images by name, and their intersections and unions in pixels as a rule counts them; None where the file is absent or damaged."""
     found = _rows_by_rule(folder, stamp(folder / IMAGES))
-    if found is None or (selection, rule) not in found:
-        return None if found is None else {}
-    images, pixels = found[selection, rule]
-    return dict(zip(images, map(tuple, pixels.tolist()), strict=True))
+    return None if found is None else found.get((selection, rule), ([], np.empty((0, 2))))
 
 
 @lru_cache(maxsize=1024)  # the tables and figures of a report ask for the same rows many times
