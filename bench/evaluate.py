@@ -23,6 +23,7 @@ from pathlib import Path
 
 from bench.errors import STOPPED, one_sentence
 from bench.grid.plugins import add_option
+from bench.model.backbones import PRETRAINED
 
 
 @one_sentence
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--store", action="store_true", help="keep the results as cells, rows of their own in every table")
     parser.add_argument("--shots", help="labelled images that the checkpoint was trained with, or 'full'; --store needs it")
-    parser.add_argument("--pretrained", type=Path, default=Path("pretrained"), help="with --store: folder of SAM's checkpoints")
+    parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="with --store: folder of SAM's checkpoints")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add_option(parser)
     return parser

@@ -23,11 +23,11 @@ class Registry:
     """name -> class. `package` ("methods") is loaded whole on first use, and the entry points of `group` with it.
 
     problems: what is to be known of entry points that could not be loaded, a sentence each. finders: of the package, each registers
-    what a folder of the user's describes.
+    what a folder of the user's describes. hint: what else to say of an unknown name.
     """
 
-    def __init__(self, kind: str, package: str, group: str) -> None:
-        self.kind, self.package, self.group = kind, package, group
+    def __init__(self, kind: str, package: str, group: str, hint: str = "") -> None:
+        self.kind, self.package, self.group, self.hint = kind, package, group, hint
         self.problems: list[str] = []
         self.finders: list[Callable[[Path], None]] = []
         self._classes: dict[str, type] = {}
@@ -60,7 +60,7 @@ class Registry:
         self._load()
         if name not in self._classes:
             error = unknown(self.kind, name, self._classes)
-            raise RequestError(" ".join([str(error), *self.problems]))
+            raise RequestError(" ".join(filter(None, [str(error), self.hint, *self.problems])))
         return self._classes[name]
 
     def find_in(self, folder: Path) -> None:
@@ -136,7 +136,8 @@ def _where(cls: type) -> str:
 
 
 METHODS = Registry("method", "methods", "sam_peft_bench.methods")
-DATASETS = Registry("data set", "datasets", "sam_peft_bench.datasets")
+OWN = "Your own is described by NAME.toml in the data folder (datasets/README.md)."
+DATASETS = Registry("data set", "datasets", "sam_peft_bench.datasets", OWN)
 
 
 def third_party(method: str, dataset: str) -> dict[str, str]:

@@ -168,6 +168,8 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     try:
         values = {str(word.arg): _literal(word.value) for word in call.keywords}
     except (ValueError, TypeError, MemoryError, RecursionError):
+        if any(len(_alternatives(word.value)) > 1 for word in call.keywords):
+            raise RequestError(f"{text!r} is a sweep, which stands for several: one is needed here.") from None
         raise _unreadable(text) from None
     if len(values) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -25,7 +25,7 @@ from bench.profiling.model import Job, call_of, timed, works
 from bench.running.cell import peak_memory_mb, reset_peak_memory
 
 BOXES = {"train": 1, "evaluate": 10}  # of the one image
-SECONDS, LEAST, MOST = 5.0, 3, 20  # of measuring a kind of call, and calls, after one that warms up
+SECONDS, LEAST, MOST = 2.0, 3, 20  # of measuring a kind of call, and calls, after one that warms up
 CPU_STEP_MB = 10  # to which the memory of a process is rounded: it differs by a few MB from run to run
 
 

@@ -24,6 +24,7 @@ from bench.reporting.table_statistics import BEST, PAIRS
 REPETITIONS = 2000
 THRESHOLDS = (50, 60, 70, 80, 90)  # percent of mIoU, of the profile's table
 FEWEST = 2  # methods, units
+LEAST_GAIN = 1.0  # points above zero-shot from which scores are normalised by it
 Statistic = Callable[[Values], Values]  # (…, units, runs, data sets) -> (…)
 
 
@@ -104,12 +105,17 @@ class Scores:
     @cached_property
     def normalised(self) -> Mapping[str, Values]:
         """100 x (score - zero-shot) / (the best method's mean - zero-shot), on every data set; none without zero-shot, or where nothing is
-        better than it on some data set."""
-        if not self.zero_shot:
+        better than it by LEAST_GAIN on some data set: what divides by a gain of tenths says nothing."""
+        if not self.zero_shot or min(self.gains) < LEAST_GAIN:
             return {}
         none = self.of[self.zero_shot].mean(axis=(0, 1))
-        best = np.max([of.mean(axis=(0, 1)) for of in self.of.values()], axis=0)
-        return {label: 100 * (of - none) / (best - none) for label, of in self.of.items()} if (best > none).all() else {}
+        return {label: 100 * (of - none) / np.array(self.gains) for label, of in self.of.items()}
+
+    @cached_property
+    def gains(self) -> list[float]:
+        """Points by which the best method's mean is above zero-shot, on every data set."""
+        none = self.of[self.zero_shot].mean(axis=(0, 1))
+        return (np.max([of.mean(axis=(0, 1)) for of in self.of.values()], axis=0) - none).tolist()
 
 
 @dataclass(frozen=True)
@@ -254,8 +260,16 @@ def _meaning(scores: Scores, naming: Labels, against: str) -> tuple[str, ...]:
 
 def _lacking(scores: Scores, naming: Labels) -> tuple[str, ...]:
     said = [f"Left out: {naming.method(label)}, which {why}." for label, why in scores.lacking.items()]
-    nothing = () if scores.normalised else ("Not normalised: a method without training is needed, and a better one on every data set.",)
-    return (*said, *nothing)
+    return (*said, *_not_normalised(scores, naming))
+
+
+def _not_normalised(scores: Scores, naming: Labels) -> tuple[str, ...]:
+    if scores.normalised:
+        return ()
+    if not scores.zero_shot:
+        return ("Not normalised: a method without training, such as sam, is needed.",)
+    small = [f"{gain:.1f} on {naming.dataset(name)}" for name, gain in zip(scores.datasets, scores.gains, strict=True) if gain < LEAST_GAIN]
+    return (f"Not normalised: the best method must be {LEAST_GAIN:g} point or more above zero-shot, and is {', '.join(small)}.",)
 
 
 def _profile(comparable: ComparableCells, scores: Scores, context: Facts) -> Table:

@@ -164,8 +164,8 @@ def interval_notes(counts: Mapping[Position, Counts], naming: Labels) -> tuple[s
     told = "".join(f"; of {some_of(over[text])} over {text}" for text in others)
     notes = [f"{BRACKETS}95 % interval over {usual}{told}."]
     if ONE_RUN in over:
-        who = "no method here" if len(over) == 1 else some_of(over[ONE_RUN])
-        notes.append(f"One run cannot tell methods apart, for another seed may turn them round: {who} is marked or tested by one run.")
+        who = "no method here is marked or" if len(over) == 1 else f"those with one, {some_of(over[ONE_RUN])}, are neither marked nor"
+        notes.append(f"One run cannot tell methods apart, for another seed may turn them round: {who} tested.")
     few = {dataset: len(of.images) for (_, dataset), of in sorted(counts.items()) if len(of.images) < FEW_IMAGES}
     if few:
         said = ", ".join(f"{naming.dataset(dataset)} has {images}" for dataset, images in few.items())

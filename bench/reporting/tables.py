@@ -201,7 +201,10 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
     reference = read_published(PUBLISHED["1"])
     found = comparable_cells(store, query)
     labels = {label for comparable in found for label in comparable.labels_of(comparable.datasets)}
-    if query.against not in (BEST, PAIRS, *labels):
+    named = [label for label in labels if query.against in (label, label.partition("(")[0])]
+    if len(named) == 1:  # its parameters may be left out
+        found = [replace(comparable, against=named[0]) for comparable in found]
+    elif query.against not in (BEST, PAIRS, *labels):
         raise unknown("method to compare with", query.against, (BEST, PAIRS, *sorted(labels)))
     made = [table for comparable in found for table in _made(like, comparable, published_for(comparable.identity[2]))]
     reading = (READING,) if like in ("paper", "plain", "robustness", "retention") else ()

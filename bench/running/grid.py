@@ -30,7 +30,7 @@ from bench.grid.spec import RunSpec
 from bench.grid.store import CellStatus, ResultStore, grid_cell, read_state
 from bench.grid.toml_reader import kinds
 from bench.grid.tuned import untuned_name
-from bench.model.backbones import checkpoint_path, read_backbone
+from bench.model.backbones import PRETRAINED, checkpoint_path, read_backbone
 from bench.running.estimate import estimate_in_words
 from bench.training.launch import is_main_process
 from bench.types import KEPT_BYTES, Dataset, Memory, Range
@@ -43,7 +43,7 @@ class Options:
     """Where things lie and how cells are run; nothing here changes a number."""
 
     data: Path = Path("data")
-    pretrained: Path = Path("pretrained")
+    pretrained: Path = PRETRAINED
     out: Path = Path("results")
     overwrite: str = "never"
     device: str = "auto"

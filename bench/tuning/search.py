@@ -58,6 +58,8 @@ class Search:
             raise unknown("sampler", self.sampler, SAMPLERS)
         if "," in self.request.shots.strip(","):
             raise RequestError(f"--shots {self.request.shots}: rates are tuned for one number of shots at a time.")
+        if "lr" in parse_call(self.request.protocol)[1]:
+            raise RequestError(f"--protocol {self.request.protocol} has an lr, which trials choose: --rates LOW:HIGH says from where.")
         if protocol_of(self.request.protocol).tuned:
             raise RequestError(f"--protocol {self.request.protocol} is tuned already: name the one that it comes from.")
         if not self.methods:

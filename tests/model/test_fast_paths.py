@@ -1,9 +1,11 @@
 """The fast path computes what the plain one does: outputs and gradients of every method, and each kernel and product by itself."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from conftest import TOY
 from test_levers import TRAINED, examples, started
 
 import bench
@@ -220,8 +222,9 @@ def test_a_trained_bias_of_a_frozen_layer_learns(sam):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [*TRAINED, "adaptformer(dropout=0.5)", "vpt_deep(dropout=0.5)"])
 def test_the_whole_encoder_compiles_without_a_break(method):
-    """Training and evaluating, with the kernel that a GPU gets; on two images, which are a variant that compiles without a break too."""
-    model = started(method)
+    """Training and evaluating, with the kernel that a GPU gets; on two images, which are a variant that compiles without a break too.
+    One block of each kind, of windows and of the whole image: tracing costs seconds a block."""
+    model = started(method, replace(TOY, depth=2, global_blocks=(1,)))
     batch = torch.stack([model._input(example.image) for example in examples()[:2]])
     torch._dynamo.reset()  # it allows few variants of a function, of which other methods' are some
     walk = torch.compile(model.encoder._walk, dynamic=False, fullgraph=True, backend="eager")

@@ -26,7 +26,7 @@ from bench.grid.store import Record, ResultStore, record_bytes
 from bench.reporting.comparable import CellQuery, comparable_cells
 from bench.reporting.figures import heat_maps
 from bench.reporting.formats import FORMATS, html, latex
-from bench.reporting.pivot import Pivot
+from bench.reporting.pivot import Pivot, _values, _without
 from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
 from bench.reporting.table_statistics import read_rows, table_statistics
 from bench.reporting.tables import pivoted, tables
@@ -428,6 +428,8 @@ def test_what_a_sweep_changed_is_a_field_and_no_part_of_a_name(store: ResultStor
         "LoRA / 2": [52, 52, "pending"],
         "LoRA / 16": ["not run", 66, "not run"],
     }
+    assert _without("clean(lr=0.1,selections=last+val)", ["lr"]) == "clean(selections=last+val)"  # a list, as names have it
+    assert _values("clean(lr=decoder:0.1+encoder:1e-05)") == {"lr": "decoder:0.1+encoder:1e-05"}
     (picture,) = heat_maps(store, CellQuery(), Pivot.of("method,rank", "lr", "miou"))
     figure = picture.draw()
     (ax,) = figure.axes
