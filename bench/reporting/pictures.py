@@ -37,14 +37,15 @@ def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path
     the first cell's IoU, each with its name.
     """
     names = names or {name: name for name in typical_images(next(iter(cells.values())), 3)}
-    samples, columns = [dataset.load("test", name) for name in names.values()], min(PER_LINE, 2 + len(cells))
-    lines = -(-(2 + len(cells)) // columns)  # of each image
+    samples, panels = [dataset.load("test", name) for name in names.values()], 2 + len(cells)
+    lines = -(-panels // PER_LINE)  # of each image, as long as one another
+    columns = -(-panels // lines)
     settings = read_record(next(iter(cells.values()))).spec.settings
     prompts = [evaluation_prompts(sample, dataset, settings, 4 * sam.config.grid) for sample in samples]
     height = 1.45 * lines * len(samples) + 0.25
     figure, axes = plt.subplots(lines * len(samples), columns, figsize=(1.2 * columns, height), squeeze=False)
     places = axes.reshape(len(samples), lines * columns)
-    for spare in places[:, 2 + len(cells) :].ravel():
+    for spare in places[:, panels:].ravel():
         spare.set_axis_off()
     for row, sample, given in zip(places, samples, prompts, strict=True):
         show(row[0], sample.image, "image, prompts")

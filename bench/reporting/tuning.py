@@ -10,7 +10,7 @@ from bench.grid.published import Published, ordered
 from bench.grid.tuned import FOLDER, untuned_name
 from bench.reporting.comparable import ComparableCells, Position, Run
 from bench.reporting.labels import Labels
-from bench.reporting.style import COLOURS, GREY, panels_of_rows
+from bench.reporting.style import COLOURS, GREY, legend_below, panels_of_rows
 from bench.reporting.table import Cell, Column, Row, Table
 from bench.reporting.table_statistics import AVERAGE, TableStatistics, dataset_of, interval_notes, table_statistics
 
@@ -133,15 +133,16 @@ def dumbbells(pair: TunedPair) -> Figure:
     """Every method from untuned (open) to tuned (full) on every data set, the best tuned one of the average on top."""
     labels = sorted(pair.labels, key=lambda label: -(pair.cells(label, pair.groups[-1])[1].value or 0))
     naming = pair.naming
-    titles = [f"{naming.dataset(group)} tau {pair.tau(group)[0]:.2f}" for group in pair.groups]
+    titles = [naming.dataset(group) for group in pair.groups]
     with panels_of_rows(titles, [naming.method(label) for label in labels]) as (figure, axes):
         for ax, group in zip(axes, pair.groups, strict=True):
             for i, label in enumerate(labels):
                 untuned, tuned = (cell.value for cell in pair.cells(label, group))
                 if untuned is not None and tuned is not None:
-                    paint = COLOURS[2] if tuned >= untuned else COLOURS[5]
+                    paint, said = (COLOURS[2], "tuned, no lower") if tuned >= untuned else (COLOURS[5], "tuned, lower")
                     ax.plot([untuned, tuned], [i, i], color=paint, linewidth=1.4, zorder=2)
-                    ax.plot(untuned, i, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=4, zorder=3)
-                    ax.plot(tuned, i, "o", color=paint, markersize=4, zorder=4)
-            ax.set_xlabel("mIoU (%)")
+                    ax.plot(untuned, i, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=4, zorder=3, label="untuned")
+                    ax.plot(tuned, i, "o", color=paint, markersize=4, zorder=4, label=said)
+            ax.set_xlabel(f"mIoU (%)\ntau {pair.tau(group)[0]:.2f}")
+        legend_below(figure, axes)
         return figure
