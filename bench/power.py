@@ -24,17 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default=[Path("results")], type=Path, nargs="+", help="results folders")
     parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
     parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
+    parser.add_argument("--metric", help="of `python -m bench.list metrics`; default: the pooled foreground IoU")
     for name in ("shots", "protocol", "backbone"):
         parser.add_argument(f"--{name}", help=f"only cells of this {name}")
     given = parser.parse_args(arguments)
     if given.difference is not None and not 0 < given.difference <= 100:
-        raise RequestError(f"--difference {given.difference:g}: points of mIoU above 0 and up to 100 are allowed.")
+        raise RequestError(f"--difference {given.difference:g}: points above 0 and up to 100 are allowed.")
     from bench.grid.store import ResultStore  # not before the words are read
     from bench.reporting.comparable import CellQuery
     from bench.reporting.power import power_tables
     from bench.reporting.table import markdown
 
-    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone)
+    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, metric=given.metric)
     print(*map(markdown, power_tables(ResultStore(*given.out), query, given.a, given.b, given.difference)), sep="\n")
     return 0
 

@@ -78,16 +78,12 @@ def intervals(scores: Scores, published: Published) -> Drawn:
 @contextmanager
 def improvements(scores: Scores, against: str, published: Published) -> Drawn:
     """The chance that a run of every method is above one of the method that they are compared with."""
-    reference = scores.of[against]
-    shown = {
-        label: (100 * float(improvement(of, reference)), _scaled(improvement_interval(of, reference), 100))
-        for label, of in scores.of.items()
-        if label != against
-    }
+    pairs = {label: scores.better(label, against) for label in scores.of if label != against}
+    shown = {label: (100 * float(improvement(*pair)), _scaled(improvement_interval(*pair), 100)) for label, pair in pairs.items()}
     with _forest(scores, shown, published) as (figure, ax):
         ax.axvline(50, color=GREY, linewidth=0.8)
         ax.set(xlim=(-3, 103))
-        _says(ax, f"chance (%) that a run is above one of\n{heading(against, published)}")
+        _says(ax, f"chance (%) that a run is better than one of\n{heading(against, published)}")
         yield figure
 
 
