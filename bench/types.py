@@ -199,13 +199,15 @@ class Dataset(ABC):
     """A data set: names by split, and the sample behind a name. One file in `datasets/` is one data set.
 
     A subclass names itself, its object rule and its official few-shot lists (shots -> names); `revision` is raised whenever
-    its meaning changes (which images, which pixels), so that old cells are not mistaken for new ones.
+    its meaning changes (which images, which pixels), so that old cells are not mistaken for new ones. pool: the data set whose
+    training images are its own too, if another's: both have the same draws and the same `val`.
     classes: id (1 to 255) -> name, where there are several; methods stay binary, one mask an object, and see none of it. metric: of
     `bench.grid.metrics`, what its papers report. settings: what its cells have in place of a protocol's common settings.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    pool: ClassVar[str] = ""
     revision: ClassVar[int] = 1
     rule: ClassVar[ObjectRule]
     training_prompts: ClassVar[TrainingPrompts] = TrainingPrompts()
@@ -272,7 +274,7 @@ class Dataset(ABC):
         pool = self._pool()
         if not 1 <= shots <= len(pool):
             raise RequestError(f"Data set {self.name} cannot give {shots} shots: 1 to {len(pool)} or 'full' are allowed.")
-        return hash_order(pool, self.name, shots, draw)
+        return hash_order(pool, self.pool or self.name, shots, draw)
 
     def _has_object(self, name: str) -> bool:
         if name not in self._counted:
@@ -292,7 +294,7 @@ class Dataset(ABC):
         `val_images` and at most a quarter of them."""
         listed = {n for names in self.official.values() for n in names}
         free = [n for n in train if n not in listed]
-        return tuple(sorted(hash_order(free, self.name, "val")[: min(self.val_images, len(free) // 4)]))
+        return tuple(sorted(hash_order(free, self.pool or self.name, "val")[: min(self.val_images, len(free) // 4)]))
 
 
 def hash_order(names: "tuple[str, ...] | list[str]", *salt: object) -> list[str]:

@@ -4,7 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
@@ -48,7 +48,7 @@ class Labels:
 class Pair:
     """The two files of one sample; foreground is what is above `threshold` in the mask. bits: see `read_image`.
 
-    labels: None where all foreground is of one kind.
+    labels: None where all foreground is of one kind; is_one: then all of it is one object, however many parts it has.
     """
 
     image: Path
@@ -57,6 +57,7 @@ class Pair:
     bits: int = 0
     labels: Labels | None = None
     aspect_tolerance: float = ASPECT_TOLERANCE
+    is_one: bool = False
 
     def read(self, name: str) -> Sample:
         """The sample; the mask gives the size."""
@@ -72,7 +73,7 @@ class Pair:
         mask = (values > self.threshold).astype(np.uint8)
         fits, of = fitted(image, self, values.shape), self.labels
         if of is None:
-            return Sample(name, fits, mask)
+            return Sample(name, fits, mask, labels=mask if self.is_one else None)
         if not of.classes:
             return Sample(name, fits, mask, labels=label_map(np.where(mask, values, 0), of.are_ids, of.rule))
         class_map = self._class_map(np.where(mask, values, 0), of)
@@ -103,15 +104,33 @@ class Survey:
     others: Mapping[str, Path] = field(default_factory=dict)
     foreign: Mapping[Split, int] = field(default_factory=dict)
 
+    def with_part(self, more: "Survey") -> "Survey":
+        """Both together."""
+        entries = {split: {**self.entries.get(split, {}), **of_split} for split, of_split in more.entries.items()}
+        foreign = {split: self.foreign.get(split, 0) + count for split, count in more.foreign.items()}
+        joined = ((*self.faults, *more.faults), (*self.notes, *more.notes), {**self.others, **more.others})
+        return Survey({**self.entries, **entries}, *joined, {**self.foreign, **foreign})
+
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a split's images and masks lie below the archive's folder, and how their file names end."""
+    """Where images and masks lie below the archive's folder, and how their file names end.
+
+    part: of a split that lies in several such folders, what this one is called: its images are `part/stem`.
+    """
 
     images: str
     masks: str
     image_suffix: str
     mask_suffix: str
+    part: str = ""
+
+    def name(self, stem: str) -> str:
+        """A sample's name."""
+        return f"{self.part}/{stem}" if self.part else stem
+
+
+SplitFolders = Mapping[Split, Folders | tuple[Folders, ...]]
 
 
 @dataclass(frozen=True)
@@ -229,21 +248,25 @@ class ListedDataset(Dataset):
         return {**self._others, **{f"{split}/{name}/{kind}": path for split, name, of in found for kind, path in of.items()}}
 
 
-class FolderDataset(ListedDataset):
-    """An official archive of image and mask files with a training and a test folder.
+class ArchiveDataset(ListedDataset):
+    """A data set that is read from the folders of an official archive.
 
-    A subclass states where its archive is found, which folders and file names it has, and above which grey value a mask is
-    foreground; for `datasets.prepare` also the files to download, and how many images of which size (H, W) they hold. Where it states
-    `classes`, a mask's values above the threshold are their ids, and the connected parts of each are objects.
+    A subclass states where the archive is found, what it and its files are called, what its licence allows, and what it is read from
+    (`needs`); for `datasets.prepare` also how many images of which size (H, W) it holds. ours: what nobody published, and is decided here.
     """
 
     home: ClassVar[str]
     archive: ClassVar[str]
+    licence: ClassVar[str] = ""
+    ours: ClassVar[str] = ""
     zips: ClassVar[tuple[str, ...]] = ()
-    folders: ClassVar[Mapping[Split, Folders]]
-    threshold: ClassVar[int]
     expected: ClassVar[Mapping[Split, Expected]] = {}
     pixels: ClassVar[tuple[int, int] | None] = None
+
+    @classmethod
+    def needs(cls) -> tuple[tuple[str, str], ...]:
+        """Every folder below the archive's that is read, with the ending of the files that are."""
+        raise NotImplementedError
 
     @classmethod
     def is_generated(cls, data: Path) -> bool:
@@ -251,65 +274,122 @@ class FolderDataset(ListedDataset):
         return (cls.root(Path(data)) / GENERATED_MARK).is_file()
 
     @classmethod
-    def uses(cls, split: Split, stem: str) -> bool:
-        """Whether the image `stem` of a split's folder belongs to the data set; a subclass may leave some out."""
-        return True
+    def place(cls, data: Path) -> Path:
+        """Where `datasets.prepare` puts the archive, `data/<name>`: data sets of one archive have one place."""
+        return data / (cls.pool or cls.name)
 
     @classmethod
     def root(cls, data: Path) -> Path:
-        """The folder that holds the archive's, `data/<name>` or `data` itself; the first also where nothing is there."""
-        wanted = data / cls.name
-        has_any = [any((root / f.images).is_dir() for f in cls.folders.values()) for root in (wanted, data)]
-        return data if has_any == [False, True] else wanted
+        """The folder that holds the archive's, its place or `data` itself; the first also where nothing is there."""
+        has_any = [any((root / folder).is_dir() for folder, _ in cls.needs()) for root in (cls.place(data), data)]
+        return data if has_any == [False, True] else cls.place(data)
+
+    @classmethod
+    def listing(cls, root: Path, folder: str, suffix: str) -> dict[str, Path]:
+        """The files of a folder below `root` that end in `suffix`, by stem; hidden ones (a Mac's `._name`) are none of them.
+
+        DataError, with the way to get the archive, where there are none.
+        """
+        where = root / folder
+        if not where.is_dir():
+            raise DataError(f"Data set {cls.name}: the folder {where} does not exist; {cls.advice(root)}.")
+        names = [n for n in os.listdir(where) if n.lower().endswith(suffix) and not n.startswith(".")]
+        if not names:
+            raise DataError(f"Data set {cls.name}: the folder {where} holds no {suffix} file; {cls.advice(root)}.")
+        return {name[: -len(suffix)]: check_name(where / name) for name in names}
+
+    @classmethod
+    def listings(cls, root: Path) -> tuple[dict[tuple[str, str], dict[str, Path]], tuple[str, ...]]:
+        """The listing of everything that is needed, and a sentence for each that there is not."""
+        found, faults = {}, []
+        for folder, suffix in cls.needs():
+            try:
+                found[folder, suffix] = cls.listing(root, folder, suffix)
+            except DataError as error:
+                faults.append(str(error))
+        return found, tuple(faults)
+
+    @classmethod
+    def advice(cls, root: Path) -> str:
+        """What to do where something is absent, as the end of a sentence."""
+        return (
+            f"get {cls.archive} from {cls.home} and unpack it into {root} (`python -m datasets.prepare {cls.name} --from ZIP` does), "
+            f"or write a generated stand-in with `python -m datasets.synth --layout {cls.pool or cls.name} --out {root}`"
+        )
+
+
+class FolderDataset(ArchiveDataset):
+    """An official archive of image and mask files.
+
+    A subclass states which folders and file names its splits have, above which grey value a mask is foreground, and whether all of
+    that is one object. Where it states `classes`, a mask's values above the threshold are their ids, and the connected parts of each are
+    objects.
+    """
+
+    folders: ClassVar[SplitFolders]
+    threshold: ClassVar[int]
+    is_one: ClassVar[bool] = False
+
+    @classmethod
+    def uses(cls, split: Split, stem: str) -> bool:
+        """Whether the image `stem` of a split's folder belongs to the split; a subclass may leave some out."""
+        return True
+
+    @classmethod
+    def parts(cls, split: Split) -> tuple[Folders, ...]:
+        """The folders of a split."""
+        found = cls.folders[split]
+        return found if isinstance(found, tuple) else (found,)
+
+    @classmethod
+    def needs(cls) -> tuple[tuple[str, str], ...]:
+        """The folders of images and of masks."""
+        parts = [part for split in cls.folders for part in cls.parts(split)]
+        needed = [pair for of in parts for pair in ((of.images, of.image_suffix), (of.masks, of.mask_suffix))]
+        return tuple(dict.fromkeys(needed))
 
     @classmethod
     def survey(cls, data: Path) -> Survey:
-        """The pairs of both splits; an absent folder, an image without its mask and an official image that is absent are faults."""
-        root, found, faults = cls.root(data), {}, []
+        """The pairs of all splits; an absent folder, an image without its mask and an official image that is absent are faults."""
+        root, found, faults = cls.root(data), Survey({}), []
         for split in cls.folders:
-            try:
-                found[split] = cls._pairs(root, split)
-            except DataError as error:
-                faults.append(str(error))
-        faults += [fault for of_split in found.values() for fault in of_split.faults]
-        entries = {split: of_split.entries[split] for split, of_split in found.items()}
-        faults += cls._absent_official(root, entries.get("train"))
-        notes = [note for of_split in found.values() for note in of_split.notes]
-        return Survey(entries, tuple(faults), tuple(notes), foreign={split: found[split].foreign[split] for split in found})
+            for folders in cls.parts(split):
+                try:
+                    found = found.with_part(cls._pairs(root, split, folders))
+                except DataError as error:
+                    faults.append(str(error))
+        faults += [*found.faults, *cls._absent_official(root, found.entries.get("train"))]
+        return replace(found, faults=tuple(faults))
 
     @classmethod
-    def _pairs(cls, root: Path, split: Split) -> Survey:
-        """The pairs of a split by stem from the listings of its two folders; a fault for each image without a mask."""
-        folders = cls.folders[split]
-        images = cls._listing(root, root / folders.images, folders.image_suffix)
-        masks = cls._listing(root, root / folders.masks, folders.mask_suffix)
+    def _pairs(cls, root: Path, split: Split, folders: Folders) -> Survey:
+        """The pairs of a folder by stem from the listings of images and masks; a fault for each image without a mask."""
+        images = cls.listing(root, folders.images, folders.image_suffix)
+        masks = cls.listing(root, folders.masks, folders.mask_suffix)
         used = [stem for stem in images if cls.uses(split, stem)]
         if not used:
-            raise DataError(f"Data set {cls.name}: none of the images in {root / folders.images} belongs to it; {cls._advice(root)}.")
-        where = root / folders.masks
+            where = root / folders.images
+            raise DataError(f"Data set {cls.name}: none of the images in {where} belongs to its {split} split; {cls.advice(root)}.")
         bare = [
-            f"Data set {cls.name}: the image {images[stem]} has no mask {stem}{folders.mask_suffix} in {where}; every image needs one."
+            f"Data set {cls.name}: the image {images[stem]} has no mask {stem}{folders.mask_suffix} in {root / folders.masks}; "
+            f"every image needs one."
             for stem in sorted(set(used) - set(masks))
         ]
         labels = Labels(False, cls.rule, cls.classes, f"the data set {cls.name}") if cls.classes else None
-        pairs = {stem: Pair(images[stem], masks[stem], cls.threshold, labels=labels) for stem in used if stem in masks}
-        return Survey({split: pairs}, tuple(bare), tuple(unused_masks(masks, images)), foreign={split: len(images) - len(used)})
-
-    @classmethod
-    def _listing(cls, root: Path, folder: Path, suffix: str) -> dict[str, Path]:
-        """The files of `folder` that end in `suffix`, by stem; hidden ones (a Mac's `._name`) are none of them."""
-        if not folder.is_dir():
-            raise DataError(f"Data set {cls.name}: the folder {folder} does not exist; {cls._advice(root)}.")
-        names = [n for n in os.listdir(folder) if n.lower().endswith(suffix) and not n.startswith(".")]
-        if not names:
-            raise DataError(f"Data set {cls.name}: the folder {folder} holds no {suffix} file; {cls._advice(root)}.")
-        return {name[: -len(suffix)]: check_name(folder / name) for name in names}
+        pairs = {
+            folders.name(stem): Pair(images[stem], masks[stem], cls.threshold, labels=labels, is_one=cls.is_one)
+            for stem in used
+            if stem in masks
+        }
+        others = [other for other in cls.folders if folders in cls.parts(other)]
+        foreign = sum(not any(cls.uses(other, stem) for other in others) for stem in images)
+        return Survey({split: pairs}, tuple(bare), tuple(unused_masks(masks, images)), foreign={split: foreign})
 
     @classmethod
     def _absent_official(cls, root: Path, train: Mapping[str, Entry] | None) -> list[str]:
         if train is None:
             return []
-        folders = cls.folders["train"]
+        folders = cls.parts("train")[0]
         lists = sorted(cls.official.items(), reverse=True)  # an image of several lists is named by the shortest
         absent = {stem: shots for shots, listed in lists for stem in listed if stem not in train}
         return [
@@ -317,13 +397,6 @@ class FolderDataset(ListedDataset):
             f"{root / folders.images} with its mask; `python -m datasets.prepare where {cls.name}` says which archive is needed."
             for stem, shots in sorted(absent.items(), key=lambda item: item[1])
         ]
-
-    @classmethod
-    def _advice(cls, root: Path) -> str:
-        return (
-            f"get {cls.archive} from {cls.home} and unpack it into {root} (`python -m datasets.prepare {cls.name} --from ZIP` does), "
-            f"or write a generated stand-in with `python -m datasets.synth --layout {cls.name} --out {root}`"
-        )
 
 
 def named(classes: Mapping[int, str]) -> str:

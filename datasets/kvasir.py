@@ -1,10 +1,10 @@
-"""Kvasir-SEG: colonoscopy frames with polyps, in PraNet's split."""
+"""Kvasir-SEG: colonoscopy frames with polyps, in PraNet's split; and the four other sets that PraNet is tested on."""
 
 from typing import ClassVar
 
 from bench.grid.registry import DATASETS
 from bench.types import ObjectRule, Split
-from datasets.folder import Expected, FolderDataset, Folders, stems
+from datasets.folder import Expected, FolderDataset, Folders, SplitFolders, stems
 
 
 @DATASETS.register("kvasir")
@@ -18,7 +18,7 @@ class Kvasir(FolderDataset):
     home = "https://github.com/DengPingFan/PraNet"
     archive = "PraNet's TrainDataset and TestDataset (its README, section 3.1)"
     zips = ("TrainDataset.zip", "TestDataset.zip")
-    folders: ClassVar = {
+    folders: ClassVar[SplitFolders] = {
         "train": Folders("TrainDataset/image", "TrainDataset/masks", ".png", ".png"),
         "test": Folders("TestDataset/Kvasir/images", "TestDataset/Kvasir/masks", ".png", ".png"),
     }
@@ -39,3 +39,51 @@ class Kvasir(FolderDataset):
     def uses(cls, split: Split, stem: str) -> bool:
         """A training image whose stem is a number comes from CVC-ClinicDB."""
         return not (split == "train" and stem.isdecimal())
+
+
+class PolypTest(Kvasir):
+    """Another test folder of PraNet's archive, which Kvasir's users have. What is trained on are Kvasir's 900 images: run `kvasir`, then
+    `bench.reevaluate --datasets cvc_clinicdb,cvc_colondb,cvc_300,etis_larib`. PraNet itself is trained on 550 of CVC-ClinicDB too."""
+
+    pool = "kvasir"
+    metric = "mean_image_dice"
+
+
+def _test(folder: str) -> SplitFolders:
+    return {**Kvasir.folders, "test": Folders(f"TestDataset/{folder}/images", f"TestDataset/{folder}/masks", ".png", ".png")}
+
+
+@DATASETS.register("cvc_clinicdb")
+class CvcClinicDb(PolypTest):
+    """CVC-ClinicDB's 62 images that PraNet does not train on."""
+
+    title = "CVC-ClinicDB"
+    folders: ClassVar = _test("CVC-ClinicDB")
+    expected: ClassVar = {**Kvasir.expected, "test": Expected(62)}
+
+
+@DATASETS.register("cvc_colondb")
+class CvcColonDb(PolypTest):
+    """CVC-ColonDB."""
+
+    title = "CVC-ColonDB"
+    folders: ClassVar = _test("CVC-ColonDB")
+    expected: ClassVar = {**Kvasir.expected, "test": Expected(380)}
+
+
+@DATASETS.register("cvc_300")
+class Cvc300(PolypTest):
+    """CVC-300, the test part of EndoScene."""
+
+    title = "CVC-300"
+    folders: ClassVar = _test("CVC-300")
+    expected: ClassVar = {**Kvasir.expected, "test": Expected(60)}
+
+
+@DATASETS.register("etis_larib")
+class EtisLarib(PolypTest):
+    """ETIS-LaribPolypDB."""
+
+    title = "ETIS-LaribPolypDB"
+    folders: ClassVar = _test("ETIS-LaribPolypDB")
+    expected: ClassVar = {**Kvasir.expected, "test": Expected(196)}

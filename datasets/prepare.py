@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m datasets.prepare", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=ACTIONS, help="prepare may be left out")
-    parser.add_argument("name", nargs="?", help="a data set: whu, kvasir, sbu, or one of your own")
+    parser.add_argument("name", nargs="?", help="a data set that `where` lists, or, to verify, one of your own")
     parser.add_argument("more", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument(
         "--from", dest="sources", nargs="+", action="extend", type=Path, default=[], metavar="PATH", help="zips or an unpacked folder"

@@ -8,9 +8,9 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import cv2
 import numpy as np
@@ -20,13 +20,21 @@ from bench.data.objects import mask_objects
 from bench.errors import DataError, RequestError, one_sentence
 from bench.grid.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Sample, Split, TrainingPrompts, hash_order
-from datasets.folder import CACHE_BYTES, GENERATED_MARK, Bytes, FolderDataset, Folders, SampleCache, stems
-from datasets.kvasir import Kvasir
+from datasets import fls, hrsid, jsrt
+from datasets.fls import Fls
+from datasets.folder import CACHE_BYTES, GENERATED_MARK, ArchiveDataset, Bytes, FolderDataset, Folders, SampleCache, stems
+from datasets.hqseg44k import HqSeg44k
+from datasets.hrsid import Hrsid
+from datasets.jsrt import Jsrt
+from datasets.kvasir import Cvc300, CvcClinicDb, CvcColonDb, EtisLarib, Kvasir
+from datasets.mass_roads import MassRoads
 from datasets.sbu import Sbu
 from datasets.scenes import buildings, polyps, rng_for, shadows
+from datasets.stand_ins import Coco, Pairs, Picture, Radiographs, binary, class_ids, noisy
 from datasets.whu import TILES, Whu
 
 SIZE = 192  # pixels a side
+MOST = 4000  # images of a split that can be written
 INDICES: Mapping[Split, range] = {"train": range(64), "val": range(64, 96), "test": range(96, 160)}
 
 
@@ -148,39 +156,28 @@ def print_choice(dataset: SynthDataset) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a domain is written as an archive: its pixels (H, W), its stems, its masks' grey values, and what is there besides."""
+    """How a domain is written as an archive: its pixels (H, W), its stems, what its files hold, and what is there besides.
+
+    folders: of an archive that is not one of image and mask folders. most: stems there are, `stem(1)` to `stem(most)`; belongs: which of
+    them may be in a split. unused: folders of the archive that the data set does not read.
+    """
 
     domain: type[SynthDataset]
-    archive: type[FolderDataset]
+    archive: type[ArchiveDataset]
     pixels: tuple[int, int]
     stem: Callable[[int], str]
-    grey: Callable[[Bytes, np.random.Generator], Bytes]
-    unused_folders: Folders | None = None
+    files: Pairs
+    folders: Mapping[str, tuple[Folders, ...]] = field(default_factory=dict)
+    most: int = MOST
+    belongs: Callable[[Any, str], bool] = lambda split, stem: True
+    unused: tuple[Folders, ...] = ()
     foreign_stems: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One image to write: its stem, its folders, and the key of its scene."""
-
-    stem: str
-    folders: Folders
-    split: str
-    index: int
-
-
-def binary(mask: Bytes, rng: np.random.Generator) -> Bytes:
-    """0 and 255."""
-    return mask * np.uint8(255)
-
-
-def noisy(mask: Bytes, rng: np.random.Generator) -> Bytes:
-    """0 to 7 and 248 to 255, as a mask that once was a JPEG: what is not 0 or 255 lies along the borders."""
-    kernel = np.ones((3, 3), np.uint8)
-    border = cv2.dilate(mask, kernel) != cv2.erode(mask, kernel)
-    noise = rng.integers(0, 8, mask.shape, np.uint8) * (border & (rng.random(mask.shape) < 0.4))
-    grey: Bytes = np.where(mask > 0, 255 - noise, noise).astype(np.uint8)
-    return grey
+    def parts(self, split: Split) -> tuple[Folders, ...]:
+        """The folders of a split, none where there is no such split."""
+        if issubclass(self.archive, FolderDataset) and split in self.archive.folders:
+            return self.archive.parts(split)
+        return self.folders.get(split, ())
 
 
 def cju(index: int) -> str:
@@ -188,15 +185,41 @@ def cju(index: int) -> str:
     return "cju" + hashlib.sha256(str(index).encode()).hexdigest()[:22]
 
 
+def study(number: int) -> str:
+    """A stem of JSRT's: 154 images with a nodule, 93 without."""
+    return f"JPCLN{number:03}" if number <= 154 else f"JPCNN{number - 154:03}"
+
+
+def in_fold(split: str, stem: str) -> bool:
+    """SCR's first fold has the odd numbers."""
+    return (int(stem[-3:]) % 2 == 1) == (split == "train")
+
+
+SHIPS: Mapping[str, tuple[Folders, ...]] = {
+    split: (Folders(hrsid.IMAGES, f"{hrsid.ANNOTATIONS}/{name}", ".jpg", ""),) for split, name in hrsid.FILES.items()
+}
+CHESTS: Mapping[str, tuple[Folders, ...]] = {split: (Folders(jsrt.IMAGES, fold, ".IMG", ".gif"),) for split, fold in jsrt.FOLDS.items()}
 LAYOUTS: Mapping[str, Layout] = {
     "whu": Layout(
-        SynthBuildings, Whu, (192, 192), str, binary, unused_folders=Folders(f"{TILES}/test/image", f"{TILES}/test/label", ".tif", ".tif")
+        SynthBuildings, Whu, (192, 192), str, Pairs(binary), unused=(Folders(f"{TILES}/test/image", f"{TILES}/test/label", ".tif", ".tif"),)
     ),
-    "kvasir": Layout(SynthPolyps, Kvasir, (176, 208), cju, noisy, foreign_stems=("7", "112", "311", "604")),
-    "sbu": Layout(SynthShadows, Sbu, (160, 208), "lssd{}".format, binary),
+    "kvasir": Layout(
+        SynthPolyps,
+        Kvasir,
+        (176, 208),
+        cju,
+        Pairs(noisy),
+        unused=tuple(cls.parts("test")[0] for cls in (CvcClinicDb, CvcColonDb, Cvc300, EtisLarib)),
+        foreign_stems=("7", "112", "311", "604"),
+    ),
+    "sbu": Layout(SynthShadows, Sbu, (160, 208), "lssd{}".format, Pairs(binary)),
+    "mass_roads": Layout(SynthBuildings, MassRoads, (192, 192), "1{:07}_15".format, Pairs(binary)),
+    "hqseg44k": Layout(SynthShadows, HqSeg44k, (160, 208), "{}#Thing".format, Pairs(binary)),
+    "hrsid": Layout(SynthBuildings, Hrsid, (192, 192), "P0001_0_800_{}_800".format, Coco("ship"), SHIPS),
+    "fls": Layout(SynthPolyps, Fls, (192, 128), fls.STEM, Pairs(class_ids(len(Fls.classes))), most=fls.IMAGES - 1, belongs=Fls.uses),
+    "jsrt": Layout(SynthPolyps, Jsrt, (128, 128), study, Radiographs(), CHESTS, most=247, belongs=in_fold),
 }
-FEWEST = {"train": 16, "test": 1}  # the official 16-shot list must fit
-MOST = 4000
+FEWEST = {"train": 16, "test": 1}  # a 16-shot list must fit
 
 
 def write_layout(layout: Layout, out: Path, train: int, test: int) -> None:
@@ -205,58 +228,68 @@ def write_layout(layout: Layout, out: Path, train: int, test: int) -> None:
     The list of files is written first: a run that was cut short is recognised as its own by the next one.
     """
     for split, count in (("train", train), ("test", test)):
-        if not FEWEST[split] <= count <= MOST:
-            raise RequestError(f"--{split} {count} is not allowed for the layout {layout.archive.name}: {FEWEST[split]} to {MOST} are.")
-    files = {path: picture for picture in pictures(layout, train, test) for path in paths(picture)}
-    old = _own_files(out)
-    _write_mark(out, old | files.keys())
-    for picture in dict.fromkeys(files.values()):
+        most = min(MOST, len(_stems(layout, split)))
+        if not FEWEST[split] <= count <= most:
+            raise RequestError(f"--{split} {count} is not allowed for the layout {layout.archive.name}: {FEWEST[split]} to {most} are.")
+    shown = list(pictures(layout, train, test))
+    old, tables = _own_files(out), layout.files.tables(shown, lambda picture: _scene(layout, picture)[1])
+    files = {*tables, *(path for picture in shown for path in layout.files.paths(picture))}
+    _write_mark(out, old | files)
+    for picture in shown:
         _write_picture(layout, out, picture)
-    for path in old - files.keys():
+    for path, content in tables.items():
+        _write(out / path, content)
+    for path in old - files:
         (out / path).unlink(missing_ok=True)
-    _write_mark(out, files.keys())
+    _write_mark(out, files)
 
 
 def pictures(layout: Layout, train: int, test: int) -> Iterator[Picture]:
-    """The official stems, which show the domain's own official scenes; other stems; the test split; what no reader uses."""
-    folders, domain = layout.archive.folders, layout.domain
-    official = _first_shot_first(layout.archive.official)
-    scenes = [("train", int(name)) for name in _first_shot_first(domain.official)]
+    """The official stems, which show the domain's own official scenes; other stems; what is read of `val` and `test`, so many a folder;
+    what no reader uses."""
+    official, parts = _first_shot_first(layout.archive.official), layout.parts("train")
+    scenes = [("train", int(name)) for name in _first_shot_first(layout.domain.official)][: len(official)]
     scenes += [("archive train", index) for index in range(train - len(official))]
-    for stem, scene in zip(official + _stems(layout, "train", official)[: train - len(official)], scenes, strict=True):
-        yield Picture(stem, folders["train"], *scene)
+    stems = official + _stems(layout, "train", official)[: train - len(official)]
+    for at, (stem, scene) in enumerate(zip(stems, scenes, strict=True)):
+        yield Picture(stem, parts[at % len(parts)], *scene)
     for index, stem in enumerate(layout.foreign_stems):
-        yield Picture(stem, folders["train"], "archive foreign", index)
-    for index, stem in enumerate(_stems(layout, "test")[:test]):
-        yield Picture(stem, folders["test"], "archive test", index)
-        if layout.unused_folders:
-            yield Picture(stem, layout.unused_folders, "archive unused", index)
-
-
-def paths(picture: Picture) -> tuple[str, str]:
-    """Where a picture's image and mask lie below the archive's folder."""
-    folders = picture.folders
-    return f"{folders.images}/{picture.stem}{folders.image_suffix}", f"{folders.masks}/{picture.stem}{folders.mask_suffix}"
+        yield Picture(stem, parts[0], "archive foreign", index)
+    others = {"archive test": layout.parts("test"), "archive val": layout.parts("val"), "archive unused": layout.unused}
+    for key, of_key in others.items():
+        for at, folders in enumerate(of_key):
+            first = test if key == "archive val" else 0  # whose stems are not those of test images
+            for index, stem in enumerate(_stems(layout, "test")[first : first + test]):
+                yield Picture(stem, folders, key, at * MOST + index)
 
 
 def _first_shot_first(official: Mapping[int, tuple[str, ...]]) -> list[str]:
-    return list(dict.fromkeys(official[1] + official[16]))
+    return list(dict.fromkeys(stem for shots in sorted(official) for stem in official[shots]))
 
 
 def _stems(layout: Layout, split: str, taken: Sequence[str] = ()) -> list[str]:
-    """Plausible stems in no particular order, none of them taken."""
-    found = hash_order([layout.stem(number) for number in range(1, MOST + 1)], layout.archive.name, split)
-    return [stem for stem in found if stem not in taken]
+    """Plausible stems of a split in no particular order, none of them taken."""
+    found = hash_order([layout.stem(number) for number in range(1, layout.most + 1)], layout.archive.name, split)
+    return [stem for stem in found if stem not in taken and layout.belongs(split, stem)]
+
+
+def _scene(layout: Layout, picture: Picture) -> tuple[Bytes, Bytes]:
+    """The image (H, W, 3) RGB and the mask (H, W) of a picture, of the archive's size."""
+    image, mask = layout.domain.scene(picture.split, picture.index)
+    image = cv2.resize(image, layout.pixels[::-1], interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return image, np.asarray(cv2.resize(mask, layout.pixels[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def _write_picture(layout: Layout, out: Path, picture: Picture) -> None:
-    image, mask = layout.domain.scene(picture.split, picture.index)
-    bgr = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), layout.pixels[::-1], interpolation=cv2.INTER_AREA)
-    mask = np.asarray(cv2.resize(mask, layout.pixels[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
-    grey = layout.grey(mask, rng_for(layout.domain.name, picture.split, picture.index, "mask"))
-    for path, pixels in zip(paths(picture), (bgr, grey), strict=True):
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
-        (out / path).write_bytes(cv2.imencode(Path(path).suffix, pixels)[1].tobytes())
+    rng = rng_for(layout.domain.name, picture.split, picture.index, "mask")
+    contents = layout.files.contents(picture, *_scene(layout, picture), rng)
+    for path, content in zip(layout.files.paths(picture), contents, strict=True):
+        _write(out / path, content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def _own_files(out: Path) -> set[str]:
@@ -281,11 +314,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 where the request was wrong."""
     parser = argparse.ArgumentParser(prog="python -m datasets.synth", description=__doc__.splitlines()[0])
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--layout", choices=LAYOUTS, help="write a generated domain as this archive")
+    task.add_argument("--layout", choices=LAYOUTS, help="write a generated domain as this archive, with all its folders")
     task.add_argument("--choose-shots", action="store_true", help="print the official lists of the three domains")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to, such as data/whu")
     parser.add_argument("--train", type=int, default=24, metavar="N", help="training images (default 24)")
-    parser.add_argument("--test", type=int, default=12, metavar="N", help="test images (default 12)")
+    parser.add_argument("--test", type=int, default=12, metavar="N", help="test images, of each folder that has some (default 12)")
     asked = parser.parse_args(arguments)
     if asked.layout and not asked.out:
         parser.error("--layout needs --out, a folder such as data/whu.")

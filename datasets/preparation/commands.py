@@ -6,8 +6,8 @@ from pathlib import Path
 
 from bench.errors import RequestError
 from bench.grid.registry import DATASETS
-from datasets.folder import FolderDataset
-from datasets.preparation.locations import Top, folder_in, in_units, link, missing, tops
+from datasets.folder import ArchiveDataset
+from datasets.preparation.locations import Top, folder_in, in_units, link, missing, partial, tops
 from datasets.preparation.progress import progress_bar
 from datasets.preparation.summary import summary
 from datasets.preparation.unpack import Plan, plan, unpack
@@ -23,14 +23,16 @@ def where(name: str | None, data: Path) -> int:
         for split, expected in cls.expected.items():
             foreign = f", and {expected.foreign:,} that are passed over" if expected.foreign else ""
             print(f"  images    {expected.images:,} of the {split} split{foreign}")
+        for head, text in (("licence", cls.licence), ("ours", cls.ours)):
+            print(f"  {head:<9} {text}" if text else "", end="\n" if text else "")
         print(f"  then      python -m datasets.prepare {cls.name} --from {shlex.join(cls.zips)} --data {shlex.quote(str(data))}\n")
     return 0
 
 
 def prepare(name: str, data: Path, sources: Sequence[Path]) -> int:
     """Unpacks or links what `sources` hold of a data set's archives into `data/<name>`; 0, or 1 while something is missing still."""
-    cls, root = _archived(name), data / name
-    wanted = tops(cls)
+    cls = _archived(name)
+    root, wanted = cls.place(data), tops(cls)
     if not sources:
         raise RequestError(f"--from is needed: {' and '.join(cls.zips)}; `python -m datasets.prepare where {name}` says where they are.")
     links = {source: {top: at for top in wanted if (at := folder_in(source, top))} for source in sources if source.is_dir()}
@@ -52,7 +54,7 @@ def verified(name: str, data: Path, cache_dir: Path, show: int) -> int:
     """Prints what is wrong with a data set and what a run would see of it; 0, or 1 where something is wrong."""
     DATASETS.find_in(data)
     cls = DATASETS.get(name)
-    if issubclass(cls, FolderDataset) and not data.is_dir():
+    if issubclass(cls, ArchiveDataset) and not data.is_dir():
         raise RequestError(f"--data {data} is no folder; `python -m datasets.prepare where {name}` says what belongs there.")
     found = verify(cls, data, cache_dir)
     print(summary(cls, data, found, show))
@@ -62,6 +64,8 @@ def verified(name: str, data: Path, cache_dir: Path, show: int) -> int:
 def _check(name: str, wanted: Sequence[Top], held: dict[Path, Sequence[Top] | dict[Top, Path]]) -> None:
     """RequestError for a source that holds nothing that is needed, and for two that hold the same."""
     for source, of_source in held.items():
+        if not of_source and (lacks := partial(source, wanted)):
+            raise RequestError(f"{source} is another release of {name}'s archive, or not all of it: {lacks}.")
         if not of_source:
             raise RequestError(f"{source} holds nothing that {name} needs: {'; or '.join(map(str, wanted))}.")
     for top in wanted:
@@ -79,12 +83,12 @@ def _unpack(plans: Sequence[Plan], root: Path) -> None:
         print(f"{one.archive}: {len(one.members):,} files unpacked to {root}{there}.")
 
 
-def _archived(name: str) -> type[FolderDataset]:
+def _archived(name: str) -> type[ArchiveDataset]:
     cls = DATASETS.get(name)
-    if not issubclass(cls, FolderDataset):
+    if not issubclass(cls, ArchiveDataset):
         raise RequestError(f"Data set {name} has no archive to put into place; {', '.join(one.name for one in _all_archived())} have.")
     return cls
 
 
-def _all_archived() -> list[type[FolderDataset]]:
-    return [cls for cls in map(DATASETS.get, DATASETS.names()) if issubclass(cls, FolderDataset)]
+def _all_archived() -> list[type[ArchiveDataset]]:
+    return [cls for cls in map(DATASETS.get, DATASETS.names()) if issubclass(cls, ArchiveDataset)]

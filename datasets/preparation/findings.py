@@ -1,13 +1,13 @@
 """What is worth saying of a data set's images, as problems and notes of one sentence each."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.data.manifest import Manifest
 from bench.types import SPLITS, Split
-from datasets.folder import Expected, FolderDataset, Survey
+from datasets.folder import ArchiveDataset, Expected, Survey
 from datasets.preparation.inspection import Inspection
 
 WHITE, BLUR, SHOWN = 255, 16, 12  # what a JPEG makes of black and white stays this near to them; ranges of values that are listed
@@ -29,22 +29,25 @@ def note(text: str) -> Finding:
     return Finding(text, is_problem=False)
 
 
-def of_archive(cls: type[FolderDataset], data: Path, survey: Survey, seen: Inspected) -> Iterator[Finding]:
+def of_archive(cls: type[ArchiveDataset], data: Path, survey: Survey, seen: Inspected) -> Iterator[Finding]:
     """The number and the size of the images against the official archive's; of a generated stand-in neither is asked for."""
     if cls.is_generated(data):
         yield note("A generated stand-in: it need not have the official archive's number and size of images, and its cells are marked.")
         return
     for split, expected in cls.expected.items():
         if split in survey.entries:
-            yield from _counts(split, len(survey.entries[split]), survey.foreign.get(split, 0), expected)
+            yield from _counts(split, survey.entries[split], survey.foreign.get(split, 0), expected)
     for look in (look for of_split in seen.values() for look in of_split if cls.pixels not in (None, look.pixels)):
         here, there = (f"{width}×{height}" for height, width in (look.pixels, cls.pixels or (0, 0)))
         yield Finding(f"The {look.split} image {look.name} has {here} pixels; the official ones have {there}.")
 
 
-def _counts(split: str, images: int, foreign: int, expected: Expected) -> Iterator[Finding]:
+def _counts(split: str, names: Collection[str], foreign: int, expected: Expected) -> Iterator[Finding]:
+    images, parts = len(names), Counter(part for part, slash, _ in (name.partition("/") for name in names) if slash)
     if abs(images - expected.images) > expected.tolerance:
-        yield Finding(f"The {split} split has {images:,} images; the official archive has {expected.images:,}.")
+        by_part = ", ".join(f"{count:,} of {part}" for part, count in parts.items())
+        counted = f"{images:,} images{f' ({by_part})' if by_part else ''}"
+        yield Finding(f"The {split} split has {counted}; the official archive has {expected.images:,}.")
     elif images != expected.images:
         yield note(f"The {split} split has {images:,} images, not {expected.images:,}: {expected.why}.")
     if foreign != expected.foreign:

@@ -5,23 +5,31 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from zipfile import ZipFile
 
 from bench.errors import RequestError
-from datasets.folder import GENERATED_MARK, FolderDataset
+from datasets.folder import GENERATED_MARK, ArchiveDataset
 
 DEEPEST = 5  # folders below the given one
 
 
 @dataclass(frozen=True)
 class Part:
-    """A folder of files that are read, below a Top, and how their names end."""
+    """A folder of files that are read, below a Top or the Top itself (""), and how their names end."""
 
     folder: str
     suffix: str
 
+    def __str__(self) -> str:
+        return f"{self.folder}/*{self.suffix}".lstrip("/")
+
     def holds(self, name: str) -> bool:
         """Whether a file of this name is read; a Mac's `._name` is none."""
         return name.lower().endswith(self.suffix) and not name.startswith(".")
+
+    def below(self, base: str) -> str:
+        """Its folder below one that is "" or ends in a slash; both without a slash at the end."""
+        return f"{base}{self.folder}".rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -32,35 +40,45 @@ class Top:
     parts: tuple[Part, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}/ with " + ", ".join(f"{part.folder}/*{part.suffix}" for part in self.parts)
+        return f"{self.name}/ with {', '.join(map(str, self.parts))}"
 
 
-def tops(cls: type[FolderDataset]) -> tuple[Top, ...]:
+def tops(cls: type[ArchiveDataset]) -> tuple[Top, ...]:
     """The folders that a data set's archives hold."""
     found: dict[str, list[Part]] = {}
-    for folders in cls.folders.values():
-        for folder, suffix in ((folders.images, folders.image_suffix), (folders.masks, folders.mask_suffix)):
-            top, _, rest = folder.partition("/")
-            found.setdefault(top, []).append(Part(rest, suffix))
+    for folder, suffix in cls.needs():
+        top, _, rest = folder.partition("/")
+        found.setdefault(top, []).append(Part(rest, suffix))
     return tuple(Top(name, tuple(parts)) for name, parts in found.items())
+
+
+def bases(names: Iterable[str], top: Top) -> dict[str, tuple[Part, ...]]:
+    """The folders of a zip, each "" or ending in a slash, below which parts of a top have files, with the parts that are absent."""
+    full = {
+        (folder, part) for folder, _, file in (name.rpartition("/") for name in names) if file for part in top.parts if part.holds(file)
+    }
+    found = {_base(folder, part) for folder, part in full} - {None}
+    return {base: tuple(part for part in top.parts if (part.below(base), part) not in full) for base in found if base is not None}
+
+
+def _base(folder: str, part: Part) -> str | None:
+    """The folder below which `folder` is a part's; None where it is not."""
+    above, is_part = folder.removesuffix(part.folder), f"/{folder}".endswith(f"/{part.folder}")
+    return (f"{above.rstrip('/')}/" if above else "") if is_part or not part.folder else None
 
 
 def base_in(names: Iterable[str], top: Top) -> str | None:
     """The folder of a zip, "" or ending in a slash, below which all parts of a top have files: the one of its name, else any."""
-    files = (name.rpartition("/") for name in names)
-    full = {f"{folder}/" for folder, _, file in files if file and not file.startswith(".")}
-    first = f"{top.parts[0].folder}/"
-    bases = [folder.removesuffix(first) for folder in full if folder == first or folder.endswith(f"/{first}")]
-    whole = [base for base in bases if all(f"{base}{part.folder}/" in full for part in top.parts)]
+    whole = [base for base, absent in bases(names, top).items() if not absent]
     return min(whole, key=lambda base: (PurePosixPath(base).name != top.name, base.count("/"), base), default=None)
 
 
 def folder_in(given: Path, top: Top) -> Path | None:
-    """The folder at or below `given` that has all parts of a top: the one of its name, else any."""
+    """The folder at or below `given` that has files of all parts of a top: the one of its name, else any."""
     start, others = len(given.resolve().parts), []
     for at, below, _ in os.walk(given.resolve()):
         here = Path(at)
-        if all((here / part.folder).is_dir() for part in top.parts):
+        if all(_has(here / part.folder, part) for part in top.parts):
             if here.name == top.name:
                 return here
             others.append(here)
@@ -69,9 +87,24 @@ def folder_in(given: Path, top: Top) -> Path | None:
     return others[0] if others else None
 
 
+def _has(folder: Path, part: Part) -> bool:
+    return folder.is_dir() and any(part.holds(name) for name in os.listdir(folder))
+
+
+def partial(source: Path, wanted: Sequence[Top]) -> str:
+    """What a zip or folder lacks of the top that it has the most of; "" where it has no part of any."""
+    if source.is_dir():
+        names = [(Path(at) / file).relative_to(source).as_posix() for at, _, files in os.walk(source) for file in files]
+    else:
+        names = ZipFile(source).namelist()
+    found = [(len(absent), base, absent) for top in wanted for base, absent in bases(names, top).items()]
+    _, base, absent = min(found, key=lambda one: one[:2], default=(0, "", ()))
+    return f"{base or source.name} has no {', '.join(map(str, absent))}" if found else ""
+
+
 def in_place(root: Path, top: Top) -> bool:
     """Whether a top with all its parts lies in a data set's folder."""
-    return all((root / top.name / part.folder).is_dir() for part in top.parts)
+    return all(_has(root / top.name / part.folder, part) for part in top.parts)
 
 
 def link(found: Path, root: Path, top: Top) -> str:

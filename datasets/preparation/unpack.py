@@ -123,7 +123,7 @@ def _members(infos: Sequence[ZipInfo], root: Path, top: Top, base: str) -> Itera
         if info.filename in marks:
             yield Member(info, root / GENERATED_MARK)
         for part in top.parts:
-            if folder == f"{base}{part.folder}" and part.holds(name):
+            if folder == part.below(base) and part.holds(name):
                 yield Member(info, root / top.name / part.folder / name)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.data.manifest import Manifest, manifest_of, to_hash
 from bench.errors import DataError
 from bench.types import SPLITS, Dataset, Split
-from datasets.folder import Entry, FolderDataset, ListedDataset
+from datasets.folder import ArchiveDataset, Entry, ListedDataset
 from datasets.preparation.findings import Finding, Inspected, note, of_archive, of_contents, of_masks
 from datasets.preparation.inspection import Drawn, inspections
 from datasets.preparation.progress import progress_bar
@@ -36,7 +36,7 @@ def verify(cls: type[Dataset], data: Path, cache_dir: Path) -> Verified:
         everything = list(inspections(entries, cls.rule, on_step))
     seen = {split: [look for look in everything if look.split == split and not look.fault] for split in entries}
     findings = [*map(Finding, survey.faults if survey else ()), *(Finding(look.fault) for look in everything if look.fault)]
-    if survey and issubclass(cls, FolderDataset):
+    if survey and issubclass(cls, ArchiveDataset):
         findings += of_archive(cls, data, survey, seen)
     for split, of_split in seen.items():
         findings += of_masks(split, of_split, getattr(cls, "threshold", 0))
