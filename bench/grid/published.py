@@ -56,11 +56,10 @@ class Published:
         return self.others.get((name, column)) if value is None else Number(value)
 
     def metric(self, dataset: str) -> str:
-        """By which a data set's tuned methods are published, that of SAM where none is; the usual one where it is not known."""
+        """By which a data set's tuned methods are published, whose rows come last; the usual one where it is not known."""
         if any(name == dataset for _, name in self.numbers):
             return USUAL
-        told = {name: number.metric for (name, of), number in self.others.items() if of == dataset}
-        return next((metric for name, metric in told.items() if name != "sam"), told.get("sam", "")) or USUAL
+        return [*(number.metric for (_, name), number in self.others.items() if name == dataset), ""][-2:][0] or USUAL
 
     def notes(self, datasets: Iterable[str], title: Callable[[str], str]) -> list[str]:
         """What is to be known of the numbers of these data sets, called by their titles, and those of systems that are not here."""

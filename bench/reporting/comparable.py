@@ -27,7 +27,7 @@ Gap = tuple[Run, str, str]  # of a cell that is not stored: its run, phase and r
 Identity = tuple[str, str, str, str]  # backbone, protocol, shots, checkpoint: of one table's cells
 IDENTITY = ("backbone", "protocol", "shots", "checkpoint_sha256")
 MACHINE = "provenance.device_name"
-TITLE = "provenance.data.title"
+TITLE, METRIC = "provenance.data.title", "provenance.data.metric"
 FILES, TIME = "provenance.data.fingerprint", "provenance.time"
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
@@ -128,8 +128,16 @@ class ComparableCells:
     @property
     def titles(self) -> dict[str, str]:
         """The data sets' titles, as the records say them."""
-        stored = self.frame[["dataset", TITLE]].dropna() if TITLE in self.frame else pd.DataFrame({"dataset": [], TITLE: []})
-        return dict(zip(stored["dataset"], stored[TITLE], strict=True))
+        return self._said(TITLE)
+
+    @property
+    def own_metrics(self) -> dict[str, str]:
+        """The metrics of data sets that have one of their own, as the records say them."""
+        return self._said(METRIC)
+
+    def _said(self, column: str) -> dict[str, str]:
+        stored = self.frame[["dataset", column]].dropna() if column in self.frame else pd.DataFrame({"dataset": [], column: []})
+        return dict(zip(stored["dataset"], stored[column], strict=True))
 
     @cached_property
     def naming(self) -> Labels:

@@ -52,8 +52,10 @@ class PaperColumn:
 
 def paper_table(comparable: ComparableCells, published: Published) -> Table:
     """Methods as rows in the paper's order; for its data sets and their average: ours, the published number and Δ, each by the metric
-    that was published. Where nothing was published for these cells' number of shots, no number is shown."""
-    datasets = (*published.averaged, *(name for name in published.datasets if name in comparable.datasets))
+    that was published, or else by the one that the data set names. Where nothing was published for these cells' number of shots, no
+    number is shown."""
+    stored = [name for name in (*published.datasets, *comparable.own_metrics) if name in comparable.datasets]
+    datasets = (*published.averaged, *stored)
     shown = _paper_columns(comparable, published, tuple(dict.fromkeys(datasets)))
     parts = ("ours", "published", "Δ", "in 95 %") if any(of.known.counts for of in shown) else ("ours", "published", "Δ")
     columns = tuple(Column(of.title, name, signed=name == "Δ", about=dataset_of(of.group)) for of in shown for name in parts)
@@ -77,7 +79,8 @@ def _paper_columns(comparable: ComparableCells, published: Published, datasets: 
     found = []
     for together in (True, False):
         names = [name for name in datasets if (name in published.averaged) == together]
-        metrics = {name: published.metric(name) if comparable.metric == USUAL else comparable.metric for name in names}
+        own = {**comparable.own_metrics, **{name: published.metric(name) for name in published.datasets}}
+        metrics = {name: own.get(name, USUAL) if comparable.metric == USUAL else comparable.metric for name in names}
         for metric in dict.fromkeys(metrics.values()):
             mine = [name for name in names if metrics[name] == metric]
             averaged = together and mine == names

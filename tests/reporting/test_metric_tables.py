@@ -63,8 +63,8 @@ def test_less_is_better_where_it_is(store):
     for like in ("comparisons", "draws", "aggregates", "rules", "selections"):
         assert tables(store, CellQuery(metric="ber"), like)
     (aggregates, _) = tables(store, CellQuery(metric="ber"), "aggregates")
-    ranks = {row.name: row.cells[3].value for row in aggregates.rows}
-    assert ranks["CAT-SAM-T"] == 1 and ranks["SAM"] == 3
+    ranks = {dict(row.about)["method"]: row.cells[3].value for row in aggregates.rows}
+    assert ranks[CAT.label] == 1 and ranks["sam"] == 3
     assert power_tables(store, CellQuery(metric="ber"), CAT.label, LORA.label)
     a, b = (side(str(next((store.runs / "whu").glob(f"{of.name}*/*/record.json")).parent), store.root) for of in (CAT, LORA))
     compared = results(paired(a, b), None, "all", "ber")
