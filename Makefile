@@ -51,9 +51,14 @@ tune: BACKBONE = tiny
 tune: PROTOCOL = demo
 tune: ASKED = --methods '$(METHODS)' --datasets '$(DATASETS)' --shots '$(SHOTS)' $(if $(SEEDS),--seeds '$(SEEDS)') --backbone '$(BACKBONE)' \
   --data '$(DATA)' --pretrained '$(PRETRAINED)' --out '$(OUT)' --workers '$(WORKERS)'
+# "demo(epochs=4)" becomes "demo(epochs=4,tuned=mine)".
+OPEN := (
+CLOSE := )
+COMMA := ,
+tune: CHOSEN = $(if $(findstring $(OPEN),$(PROTOCOL)),$(patsubst %$(CLOSE),%$(COMMA)tuned=$(TUNED)$(CLOSE),$(PROTOCOL)),$(PROTOCOL)(tuned=$(TUNED)))
 tune: $(RUN)
 	$(PY) -m bench.tune $(ASKED) --protocol '$(PROTOCOL)' --trials '$(TRIALS)' --name '$(TUNED)'
-	$(PY) -m bench.run $(ASKED) --protocol '$(PROTOCOL),$(PROTOCOL)(tuned=$(TUNED))'
+	$(PY) -m bench.run $(ASKED) --protocol '$(PROTOCOL),$(CHOSEN)'
 	$(PY) -m bench.tables --like tuning --out '$(OUT)'
 
 tables: $(RUN)
@@ -87,6 +92,6 @@ $(RUN): requirements.txt
 	$(PY) -m pip install -q -r requirements.txt
 	touch $@
 
-$(DEV): requirements-dev.txt $(RUN)
+$(DEV): requirements-dev.txt requirements-backbones.txt $(RUN)
 	$(PY) -m pip install -q -r requirements-dev.txt
 	touch $@

@@ -22,11 +22,11 @@ if _found is None or _found.origin is None or Path(_found.origin).resolve().pare
 if TYPE_CHECKING:
     from bench.exporting.cell_tables import image_rows, results
     from bench.figures import figure
-    from bench.model.backbones import SamConfig
     from bench.model.checkpoints import load_sam
     from bench.model.method import build
     from bench.model.released import load_cat_sam
     from bench.model.segmenter import PromptableSegmenter
+    from bench.model.sizes import SamConfig
     from bench.run import run
     from bench.running.adapted import load_run
     from bench.tables import table
@@ -43,7 +43,7 @@ _HOMES = {  # looked up on first use: planning and tables must not wait for torc
     "load_sam": "bench.model.checkpoints",
     "PromptableSegmenter": "bench.model.segmenter",
     "Prompts": "bench.types",
-    "SamConfig": "bench.model.backbones",
+    "SamConfig": "bench.model.sizes",
     "results": "bench.exporting.cell_tables",
     "segmentation_loss": "bench.training.losses",
     "table": "bench.tables",

@@ -1,6 +1,7 @@
 """What a method or a data set promises and what it breaks, for authors of new ones.
 
     python -m bench.check lora                                       # or "lora(rank=8)"; on toys, seconds on a CPU
+    python -m bench.check lora --backbone tiny_sam2                  # on a SAM 2, or tiny_sam3
     python -m bench.check --plugin mine.py my_method
     python -m bench.check synth_polyps --data DIR                    # a data set, on its own files
     python -m bench.check statistics                                 # what tables say of their numbers, by simulation; a minute or two
@@ -23,6 +24,7 @@ from bench.errors import one_sentence, unknown
 from bench.grid.plugins import add_option
 from bench.grid.registry import DATASETS, METHODS
 from bench.grid.spec import parse_call
+from bench.model.backbones import read_backbone
 
 STATISTICS = "statistics"  # no method or data set is called so
 VERDICT, CHECK = 14, 46  # columns
@@ -35,13 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(prog="python -m bench.check", description=lines[0])
     parser.add_argument("name", help=f"a method, also with parameters, a data set, or {STATISTICS!r}")
+    parser.add_argument("--backbone", metavar="NAME", help="of a method: that backbone's sizes, with random weights; default: a toy SAM")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--images", type=int, default=16, metavar="N", help="of a data set: images read of each split; 0: all")
     add_option(parser)
     given = parser.parse_args(arguments)
     if given.name == STATISTICS:
         return simulated()
-    found = findings(given.name, given.data, given.images)
+    found = findings(given.name, given.data, given.images, given.backbone)
     return show(given.name, found)
 
 
@@ -55,14 +58,15 @@ def simulated() -> int:
     return int(any(cell.notes for table in made for row in table.rows for cell in row.cells))
 
 
-def findings(name: str, data: Path, images: int = 16) -> Iterator[Finding]:
+def findings(name: str, data: Path, images: int = 16, backbone: str | None = None) -> Iterator[Finding]:
     """What the suite finds of a method or a data set; RequestError for a name that is neither, and data that cannot be opened."""
     called = parse_call(name)[0]
     DATASETS.find_in(data)
     if called in METHODS.names():
         from bench.conformance.methods import METHOD_CHECKS, MethodSubject
+        from bench.conformance.toys import TOY
 
-        return examined(METHOD_CHECKS, MethodSubject(name))
+        return examined(METHOD_CHECKS, MethodSubject(name, read_backbone(backbone).config if backbone else TOY))
     if called in DATASETS.names():
         from bench.conformance.datasets import DATASET_CHECKS, DatasetSubject
 

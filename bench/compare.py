@@ -26,13 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     metric_of(given.metric)
     from bench.reporting.differences import differing, paired, results, side
-    from bench.reporting.table import markdown
+    from bench.reporting.terminal import show
 
     a, b = side(given.a, given.out), side(given.b, given.out)
     pairs = paired(a, b)
     print(f"A: {a.name} ({len(a.cells)} cells)\nB: {b.name} ({len(b.cells)} cells)\n")
-    print(markdown(differing(pairs)))
-    print(markdown(results(pairs, given.selection, given.rule, given.metric)))
+    show(differing(pairs))
+    show(results(pairs, given.selection, given.rule, given.metric))
     print(*a.notes, *b.notes, sep="\n")
     return 0
 

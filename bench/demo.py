@@ -75,20 +75,18 @@ def draw_pictures(store: ResultStore, request: Request) -> list[Path]:
 
 
 def _cells(scan: Scan, dataset: str, request: Request) -> dict[str, Path]:
-    """Column title -> folder of the stored cells of a data set under the request's protocol, first seed, zero-shot first."""
+    """Column title -> folder of the stored cells of a data set under the request's protocol, first seed, in the tables' order."""
+    from bench.grid.published import ordered, published_for
+    from bench.reporting.labels import Labels
+
     if scan.table.empty:
         return {}
     table, protocol = own_weights(scan.table), protocol_of(request.protocol).name
     table = table[(table["dataset"] == dataset) & (table["protocol"] == protocol) & (table["backbone"] == request.backbone)]
-    table = table[table["seed"] == table["seed"].min()].sort_values(["cost.trainable_parameters", "label"])
-    return {_title(row.method, row.label): Path(row.path) for row in table.itertuples()}
-
-
-def _title(method: str, label: str) -> str:
-    from bench.grid.registry import METHODS
-
-    shown = label.removeprefix(method)
-    return METHODS.get(method).title + (f"\n{shown}" if shown else "")  # type: ignore[attr-defined]
+    table = table[table["seed"] == table["seed"].min()]
+    folders = dict(zip(table["label"], map(Path, table["path"]), strict=True))
+    naming = Labels.of(folders, [dataset], published_for("1"), {})
+    return {naming.method(label): folders[label] for label in ordered(folders, naming.published)}
 
 
 def _is_newer(sheet: Path, cells: dict[str, Path]) -> bool:

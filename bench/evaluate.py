@@ -1,13 +1,17 @@
-"""Evaluates a released CAT-SAM checkpoint as a cell is evaluated; nothing is trained.
+"""Evaluates a released CAT-SAM checkpoint, or an adapter of Hugging Face's peft, as a cell is evaluated; nothing is trained.
 
     python -m bench.evaluate --checkpoint whu_cat-a_vit-l_1shot.pth --datasets whu --data data
     python -m bench.evaluate --checkpoint FILE --datasets whu --store --shots 1     # stored, it is a row of every table
+    python -m bench.evaluate --adapter FOLDER --datasets whu --store
 
 The method is told from the file's keys and the backbone from its shapes. Without --store the rows by image go to
 `<out>/evaluated/`, in the columns of a cell's images.csv. With it the result is a cell like any other, under a name of its own
 ("CAT-SAM-A (released)"), so it is never averaged with cells that were trained here; its record says `source: released checkpoint`
 with the file's name and sha256. There is one set of weights, so all selection rules have the same scores. A stored cell is the
 checkpoint's trained part on a backbone, so the SAM inside the file must then be the one in --pretrained.
+
+An adapter is made for a SamModel: its config names the backbone, or --backbone does, and its cell is that of
+`bench.run --methods "adapter(file='FOLDER')"`.
 """
 
 import argparse
@@ -19,17 +23,18 @@ from pathlib import Path
 
 from bench.errors import STOPPED, one_sentence
 from bench.grid.plugins import add_option
-from bench.model.backbones import CONFIGS
+from bench.model.backbones import PRETRAINED
 
 
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all evaluated, 1 some failed, 2 wrong request, 130 stopped)."""
     given = _parser().parse_args(arguments)
-    from bench.running.released_cells import Evaluation, evaluate_released  # not before the words are read
+    from bench.running.released_cells import Evaluation, evaluate_adapter, evaluate_released  # not before the words are read
 
+    evaluate = evaluate_adapter if given.adapter else evaluate_released
     try:
-        return evaluate_released(Evaluation(**{field.name: getattr(given, field.name) for field in fields(Evaluation)}))
+        return evaluate(Evaluation(**{field.name: getattr(given, field.name) for field in fields(Evaluation)}))
     except KeyboardInterrupt:
         print("Stopped; the data sets that were done are kept.", file=sys.stderr)
         return STOPPED
@@ -37,15 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.evaluate", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a released CAT-SAM checkpoint, T or A")
+    weights = parser.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--checkpoint", type=Path, help="a released CAT-SAM checkpoint, T or A")
+    weights.add_argument("--adapter", type=Path, metavar="FOLDER", help="of adapter_config.json and adapter_model.safetensors")
     parser.add_argument("--datasets", required=True, help="names with commas between them, or 'all'")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--protocol", default="paper", help="how images are taken and prompts are made; default: paper")
-    parser.add_argument("--backbone", choices=list(CONFIGS), help="default: told from the checkpoint's shapes")
+    parser.add_argument("--backbone", help="default: told from the checkpoint's shapes")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--store", action="store_true", help="keep the results as cells, rows of their own in every table")
     parser.add_argument("--shots", help="labelled images that the checkpoint was trained with, or 'full'; --store needs it")
-    parser.add_argument("--pretrained", type=Path, default=Path("pretrained"), help="with --store: folder of SAM's checkpoints")
+    parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="with --store: folder of SAM's checkpoints")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add_option(parser)
     return parser

@@ -1,11 +1,12 @@
 """The stored cells as tidy tables, or one cell's model as a file for other tools.
 
     python -m bench.export [--out results] [--parquet]                  # `bench.results()` and `bench.image_rows()` in Python
-    python -m bench.export CELL --format cat-sam|sam|onnx [--out FILE]
+    python -m bench.export CELL --format cat-sam|sam|peft|onnx [--out FILE]
 
 The first writes `<out>/tables/results.csv`, one row a cell, and `<out>/tables/images.csv`, one row a selection, test image and cell.
 The second takes a cell's folder or key: `cat-sam` is the format of the released CAT-SAM checkpoints, `sam` plain SAM weights that any SAM
-tool loads (of methods that can be merged into them), `onnx` a folder of encoder.onnx and decoder.onnx (see `bench.exporting.onnx_files`).
+tool loads (of methods that can be merged into them), and it says how that tool has to take images; `peft` a folder for Hugging Face with
+its card, an adapter or a whole SamModel; `onnx` a folder of encoder.onnx and decoder.onnx (see `bench.exporting.onnx_files`).
 """
 
 import argparse
@@ -15,9 +16,10 @@ from pathlib import Path
 
 from bench.errors import RequestError, one_sentence
 from bench.grid.plugins import add_option
+from bench.grid.progress import working
 from bench.model.backbones import PRETRAINED
 
-MODEL_FORMATS = ("cat-sam", "sam", "onnx")
+MODEL_FORMATS = ("cat-sam", "sam", "peft", "onnx")
 
 
 @one_sentence
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.export", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cell", nargs="?", help="a cell's folder or key, whose model is written; without it, tables are")
     parser.add_argument("--format", help=f"of the model: {', '.join(MODEL_FORMATS)}")
-    parser.add_argument("--out", type=Path, help="with CELL the new file (onnx: folder); else the results folder, for its tables/")
+    parser.add_argument("--out", type=Path, help="with CELL the new file (peft, onnx: folder); else the results folder, for its tables/")
     parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
     parser.add_argument("--parquet", action="store_true", help="tables in parquet instead of CSV; needs pyarrow")
     add_option(parser)
@@ -43,10 +45,12 @@ def _written(given: argparse.Namespace) -> list[Path]:
     if given.cell is None:
         from bench.exporting.cell_tables import export
 
-        return export(given.out or Path("results"), given.parquet)
+        with working("Reading the cells"):
+            return export(given.out or Path("results"), given.parquet)
     from bench.exporting.model_files import export_cell  # tables must not wait for torch
 
-    return export_cell(given.cell, given.format, given.out, given.pretrained)
+    with working(f"Writing {given.cell} as {given.format}"):
+        return export_cell(given.cell, given.format, given.out, given.pretrained)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _draw(given: argparse.Namespace) -> int:
+    from bench.grid.progress import told
     from bench.grid.store import ResultStore
     from bench.reporting.comparable import CellQuery
     from bench.reporting.figures import heat_maps, pictures
@@ -42,14 +43,10 @@ def _draw(given: argparse.Namespace) -> int:
 
     swept = given.rows or given.columns
     store, query = ResultStore(*given.out), CellQuery(rule=given.rule, metric=None if swept else given.metric)
-    drawn = (
-        heat_maps(store, query, Pivot.of(given.rows or "", given.columns or "", given.metric or "miou"))
-        if swept
-        else pictures(store, query)
-    )
-    for picture in drawn:
-        with picture.draw() as figure:
-            print(*save(figure, given.out[0] / "figures", picture.name))
+    pivot = Pivot.of(given.rows or "", given.columns or "", given.metric or "miou") if swept else None
+    drawn = heat_maps(store, query, pivot) if pivot else pictures(store, query)
+    for picture in told(drawn, "Drawing figure", lambda picture: picture.name):
+        print(*save(picture.draw(), given.out[0] / "figures", picture.name))
     return 0
 
 
@@ -70,8 +67,7 @@ def figure(kind: str = "bars", *, out: str | Path = "results", **of: str | None)
     if len(named) > 1:
         which = ", ".join(picture.name for picture in named)
         raise RequestError(f"These are {len(named)} figures: choose one by shots=, protocol= or backbone=. There are: {which}.")
-    with named[0].draw() as drawn:
-        return drawn
+    return named[0].draw()
 
 
 if __name__ == "__main__":

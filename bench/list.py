@@ -19,7 +19,7 @@ from bench.grid.plan import Request
 from bench.grid.plugins import add_option
 from bench.grid.protocol import load_protocol, protocol_names
 from bench.grid.registry import DATASETS, METHODS, Registry
-from bench.model.backbones import CONFIGS, FILES
+from bench.model.backbones import backbone_names, read_backbone
 
 SUITES = ROOT / "configs" / "suites"
 Lines = Iterator[tuple[str, str]]
@@ -57,8 +57,12 @@ def _protocols(_: Path) -> Lines:
 
 
 def _backbones(_: Path) -> Lines:
-    for name, sizes in CONFIGS.items():
-        yield name, f"{sizes.depth} blocks, {sizes.width} wide, images of {sizes.image_size} × {sizes.image_size} pixels; {FILES[name]}"
+    for name in backbone_names():
+        spec = read_backbone(name)
+        sizes = (
+            f"{spec.config.depth} blocks, {spec.config.width} wide, images of {spec.config.image_size} × {spec.config.image_size} pixels"
+        )
+        yield name, f"{spec.title}: {sizes}; {spec.file}; licence {spec.licence}"
 
 
 def _suites(_: Path) -> Lines:

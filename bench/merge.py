@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", required=True, type=Path, metavar="C", help="the results folder that receives the cells")
     given = parser.parse_args(arguments)
     done = merge(given.sources, given.into)
-    print(f"{done.copied} cells copied into {given.into}; {done.twice} were there twice with the same result.")
+    twice = f"{done.twice} {'was' if done.twice == 1 else 'were'} there twice with the same result"
+    print(f"{done.copied} cells copied into {given.into}; {twice}.")
     print(*done.notes, sep="\n", end="\n" if done.notes else "")
     for reason in done.refused:
         print(f"  not copied: {reason}")

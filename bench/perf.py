@@ -5,7 +5,7 @@ loads them with `bench.results()` in a process of its own, by the code that runs
 the table take more than 10 s of a processor for each 10,000 cells, or loading does, or where loading needs more than 2 GB of memory.
 `submit` sends that many cells to a SLURM whose commands answer at once, by the launcher itself in a process of its own, and exits
 with 1 where that takes more than 5 s of a processor for each 1,000 cells, or imports torch.
-`cost` measures what each method costs on this machine, once: a training step, an image, and the peak memory (`bench.profiling.cost`).
+`cost` measures what each method costs here, once: a step, an image, and the peak memory (`bench.profiling.cost`).
 `gpu` is for the first minutes on a card (`bench.profiling.gpu`), `peers` for what users would pick instead (`bench.profiling.peers`).
 `model` times training steps and evaluations along the fast path against the reference, by turns (`bench.profiling.turns`), and `kernels`
 the attention kernels and products; `samples` a large mask's boxes, and one-shot steps of frozen encoders, against the plain way.
@@ -22,7 +22,7 @@ from typing import Any
 from bench.errors import RequestError, one_sentence
 from bench.grid.plan import choose_methods
 from bench.grid.store import ResultStore
-from bench.model.backbones import CONFIGS
+from bench.model.backbones import read_backbone
 
 
 @one_sentence
@@ -36,11 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     submit = commands.add_parser("submit", help="sending many cells to SLURM")
     submit.add_argument("--cells", type=int, default=1_000)
     submit.set_defaults(run=lambda given: _late("many_cells", "time_submit")(given.cells))
-    _add_model(commands)
-    _add_cost(commands)
-    _add_peers(commands)
-    _add_gpu(commands)
+    for add in (_add_model, _add_cost, _add_peers, _add_gpu):
+        add(commands)
     given = parser.parse_args(arguments)
+    read_backbone(getattr(given, "backbone", "tiny"))  # or say what there is
     for name in ("cells", "rounds", "at_once", "images", "side", "objects", "threads"):
         if (value := getattr(given, name, None)) is not None and value < 1:
             raise RequestError(f"--{name.replace('_', '-')} {value}: whole numbers from 1 are allowed.")
@@ -68,7 +67,7 @@ def _add_model(commands: Any) -> None:
     samples.add_argument("--objects", type=int, default=200, help="in it")
     samples.add_argument("--threads", type=int, default=1, help="masks at once; the plain way takes 3.4 GB for each")
     samples.add_argument("--methods", default="hq_sam,decoder,lora,lora(first_block=3),cat_sam_a", help="as bench.run takes them")
-    samples.add_argument("--backbone", choices=list(CONFIGS), default="tiny")
+    samples.add_argument("--backbone", default="tiny")
     samples.set_defaults(run=_samples)
     kernels = commands.add_parser("kernels", help="attention kernels and products against one another")
     kernels.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -83,7 +82,7 @@ def _add_model(commands: Any) -> None:
 def _add_cost(commands: Any) -> None:
     cost = commands.add_parser("cost", help="a step, an image and memory of each method on this machine, for `tables --like efficiency`")
     cost.add_argument("--methods", default="paper", help="with commas, as bench.run takes them")
-    cost.add_argument("--backbone", choices=list(CONFIGS), default="vit_l")
+    cost.add_argument("--backbone", default="vit_l")
     cost.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     cost.add_argument("--out", type=Path, default=Path("results"), help="the results folder; costs go to its costs/")
     cost.set_defaults(run=_cost)
@@ -91,7 +90,7 @@ def _add_cost(commands: Any) -> None:
 
 def _add_peers(commands: Any) -> None:
     peers = commands.add_parser("peers", help="beside segment-anything, and transformers with peft, on one thread of this processor")
-    peers.add_argument("--backbone", choices=list(CONFIGS), default="vit_b", help="of vit_b a round takes 4 minutes and 16 GiB")
+    peers.add_argument("--backbone", default="vit_b", help="of vit_b a round takes 4 minutes and 16 GiB")
     peers.add_argument("--rounds", type=int, default=3)
     peers.add_argument("--out", type=Path, default=Path("results/perf"))
     peers.set_defaults(run=lambda given: _late("peers", "compare_peers")(given.backbone, given.rounds, given.out))
@@ -101,7 +100,7 @@ def _add_gpu(commands: Any) -> None:
     gpu = commands.add_parser("gpu", help="the first minutes on a card: is it set up right, and how long will a grid take?")
     gpu.add_argument("--minutes", type=float, default=10.0, help="at most; a step that takes too long is ended, and the next one begun")
     gpu.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    gpu.add_argument("--backbone", choices=list(CONFIGS), default="vit_l")
+    gpu.add_argument("--backbone", default="vit_l")
     gpu.add_argument("--out", type=Path, default=Path("results/perf"))
     gpu.add_argument("--results", type=Path, default=Path("results"), help="the results folder, in whose costs/ dry runs look")
     gpu.set_defaults(run=lambda given: _late("gpu", "first_minutes")(given.device, given.backbone, given.minutes, given.out, given.results))

@@ -3,6 +3,7 @@
     python -m bench.predict --run CELL --image a.png --box 10 20 200 240 --out mask.png
     python -m bench.predict --run CELL --image a.png --point 60 80 --point 90 20 0 --out mask.png
     python -m bench.predict --run CELL --images FOLDER --prompts prompts.csv --out FOLDER
+    python -m bench.predict --checkpoint whu_cat-a_vit-l_1shot.pth --image a.png --box 10 20 200 240 --out mask.png
 
 CELL is a cell's folder, its key or the start of one. Every --box gives a mask of its own; all points, and a --mask, belong to one
 object, together with the box if there is one. Written are the union of the masks (0 and 255) and an overlay picture beside it; of a
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, 1 where some images failed, 2 for a wrong request, 130 after Ctrl-C."""
     given = _parse(arguments)
+    from bench.model.released import load_cat_sam
     from bench.predicting.tasks import folder_tasks, prepared, single_task  # not before the words are read
     from bench.running.adapted import load_run
     from bench.running.workers import device_of
 
     tasks = folder_tasks(given) if given.images else [single_task(given)]
-    model = load_run(given.run, pretrained=given.pretrained, device=device_of(given.device), results=given.results)
+    device = device_of(given.device)
+    if given.checkpoint:
+        model = load_cat_sam(given.checkpoint).to(device).eval()
+    else:
+        model = load_run(given.run, None, given.pretrained, device, given.results)
     for task in tasks:  # all of them before the first is predicted
         prepared(task, model.sam.config.grid)
     return _run(model, tasks, given)
@@ -50,7 +56,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="\n".join(lines[2:]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", required=True, metavar="CELL", help="a cell's folder, its key or the start of one")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", metavar="CELL", help="a cell's folder, its key or the start of one")
+    model.add_argument("--checkpoint", type=Path, metavar="FILE", help="a released CAT-SAM checkpoint, T or A, which has its own SAM")
     parser.add_argument("--image", type=Path, help="one image")
     parser.add_argument("--box", type=float, nargs=4, action="append", metavar=("X0", "Y0", "X1", "Y1"), help="in pixels; may be repeated")
     parser.add_argument(

@@ -21,7 +21,7 @@ from bench.grid.store import ResultStore
 from bench.model.backbones import PRETRAINED
 from bench.running.grid import Options, run_grid
 from bench.training.launch import is_distributed, launch_processes
-from bench.types import COMPILE_MODES, Shots
+from bench.types import COMPILE_MODES, STEP_GRAPH, Shots
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -63,6 +63,7 @@ def run(
     out: str | Path = "results",
     data: str | Path = "data",
     pretrained: str | Path = PRETRAINED,
+    checkpoint: Path | None = None,
     device: str = "auto",
     workers: int = 1,
     overwrite: str = "never",
@@ -74,7 +75,7 @@ def run(
     RequestError for what the command refuses, before anything runs; KeyboardInterrupt where the user stops it.
     """
     request = Request(*map(text_of, (methods, datasets, shots, seeds, draws, backbone, protocol)))
-    options = Options(Path(data), Path(pretrained), Path(out), overwrite, device, workers=workers)
+    options = Options(Path(data), Path(pretrained), Path(out), overwrite, device, workers=workers, checkpoint=checkpoint)
     if run_grid(request, options) == STOPPED:
         raise KeyboardInterrupt
     from bench.exporting.cell_tables import results  # here: pandas takes its time
@@ -109,19 +110,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="a suite, configs/suites/….toml; flags go before it")
     for name, what in (("data", "data sets"), ("pretrained", "SAM's checkpoints"), ("out", "results")):
         parser.add_argument(f"--{name}", type=Path, default=getattr(Options, name), help=f"folder of the {what}")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="in place of the backbone's own; of its architecture")
     parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="here, or as jobs of a cluster")
     parser.add_argument("--profile", default="", help="with --launcher slurm: the name of a file in slurm/, or the path of one")
     parser.add_argument("--collect", action="store_true", help="with --launcher slurm: a last job renders tables and report")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument(
-        "--overwrite", choices=["never", "failed", "changed", "always"], default="never", help="changed: cells of other data files"
-    )
+    parser.add_argument("--overwrite", choices=["never", "failed", "changed", "always"], default="never", help="changed: of other data")
     parser.add_argument("--save-every", type=float, default=Options.save_every, metavar="SECONDS", help="between two resume files")
     parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs (or CPU processes) that run each cell together")
     parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="images of a training step in memory together; 0: all")
     parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="the encoder by torch.compile, on a GPU")
+    parser.add_argument(
+        "--compile", choices=(*COMPILE_MODES, STEP_GRAPH), default="", help="encoder by torch.compile, or steps as a graph; on a GPU"
+    )
     parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
     parser.add_argument("--spill-gb", type=float, default=Options.spill_gb, help="of embeddings beyond those, in a temporary file (TMPDIR)")
     parser.add_argument("--steal", action="store_true", help="also the cells that another process computes just now")

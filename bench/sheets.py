@@ -20,8 +20,9 @@ from pathlib import Path
 from bench.errors import RequestError, one_sentence
 from bench.grid.plan import Request, open_dataset, specs_of
 from bench.grid.plugins import add_option
-from bench.grid.store import ResultStore
-from bench.model.backbones import PRETRAINED, checkpoint_path
+from bench.grid.progress import told
+from bench.grid.store import ResultStore, read_record
+from bench.model.backbones import PRETRAINED
 
 
 def _draw_training(request: Request | None, given: argparse.Namespace) -> int:
@@ -32,7 +33,8 @@ def _draw_training(request: Request | None, given: argparse.Namespace) -> int:
     wanted = [spec for spec in specs if spec.method.trains and given.dataset in (None, spec.dataset)]
     if not wanted:
         raise RequestError(f"No cell that is trained is named, or stored in {store.runs}: name some by --methods, --datasets, --shots, …")
-    print(*training_sheets(store, wanted, given.data), sep="\n")
+    for path in told(training_sheets(store, wanted, given.data), "Drawing sheet", str):
+        print(path)
     return 0
 
 
@@ -62,13 +64,14 @@ def _draw(given: argparse.Namespace) -> int:
     from bench.model.checkpoints import load_sam
     from bench.reporting.comparable import CellQuery
     from bench.reporting.sheets import draw, sheets
+    from bench.running.adapted import tuned_on
 
     images = [name.strip() for name in given.images.split(",") if name.strip()]
-    load = cache(lambda backbone: load_sam(backbone, checkpoint_path(backbone, given.pretrained)))  # once, for all its sheets
+    load = cache(load_sam)  # once, for all its sheets
     wanted = [sheet for sheet in sheets(ResultStore(given.out), CellQuery()) if given.dataset in (None, sheet.dataset)]
-    for sheet in wanted:
-        backbone = sheet.comparable.identity[0]
-        sam = load(backbone)
+    for sheet in told(wanted, "Drawing sheet", lambda sheet: sheet.name):
+        cell = next(iter(sheet.cells.values()))
+        sam = load(sheet.comparable.identity[0], tuned_on(cell, read_record(cell).spec, given.pretrained))
         opened = open_dataset(sheet.dataset, given.data)
         print(draw(sheet, opened, sam, given.out / "figures", images))
     return 0

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     given = _parser().parse_args(arguments)
-    from bench.reporting.formats import FORMATS  # not before the words are read
+    from bench.grid.progress import working  # not before the words are read
+    from bench.reporting.formats import FORMATS
     from bench.reporting.tables import KINDS, print_and_write
 
     if given.like not in (*KINDS, "all"):
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in formats:
         if name not in FORMATS:
             raise unknown("table format", name, FORMATS)
-    print_and_write(_asked(given), formats, given.out[0] / "tables")
+    with working("Making tables"):
+        made = _asked(given)
+    print_and_write(made, formats, given.out[0] / "tables", not given.no_intervals, not given.no_n)
     return 0
 
 
@@ -61,7 +64,9 @@ def table(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.tables", description="Tables of the stored cells, printed as markdown.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.tables", description="Tables of the stored cells, drawn on a terminal, and as markdown elsewhere."
+    )
     kinds = "plain, paper (published beside ours), comparisons, efficiency, draws, aggregates, robustness, retention, tuning, "
     kinds += "shots, selections, rules, or all"
     parser.add_argument("--like", default="plain", metavar="KIND", help=kinds)
@@ -70,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     of_metric = "of `python -m bench.list metrics` , of a table of your own also a column as cost.steps; default: miou, of paper its own"
     parser.add_argument("--metric", help=of_metric)
     parser.add_argument("--format", default="md,csv", help="files to write: md, csv, latex, html")
+    parser.add_argument("--no-intervals", action="store_true", help="leave intervals out, but in the CSV")
+    parser.add_argument("--no-n", action="store_true", help="leave numbers of runs out, but in the CSV")
+    parser.add_argument("--names", action="store_true", help="names as commands take them, instead of titles")
     parser.add_argument("--out", default=[Path("results")], type=Path, nargs="+", help="results folders; tables go to the first's tables/")
     parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
     parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
@@ -87,7 +95,7 @@ def _asked(given: argparse.Namespace) -> "list[Table]":
     from bench.reporting.pivot import Pivot
     from bench.reporting.tables import pivoted, tables
 
-    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, given.against)
+    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, given.against, not given.names)
     if given.rows or given.columns:
         return pivoted(ResultStore(*given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric or USUAL))
     query = replace(query, metric=given.metric)

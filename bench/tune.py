@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=Search.images, metavar="N", help="held out, a data set; 0: all that it holds out")
     parser.add_argument("--data", type=Path, default=Options.data, help="folder of the data sets")
     parser.add_argument("--pretrained", type=Path, default=Options.pretrained, help="folder of SAM's checkpoints")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="in place of the backbone's own; of its architecture")
     parser.add_argument("--out", type=Path, default=Options.out, help="folder of the results")
     parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="here, or as jobs; then run it again to choose")
     parser.add_argument("--profile", default="", help="with --launcher slurm: the name of a file in slurm/, or the path of one")

@@ -121,6 +121,7 @@ class Memory:
 
 WHOLE = Memory()
 COMPILE_MODES = ("default", "reduce-overhead")  # of torch.compile; the second uses CUDA graphs
+STEP_GRAPH = "step-graph"  # instead: nothing is compiled, and a training step is one CUDA graph where shapes repeat
 KEPT_BYTES = 4 * 2**30  # of what evaluation prepared once, a process
 
 
@@ -169,7 +170,8 @@ class Features(NamedTuple):
     embedding: (B, d, g, g), the neck's output; first_global: (B, g, g, C), the output of the first global-attention block, or (B, 0)
     where the decoder does not read it and it was not kept;
     sizes: the images' own (H, W); native: whether the image was taken as it was (protocol `normalise_native_size = false`).
-    penalty: what training adds to each image's loss, (B,), where the method has such a thing.
+    penalty: what training adds to each image's loss, (B,), where the method has such a thing. high_res: the finer maps that the decoders
+    of SAM 2 and SAM 3 read, (B, d/8, 4g, 4g) and (B, d/4, 2g, 2g).
     """
 
     embedding: "Tensor"
@@ -177,6 +179,7 @@ class Features(NamedTuple):
     sizes: tuple[tuple[int, int], ...]
     native: tuple[bool, ...]
     penalty: "Tensor | None" = None
+    high_res: "tuple[Tensor, ...]" = ()
 
     def only(self, images: "Sequence[int]") -> "Features":
         """The features of these images, by their places in the batch."""
@@ -185,7 +188,13 @@ class Features(NamedTuple):
             return self
         sizes, native = tuple(self.sizes[i] for i in at), tuple(self.native[i] for i in at)
         penalty = None if self.penalty is None else _rows(self.penalty, at)
-        return Features(_rows(self.embedding, at), _rows(self.first_global, at), sizes, native, penalty)
+        high_res = tuple(_rows(each, at) for each in self.high_res)
+        return Features(_rows(self.embedding, at), _rows(self.first_global, at), sizes, native, penalty, high_res)
+
+    def mapped(self, change: "Callable[[Tensor], Tensor]") -> "Features":
+        """The features with what the encoder gave changed, the penalty apart."""
+        high_res = tuple(change(each) for each in self.high_res)
+        return self._replace(embedding=change(self.embedding), first_global=change(self.first_global), high_res=high_res)
 
 
 def _rows(tensor: "Tensor", at: "Sequence[int]") -> "Tensor":

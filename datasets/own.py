@@ -230,7 +230,8 @@ def register_own(folder: Path) -> None:
 
 def own_class(path: Path) -> type[Dataset]:
     """The class of a definition's file."""
-    shared = {"name": path.stem, "source": path, "__module__": __name__, "__qualname__": path.stem}
+    about = f"What {path} describes."
+    shared = {"name": path.stem, "source": path, "__module__": __name__, "__qualname__": path.stem, "__doc__": about}
     try:
         definition = read_definition(path)
     except RequestError as error:

@@ -30,12 +30,12 @@ class Adapter(nn.Module):
 
 
 class AdaptFormerTuner(Tuner):
-    """y = x + MLP(norm2(x)) + scale·adapter(x). The adapter reads x as it is before norm2."""
+    """y = x + MLP(norm2(x)) + scale·adapter(x). The adapter reads x as it is before norm2, where the block has the width that it gives."""
 
     def __init__(self, sam: Sam, bottleneck: int, scale: float, dropout: float) -> None:
         super().__init__()
         self.scale = scale
-        self.adapters = nn.ModuleList(Adapter(sam.config.width, bottleneck, dropout) for _ in range(sam.config.depth))
+        self.adapters = nn.ModuleList(Adapter(block.width, bottleneck, dropout) for block in sam.config.blocks)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         x, _ = attend(block, x)

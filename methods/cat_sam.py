@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
-from bench.model.decoder import Decoder, HQDecoder
-from bench.model.method import Method
+from bench.model.by_block import by_width, of_width, regridded
+from bench.model.decoder import Decoder, HQDecoder, Init
+from bench.model.method import LATER, Method
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
 
@@ -25,9 +26,9 @@ class TokenTuner(Tuner):
     def __init__(self, sam: Sam, token: nn.Embedding, hidden: int) -> None:
         super().__init__()
         self.token = token  # shared with the decoder
-        d, width = sam.config.decoder_width, sam.config.width
+        d = sam.config.decoder_width
         self.bridges = nn.ModuleList(
-            nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(sam.config.depth)
+            nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, block.before)) for block in sam.config.blocks
         )
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
@@ -37,22 +38,27 @@ class TokenTuner(Tuner):
 
 class AdapterTuner(Tuner):
     """CAT-SAM-A. u_i = Shared(GELU(Linear_i(F_e + F_h + F_b))) is added to the input of block i, with F_e the embedding
-    feature, F_h the hand-crafted feature and F_b the bridge feature, each (B or 1, n, e) for n patches and e = C/32."""
+    feature, F_h the hand-crafted feature and F_b the bridge feature, each (B or 1, n, e) for n patches and e = C/32.
+
+    On a backbone whose blocks differ, the features are on the decoder's grid, and u_i is brought to the block's; blocks of one width have
+    a Shared of their own.
+    """
 
     def __init__(self, sam: Sam, token: nn.Embedding, reduction: int, hidden: int) -> None:
         super().__init__()
         config = sam.config
         self.token = token  # shared with the decoder
         e, patches = config.width // reduction, config.grid**2
-        self.embedding = linear(config.width, e)
+        self.grid = config.grid
+        self.embedding = linear(config.blocks[0].before, e)
         self.handcrafted = patch_filters(config.patch_size, e)
         self.bridge_in = nn.ModuleList(nn.Linear(config.decoder_width, hidden) for _ in range(e))
         self.bridge_out = nn.Linear(hidden, patches)
         self.light = nn.ModuleList(linear(e, e) for _ in range(config.depth))
-        self.shared = linear(e, config.width)
+        self.shared = by_width(config, lambda width: linear(e, width))
 
     def begin(self, image: Tensor, x: Tensor) -> Tensor:
-        embedded = self.embedding(x)  # (B, g, g, e)
+        embedded = self.embedding(regridded(x, self.grid))  # (B, g, g, e)
         handcrafted = self.handcrafted(high_pass(image)).permute(0, 2, 3, 1)  # (B, g, g, e)
         return embedded + handcrafted + self._bridge().unflatten(0, embedded.shape[1:3])
 
@@ -63,8 +69,8 @@ class AdapterTuner(Tuner):
         return self.bridge_out(hidden.view(len(self.bridge_in), -1)).T
 
     def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
-        added = self.shared(torch.nn.functional.gelu(self.light[i](carry)))  # (B, g, g, C)
-        return feed_forward(block, attend(block, x + added)[0]), carry
+        added = of_width(self.shared, x.shape[-1])(torch.nn.functional.gelu(self.light[i](carry)))  # (B, g, g, C)
+        return feed_forward(block, attend(block, x + regridded(added, x.shape[1]))[0]), carry
 
 
 def high_pass(image: Tensor) -> Tensor:
@@ -122,6 +128,7 @@ class CatSamT(Method):
     """The prompt bridge as one token per block, with the CAT decoder (section 3.3 of the paper)."""
 
     hidden: int = 64
+    init: Init = field(default="random", metadata=LATER)  # of the decoder; "released": SAM-HQ's, on a backbone such as hq_vit_l
     title: ClassVar[str] = "CAT-SAM-T"
     source: ClassVar[str] = SOURCE
 
@@ -132,7 +139,7 @@ class CatSamT(Method):
         return GROUPS
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
-        decoder = HQDecoder(sam)
+        decoder = HQDecoder(sam, self.init)
         return TokenTuner(sam, decoder.hf_token, self.hidden), decoder
 
 
@@ -143,6 +150,7 @@ class CatSamA(Method):
 
     reduction: int = 32
     hidden: int = 32
+    init: Init = field(default="random", metadata=LATER)  # of the decoder; "released": SAM-HQ's, on a backbone such as hq_vit_l
     title: ClassVar[str] = "CAT-SAM-A"
     source: ClassVar[str] = SOURCE
 
@@ -154,5 +162,5 @@ class CatSamA(Method):
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         self.at_most(reduction=sam.config.width)
-        decoder = HQDecoder(sam)
+        decoder = HQDecoder(sam, self.init)
         return AdapterTuner(sam, decoder.hf_token, self.reduction, self.hidden), decoder

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
+from bench.model.by_block import by_block
 from bench.model.dropout import noise
 from bench.model.method import EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
 from bench.model.upsampling import resized
+from methods.lora import uniform_rows
 
 NOISE_FLOOR = 1e-2  # the least standard deviation of the gates' noise
 
@@ -25,20 +27,21 @@ class ConvLoRATuner(Tuner):
 
     E_e: to (e + 1) times the side (bicubic), 3×3 convolution, GELU, and back. The expert is the one with the largest gate, a linear
     map of the window's mean of z; in training each gate has noise, whose deviation is softplus of another such map.
-    a: (N, r, C), b: (N, 3C, r), gates and deviations: (N, r, M), filters: (N, M, r, r, 3, 3), biases: (N, M, r).
+    a: (N, r, C), b: (N, 3C, r), or one each block where blocks differ in width; gates and deviations: (N, r, M), filters:
+    (N, M, r, r, 3, 3), biases: (N, M, r).
     The carry is the load-balancing loss of each image, (B,), summed over blocks.
     """
 
     def __init__(self, sam: Sam, rank: int, scale: float, experts: int, balance: float) -> None:
         super().__init__()
-        depth, width = sam.config.depth, sam.config.width
+        blocks, depth = sam.config.blocks, sam.config.depth
         self.scale, self.balance = scale, balance
-        self.a, self.b = nn.Parameter(torch.empty(depth, rank, width)), nn.Parameter(torch.zeros(depth, 3 * width, rank))
+        self.a = by_block([(rank, block.before) for block in blocks], uniform_rows)
+        self.b = by_block([(3 * block.width, rank) for block in blocks], nn.init.zeros_)
         self.gates, self.deviations = (nn.Parameter(torch.zeros(depth, rank, experts)) for _ in range(2))
         self.filters = nn.Parameter(torch.empty(depth, experts, rank, rank, 3, 3))
         self.biases = nn.Parameter(torch.zeros(depth, experts, rank))
-        for weight, fan_in in ((self.a, width), (self.filters, 9 * rank)):
-            nn.init.kaiming_uniform_(weight.data.view(-1, fan_in), a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.filters.data.view(-1, 9 * rank), a=math.sqrt(5))
 
     def begin(self, image: Tensor, x: Tensor) -> Tensor:
         return x.new_zeros(len(x))

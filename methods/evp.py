@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
+from bench.model.by_block import by_width, of_width, regridded
 from bench.model.method import EncoderMethod
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
@@ -18,22 +19,26 @@ class ExplicitTuner(Tuner):
 
     F_pe: a linear projection of the patch embedding, positions not yet added; F_hfc: the high-frequency components of the normalised
     image (what is left without the centred quarter of its spectrum), a patch embedding of their own. Both (B, g, g, C/reduction).
+
+    On a backbone whose blocks differ, both are on the decoder's grid, and P_i is brought to the block's; blocks of one width have an Up of
+    their own.
     """
 
     def __init__(self, sam: Sam, reduction: int) -> None:
         super().__init__()
         config = sam.config
         e = config.width // reduction
-        self.embedding, self.handcrafted = linear(config.width, e), patch_filters(config.patch_size, e)
+        self.grid = config.grid
+        self.embedding, self.handcrafted = linear(config.blocks[0].before, e), patch_filters(config.patch_size, e)
         self.tune = nn.ModuleList(linear(e, e) for _ in range(config.depth))
-        self.up = linear(e, config.width)
+        self.up = by_width(config, lambda width: linear(e, width))
 
     def begin(self, image: Tensor, x: Tensor) -> Tensor:
-        return self.embedding(x) + self.handcrafted(high_pass(image)).permute(0, 2, 3, 1)
+        return self.embedding(regridded(x, self.grid)) + self.handcrafted(high_pass(image)).permute(0, 2, 3, 1)
 
     def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
-        prompt = self.up(F.gelu(self.tune[i](carry)))  # (B, g, g, C)
-        return feed_forward(block, attend(block, x + prompt)[0]), carry
+        prompt = of_width(self.up, x.shape[-1])(F.gelu(self.tune[i](carry)))  # (B, g, g, C)
+        return feed_forward(block, attend(block, x + regridded(prompt, x.shape[1]))[0]), carry
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.grid.registry import METHODS
 from bench.model import mask_maps
-from bench.model.decoder import Decoder, HQDecoder
+from bench.model.decoder import Decoder, HQDecoder, Init
 from bench.model.method import LATER, Method
 from bench.model.sam import Sam, Tuner
 
@@ -37,13 +37,15 @@ class SummedDecoder(HQDecoder):
 @METHODS.register("hq_sam")
 @dataclass(frozen=True)
 class HQSam(Method):
-    """The HQ token and its maps learn, from PyTorch's default initialisation; the encoder is the frozen one.
+    """The HQ token and its maps learn, from PyTorch's default initialisation, or from SAM-HQ's own weights (init=released, on a backbone
+    such as hq_vit_l); the encoder is the frozen one.
 
     add_sam_logits: whether the logits of SAM's mask are added to the HQ mask's when a trained model predicts, as HQ-SAM's authors do
     for the numbers of their paper (their loss sees the HQ mask alone). Off, it is the HQ mask alone, as in CAT-SAM's decoder.
     """
 
     add_sam_logits: bool = field(default=False, metadata=LATER)
+    init: Init = field(default="random", metadata=LATER)
     title: ClassVar[str] = "HQ-SAM"
     source: ClassVar[str] = "Ke et al., Segment Anything in High Quality, NeurIPS 2023"
 
@@ -51,4 +53,4 @@ class HQSam(Method):
         return {"decoder": "hq"}
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
-        return Tuner(), SummedDecoder(sam) if self.add_sam_logits else HQDecoder(sam)
+        return Tuner(), (SummedDecoder if self.add_sam_logits else HQDecoder)(sam, self.init)

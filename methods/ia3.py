@@ -1,12 +1,14 @@
 """(IA)³ (Liu et al., NeurIPS 2022): keys, values and the MLP's hidden activations of every block, each channel times a learned number."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
+from bench.model.by_block import by_block
+from bench.model.hugging_face import PeftAdapter
 from bench.model.method import EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend
@@ -19,9 +21,9 @@ class IA3Tuner(Tuner):
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        depth, width = sam.config.depth, sam.config.width
-        self.keys, self.values = nn.Parameter(torch.ones(depth, width)), nn.Parameter(torch.ones(depth, width))
-        self.hidden = nn.Parameter(torch.ones(depth, sam.image_encoder.blocks[0].mlp.lin1.out_features))
+        widths = [(block.width,) for block in sam.config.blocks]
+        self.keys, self.values = by_block(widths, nn.init.ones_), by_block(widths, nn.init.ones_)
+        self.hidden = by_block([(block.mlp.lin1.out_features,) for block in sam.image_encoder.blocks], nn.init.ones_)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         x, _ = attend(block, x, qkv=lambda tokens: project(block.attn.qkv, tokens) * self._rows(i))
@@ -42,6 +44,27 @@ class IA3Tuner(Tuner):
             tensors[f"{name}.attn.qkv.bias"] = block.attn.qkv.bias * rows
             tensors[f"{name}.mlp.lin2.weight"] = block.mlp.lin2.weight * self.hidden[i]
         return tensors
+
+    @torch.no_grad()
+    def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
+        """On the fused projection, whose queries are times 1, and on what enters the MLP's second layer."""
+        tensors = {}
+        for i in range(len(vit.blocks)):
+            tensors[f"blocks.{i}.attn.qkv.ia3_l"] = self._rows(i)[:, None]
+            tensors[f"blocks.{i}.mlp.lin2.ia3_l"] = self.hidden[i].detach()[None]
+        return PeftAdapter({"peft_type": "IA3"}, tensors)
+
+    @classmethod
+    @torch.no_grad()
+    def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
+        """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
+        tuner = cls(sam)
+        for i in range(sam.config.depth):
+            _, keys, values = adapter.tensors[f"blocks.{i}.attn.qkv.ia3_l"][:, 0].chunk(3)
+            own = (tuner.keys, keys), (tuner.values, values), (tuner.hidden, adapter.tensors[f"blocks.{i}.mlp.lin2.ia3_l"][0])
+            for parameter, tensor in own:
+                parameter[i].copy_(tensor)
+        return tuner
 
 
 @METHODS.register("ia3")

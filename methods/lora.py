@@ -2,44 +2,52 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
+from bench.model.by_block import by_block
+from bench.model.hugging_face import PeftAdapter
 from bench.model.method import LATER, EncoderMethod
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
 
 
+def uniform_rows(matrices: Tensor) -> None:
+    """Fills matrices (…, r, C) as PyTorch starts a linear layer of C inputs."""
+    nn.init.kaiming_uniform_(matrices.view(-1, matrices.shape[-1]), a=math.sqrt(5))
+
+
 class LoRATuner(Tuner):
     """q + s·B_q A_q x and v + s·B_v A_v x around the frozen projection, which is called and never replaced.
 
-    a: (N, 2, r, C), b: (N, 2, C, r) of the N blocks from `first_block` on; index 0 is q, 1 is v.
+    a: (N, 2, r, C), b: (N, 2, C, r) of the N blocks from `first_block` on, or one each block where they differ in width; index 0 is q, 1
+    is v.
     """
 
     def __init__(self, sam: Sam, rank: int, scale: float, first_block: int = 0) -> None:
         super().__init__()
-        depth, width = sam.config.depth - first_block, sam.config.width
+        blocks = sam.config.blocks[first_block:]
         self.scale, self.first_block = scale, first_block
-        self.a = nn.Parameter(torch.empty(depth, 2, rank, width))
-        self.b = nn.Parameter(torch.zeros(depth, 2, width, rank))
-        nn.init.kaiming_uniform_(self.a.data.view(-1, width), a=math.sqrt(5))  # fan-in is C in every (r, C) matrix
+        self.a = by_block([(2, rank, block.before) for block in blocks], uniform_rows)
+        self.b = by_block([(2, block.width, rank) for block in blocks], nn.init.zeros_)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         at = i - self.first_block
         if at < 0:
             return super().step(i, block, x, carry)
         down, up = self.a[at].flatten(0, 1), self.b[at]  # (2r, C), (2, C, r)
-        to_q, to_v = up if self.scale == 1 else self.scale * up
+        to_q, to_v = (up if self.scale == 1 else self.scale * up).mT  # each (r, C)
+        none = torch.zeros_like(to_q)
+        to_qkv = torch.cat([torch.cat([to_q, none, none], 1), torch.cat([none, none, to_v], 1)])  # (2r, 3C)
 
         def qkv(tokens: Tensor) -> Tensor:
-            q, k, v = project(block.attn.qkv, tokens).chunk(3, -1)
-            of_q, of_v = (tokens @ down.T).chunk(2, -1)
-            return torch.cat([q + of_q @ to_q.T, k, v + of_v @ to_v.T], -1)
+            frozen, low = project(block.attn.qkv, tokens), tokens @ down.T
+            return torch.addmm(frozen.flatten(0, -2), low.flatten(0, -2), to_qkv).view(frozen.shape)  # one pass over a wide map
 
         x, _ = attend(block, x, qkv=qkv)
         return feed_forward(block, x), None
@@ -53,6 +61,30 @@ class LoRATuner(Tuner):
             to_q, to_v = (self.scale * (b.double() @ a.double()) for a, b in zip(self.a[i], self.b[i], strict=True))
             found[f"blocks.{self.first_block + i}.attn.qkv.weight"] = torch.cat([q + to_q, k, v + to_v]).to(weight.dtype)
         return found
+
+    @torch.no_grad()
+    def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
+        """Of rank 2r on the fused projection: q's rows read the first r channels, v's the others, k's none."""
+        tensors, rank = {}, self.a[0].shape[1]
+        for i, (a, b) in enumerate(zip(self.a, self.b, strict=True), self.first_block):
+            up = b.new_zeros(3, b.shape[1], 2, rank)  # (q k v, C, of q and v, r)
+            up[0, :, 0], up[2, :, 1] = b
+            tensors[f"blocks.{i}.attn.qkv.lora_A.weight"] = a.detach().flatten(0, 1)
+            tensors[f"blocks.{i}.attn.qkv.lora_B.weight"] = up.flatten(2).flatten(0, 1)
+        return PeftAdapter({"peft_type": "LORA", "r": 2 * rank, "lora_alpha": 2 * rank * self.scale}, tensors)
+
+    @classmethod
+    @torch.no_grad()
+    def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
+        """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
+        tensors, rank = adapter.tensors, adapter.config["r"] // 2
+        first = min(int(name.split(".")[1]) for name in tensors)
+        tuner = cls(sam, rank, adapter.config["lora_alpha"] / adapter.config["r"], *([first] if first else []))
+        for i in range(sam.config.depth - first):
+            up = tensors[f"blocks.{first + i}.attn.qkv.lora_B.weight"].unflatten(0, (3, -1)).unflatten(2, (2, rank))
+            tuner.a[i].copy_(tensors[f"blocks.{first + i}.attn.qkv.lora_A.weight"].unflatten(0, (2, rank)))
+            tuner.b[i].copy_(torch.stack([up[0, :, 0], up[2, :, 1]]))
+        return tuner
 
 
 @METHODS.register("lora")

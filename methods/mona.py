@@ -44,8 +44,8 @@ class MonaTuner(Tuner):
 
     def __init__(self, sam: Sam, bottleneck: int, dropout: float) -> None:
         super().__init__()
-        width, depth = sam.config.width, sam.config.depth
-        self.after_attention, self.after_mlp = (nn.ModuleList(Adapter(width, bottleneck, dropout) for _ in range(depth)) for _ in range(2))
+        widths = [block.width for block in sam.config.blocks]
+        self.after_attention, self.after_mlp = (nn.ModuleList(Adapter(width, bottleneck, dropout) for width in widths) for _ in range(2))
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         x = self.after_attention[i](attend(block, x)[0])

@@ -1,5 +1,6 @@
 """SSF (Lian et al., Scaling & Shifting Your Features, NeurIPS 2022): a scale and a shift after every operation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,8 +11,9 @@ from bench.grid.registry import METHODS
 from bench.model.method import EncoderMethod
 from bench.model.retuned import RetunedTuner, retuned
 from bench.model.sam import Sam, Tuner
-from bench.model.sam_modules import ImageEncoderViT
+from bench.model.sam_modules import ImageEncoderViT, LayerNorm2d
 
+OF_NECKS = (LayerNorm2d, nn.Conv2d, nn.ConvTranspose2d)
 STD = 0.02  # of the official code's initialisation, around 1 and 0; the paper does not give it
 
 
@@ -33,7 +35,9 @@ class ScaleShift(nn.Module):
     def merged(self) -> dict[str, Tensor]:
         """The layer's weight and bias with which it is the whole (section 3.3 of the paper: re-parameterisation)."""
         weight, bias, gamma, beta = (x.detach() for x in (self.layer.weight, self.layer.bias, self.gamma, self.beta))
-        return {"weight": gamma.view(-1, *[1] * (weight.ndim - 1)) * weight, "bias": gamma * bias + beta}
+        shape = [1] * weight.ndim
+        shape[isinstance(self.layer, nn.ConvTranspose2d)] = -1  # whose outputs are its weight's second dimension
+        return {"weight": gamma.view(shape) * weight, "bias": gamma * bias + beta}
 
 
 class SSFTuner(RetunedTuner):
@@ -48,22 +52,34 @@ class SSFTuner(RetunedTuner):
 
 
 def scaled(own: ImageEncoderViT) -> ImageEncoderViT:
-    """`own` with a scale and shift after the patch embedding, each block's norms, projections and MLP layers, and the neck's norms."""
-    own.patch_embed.proj = ScaleShift(own.patch_embed.proj, channels_first=True)
+    """`own` with a scale and shift after the patch embedding and the norm behind it, each block's norms, projections and MLP layers, and
+    the neck's layers: all that have a bias to merge a shift into."""
+    _scale(own.patch_embed, ("proj",), channels_first=True)
+    _scale(own, ("norm",))
     for block in own.blocks:
-        for part, names in ((block, ("norm1", "norm2")), (block.attn, ("qkv", "proj")), (block.mlp, ("lin1", "lin2"))):
-            for name in names:
-                setattr(part, name, ScaleShift(getattr(part, name), channels_first=False))
-    for i in (1, 3):
-        own.neck[i] = ScaleShift(own.neck[i], channels_first=True)
+        _scale(block, ("norm1", "norm2"))
+        _scale(block.attn, ("qkv", "proj"))
+        _scale(block.mlp, ("lin1", "lin2"))
+        _scale(block, ("proj",))
+    for part in list(own.neck.modules()):
+        if isinstance(part, nn.Sequential | nn.ModuleList):
+            _scale(part, [name for name, layer in part.named_children() if isinstance(layer, OF_NECKS)], channels_first=True)
     return own
+
+
+def _scale(part: nn.Module, names: Sequence[str], channels_first: bool = False) -> None:
+    for name in names:
+        layer = getattr(part, name, None)
+        if getattr(layer, "bias", None) is not None:
+            setattr(part, name, ScaleShift(layer, channels_first))
 
 
 @METHODS.register("ssf")
 @dataclass(frozen=True)
 class SSF(EncoderMethod):
     """After the patch embedding, norm1, qkv, proj, norm2, and both layers of the MLP, as in the official ViT; for its last norm
-    stand the two of SAM's neck. The neck's convolutions have no bias that a shift could be merged into, and get none.
+    stand the two of SAM's neck. Its convolutions have no bias that a shift could be merged into, and get none; those of the newer necks
+    have one.
     """
 
     title: ClassVar[str] = "SSF"

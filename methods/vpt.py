@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
+from bench.model.by_block import by_block
 from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
-from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.sam import Sam, Tuner, attend, feed_forward, residual
 from bench.model.sam_modules import Block
 
 
@@ -20,7 +22,7 @@ class DeepTuner(Tuner):
 
     def __init__(self, sam: Sam, tokens: int, dropout: float) -> None:
         super().__init__()
-        self.tokens = nn.Parameter(_uniform(sam.config.patch_size, sam.config.depth, tokens, sam.config.width))
+        self.tokens = by_block([(tokens, block.before) for block in sam.config.blocks], partial(_draw, sam.config.patch_size))
         self.dropout = Dropout(dropout)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
@@ -30,11 +32,12 @@ class DeepTuner(Tuner):
 
 
 class ShallowTuner(Tuner):
-    """Tokens that enter at the first block and travel on: attention and MLP with their residuals, like image tokens."""
+    """Tokens that enter at the first block and travel on: attention and MLP with their residuals, like image tokens. A block that widens
+    image tokens widens them too; none are pooled."""
 
     def __init__(self, sam: Sam, tokens: int, dropout: float) -> None:
         super().__init__()
-        self.tokens = nn.Parameter(_uniform(sam.config.patch_size, tokens, sam.config.width))
+        self.tokens = nn.Parameter(_draw(sam.config.patch_size, torch.empty(tokens, sam.config.blocks[0].before)))
         self.dropout = Dropout(dropout)
 
     def begin(self, image: Tensor, x: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ class ShallowTuner(Tuner):
 
     def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
         x, attended = attend(block, x, block.norm1(carry))
-        return feed_forward(block, x), feed_forward(block, carry + attended)
+        return feed_forward(block, x), feed_forward(block, residual(block, carry) + attended)
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,6 @@ class VPTDeep(VPT):
         return DeepTuner(sam, self.tokens, self.dropout)
 
 
-def _uniform(patch: int, *shape: int) -> Tensor:
-    bound = math.sqrt(6 / (3 * patch * patch + shape[-1]))
-    return torch.empty(shape).uniform_(-bound, bound)
+def _draw(patch: int, tokens: Tensor) -> Tensor:
+    bound = math.sqrt(6 / (3 * patch * patch + tokens.shape[-1]))
+    return tokens.uniform_(-bound, bound)

@@ -6,8 +6,7 @@ import pytest
 
 from bench.demo import SUITE, run_demo
 from bench.errors import RequestError
-from bench.grid.plan import Request
-from bench.grid.protocol import load_protocol
+from bench.grid.plan import Request, specs_of
 from bench.grid.store import ResultStore
 from bench.study import main, read_study
 
@@ -29,8 +28,10 @@ def test_the_demo_ends_with_table_pictures_and_what_next(tmp_path, capfd):
 
 def test_the_demos_suite_names_what_exists():
     request = Request().with_suite(SUITE)
-    assert request.backbone == "tiny" and request.datasets.count("synth_") == 3 and request.seeds == "0,1"
-    assert load_protocol(request.protocol).resolve("lora", "synth_polyps", 1).evaluation_split == "test"
+    assert request.backbone == "tiny" and request.datasets.count("synth_") == 3 and request.seeds == "0,1,2"
+    specs = specs_of(request, "0" * 64)
+    assert len(specs) == 3 * (1 + 7 * 3)
+    assert {(spec.settings.evaluation_split, spec.settings.trials) for spec in specs if spec.method.trains} == {("test", 8)}
 
 
 STUDY = """

@@ -50,6 +50,7 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"\b3f2a\b", "KEY"),
     (r"check scaled", "check --plugin scaled.py scaled"),
     (r"(datasets\.prepare kvasir --from.*)", r"\1 --data unpacked"),
+    (r"(--adapter \S+) --datasets whu --backbone vit_b", r"\1 --datasets kvasir --backbone tiny"),
     (r"--checkpoint whu_cat-a_vit-l_1shot.pth --datasets whu", "--checkpoint whu_cat-a_vit-l_1shot.pth --datasets kvasir"),
 ]
 ON_A_CLUSTER = ("bench.logs", "bench.cancel", "bench.status", "bench.clean")  # without SLURM they say so, in one sentence

@@ -81,7 +81,7 @@ class Profile(CellRequest):
 
     def of_cell(self, spec: RunSpec) -> "Profile":
         """The profile with the rows that name this cell laid over it."""
-        cell = {"backbones": spec.backbone, "shots": spec.shots, "methods": spec.method.name, "datasets": spec.dataset}
+        cell = {"backbones": spec.backbone.partition("(")[0], "shots": spec.shots, "methods": spec.method.name, "datasets": spec.dataset}
         changes: dict[str, Any] = {}
         for row in self.overrides:
             if all(cell[name] in row[name] for name in SELECTORS if name in row):

@@ -17,16 +17,16 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from bench.conformance.checks import Broken, Check, NotPromised, need
-from bench.conformance.toys import Rectangles, toy_backbone
+from bench.conformance.toys import TOY, Rectangles, toy_backbone
 from bench.grid.protocol import load_protocol
 from bench.grid.registry import METHODS
 from bench.grid.spec import choose_method, parse_call
-from bench.model.backbones import CONFIGS, SamConfig
 from bench.model.checkpoints import load_sam, weights_sha256
 from bench.model.implementation import use
 from bench.model.method import build
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
+from bench.model.sizes import CONFIGS, SamConfig
 from bench.training.train import Log, backward, batch_of, fit, optimizer_of
 from bench.types import Memory, Prompts
 
@@ -40,10 +40,10 @@ SIZES = ("vit_b", "vit_l", "vit_h")
 
 
 class MethodSubject:
-    """A method as it is called, "lora(rank=8)", and what the checks make of it once and share."""
+    """A method as it is called, "lora(rank=8)", and what the checks make of it once and share. config: of the toy backbone."""
 
-    def __init__(self, call: str) -> None:
-        self.call = call
+    def __init__(self, call: str, config: SamConfig = TOY) -> None:
+        self.call, self.config = call, config
         name, parameters = parse_call(call)
         self.cls = METHODS.get(name)
         self.choice = choose_method(self.cls, parameters)
@@ -56,7 +56,11 @@ class MethodSubject:
 
     def fresh(self, seed: int = 0, sam: Sam | None = None) -> PromptableSegmenter:
         """A newly built model, on a backbone of its own unless one is given."""
-        return build(self.call, sam or toy_backbone(), seed=seed)
+        return build(self.call, sam or self.backbone(), seed=seed)
+
+    def backbone(self) -> Sam:
+        """The toy backbone, made anew."""
+        return toy_backbone(0, self.config)
 
     def train(self, model: PromptableSegmenter, reached: set[str] | None = None, seed: int = 0) -> list[Log]:
         """Trains for a few steps, and returns their logs. The global random states differ from call to call. `reached` gets the names
@@ -84,7 +88,7 @@ class MethodSubject:
     @cached_property
     def neighbours(self) -> tuple[PromptableSegmenter, PromptableSegmenter, Tensor, Tensor]:
         """Another model of the method and the zero-shot SAM on one backbone, and their logits before `trained` was built on it."""
-        sam = toy_backbone()
+        sam = self.backbone()
         other, zero_shot = self.fresh(seed=7, sam=sam), build("sam", sam)
         return other, zero_shot, logits_of(other), logits_of(zero_shot)
 
@@ -170,7 +174,7 @@ def its_tensors_are_of_the_groups_that_it_names(method: MethodSubject) -> str:
 def leaves_the_backbone_as_it_is(method: MethodSubject) -> str:
     model, _ = method.trained
     logits_of(model)
-    sam, before = model.sam, toy_backbone()
+    sam, before = model.sam, method.backbone()
     names, known = set(sam.state_dict()), set(before.state_dict())
     need(names == known, f"The backbone's tensors are other ones now: {', '.join(sorted(names ^ known)[:3])}.")
     changed = [name for name, tensor in before.state_dict().items() if not torch.equal(tensor, sam.state_dict()[name])]

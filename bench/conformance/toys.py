@@ -6,9 +6,9 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 
-from bench.model.backbones import SamConfig
 from bench.model.checkpoints import load_sam
 from bench.model.sam import Sam
+from bench.model.sizes import SamConfig
 from bench.types import Dataset, ObjectRule, Sample, Split
 
 TOY = SamConfig(

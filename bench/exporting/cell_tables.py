@@ -18,7 +18,7 @@ COLUMNS = {
     "shots": "labelled images, or 'full' (text)",
     "draw": "which few-shot images; 0 is the official list",
     "seed": "the training's randomness",
-    "backbone": "vit_b, vit_l, vit_h or tiny",
+    "backbone": "its name, of configs/backbones/",
     "protocol": "the protocol's name with its changed settings",
     "checkpoint_sha256": "of the backbone's weights",
     "released_sha256": "of the released checkpoint whose weights were evaluated; empty for weights that were trained here",

@@ -28,7 +28,9 @@ ONE_FILE_BYTES = 1_500_000_000  # ONNX files end at 2 GiB; larger weights stand 
 DESCRIPTION: Mapping[str, Mapping[str, str]] = {
     "encoder": {
         "image": "(1, 3, S, S) RGB 0-255, resized to S x S bilinearly with half-pixel centres (no antialias, aspect ratio not kept), "
-        "then minus pixel_mean, over pixel_std; where native_size_is_raw is true, an image of exactly S x S goes in as it is",
+        "then minus pixel_mean, over pixel_std; where native_size_is_raw is true, an image of exactly S x S goes in as it is; "
+        "where resize is longest_side, scaled so that the longer side is S, with antialias, and after normalisation padded with 0 at the "
+        "right and below; where normalisation is min_max, to 0-1 by the image's own least and largest value",
         "image_embedding": "(1, d, g, g), for the decoder",
         "first_global": "(1, g, g, C), for the decoder",
     },
@@ -36,13 +38,14 @@ DESCRIPTION: Mapping[str, Mapping[str, str]] = {
         "image_embedding": "(1, d, g, g), of the encoder",
         "first_global": "(1, g, g, C), of the encoder",
         "point_coords": "(n, k, 2) x y of n prompts in pixels of the S x S input: those of the image times S / width and S / height, "
-        "rounded (unrounded where native_size_is_raw is true and the image is S x S); k may be 0: no point and no box",
+        "rounded (unrounded where native_size_is_raw is true and the image is S x S); where resize is longest_side, both times "
+        "S / the longer side, unrounded; k may be 0: no point and no box",
         "point_labels": "(n, k) 1 foreground, 0 background, 2 and 3 a box's upper left and lower right corner, -1 padding; "
         "points come first, then the box; points without a box end with one padding point (0, 0)",
         "mask_input": "(n, 1, 4g, 4g) mask prompts, 0/1 or logits; zeros without",
         "has_mask": "(n) 1 where mask_input is to be used, 0 where not",
-        "masks": "(n, 4g, 4g) logits; resize them bilinearly with half-pixel centres to the image's size, foreground is > 0, "
-        "several prompts of an image make the union",
+        "masks": "(n, 4g, 4g) logits; resize them bilinearly with half-pixel centres to the image's size (where resize is longest_side "
+        "to S x S, and what is not padding to the image's size), foreground is > 0, several prompts of an image make the union",
         "iou": "(n) SAM's own estimate of each mask's IoU",
     },
 }
@@ -80,6 +83,7 @@ def _facts(model: PromptableSegmenter, label: str) -> dict[str, str]:
     sizes = {"S": config.image_size, "g": config.grid, "d": config.decoder_width, "C": config.width}
     mean, std = (tensor.flatten().tolist() for tensor in (model.sam.pixel_mean, model.sam.pixel_std))
     facts = {"model": label, "sizes": sizes, "pixel_mean": mean, "pixel_std": std, "native_size_is_raw": not model.normalise_native_size}
+    facts |= {"resize": model.resize, "normalisation": model.sam.normalisation}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
 
 

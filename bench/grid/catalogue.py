@@ -4,6 +4,7 @@ python -m bench.grid.catalogue "lora(rank=8),sam"          # what the child prin
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,8 +59,8 @@ def catalogue(text: str, cache_dir: Path, backbone: str = "") -> Catalogue:
         return _read(remembered(path))
     except (ValueError, KeyError, TypeError, AttributeError):
         said, warnings = _ask(text, backbone)
-    if warnings:  # what failed may be repaired without any of this code changing
-        print(*warnings, sep="\n", file=sys.stderr)
+    if warnings or any(choice["files"] for choice in said["choices"]):  # it may be another tomorrow without any of this code changing
+        print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)
     else:
         remember(path, said)
     return _read(said)
@@ -67,7 +68,9 @@ def catalogue(text: str, cache_dir: Path, backbone: str = "") -> Catalogue:
 
 def _ask(text: str, backbone: str) -> tuple[dict[str, Any], list[str]]:
     """What the child prints last, and its warnings; its RequestError is raised here."""
-    done = subprocess.run([sys.executable, "-m", "bench.grid.catalogue", text, backbone], cwd=ROOT, capture_output=True, text=True)
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # it stays here, where paths in `text` are meant
+    command = [sys.executable, "-P", "-m", "bench.grid.catalogue", text, backbone]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
     if done.returncode == 2:
         raise RequestError(done.stderr.strip().splitlines()[-1])
     if done.returncode != 0:

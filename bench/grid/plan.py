@@ -213,16 +213,23 @@ def open_datasets(specs: Iterable[RunSpec], data: Path) -> dict[str, Dataset]:
             dataset.support(spec.shots, spec.draw, spec.settings.uses_val)
         held_out = len(dataset.names("val")) if spec.settings.uses_val else 0
         if spec.settings.uses_val and not held_out:
-            listed = {name for names in dataset.official.values() for name in names}
-            free = len(set(dataset.names("train")) - listed)
-            raise RequestError(
-                f"Data set {dataset.name} has no image to hold out, which the protocol needs: that is a quarter of the training images "
-                f"which stand in no few-shot list, {free} here, at most its val_images, {dataset.val_images}; 4 and 1 are the least."
-            )
+            raise RequestError(f"Data set {dataset.name} has no image to hold out, which the protocol needs: {_why_none(dataset)}.")
         if spec.settings.uses_val and held_out < spec.settings.val_images:
             asked = spec.settings.val_images
             raise RequestError(f"Data set {dataset.name} holds out {held_out} training images, fewer than the {asked} asked for.")
     return opened
+
+
+def _why_none(dataset: Dataset) -> str:
+    """Why `Dataset.hold_out` holds nothing out."""
+    if not dataset.val_images:
+        return "its val_images is 0, and 1 is the least"
+    train = dataset.names("train")
+    free = set(train).difference(*dataset.official.values())
+    return (
+        "a quarter of the training images that stand in no few-shot list is held out, so at least 4 of these are needed, and "
+        f"{len(free)} of its {len(train)} training images are"
+    )
 
 
 def open_dataset(name: str, data: Path) -> Dataset:

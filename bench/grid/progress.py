@@ -1,20 +1,42 @@
-"""What a run shows while it works: bars on a terminal, plain lines in a log."""
+"""What a command shows while it works, on stderr: bars on a terminal, plain lines in a log."""
 
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self, TextIO, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-from rich.progress import Progress as Bars
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.spinner import Spinner
+from rich.table import Column
+from rich.text import Text
+
+T = TypeVar("T")
+SILENT = 2.0  # seconds until a log says what is being done
+
+
+@dataclass
+class _Running:
+    """A cell that is being run: when it began, when a log last spoke of it, and where it stood then."""
+
+    label: str
+    bar: TaskID | None
+    printed: float
+    began: float = field(default_factory=time.monotonic)
+    first: float | None = None
 
 
 class Progress:
-    """A context manager that follows the cells of a run, one after the other.
+    """A context manager that follows the cells of a run, one after the other or several side by side.
 
-    On a terminal it draws two bars (all cells, this cell); in a log it prints this cell's line at most every `every_seconds`.
-    what: what is followed, where it is not cells.
+    On a terminal it draws a bar for all of them, and for each that runs its label and a bar; in a log it prints a cell's line at most every
+    `every_seconds`, the first one soon. what: what is followed, where it is not cells.
     """
 
     def __init__(self, stream: TextIO | None = None, every_seconds: float = 15.0, what: str = "cells") -> None:
@@ -22,13 +44,11 @@ class Progress:
         self.stream = sys.stderr if stream is None else stream
         self.every_seconds = every_seconds
         self.bars = _bars(self.stream) if self.stream.isatty() else None
-        self._label = ""
-        self._total = self._ended = 0
+        self._running: dict[int, _Running] = {}
+        self._latest = self._total = self._ended = 0
         self._started = time.monotonic()
-        self._printed = self._began = time.monotonic()
-        self._first: float | None = None
         if self.bars is not None:
-            self._all, self._this = self.bars.add_task(what, total=None), self.bars.add_task("", total=1.0)
+            self._all = self.bars.add_task(what, total=None, label="", left="")
 
     def __enter__(self) -> Self:
         if self.bars is not None:
@@ -41,50 +61,86 @@ class Progress:
 
     def cell(self, index: int, total: int, label: str) -> None:
         """Starts the cell `index` (from 1) of `total`; "whu lora(decoder=sam) seed 0" is a label."""
-        self._label, self._total = f"[{index:{len(str(total))}}/{total}] {label}", total
-        self._printed = self._began = time.monotonic()
-        self._first = None
+        self._latest, self._total = index, total
+        label = f"[{index:{len(str(total))}}/{total}] {label}"
+        bar = self.bars.add_task("starting", total=1.0, label=label, left="") if self.bars is not None else None
+        soon = max(0.0, self.every_seconds - SILENT)
+        self._running[index] = _Running(label, bar, time.monotonic() - soon)
         if self.bars is not None:
             self.bars.update(self._all, total=total)
-            self.bars.update(self._this, completed=0, description=self._label)
 
-    def update(self, fraction: float, text: str) -> None:
-        """Says how much of the cell is done, 0 to 1, and what there is to know of it ("epoch 40/2000, loss 0.412")."""
-        now = time.monotonic()
-        if self._first is None:  # a resumed cell does not start at 0
-            self._began, self._first = now, fraction
-        line = f"{self._label}: {text}{self._left(fraction, now)}"
-        if self.bars is not None:
-            self.bars.update(self._this, completed=fraction, description=line)
-        elif now - self._printed >= self.every_seconds:
-            self._printed = now
-            self._print(line)
+    def update(self, fraction: float, text: str, index: int = 0) -> None:
+        """Says how much of the cell is done, 0 to 1, and what there is to know of it ("epoch 40/2000, loss 0.412"). index: of which one,
+        where several run."""
+        now, cell = time.monotonic(), self._running[index or self._latest]
+        if cell.first is None:  # a resumed cell does not start at 0
+            cell.began, cell.first = now, fraction
+        gained = fraction - cell.first
+        left = f"{duration((1 - fraction) * (now - cell.began) / gained)} left" if gained > 0 else ""
+        if self.bars is not None and cell.bar is not None:
+            self.bars.update(cell.bar, completed=fraction, description=text, left=left)
+        elif now - cell.printed >= self.every_seconds:
+            cell.printed = now
+            self._print(", ".join(filter(None, [f"{cell.label}: {text}", left])))
 
     def note(self, text: str) -> None:
         """Prints a line, above the bars where there are any."""
         self._print(text)
 
-    def done(self, text: str) -> None:
+    def done(self, text: str, index: int = 0) -> None:
         """Ends the cell with a line of its result or its error, and says how long the others will take."""
+        cell = self._running.pop(index or self._latest)
         self._ended += 1
         more = max(0, self._total - self._ended)
-        rest = f"about {duration(more * (time.monotonic() - self._started) / self._ended)} for the other {more}" if more else ""
-        if self.bars is not None:
-            self.bars.update(self._all, advance=1, description=f"{self.what} {rest}")
-            self.bars.update(self._this, completed=1.0, description=self._label)
-            self._print(f"{self._label}: {text}")
+        rest = f"about {duration(more * (time.monotonic() - self._started) / self._ended)}" if more else ""
+        if self.bars is not None and cell.bar is not None:
+            self.bars.remove_task(cell.bar)
+            said = f"{self._ended} of {self._total} {self.what}"
+            self.bars.update(self._all, advance=1, description=said, left=f"{rest} left" if rest else "")
+            self._print(f"{cell.label}: {text}")
         else:
-            self._print("; ".join(filter(None, [f"{self._label}: {text}", rest])))
-
-    def _left(self, fraction: float, now: float) -> str:
-        gained = fraction - (self._first or 0.0)
-        return f", {duration((1 - fraction) * (now - self._began) / gained)} left" if gained > 0 else ""
+            self._print("; ".join(filter(None, [f"{cell.label}: {text}", f"{rest} for the other {more}" if rest else ""])))
 
     def _print(self, line: str) -> None:
         if self.bars is not None:
             self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=self.stream, flush=True)
+
+
+@contextmanager
+def working(text: str, stream: TextIO | None = None, every_seconds: float = 15.0) -> Iterator[Callable[[str], None]]:
+    """Says what is being done until it is left: a line on a terminal that goes again; in a log, after SILENT seconds and every so many
+    seconds, with how long it takes so far. It gives a function that says what is done next."""
+    stream = sys.stderr if stream is None else stream
+    if stream.isatty():
+        spinner = Spinner("line", _line(text))
+        with Live(spinner, console=Console(file=stream), transient=True, redirect_stdout=sys.stdout.isatty()):
+            yield lambda next_one: spinner.update(text=_line(next_one))
+        return
+    said, began, ended = [text], time.monotonic(), threading.Event()
+
+    def speak() -> None:
+        wait = SILENT
+        while not ended.wait(wait):
+            wait = every_seconds
+            print(f"{said[-1]} … {duration(time.monotonic() - began)}", file=stream, flush=True)
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield said.append
+    finally:
+        ended.set()
+        thread.join()
+
+
+def told(items: Iterable[T], what: str, name: Callable[[T], str]) -> Iterator[T]:
+    """The items, and on stderr which one is being worked on: "Drawing 3: bars_tiny" says "Drawing" of `what`."""
+    with working(what) as say:
+        for number, item in enumerate(items, 1):
+            say(f"{what} {number}: {name(item)}")
+            yield item
 
 
 def duration(seconds: float) -> str:
@@ -95,6 +151,25 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _bars(stream: TextIO) -> Bars:
-    columns = (BarColumn(20), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
-    return Bars(*columns, console=Console(file=stream), transient=True)
+def _line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+class _Bars(RichProgress):
+    """A bar a task over the whole width, its label above it."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """A terminal's lines."""
+        for task in self.tasks:
+            if task.fields["label"]:
+                yield _line(task.fields["label"])
+            yield self.make_tasks_table([task])
+
+
+def _bars(stream: TextIO) -> RichProgress:
+    """What is being done is cut where a terminal is narrow, and the time left never is."""
+    console = Console(file=stream)
+    doing = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    left = TextColumn("{task.fields[left]}", markup=False, justify="right", table_column=Column(no_wrap=True))
+    columns = (BarColumn(10 if console.width < 100 else 24), TaskProgressColumn(), doing, left)
+    return _Bars(*columns, console=console, transient=True, expand=True, redirect_stdout=sys.stdout.isatty())

@@ -25,6 +25,7 @@ Rate = Annotated[float, Range(0.0, 1000.0)]
 Prompt = Annotated[str, is_prompt]
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS = get_args(Precision)
+Resize = Literal["square", "longest_side"]
 Selection = Literal["last", "best", "val"]
 SELECTIONS = get_args(Selection)
 CellShots = Annotated[int, SHOTS] | Literal["full"]
@@ -60,6 +61,8 @@ class Settings:
     # "tf32": products in TF32 whatever matmul_precision says; "bf16": autocast, float32 weights and losses
     precision: Precision = "fp32"
     val_images: Annotated[int, Range(0)] = field(default=0, repr=False)  # held-out training images that are evaluated; 0: all there are
+    # "square": squashed, as the reference does; "longest_side": scaled by the longer side and padded, as SAM's own predictor does
+    resize: Resize = field(default="square", repr=False)
     # Of STREAM_REVISIONS; no setting that a protocol has. 1 where nothing is trained, and in records from before there was another.
     stream_revision: int = field(default=1, repr=False, metadata=NO_KEY)
     lr_by_group: tuple[tuple[str, float], ...] = field(

@@ -23,19 +23,21 @@ class Registry:
     """name -> class. `package` ("methods") is loaded whole on first use, and the entry points of `group` with it.
 
     problems: what is to be known of entry points that could not be loaded, a sentence each. finders: of the package, each registers
-    what a folder of the user's describes.
+    what a folder of the user's describes. hint: what else to say of an unknown name.
     """
 
-    def __init__(self, kind: str, package: str, group: str) -> None:
-        self.kind, self.package, self.group = kind, package, group
+    def __init__(self, kind: str, package: str, group: str, hint: str = "") -> None:
+        self.kind, self.package, self.group, self.hint = kind, package, group, hint
         self.problems: list[str] = []
         self.finders: list[Callable[[Path], None]] = []
         self._classes: dict[str, type] = {}
+        self._unlisted: set[str] = set()
         self._installed: dict[str, str] = {}  # top module of an entry point -> distribution and version
         self._loaded = False
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Enters the decorated class under `name`, which becomes its attribute `name`; RequestError if the name is taken."""
+    def register(self, name: str, listed: bool = True) -> Callable[[T], T]:
+        """Enters the decorated class under `name`, which becomes its attribute `name`; RequestError if the name is taken. listed: False for
+        one that means nothing without parameters, so that it is not among `names`."""
 
         def enter(cls: T) -> T:
             held = self._classes.get(name)
@@ -43,6 +45,7 @@ class Registry:
                 raise RequestError(f"The {self.kind} name {name!r} is taken by {_where(held)}; {_where(cls)} needs another.")
             cls.name = name  # type: ignore[attr-defined]
             self._classes[name] = cls
+            self._unlisted |= set() if listed else {name}
             return cls
 
         return enter
@@ -50,14 +53,14 @@ class Registry:
     def names(self) -> list[str]:
         """The registered names, in the order of their files and, in a file, of their definition; those from outside come last."""
         self._load()
-        return list(self._classes)
+        return [name for name in self._classes if name not in self._unlisted]
 
     def get(self, name: str) -> type:
         """The class behind a name; RequestError with the nearest known names otherwise."""
         self._load()
         if name not in self._classes:
             error = unknown(self.kind, name, self._classes)
-            raise RequestError(" ".join([str(error), *self.problems]))
+            raise RequestError(" ".join(filter(None, [str(error), self.hint, *self.problems])))
         return self._classes[name]
 
     def find_in(self, folder: Path) -> None:
@@ -133,7 +136,8 @@ def _where(cls: type) -> str:
 
 
 METHODS = Registry("method", "methods", "sam_peft_bench.methods")
-DATASETS = Registry("data set", "datasets", "sam_peft_bench.datasets")
+OWN = "Your own is described by NAME.toml in the data folder (datasets/README.md)."
+DATASETS = Registry("data set", "datasets", "sam_peft_bench.datasets", OWN)
 
 
 def third_party(method: str, dataset: str) -> dict[str, str]:

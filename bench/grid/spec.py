@@ -4,14 +4,16 @@ import ast
 import hashlib
 import itertools
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 from bench.errors import RequestError, unknown
+from bench.grid.files import file_sha256
 from bench.grid.plugins import place_in, reason
 from bench.grid.protocol import ONE_GROUP, CellShots, Settings
 from bench.grid.toml_reader import Kinds, kinds, part
@@ -36,7 +38,8 @@ class MethodChoice:
 
     `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8". A parameter that came later
     (`bench.model.method.LATER`) is among them only where it differs, so that older cells stay what they are. groups: of its trained
-    parameters, for which a protocol may have a learning rate each. trains: whether there is anything to train.
+    parameters, for which a protocol may have a learning rate each. trains: whether there is anything to train. files: where the
+    files lie that parameters name by a hash of their content, (parameter, path) each; no part of a key.
     """
 
     name: str
@@ -45,6 +48,12 @@ class MethodChoice:
     shown: str
     groups: tuple[str, ...] = ONE_GROUP
     trains: bool = True
+    files: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the method's class is made with."""
+        return {**dict(self.parameters), **dict(self.files)}
 
     @property
     def is_zero_shot(self) -> bool:
@@ -122,7 +131,8 @@ class RunSpec:
 
     def _folder(self, dataset: str, end: str) -> Path:
         method = ",".join(filter(None, [self.method.name, self.method.shown]))
-        return Path(dataset) / method / f"{self.backbone}_{self.shots}shot_draw{self.draw}_seed{self.seed}{end}"
+        backbone = self.backbone.replace("(", ",").replace(")", "")
+        return Path(dataset) / method / f"{backbone}_{self.shots}shot_draw{self.draw}_seed{self.seed}{end}"
 
     @property
     def condition(self) -> tuple[str, ...]:
@@ -158,6 +168,8 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     try:
         values = {str(word.arg): _literal(word.value) for word in call.keywords}
     except (ValueError, TypeError, MemoryError, RecursionError):
+        if any(len(_alternatives(word.value)) > 1 for word in call.keywords):
+            raise RequestError(f"{text!r} is a sweep, which stands for several: one is needed here.") from None
         raise _unreadable(text) from None
     if len(values) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -187,7 +199,8 @@ def _call(text: str) -> ast.Call:
 
 
 def _unreadable(text: str) -> RequestError:
-    quotes = " Words in a list need quotes, ['last','val']." if re.search(r"\[[^\]'\"]*[A-Za-z_]", text) else ""
+    quotes = " A path needs quotes, file='my/folder'." if re.search(r"=[^'\"=]*/", text) else ""
+    quotes += " Words in a list need quotes, ['last','val']." if re.search(r"\[[^\]'\"]*[A-Za-z_]", text) else ""
     return RequestError(f"Cannot read {text[:200]!r}: write a name, or a name with values like 'lora(rank=8)' or 'lora(rank=4|8)'.{quotes}")
 
 
@@ -241,16 +254,34 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
         raise
     except Exception as error:
         raise RequestError(f"The method {name} cannot be made: {reason(error, place_in(error, cls))}") from error
+    files: Mapping[str, Sequence[Path]] = method.files() if hasattr(method, "files") else {}
     for key, value in values.items():
-        if isinstance(value, str) and not WORD.fullmatch(value):
+        if isinstance(value, str) and key not in files and not WORD.fullmatch(value):
             allowed = "letters, digits and what else a folder's name can have, without spaces, brackets and quotes,"
             raise RequestError(f"{name}({key}={value[:60]!a}): {allowed} are allowed.")
-    given_all = ((f, getattr(method, f.name)) for f in fields(cls))
+    given_all = ((f, _by_content(getattr(method, f.name), files.get(f.name, ()))) for f in fields(cls))
     parameters = tuple((f.name, value) for f, value in given_all if value != f.default or not f.metadata.get("later"))
     defaults = {f.name: f.default for f in fields(cls)}
     shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != defaults[k])
     groups = tuple(dict.fromkeys(method.groups().values())) if hasattr(method, "groups") else ONE_GROUP
-    return MethodChoice(name, parameters, method.revision, shown, groups, getattr(cls, "trains", True))
+    places = tuple((key, os.path.abspath(values[key])) for key in files)
+    return MethodChoice(name, parameters, method.revision, shown, groups, getattr(cls, "trains", True), places)
+
+
+def _by_content(value: Any, files: Sequence[Path]) -> Any:
+    """A parameter as it is; the path of files by its last part and a hash of what is in them: "my-lora@1f2e3d4c5b6a"."""
+    if not files:
+        return value
+    digest = hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', Path(os.path.abspath(value)).name)}@{digest[:12]}"
+
+
+def check_files(cls: type, choice: MethodChoice) -> None:
+    """RequestError where a file that the choice names is not there any more, or has another content."""
+    if choice.files and choose_method(cls, choice.arguments).parameters != choice.parameters:
+        raise RequestError(
+            f"{', '.join(path for _, path in choice.files)} has changed since {choice.label} was asked for: ask for it anew."
+        )
 
 
 def released_choice(cls: type) -> MethodChoice:

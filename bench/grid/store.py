@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from bench.errors import RequestError
 from bench.grid.columns import Columns
@@ -31,6 +31,7 @@ from bench.types import SEED, Range
 if TYPE_CHECKING:  # pandas takes longer to load than most commands take
     import pandas as pd
 
+T = TypeVar("T")
 RECORD, STATE, RESUME, TUNED, HISTORY = "record.json", "state.json", "resume.pt", "tuned.safetensors", "history.csv"
 GRID, REEVALUATIONS = "grid.json", "reevaluations.json"  # what was asked for last: of `bench.run`, of `bench.reevaluate`
 ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a SLURM job: its number and restart count
@@ -354,6 +355,20 @@ class Snapshot(ResultStore):
     def scan(self) -> Scan:
         """All records, each of which is read once."""
         return self._scanned
+
+    def grid(self, name: str = GRID) -> tuple[GridCell, ...]:
+        """The cells that the last run was asked for, read once."""
+        return self.once(("grid", name), lambda: super(Snapshot, self).grid(name))
+
+    def once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What is made of the store, made when it is asked for first."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    @cached_property
+    def _made(self) -> dict[tuple[object, ...], Any]:
+        return {}
 
     @cached_property
     def _scanned(self) -> Scan:

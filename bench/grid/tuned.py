@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from bench import ROOT
 from bench.errors import RequestError, unknown
 from bench.grid.protocol import Rate
+from bench.grid.spec import split_calls
 from bench.grid.toml_reader import NO_KEY, load, not_empty
 from bench.types import Range
 
@@ -89,13 +90,17 @@ class Tuned:
             if choice.method == method and choice.dataset in ("", dataset):
                 return choice
         known = sorted({choice.method for choice in self.choices if choice.dataset in ("", dataset)})
-        if not known:
-            raise unknown(f"data set in tuned/{self.name}.toml, which was tuned for each:", dataset, {c.dataset for c in self.choices})
-        raise unknown(f"method in tuned/{self.name}.toml, so that no rates were chosen for it:", method, known)
+        lacks, has = (method, known) if known else (f"the data set {dataset}", sorted({choice.dataset for choice in self.choices}))
+        raise RequestError(
+            f"tuned/{self.name}.toml has rates for {', '.join(has)}, and none for {lacks}: leave it out, or choose for all of them by "
+            f"`python -m bench.tune … --name {self.name} --overwrite`, which keeps the trials that are stored."
+        )
 
     def elsewhere(self, request: Mapping[str, str]) -> str:
         """A sentence for what the rates were chosen under and a request has otherwise; "" where it is the same."""
         other = {key: self.request[key] for key in ("backbone", "shots", "protocol") if self.request.get(key) not in (None, request[key])}
+        if not {*split_calls(request.get("datasets", ""))} <= {"all", *self.held_out}:
+            other["datasets"] = ",".join(self.held_out)
         said = ", ".join(f"{key} {value} (here {request[key]})" for key, value in other.items())
         return f"The rates of tuned/{self.name}.toml were chosen with {said}." if other else ""
 

@@ -15,21 +15,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bench.model.kernels import Bias, Kernel, chunked, flex, folded
+from bench.model.kernels import Bias, Kernel, chunked, flex, folded, whole
 from bench.model.products import project
 from bench.model.sam_modules import Attention
 
-ATTENTION: Mapping[str, Kernel] = {"chunked": chunked, "folded": folded, "flex": flex}
+ATTENTION: Mapping[str, Kernel] = {"chunked": chunked, "whole": whole, "folded": folded, "flex": flex}
 GPU_ONLY = ("flex",)  # on a CPU FlexAttention has no gradient, and writes all logits down
-WHOLE_WINDOWS = ("folded", "flex")  # of vit_l's 64×64 places in windows of 14 they make 70×70, which are a fifth more, and one call of four
+FEW_PLACES = 512  # of an image; from 1,024 on the probabilities that `whole` keeps are more than a core's cache, and much memory
+WHOLE_WINDOWS = (
+    "whole",
+    "folded",
+    "flex",
+)  # of vit_l's 64×64 places in windows of 14 they make 70×70, which are a fifth more, and one call of four
 Projection = Callable[[Tensor], Tensor]
 
 
-def choose(device: torch.device) -> str:
-    """The kernel of ATTENTION for a device, by what `python -m bench.perf kernels` measured: on a CPU chunks are three times as fast as
-    the folded one on a global block, and twice as fast with its gradients. On a GPU nothing was measured; the folded one is one fused
-    call there, and can be compiled."""
-    return "folded" if device.type == "cuda" or torch.compiler.is_dynamo_compiling() else "chunked"
+def choose(device: torch.device, places: int) -> str:
+    """The kernel of ATTENTION for a device and an image of so many places, by what `python -m bench.perf kernels` measured: on a CPU chunks
+    are three times as fast as the folded one on a global block, and twice as fast with its gradients; of few places the whole one is
+    faster still. On a GPU nothing was measured; the folded one is one fused call there, and can be compiled."""
+    if device.type == "cuda" or torch.compiler.is_dynamo_compiling():
+        return "folded"
+    return "whole" if places <= FEW_PLACES else "chunked"
 
 
 def attention(
@@ -48,19 +55,19 @@ def attention(
     qkv is called with y, and once more with the prompts and the padding (B, E, C) where there are any; the prompts are left to
     prompt_qkv if that is given."""
     b, h, w, _ = y.shape
-    n, side, name = prompts.shape[1], (window, window) if window else (h, w), choose(y.device)
-    padded, whole = h % side[0] > 0 or w % side[1] > 0, name in WHOLE_WINDOWS
+    n, side, name = prompts.shape[1], (window, window) if window else (h, w), choose(y.device, h * w)
+    padded, fills = h % side[0] > 0 or w % side[1] > 0, name in WHOLE_WINDOWS
     padding = [y.new_zeros(b, 1, y.shape[-1])] if padded else []  # SAM pads with zeros before the projection
     parts = (3, attn.num_heads, y.shape[-1] // attn.num_heads)
     places = qkv(y.flatten(1, 2)).unflatten(-1, parts).unflatten(1, (h, w))  # (B, h, w, 3, heads, c)
-    if whole and padded:
+    if fills and padded:
         places, padding = _Padded.apply(places, qkv(padding[0]).unflatten(-1, parts), side), []
     extra = places.new_empty(b, 0, *parts)  # (B, E, 3, heads, c)
     if prompt_qkv is not None:
         extra = torch.cat([prompt_qkv(prompts), *map(qkv, padding)], 1).unflatten(-1, parts)
     elif n or padding:
         extra = qkv(torch.cat([prompts, *padding], 1)).unflatten(-1, parts)
-    few_kernels = whole and not torch.compiler.is_compiling()  # a compiler joins small steps itself
+    few_kernels = fills and not torch.compiler.is_compiling()  # a compiler joins small steps itself
     kernel, tables = ATTENTION[name], (attn.rel_pos_h, attn.rel_pos_w)
     shape, windowed, out = places.shape, _Windowed.apply(places, extra, side, n), []
     del places  # as much memory as the windows of all three

@@ -4,24 +4,30 @@ import contextlib
 import hashlib
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from bench.errors import CheckpointError, unknown
+from bench.errors import CheckpointError
 from bench.grid.files import file_sha256
-from bench.model.backbones import CONFIGS, FILES, HOW_TO_GET, PRETRAINED, SamConfig
+from bench.model.backbones import PRETRAINED, checkpoint_path, read_backbone
+from bench.model.hugging_face import from_hugging_face, is_hugging_face
+from bench.model.pyramid_files import pyramid_tensors
 from bench.model.sam import Sam
+from bench.model.sizes import CONFIGS, PyramidConfig, SamConfig
 
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")  # keys of a mapping in which scripts keep a model's tensors
 PREFIXES = ("module.", "_orig_mod.", "model.", "sam.")  # of DistributedDataParallel, torch.compile, Lightning and scripts
+HQ_PARTS = re.compile(r"mask_decoder\.(hf_|compress_vit_feat|embedding_)")  # of SAM-HQ's decoder, and CAT-SAM's, beside SAM's own
 STORED_AS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -33,26 +39,34 @@ def load_sam(
 ) -> Sam:
     """A frozen SAM.
 
-    arch: "vit_b", "vit_l", "vit_h", "tiny" or a SamConfig. checkpoint: a path (.pth, .pt, .safetensors) or a state dict in
-    SAM's names; None takes `pretrained/<file>` for a named architecture, and random weights of `seed` for a SamConfig.
+    arch: a name of configs/backbones/ ("vit_b", "medsam", "vit_b(image_size=512)") or a SamConfig. checkpoint: a path (.pth, .pt, .bin,
+    .safetensors) or a state dict, in SAM's names or those of Hugging Face's SamModel; None takes `pretrained/<file>` for a name, and
+    random weights of `seed` for a SamConfig. Tables of positions are resized to an image_size that is not the architecture's own.
     CheckpointError, in one sentence, for a file that is absent, damaged, pickled code or of another architecture.
     """
-    if isinstance(arch, str) and arch not in CONFIGS:
-        raise unknown("backbone", arch, CONFIGS)
-    config = CONFIGS[arch] if isinstance(arch, str) else arch
-    if isinstance(arch, str) and checkpoint is None:
-        checkpoint = PRETRAINED / FILES[arch]
+    spec = read_backbone(arch) if isinstance(arch, str) else None
+    config = arch if isinstance(arch, SamConfig) else read_backbone(arch).config
+    own = CONFIGS[spec.architecture] if spec else config
+    if spec and checkpoint is None:
+        checkpoint = checkpoint_path(spec.name, PRETRAINED)
     if isinstance(checkpoint, str | Path):
         path = Path(checkpoint)
-        sam = _filled(config, read_tensors(path), str(path))
+        tensors, found = _read(path)
+        sam = _filled(config, tensors, f"{path}{found}", own)
         sam.sha256 = file_sha256(path)
     elif checkpoint is not None:
-        sam = _filled(config, checkpoint, "the state dict")
+        sam = _filled(config, checkpoint, "the state dict", own)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            sam = Sam(config)
+        sam = _random(config, seed)
+    if spec:
+        sam.normalise_by(spec)
     return sam.to(device)
+
+
+def _random(config: SamConfig, seed: int) -> Sam:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Sam(config)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -60,8 +74,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Files that hold pickled code are refused, never run.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """What `read_tensors` returns, and what was taken off, for messages: " (its 'state_dict', without 'module.')"."""
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint {path}. {HOW_TO_GET}.")
+        raise CheckpointError(f"There is no checkpoint {path}.")
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
@@ -70,22 +89,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if isinstance(error, pickle.UnpicklingError):
             raise CheckpointError(f"The checkpoint {path} is damaged or no checkpoint: a file of tensors is needed.") from None
         raise CheckpointError(f"The checkpoint {path} is truncated or damaged ({first_line(error)}); get it again.") from None
-    tensors = _unwrapped(loaded)
+    tensors, taken = _unwrapped(loaded)
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         found = f"a mapping with {', '.join(map(repr, list(tensors)[:3]))}" if isinstance(tensors, Mapping) else type(tensors).__name__
         raise CheckpointError(f"The checkpoint {path} is not a mapping of names to tensors, as SAM's files are, but {found}.")
-    if any(str(name).startswith("vision_encoder.") for name in tensors):
-        raise CheckpointError(f"The checkpoint {path} has the names of Hugging Face's SamModel: one with Meta's names is needed.")
-    return dict(tensors)
+    return dict(tensors), f" ({', '.join(taken)})" if taken else ""
 
 
-def _unwrapped(loaded: Any) -> Any:
-    """A training script's tensors alone, by SAM's own names; anything else as it is."""
-    inner = [loaded[name] for name in WRAPPERS if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping)]
-    tensors = inner[0] if len(inner) == 1 else loaded
+def _unwrapped(loaded: Any) -> tuple[Any, list[str]]:
+    """A training script's tensors alone, by SAM's own names, and what was around and before them; anything else as it is."""
+    inner = [name for name in WRAPPERS if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping)]
+    tensors, taken = (loaded[inner[0]], [f"its {inner[0]!r}"]) if len(inner) == 1 else (loaded, [])
     while isinstance(tensors, Mapping) and tensors and (prefix := _common_prefix(tensors)):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+        taken.append(f"without {prefix!r}")
+    return tensors, taken
 
 
 def _common_prefix(names: Iterable[Any]) -> str:
@@ -103,18 +121,29 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 
 def architecture_of(tensors: Mapping[str, Tensor]) -> str:
-    """The named architecture that fits an encoder's width and depth, or a description of both."""
+    """The named architecture that fits an encoder's width and depth, with the image size where that is another, or a description."""
     position = tensors.get("image_encoder.pos_embed")
     width = position.shape[-1] if position is not None and position.ndim == 4 else None
     depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
     names = [name for name, config in CONFIGS.items() if (config.width, config.depth) == (width, depth)]
-    return names[0] if names else f"an encoder of width {width} and depth {depth}"
+    if not names or position is None:
+        return f"an encoder of width {width} and depth {depth}"
+    config, side = CONFIGS[names[0]], position.shape[1]
+    return names[0] if side == config.grid else f"{names[0]}(image_size={side * config.patch_size})"
 
 
-def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str) -> Sam:
+def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str, own: SamConfig) -> Sam:
+    """A SAM of these tensors. own: the sizes that the tensors may have where `config` differs in the size of images."""
     with WithoutNumbers():  # no time and memory for weights that are replaced at once
         sam = Sam(config)
     expected = sam.state_dict()
+    if isinstance(config, PyramidConfig):
+        tensors = pyramid_tensors(tensors, expected)
+    elif is_hugging_face(tensors):
+        tensors, source = from_hugging_face(tensors, expected), f"{source} (in Hugging Face's names)"
+    sam.hq, tensors = parted_hq(tensors)
+    if config != own and not isinstance(config, PyramidConfig):  # whose positions do not depend on the size
+        tensors = resized_tables(tensors, config)
     missing = [name for name in expected if name not in tensors]
     extra = [name for name in tensors if name not in expected]
     shapes = [
@@ -129,9 +158,32 @@ def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str) -> Sa
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit this architecture, it looks like {architecture_of(tensors)}: {'; '.join(problems)}.")
-    check_numbers(source, tensors)
+    check_numbers(source, {**tensors, **sam.hq})
     sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return sam.requires_grad_(False)
+
+
+def parted_hq(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What SAM-HQ adds to SAM's mask decoder, without that name, and all else."""
+    hq = {name: tensor for name, tensor in tensors.items() if HQ_PARTS.match(name)}
+    return {n.removeprefix("mask_decoder."): t for n, t in hq.items()}, {n: t for n, t in tensors.items() if n not in hq}
+
+
+def resized_tables(tensors: Mapping[str, Tensor], config: SamConfig) -> dict[str, Tensor]:
+    """The tensors with the tables of positions, and of relative positions where attention sees the whole image, at the size of
+    `config`: bilinear, as SAM's users resize them."""
+    wanted = {"image_encoder.pos_embed": (config.grid, config.grid)}
+    for block in config.global_blocks:
+        for axis in "hw":
+            wanted[f"image_encoder.blocks.{block}.attn.rel_pos_{axis}"] = (2 * config.grid - 1, config.width // config.heads)
+    return {**tensors, **{name: _resized(tensors[name], size) for name, size in wanted.items() if name in tensors}}
+
+
+def _resized(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """A table (1, g, g, C), or (2g - 1, c), at another number of places."""
+    if table.ndim == 4:
+        return F.interpolate(table.float().permute(0, 3, 1, 2), size, mode="bilinear").permute(0, 2, 3, 1).contiguous()
+    return F.interpolate(table.float()[None, None], size, mode="bilinear")[0, 0]
 
 
 class WithoutNumbers(TorchFunctionMode):

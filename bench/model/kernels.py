@@ -4,6 +4,7 @@ Keys are the h·w places of an image or window, row by row, and after them E ext
 rows[query, row of the key] + columns[query, column of the key] on places, 0 on extra keys, and `last` on the last extra key.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -36,6 +37,13 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, sc
     """A few queries at a time: PyTorch's fused attention with their bias as its mask; backward computes bias and probabilities again
     instead of keeping them. For CPUs."""
     out: Tensor = _Chunked.apply(q, k, v, *tables, bias_of, scale)
+    return out
+
+
+def whole(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, scale: float) -> Tensor:
+    """All logits of some heads at a time, whose probabilities are kept for backward. For a CPU and few places, where what `chunked` does
+    beside its products is most of its work."""
+    out: Tensor = _Whole.apply(q, k, v, *bias_of(q, *tables), scale)
     return out
 
 
@@ -148,6 +156,40 @@ class _Chunked(torch.autograd.Function):
             for i, part in zip(trained, of_tables, strict=True):
                 d_tables[i] += part
         return d_q, d_k, d_v, *d_tables, None, None
+
+
+class _Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, last: Tensor | None, scale: float) -> Tensor:
+        trains, step = any(ctx.needs_input_grad), _at_once(q, k)[0]
+        out, logits = torch.empty_like(q), q.new_empty(min(step, len(q)), q.shape[1], k.shape[1])
+        p = q.new_empty(len(q) if trains else len(logits), *logits.shape[1:])
+        for heads in _slices(len(q), step):
+            biased = _write(_each(Bias(rows, columns, last), lambda x, of=heads: x[of]), logits[: len(q[heads])])  # type: ignore[misc]
+            biased.baddbmm_(q[heads], k[heads].mT, alpha=scale)
+            into = p[heads] if trains else p[: len(biased)]
+            torch.bmm(torch.softmax(biased, -1, out=into), v[heads], out=out[heads])
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale, ctx.sizes, ctx.has_last = scale, (rows.shape, columns.shape), last is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, p = ctx.saved_tensors
+        (d_q, d_k, d_v), (rows, columns) = (torch.empty_like(x) for x in (q, k, v)), (q.new_empty(size) for size in ctx.sizes)
+        last, biased, size = q.new_empty(*q.shape[:2], 1) if ctx.has_last else None, rows.shape[1], (rows.shape[-1], columns.shape[-1])
+        for heads in _slices(len(q), _at_once(q, k)[0]):
+            torch.bmm(p[heads].mT, grad[heads], out=d_v[heads])
+            d_logits = torch._softmax_backward_data(torch.bmm(grad[heads], v[heads].mT), p[heads], -1, p.dtype)
+            for into, one, other in ((d_q, d_logits, k), (d_k, d_logits.mT, q)):
+                torch.baddbmm(into[heads], one, other[heads], beta=0, alpha=ctx.scale, out=into[heads])
+            places = d_logits[:, :biased, : math.prod(size)].unflatten(-1, size)
+            torch.sum(places, -1, out=rows[heads])
+            torch.sum(places, -2, out=columns[heads])
+            if last is not None:
+                last[heads] = d_logits[..., -1:]
+        return d_q, d_k, d_v, rows, columns, last, None
 
 
 def _back(q: Tensor, k: Tensor, v: Tensor, bias: Bias, grad: Tensor, maps: Tensor, into: Sequence[Tensor]) -> Bias:

@@ -4,6 +4,7 @@ A transposed convolution of kernel 2 and stride 2 turns every place into 2×2 pl
 norm and activation after it need no map either. Only a mask itself, of one channel, is put in order.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,11 +14,14 @@ from torch import Tensor
 from bench.model.products import product
 
 
-def upscaled(layers: Any, places: Tensor) -> Tensor:
-    """Transposed convolution, LayerNorm2d, GELU, transposed convolution, and what follows: (n, g², d) -> (n, g², 4, 4, c)."""
+def upscaled(layers: Any, places: Tensor, high_res: Sequence[Tensor] = ()) -> Tensor:
+    """Transposed convolution, LayerNorm2d, GELU, transposed convolution, and what follows: (n, g², d) -> (n, g², 4, 4, c). high_res: what
+    is added to the second's result and to the first's."""
     first, norm, activation, second, *rest = layers
-    x = activation(_normed(norm, _split(first, places)))  # (n, g², 4, c')
+    x = _split(first, places)  # (n, g², 4, c')
+    x = activation(_normed(norm, x + high_res[1] if high_res else x))
     x = _split(second, x)
+    x = x + high_res[0] if high_res else x
     for layer in rest:
         x = layer(x)
     return x
@@ -39,6 +43,14 @@ def in_order(places: Tensor) -> Tensor:
     n, side, c = len(places), int(places.shape[1] ** 0.5), places.shape[-1]
     split = places.reshape(n, side, side, 2, 2, 2, 2, c)  # rows and columns of: the grid, its halves, their halves
     return split.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(n, 4 * side, 4 * side, c)
+
+
+def in_places(maps: Tensor, side: int) -> Tensor:
+    """Maps (n, c, 4g, 4g) as (n, g², 4, 4, c), or (n, c, 2g, 2g) as (n, g², 4, c), side: g."""
+    x = maps.unflatten(3, (side, -1)).unflatten(2, (side, -1)).permute(0, 2, 4, 3, 5, 1).flatten(1, 2)  # (n, g², 4 or 2, 4 or 2, c)
+    if x.shape[2] == 2:
+        return x.flatten(2, 3)
+    return x.unflatten(3, (2, 2)).unflatten(2, (2, 2)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
 
 def masks(weights: Tensor, places: Tensor) -> Tensor:

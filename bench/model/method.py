@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 import torch
 
 from bench.errors import RequestError
-from bench.grid.protocol import PRECISIONS, load_protocol
+from bench.grid.protocol import PRECISIONS, Resize, load_protocol
 from bench.grid.registry import METHODS
 from bench.grid.space import Space
 from bench.grid.spec import choose_method, parse_call
-from bench.model.backbones import CONFIGS, SamConfig, frozen_bytes
+from bench.model.backbones import read_backbone
 from bench.model.decoder import Decoder, HQDecoder
 from bench.model.retuned import RetunedDecoder
 from bench.model.sam import Sam, Tuner
 from bench.model.segmenter import ALL_ONE_GROUP, PromptableSegmenter
+from bench.model.sizes import SamConfig, frozen_bytes
 
 LATER = {"later": True}  # metadata of a parameter that came after cells were stored: its default means what they have
 DECODERS: Mapping[str, Callable[[Sam], Decoder]] = {"sam": lambda sam: Decoder(), "hq": HQDecoder, "tuned": RetunedDecoder}
@@ -50,7 +51,7 @@ class Method:
     def frozen(self, backbone: str) -> tuple[int, dict[str, int]]:
         """How many parts of the encoder are frozen (`bench.model.sam.ImageEncoder.frozen_parts`), and the bytes that are kept of an image
         that they have seen, by precision; for a grid's plan, without weights."""
-        config = CONFIGS[backbone]
+        config = read_backbone(backbone).config
         with torch.device("meta"):
             model = build_parts(self, _outline(config), 0)
         parts, reads = model.encoder.frozen_parts, model.decoder.reads_first_global
@@ -115,13 +116,14 @@ def build(name: str, sam: Sam, seed: int = 0, protocol: str = "clean") -> Prompt
     choice = choose_method(METHODS.get(method_name), parameters)
     protocol_name, changes = parse_call(protocol)
     settings: dict[str, Any] = {**load_protocol(protocol_name, changes).settings, **changes}
-    return build_parts(METHODS.get(method_name)(**dict(choice.parameters)), sam, seed, settings["normalise_native_size"])
+    how = settings["normalise_native_size"], settings.get("resize", "square")
+    return build_parts(METHODS.get(method_name)(**choice.arguments), sam, seed, *how)
 
 
-def build_parts(method: Method, sam: Sam, seed: int, normalise_native_size: bool = True) -> PromptableSegmenter:
+def build_parts(method: Method, sam: Sam, seed: int, normalise_native_size: bool = True, resize: Resize = "square") -> PromptableSegmenter:
     """As `build`, of a method that is chosen already."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tuner, decoder = method.build(sam)
     groups = method.groups() if hasattr(method, "groups") else ALL_ONE_GROUP
-    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size, groups)
+    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size, groups, resize)

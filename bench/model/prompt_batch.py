@@ -64,7 +64,7 @@ def _encoded(sam: Sam, embedding: Tensor, joined: Prompts, images: Sequence[int]
     tokens, dense = encode_prompts(sam, replace(joined, points=None, labels=None))
     if joined.points is not None and joined.labels is not None:
         points = _points(sam, joined.points, joined.labels, pad=joined.boxes is None)
-        tokens = torch.cat([points, tokens.expand(len(points), -1, -1)], 1)
+        tokens = points if joined.boxes is None else torch.cat([points, tokens.expand(len(points), -1, -1)], 1)
     of_images = embedding[indices(images, embedding.device)]
     if joined.masks is None:
         return tokens, of_images + sam.prompt_encoder.no_mask_embed.weight[..., None, None], True

@@ -7,11 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from bench.errors import CheckpointError, RequestError
-from bench.model.backbones import CONFIGS, SamConfig
+from bench.model.backbones import read_backbone
 from bench.model.checkpoints import architecture_of, check_numbers, load_sam, read_tensors
 from bench.model.method import build
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
+from bench.model.sizes import CONFIGS, SamConfig
 
 # Our names of trained tensors, and the released ones.
 RULES = (
@@ -120,6 +121,6 @@ def _config(sam: str | SamConfig | None, tensors: Mapping[str, Tensor]) -> SamCo
     if isinstance(sam, SamConfig):
         return sam
     name = sam or architecture_of(frozen_part(tensors))
-    if name not in CONFIGS:
+    if not sam and name.partition("(")[0] not in CONFIGS:
         raise CheckpointError(f"its SAM is {name}, and one of {', '.join(CONFIGS)} or a SamConfig is needed.")
-    return CONFIGS[name]
+    return read_backbone(name).config

@@ -62,10 +62,11 @@ class RetunedDecoder(Decoder):
     """SAM's mask decoder, fine-tuned: every weight that its single mask is made with.
 
     The mask is all that the loss sees, so the hypernetworks of the other three masks and the head that estimates the IoU would
-    get no gradient; they stay SAM's.
+    get no gradient; they stay SAM's, as does the one that tells whether there is an object. So it has the single mask alone.
     """
 
-    UNREACHED = ("iou_prediction_head.", *(f"output_hypernetworks_mlps.{i}." for i in (1, 2, 3)))
+    has_others = False
+    UNREACHED = ("iou_prediction_head.", "pred_obj_score_head.", *(f"output_hypernetworks_mlps.{i}." for i in (1, 2, 3)))
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The frozen SAM: the only walk through its image encoder, and the seam at which a method takes part in it."""
+"""The frozen backbone, a SAM, SAM 2 or SAM 3: the only walk through its image encoder, and the seam at which a method takes part in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bench.model.attention import Projection, attention
-from bench.model.backbones import SamConfig
+from bench.model.backbones import BackboneSpec, Normalisation
 from bench.model.dropout import show_part_to_compiler
+from bench.model.hugging_face import PeftAdapter
 from bench.model.implementation import implementation
+from bench.model.plain_attention import PlainBlock, attend_plain
 from bench.model.products import perceptron, project
+from bench.model.pyramid import HieraEncoder, HighResMaskDecoder, PaddedPromptEncoder, Sam3Encoder
 from bench.model.sam_modules import (
     Attention,
     Block,
@@ -26,36 +29,52 @@ from bench.model.sam_modules import (
     window_partition,
     window_unpartition,
 )
+from bench.model.sizes import HieraConfig, PyramidConfig, Sam3Config, SamConfig
 
 VARIANTS = 1000  # of a compiled encoder: of each method, with gradients and without, of some sizes of batch
-PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB in 0–255
 
 
 class Sam(StockSam):
-    """segment_anything's Sam, frozen: its modules, its key layout, no gradients, evaluation mode. Starts with random weights.
+    """A backbone, frozen: segment_anything's Sam with its key layout, or the SAM 2 or SAM 3 that `config` is of, in the same three parts.
+    No gradients, evaluation mode. Starts with random weights.
 
-    config: its sizes. sha256: of the checkpoint file it was loaded from, "" for weights that came otherwise.
+    image_encoder: has `embed`, `placed`, `blocks` (see `attend`), `taken` and `features`. config: its sizes, block by block. sha256: of the
+    checkpoint file it was loaded from, "" for weights that came otherwise. normalisation: of its input, see `BackboneSpec`. hq: what SAM-HQ
+    adds to its mask decoder, by `bench.model.decoder.HQDecoder`'s names, where the checkpoint has it.
     """
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__(
             image_encoder=_image_encoder(config),
-            prompt_encoder=PromptEncoder(
+            prompt_encoder=(PaddedPromptEncoder if isinstance(config, PyramidConfig) else PromptEncoder)(
                 embed_dim=config.decoder_width,
                 image_embedding_size=(config.grid, config.grid),
                 input_image_size=(config.image_size, config.image_size),
                 mask_in_chans=config.mask_channels,
             ),
             mask_decoder=_mask_decoder(config),
-            pixel_mean=list(PIXEL_MEAN),
-            pixel_std=list(PIXEL_STD),
+            pixel_mean=list(BackboneSpec.pixel_mean),
+            pixel_std=list(BackboneSpec.pixel_std),
         )
         self.config = config
         self.sha256 = ""
+        self.hq: Mapping[str, Tensor] = {}
         self._positions: tuple[Tensor, int, Tensor] | None = None
-        self.pixel_mean = torch.tensor(PIXEL_MEAN, device="cpu").view(3, 1, 1)  # real even if the rest is on "meta"
-        self.pixel_std = torch.tensor(PIXEL_STD, device="cpu").view(3, 1, 1)
+        self.normalise_by(BackboneSpec)
         self.requires_grad_(False).eval()
+
+    def normalise_by(self, spec: BackboneSpec | type[BackboneSpec]) -> None:
+        """Takes over how a backbone's input is normalised; the class has SAM's own way."""
+        self.normalisation: Normalisation = spec.normalisation
+        self.pixel_mean = torch.tensor(spec.pixel_mean, device="cpu").view(3, 1, 1)  # real even if the rest is on "meta"
+        self.pixel_std = torch.tensor(spec.pixel_std, device="cpu").view(3, 1, 1)
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """An image (3, H, W) of RGB in 0–255 as the encoder takes it."""
+        if self.normalisation == "min_max":
+            low, high = image.aminmax()
+            return (image - low) / (high - low).clamp_min(1e-8)
+        return (image - self.pixel_mean) / self.pixel_std
 
     def train(self, mode: bool = True) -> "Sam":
         """A frozen backbone stays in evaluation mode, whatever the model around it does."""
@@ -71,8 +90,35 @@ class Sam(StockSam):
         return self._positions[2]
 
 
+class SamEncoder(ImageEncoderViT):
+    """SAM's image encoder, as the parts of the walk.
+
+    taken: the blocks whose output `features` reads, beside the last one's.
+    """
+
+    taken: tuple[int, ...] = ()
+
+    def embed(self, image: Tensor) -> Tensor:
+        """The patch embedding (B, g, g, C) of a normalised image (B, 3, S, S)."""
+        embedded: Tensor = self.patch_embed(image)
+        return embedded
+
+    def placed(self, x: Tensor) -> Tensor:
+        """The patch embedding with its positions: what the first block gets."""
+        positioned: Tensor = x + self.pos_embed
+        return positioned
+
+    def features(self, x: Tensor, taken: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The neck's output (B, d, g, g) of the last block's, and what else the decoder reads: nothing."""
+        return self.neck(x.permute(0, 3, 1, 2)), ()
+
+
 def _image_encoder(config: SamConfig) -> nn.Module:
-    return ImageEncoderViT(
+    if isinstance(config, HieraConfig):
+        return HieraEncoder(config)
+    if isinstance(config, Sam3Config):
+        return Sam3Encoder(config)
+    return SamEncoder(
         img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.width,
@@ -95,6 +141,8 @@ def _mask_decoder(config: SamConfig) -> nn.Module:
         mlp_dim=config.decoder_mlp,
         num_heads=config.decoder_heads,
     )
+    if isinstance(config, PyramidConfig):
+        return HighResMaskDecoder(config.decoder_width, transformer, config.iou_width)
     return MaskDecoder(
         num_multimask_outputs=3,
         transformer=transformer,
@@ -120,14 +168,16 @@ class Tuner(nn.Module):
         return vit
 
     def begin(self, image: Tensor, x: Tensor) -> Any:
-        """Called once, with the normalised image (B, 3, S, S) and its patch embedding (B, g, g, C), positions not yet added.
+        """Called once, with the normalised image (B, 3, S, S) and its patch embedding (B, g, g, C), positions not yet added; g and C are
+        the first block's (`sam.config.blocks`).
 
         Returns the carry: whatever the tuner wants to hand from block to block.
         """
         return None
 
     def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
-        """Block i, in place of `block(x)`; x is (B, g, g, C). Returns the block's output and the carry for the next one.
+        """Block i, in place of `block(x)`; x is (B, g, g, C), g and C as `sam.config.blocks[i]` says. Returns the block's output and the
+        carry for the next one.
 
         The block as it is, is `feed_forward(block, attend(block, x)[0])`, which computes `block(x)` without its waste.
         """
@@ -144,16 +194,40 @@ class Tuner(nn.Module):
         """The tensors of `vit`, under its own names, with which a stock SAM computes what this tuner does; None where none do."""
         return {} if type(self) is Tuner else None
 
+    def peft(self, vit: ImageEncoderViT) -> PeftAdapter | None:
+        """What this tuner does to `vit` as an adapter of Hugging Face's peft; None where that has none."""
+        return None
+
 
 class Prefix(NamedTuple):
     """What the first `parts` of an encoder, its blocks and then its neck, say of B images.
 
     x: (B, g, g, C), or the neck's output (B, d, g, g); first_global: see `bench.types.Features`, None where it is not reached or not read.
+    maps: what the neck will read of earlier blocks, or the finer maps that it gave.
     """
 
     x: Tensor
     first_global: Tensor | None
     parts: int
+    maps: tuple[Tensor, ...] = ()
+
+
+class Encoded(NamedTuple):
+    """What an encoder says of B images: see `bench.types.Features`."""
+
+    embedding: Tensor
+    first_global: Tensor
+    penalty: Tensor | None
+    high_res: tuple[Tensor, ...] = ()
+
+
+class Walked(NamedTuple):
+    """Where a walk through the blocks is: x, the first global block's output, the outputs that the neck reads, and the carry."""
+
+    x: Tensor
+    first_global: Tensor | None = None
+    taken: tuple[Tensor, ...] = ()
+    carry: Any = None
 
 
 class ImageEncoder(nn.Module):
@@ -162,7 +236,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, vit: ImageEncoderViT, tuner: Tuner) -> None:
         super().__init__()
         self.vit, self.tuner = vit, tuner
-        self._compiled: Callable[..., tuple[Tensor, Tensor, Tensor | None]] | None = None
+        self._compiled: Callable[..., Encoded] | None = None
         self._batch = {True: 0, False: 0}  # the largest one so far, with gradients and without
 
     @property
@@ -182,25 +256,31 @@ class ImageEncoder(nn.Module):
         """Whether the first global-attention block is among so many parts."""
         return parts > next((i for i, block in enumerate(self.vit.blocks) if block.window_size == 0), len(self.vit.blocks))
 
+    def maps_after(self, parts: int) -> int:
+        """How many maps beside x are known after so many parts: see `Prefix.maps`."""
+        if parts > len(self.vit.blocks):
+            return len(getattr(self.vit.neck, "high_res", ()))
+        return sum(i < parts for i in self.vit.taken)
+
     def forward(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
         """`image`: normalised, (B, 3, S, S). Returns the neck's output (B, d, g, g) and the output of the first
         global-attention block (B, g, g, C).
 
         checkpointing: backward computes each block again instead of keeping what is inside it; the numbers are the same.
         """
-        embedding, first_global, _ = self.with_penalty(image, checkpointing)
-        return embedding, first_global
+        said = self.with_penalty(image, checkpointing)
+        return said.embedding, said.first_global
 
-    def with_penalty(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As `forward`, with the tuner's penalty of each image, (B,), if it has one."""
+    def with_penalty(self, image: Tensor, checkpointing: bool = False) -> Encoded:
+        """As `forward`, with the tuner's penalty of each image, (B,), if it has one, and the finer maps that the decoder reads."""
         if self._compiled is None or implementation() != "fast" or checkpointing:
             return self._walk(image, checkpointing)
         images, work = len(image), torch.is_grad_enabled()
         size = self._batch[work] = max(images, self._batch[work])
         show_part_to_compiler(images, size)
         whole = image if size == images else torch.cat([image, image.new_zeros(size - images, *image.shape[1:])])
-        embedding, first_global, penalty = self._compiled(whole)  # a CUDA graph writes its next results over these
-        return embedding[:images].clone(), first_global[:images].clone(), None if penalty is None else penalty[:images].clone()
+        embedding, first_global, penalty, high_res = (_rows(said, images) for said in self._compiled(whole))
+        return Encoded(embedding, first_global, penalty, high_res)
 
     @property
     def is_compiled(self) -> bool:
@@ -219,43 +299,50 @@ class ImageEncoder(nn.Module):
         """What the frozen parts say of `image`: normalised, (B, 3, S, S)."""
         parts = self.frozen_parts
         if parts > len(self.vit.blocks):
-            embedding, reached = self(image)
-            return Prefix(embedding, reached, parts)
-        x, first_global, _ = self._blocks(self.vit, self._begun(self.vit, image)[0], None, None, range(parts))
-        return Prefix(x, first_global, parts)
+            said = self.with_penalty(image)
+            return Prefix(said.embedding, said.first_global, parts, said.high_res)
+        x, first_global, taken, _ = self._blocks(self.vit, self._begun(self.vit, image), range(parts))
+        return Prefix(x, first_global, parts, taken)
 
-    def after(self, known: Prefix, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    def after(self, known: Prefix, checkpointing: bool = False) -> Encoded:
         """What `with_penalty` says, from where the frozen parts ended."""
-        x, first_global, parts = known
+        x, first_global, parts, maps = known
         if parts > len(self.vit.blocks):
-            return x, x.new_empty(len(x), 0) if first_global is None else first_global, self.tuner.penalty(None)
-        return self._ended(self.vit, *self._blocks(self.vit, x, first_global, None, range(parts, len(self.vit.blocks)), checkpointing))
+            return Encoded(x, x.new_empty(len(x), 0) if first_global is None else first_global, self.tuner.penalty(None), maps)
+        rest = range(parts, len(self.vit.blocks))
+        return self._ended(self.vit, self._blocks(self.vit, Walked(x, first_global, maps), rest, checkpointing))
 
-    def _walk(self, image: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _walk(self, image: Tensor, checkpointing: bool = False) -> Encoded:
         vit = self.tuner.walked(self.vit)
-        x, carry = self._begun(vit, image)
-        return self._ended(vit, *self._blocks(vit, x, None, carry, range(len(vit.blocks)), checkpointing))
+        return self._ended(vit, self._blocks(vit, self._begun(vit, image), range(len(vit.blocks)), checkpointing))
 
-    def _begun(self, vit: ImageEncoderViT, image: Tensor) -> tuple[Tensor, Any]:
-        x = vit.patch_embed(image)  # (B, g, g, C)
+    def _begun(self, vit: ImageEncoderViT, image: Tensor) -> Walked:
+        x = vit.embed(image)  # (B, g, g, C)
         carry = self.tuner.begin(image, x)
-        x = x + vit.pos_embed
+        x = vit.placed(x)
         if implementation() == "fast":
             x = x.contiguous()  # the convolution left the channels outside, and every block's sums and norms would go across them
-        return x, carry
+        return Walked(x, carry=carry)
 
-    def _blocks(
-        self, vit: ImageEncoderViT, x: Tensor, first_global: Tensor | None, carry: Any, which: range, checkpointing: bool = False
-    ) -> tuple[Tensor, Tensor | None, Any]:
+    def _blocks(self, vit: ImageEncoderViT, at: Walked, which: range, checkpointing: bool = False) -> Walked:
         step = partial(_checkpointed, self.tuner.step) if checkpointing and torch.is_grad_enabled() else self.tuner.step
+        x, first_global, taken, carry = at
         for i in which:
             x, carry = step(i, vit.blocks[i], x, carry)
             if first_global is None and vit.blocks[i].window_size == 0:
                 first_global = x
-        return x, first_global, carry
+            if i in vit.taken:
+                taken = (*taken, x)
+        return Walked(x, first_global, taken, carry)
 
-    def _ended(self, vit: ImageEncoderViT, x: Tensor, first_global: Tensor | None, carry: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        return vit.neck(x.permute(0, 3, 1, 2)), x if first_global is None else first_global, self.tuner.penalty(carry)
+    def _ended(self, vit: ImageEncoderViT, at: Walked) -> Encoded:
+        embedding, high_res = vit.features(at.x, at.taken)
+        return Encoded(embedding, at.x if at.first_global is None else at.first_global, self.tuner.penalty(at.carry), high_res)
+
+
+def _rows(said: Any, images: int) -> Any:
+    """A copy of the first rows: a CUDA graph writes its next results over what it gave."""
+    return tuple(_rows(each, images) for each in said) if isinstance(said, tuple) else None if said is None else said[:images].clone()
 
 
 def _checkpointed(step: Callable[..., tuple[Tensor, Any]], i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
@@ -274,6 +361,9 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """The block's first half: x + attention(norm1(x)), where every window also sees `prompts`.
 
+    On a block that widens its tokens or pools its queries (`bench.model.plain_attention`), what is added to is x widened and pooled, and
+    what comes back has the block's width and grid; qkv goes from (…, C) to three times that width.
+
     x: (B, g, g, C). prompts: (B, P, C), taken as they are (not through norm1); they have no position, so no relative-position
     bias. qkv: stands in for the block's own projection (…, C) -> (…, 3C), which stays as it is. It must treat all tokens alike, which
     come in any number and order: padding may reach it once for all windows. prompt_qkv: the same for the prompts, which it gets by
@@ -286,11 +376,18 @@ def attend(
     prompt_qkv = prompt_qkv if prompts.shape[1] else None
     if by_window and prompts.shape[1] and prompt_qkv is None:
         raise ValueError("attend(by_window=True) gives qkv the image tokens of a window alone: prompts need a prompt_qkv.")
+    if isinstance(block, PlainBlock):
+        return attend_plain(block, x, prompts, qkv, by_window, prompt_qkv)
     if implementation() == "reference":
         return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, _attention)
     if by_window:
         return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, _attention_at_once)
     return attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv), x, prompt_qkv)
+
+
+def residual(block: Block, tokens: Tensor) -> Tensor:
+    """What a block's attention is added to, for tokens (…, C) that are not pooled: themselves, or as wide as the block makes them."""
+    return block.residual(tokens) if isinstance(block, PlainBlock) else tokens
 
 
 def feed_forward(block: Block, x: Tensor) -> Tensor:

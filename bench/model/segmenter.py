@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.errors import CheckpointError, InputError, RequestError, unknown
+from bench.grid.protocol import Resize
 from bench.model.attention import choose
 from bench.model.decoder import Decoded, Decoder
 from bench.model.implementation import implementation
@@ -20,7 +22,7 @@ from bench.model.products import choose_product
 from bench.model.retuned import used_parameters
 from bench.model.sam import ImageEncoder, Prefix, Sam, Tuner
 from bench.model.transfer import uploaded
-from bench.model.upsampling import interpolated, resized, union
+from bench.model.upsampling import interpolated, resized, smoothly_resized, union
 from bench.types import Features, Prompts
 
 if TYPE_CHECKING:
@@ -44,17 +46,24 @@ class PromptableSegmenter(nn.Module):
     """A promptable segmentation model on a shared frozen backbone.
 
     tuner, decoder: hold all that is trained. normalise_native_size: False takes images of exactly the model's size raw, with
-    their prompts unrounded, as the reference does (see configs/protocols/paper.toml). groups: as of `Method.groups`.
+    their prompts unrounded, as the reference does (see configs/protocols/paper.toml). groups: as of `Method.groups`. resize: how any other
+    image becomes the model's input, see `bench.grid.protocol.Settings`.
     """
 
     def __init__(
-        self, sam: Sam, tuner: Tuner, decoder: Decoder, normalise_native_size: bool = True, groups: Mapping[str, str] = ALL_ONE_GROUP
+        self,
+        sam: Sam,
+        tuner: Tuner,
+        decoder: Decoder,
+        normalise_native_size: bool = True,
+        groups: Mapping[str, str] = ALL_ONE_GROUP,
+        resize: Resize = "square",
     ) -> None:
         super().__init__()
         self.groups = groups
         self.sam, self.decoder = sam, decoder
         self.encoder = ImageEncoder(sam.image_encoder, tuner)
-        self.normalise_native_size = normalise_native_size
+        self.normalise_native_size, self.resize = normalise_native_size, resize
         self.to(self.device)
 
     @property
@@ -70,7 +79,11 @@ class PromptableSegmenter(nn.Module):
     @property
     def execution(self) -> str:
         """How this model computes here and now, as a cell's record says it: "attention=…, products=…, encoder=…, decoder=…, loss=…"."""
-        kernel, products = (choose(self.device), choose_product(self.device.type)) if implementation() == "fast" else ("reference", "torch")
+        kernel, products = (
+            (choose(self.device, self.sam.config.grid**2), choose_product(self.device.type))
+            if implementation() == "fast"
+            else ("reference", "torch")
+        )
         encoder = "compiled" if self.encoder.is_compiled else implementation()
         return f"attention={kernel}, products={products}, encoder={encoder}, decoder={implementation()}, loss={implementation()}"
 
@@ -84,11 +97,11 @@ class PromptableSegmenter(nn.Module):
         """Encodes images (3, H, W), RGB in 0–255 of any number type; sizes may differ. checkpointing: see `ImageEncoder`. known: what
         `prefix` said of them."""
         if known:
-            embedding, first_global, penalty = self.encoder.after(known, checkpointing)
+            embedding, first_global, penalty, high_res = self.encoder.after(known, checkpointing)
         else:
-            embedding, first_global, penalty = self.encoder.with_penalty(self._inputs(images), checkpointing)
+            embedding, first_global, penalty, high_res = self.encoder.with_penalty(self._inputs(images), checkpointing)
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
-        return Features(embedding, first_global, sizes, tuple(map(self._is_native, sizes)), penalty)
+        return Features(embedding, first_global, sizes, tuple(map(self._is_native, sizes)), penalty, high_res)
 
     def prefix(self, images: Sequence[Tensor]) -> Prefix:
         """What the frozen parts of the encoder say of images, as `encode` takes them."""
@@ -100,10 +113,14 @@ class PromptableSegmenter(nn.Module):
         return [resized(low, size) for low, size in zip(maps, features.sizes, strict=True)]
 
     def decode_low(self, features: Features, prompts: Sequence[Prompts]) -> Decoded:
-        """As `decode`, but at the decoder's size (n_i, 4g, 4g), with SAM's IoU estimates."""
+        """As `decode`, but at the decoder's size (n_i, 4g, 4g), with SAM's IoU estimates; where `resize` keeps the aspect ratio, at the
+        input's size, without what was padded."""
         if len(prompts) != len(features.sizes):
             raise ValueError(f"There are {len(prompts)} Prompts for {len(features.sizes)} images: one for each image is needed.")
-        return self.decoder(self.sam, features, [self._scaled(p, features, i) for i, p in enumerate(prompts)])
+        decoded: Decoded = self.decoder(self.sam, features, [self._scaled(p, features, i) for i, p in enumerate(prompts)])
+        if self.resize == "square":
+            return decoded
+        return Decoded([self._unpadded(low, size) for low, size in zip(decoded.logits, features.sizes, strict=True)], decoded.iou)
 
     def placed(self, prompts: Prompts, size: tuple[int, int]) -> Prompts:
         """Prompts in pixels of an image (H, W) as the decoder takes them, which may be done before the image is encoded: a device that is
@@ -229,14 +246,31 @@ class PromptableSegmenter(nn.Module):
         return torch.stack([self._input(image) for image in images])  # (B, 3, S, S)
 
     def _input(self, image: Tensor) -> Tensor:
-        """(3, H, W) -> (3, S, S): resized without keeping the aspect ratio, then normalised, as the reference does."""
+        """(3, H, W) -> (3, S, S): resized and normalised, then padded at the right and below where the image does not fill it."""
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"An image of shape {tuple(image.shape)} cannot be encoded: (3, H, W) is needed.")
-        image = uploaded(image, self.device).to(torch.float32)
-        if self._is_native((image.shape[-2], image.shape[-1])):
-            return image
-        size = self.sam.config.image_size
-        return (interpolated(image[None], (size, size))[0] - self.sam.pixel_mean) / self.sam.pixel_std
+        size = image.shape[-2], image.shape[-1]
+        if self._is_native(size):
+            return uploaded(image, self.device).to(torch.float32)
+        (height, width), side = self._inside(size), self.sam.config.image_size
+        if self.resize == "longest_side":
+            return F.pad(
+                self.sam.normalised(uploaded(smoothly_resized(image, (height, width)), self.device)), (0, side - width, 0, side - height)
+            )
+        return self.sam.normalised(interpolated(uploaded(image, self.device).to(torch.float32)[None], (side, side))[0])
+
+    def _inside(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The height and width that an image (H, W) has in the model's input, rounded as SAM's predictor does."""
+        side = self.sam.config.image_size
+        if self.resize == "square":
+            return side, side
+        scale = side / max(size)
+        return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+    def _unpadded(self, low: Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps (n, 4g, 4g) of an image (H, W), at the input's size and without what was padded, as SAM's predictor reads them."""
+        height, width = self._inside(size)
+        return resized(low, (self.sam.config.image_size,) * 2)[:, :height, :width]
 
     def _is_native(self, size: tuple[int, int]) -> bool:
         return not self.normalise_native_size and set(size) == {self.sam.config.image_size}
@@ -245,18 +279,31 @@ class PromptableSegmenter(nn.Module):
         return self._placed(prompts, features.sizes[i], features.native[i])
 
     def _placed(self, prompts: Prompts, size: tuple[int, int], native: bool) -> Prompts:
-        """Boxes and points from pixels of an image to pixels of the model's input, rounded to integers as the reference does."""
+        """Boxes and points from pixels of an image to pixels of the model's input, of a square rounded to integers as the reference does;
+        masks of the image, where it does not fill the input, to their place in it."""
         if prompts.placed:
             return prompts
         if not native:
-            factor = torch.tensor([self.sam.config.image_size / size[1], self.sam.config.image_size / size[0]])
-            boxes, points = prompts.boxes, prompts.points
+            height, width = self._inside(size)
+            factor = torch.tensor([width / size[1], height / size[0]])
+            boxes, points, masks = prompts.boxes, prompts.points, prompts.masks
             if boxes is not None:
-                boxes = (boxes.float().unflatten(1, (2, 2)) * factor.to(boxes.device)).round().flatten(1)
+                boxes = self._rounded(boxes.float().unflatten(1, (2, 2)) * factor.to(boxes.device)).flatten(1)
             if points is not None:
-                points = (points.float() * factor.to(points.device)).round()
-            prompts = replace(prompts, boxes=boxes, points=points)
+                points = self._rounded(points.float() * factor.to(points.device))
+            if masks is not None and self.resize == "longest_side":
+                masks = self._padded(masks, height, width)
+            prompts = replace(prompts, boxes=boxes, points=points, masks=masks)
         return replace(prompts.map(lambda x: uploaded(x, self.device)), placed=True)
+
+    def _rounded(self, places: Tensor) -> Tensor:
+        return places.round() if self.resize == "square" else places
+
+    def _padded(self, masks: Tensor, height: int, width: int) -> Tensor:
+        """Masks (n, 1, 4g, 4g) of a whole image, in the part of the input that is so high and wide."""
+        side = masks.shape[-1]
+        inner = [max(1, round(side * length / self.sam.config.image_size)) for length in (height, width)]
+        return F.pad(interpolated(masks.float(), (inner[0], inner[1])), (0, side - inner[1], 0, side - inner[0]))
 
 
 def at_once(model: PromptableSegmenter) -> tuple[int, int]:
@@ -264,7 +311,7 @@ def at_once(model: PromptableSegmenter) -> tuple[int, int]:
     cuts alike. An eighth of it is for the widest map of a block, and an eighth for an image's full-size maps. On a CPU only
     small images are encoded together, which bounds the memory."""
     config = model.sam.config
-    image, prompt = 64 * config.grid**2 * config.width, 96 * config.image_size**2  # bytes
+    image, prompt = 64 * config.widest, 96 * config.image_size**2  # bytes
     if model.device.type != "cuda":
         return max(1, min(4, 2**28 // image)), 32
     share = torch.cuda.get_device_properties(model.device).total_memory // 8

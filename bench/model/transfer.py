@@ -1,6 +1,8 @@
 """Numbers between the host and the device, on a GPU without anyone waiting for them: from pinned memory, and copied in the background."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,28 @@ def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
 
 def indices(numbers: Sequence[int], device: torch.device) -> Tensor:
     """Whole numbers (n,) on the device."""
-    return uploaded(torch.tensor(numbers, dtype=torch.long), device)
+    held, key = _held.get(), (*numbers, device)
+    found = None if held is None else held.get(key)
+    if found is None:
+        found = uploaded(torch.tensor(numbers, dtype=torch.long), device)
+    if held is not None:
+        held[key] = found
+    return found
+
+
+_held: ContextVar[dict[Hashable, Tensor] | None] = ContextVar("held", default=None)
+
+
+@contextmanager
+def held_indices() -> Iterator[dict[Hashable, Tensor]]:
+    """Within it, `indices` gives the same numbers as the same tensor: a recorded graph must not copy from the host's memory of then, and
+    whoever replays it keeps the tensors."""
+    held: dict[Hashable, Tensor] = {}
+    token = _held.set(held)
+    try:
+        yield held
+    finally:
+        _held.reset(token)
 
 
 class Download:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -42,6 +44,14 @@ def interpolated(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") ->
     """(n, c, h, w) -> (n, c, H, W) by PyTorch's operator, which F.interpolate replaces by many where algorithms must be deterministic."""
     out: Tensor = getattr(torch.ops.aten, f"upsample_{mode}2d")(maps, list(size), False)
     return out
+
+
+def smoothly_resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image (c, H, W) at another size as float32, with antialias; of bytes by Pillow, whose rounding SAM's predictor has."""
+    if image.dtype != torch.uint8:
+        return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
 
 
 def brought_back(grad: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:

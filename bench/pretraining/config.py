@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from bench.errors import RequestError
 from bench.grid.toml_reader import NO_KEY, build, kinds, part, read_toml
-from bench.model.backbones import CONFIGS, SamConfig
+from bench.model.sizes import CONFIGS, SamConfig
 from bench.types import SEED, Range
 
 LENGTH = ("summary", "steps", "cooldown_steps", "evaluate_every")  # what may change when a run goes on

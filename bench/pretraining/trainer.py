@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.errors import DivergedError, RequestError
-from bench.model.backbones import SamConfig
 from bench.model.checkpoints import load_sam
 from bench.model.decoder import Decoder
 from bench.model.sam import Sam, Tuner
 from bench.model.segmenter import PromptableSegmenter
+from bench.model.sizes import SamConfig
 from bench.pretraining.config import PretrainConfig
 from bench.pretraining.data import Batch, Cache, HeldOut, training_batch
 from bench.pretraining.muon import Muon

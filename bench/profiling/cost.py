@@ -18,14 +18,14 @@ from bench import ROOT
 from bench.grid.provenance import device_name, git_state
 from bench.grid.spec import MethodChoice
 from bench.grid.store import COST_FIELDS, ResultStore
-from bench.model.backbones import CONFIGS
+from bench.model.backbones import read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
 from bench.profiling.model import Job, call_of, timed, works
 from bench.running.cell import peak_memory_mb, reset_peak_memory
 
 BOXES = {"train": 1, "evaluate": 10}  # of the one image
-SECONDS, LEAST, MOST = 5.0, 3, 20  # of measuring a kind of call, and calls, after one that warms up
+SECONDS, LEAST, MOST = 2.0, 3, 20  # of measuring a kind of call, and calls, after one that warms up
 CPU_STEP_MB = 10  # to which the memory of a process is rounded: it differs by a few MB from run to run
 
 
@@ -53,7 +53,7 @@ def measure_costs(choices: Sequence[MethodChoice], backbone: str, device: str, s
 def measured(backbone: str, method: str, device: str) -> dict[str, float]:
     """COST_FIELDS of a method, on the one image of `bench.profiling.model`; no seconds of a step where nothing is trained."""
     torch.set_num_threads(1)
-    model = build(method, load_sam(CONFIGS[backbone], device=device), seed=0)
+    model = build(method, load_sam(read_backbone(backbone).config, device=device), seed=0)
     reset_peak_memory(model.device)
     seconds = {}
     for work in reversed(works(method)):  # training first

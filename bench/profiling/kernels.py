@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from bench.model.attention import ATTENTION, GPU_ONLY, choose
-from bench.model.backbones import CONFIGS, SamConfig
+from bench.model.backbones import read_backbone
 from bench.model.kernels import Bias
 from bench.model.products import PRODUCTS, choose_product
+from bench.model.sizes import SamConfig
 
 Call = Callable[[], tuple[Tensor, ...]]
 WORKS = {False: "forward", True: "forward and backward"}
@@ -25,11 +26,11 @@ def compare_kernels(device: str, backbone: str, precision: str, images: int, rou
     """Times every kernel on a global block and on the windows of a backbone, and every product on its frozen layers, forward, and
     forward and backward, and prints a table of each."""
     torch.set_num_threads(1)
-    config, kind = CONFIGS[backbone], torch.bfloat16 if precision == "bf16" else torch.float32
+    config, kind = read_backbone(backbone).config, torch.bfloat16 if precision == "bf16" else torch.float32
     print(f"{backbone}, {images} images, {precision}, {device}; `differs`: from the first one, by the largest value")
     kernels = {name: kernel for name, kernel in ATTENTION.items() if device == "cuda" or name not in GPU_ONLY}
     parts = (
-        (_attentions(config, images, kernels, device, kind), choose(torch.device(device))),
+        (_attentions(config, images, kernels, device, kind), choose(torch.device(device), config.grid**2)),
         (_products(config, images, device, kind), choose_product(device)),
     )
     for cases, chosen in parts:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from bench.grid.registry import METHODS
 from bench.grid.spec import parse_call
-from bench.model.backbones import CONFIGS
+from bench.model.backbones import read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.implementation import use
 from bench.model.method import build
@@ -82,7 +82,7 @@ def measure(job: Job) -> dict[str, Any]:
     path: the work that the function asks for), and the device's measured `gemm_tflops`."""
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision(job.matmul)
-    model = build(job.method, load_sam(CONFIGS[job.backbone], device=job.device), seed=0)
+    model = build(job.method, load_sam(read_backbone(job.backbone).config, device=job.device), seed=0)
     if job.compile:
         model.encoder.compile_walk(job.compile)
     call = call_of(model, job)

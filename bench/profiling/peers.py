@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from bench.errors import RequestError
 from bench.grid.provenance import ROOT, git_state, package_version
-from bench.model.backbones import CONFIGS, SamConfig
+from bench.model.backbones import BackboneSpec, read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
-from bench.model.sam import PIXEL_MEAN, PIXEL_STD, Sam
+from bench.model.sam import Sam
+from bench.model.sizes import SamConfig
 from bench.profiling.model import timed
 from bench.profiling.turns import ALLOCATOR, Found, device_label, in_subprocess, settings_in_words, slug, unwritten
 from bench.running.cell import peak_memory_mb, reset_peak_memory
@@ -120,7 +121,7 @@ def segment_anything(config: SamConfig, work: str, task: Task) -> Call:
 def transformers(config: SamConfig, work: str, task: Task) -> Call:
     """SamModel as its documentation uses it; peft's LoRA in every layer's qkv."""
     model = transformers_model(config, weights_of(config))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (BackboneSpec.pixel_mean, BackboneSpec.pixel_std))
 
     def logits() -> Tensor:
         pixels = ((task.image - mean) / std)[None]
@@ -244,7 +245,7 @@ SIDES: Mapping[str, Callable[[SamConfig, str, Task], Call]] = {
 def measure(side: str, work: str, backbone: str) -> Found:
     """One cold call in this process: `seconds` of the processor, `user_seconds` of them, `peak_mb`, and `said`, some of its numbers."""
     torch.set_num_threads(1)
-    config = CONFIGS[backbone]
+    config = read_backbone(backbone).config
     call, found = SIDES[side](config, work, task_of(config, work)), list[Tensor]()
     reset_peak_memory(torch.device("cpu"))
     times = timed(lambda: found.append(call()))

@@ -16,7 +16,7 @@ import torch
 from bench.data.objects import Integers, mask_objects, tight_boxes
 from bench.grid.protocol import Settings, load_protocol
 from bench.grid.spec import parse_call
-from bench.model.backbones import CONFIGS
+from bench.model.backbones import read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
 from bench.model.sam import Sam
@@ -101,7 +101,7 @@ def _measured(call: Callable[[], Integers], threads: int) -> tuple[float, float]
 def _steps(call: str, backbone: str, protocol: str, rounds: int) -> dict[str, object]:
     """One row: a method's steps, by turns."""
     settings = load_protocol(protocol).resolve(parse_call(call)[0], "whu", 1)
-    sam = load_sam(CONFIGS[backbone])
+    sam = load_sam(read_backbone(backbone).config)
     found: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(rounds):
         for keeps in (False, True) if turn % 2 == 0 else (True, False):

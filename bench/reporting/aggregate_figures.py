@@ -1,128 +1,118 @@
-"""Figures of draws and of aggregates, each as wide as a column of a paper (85 mm)."""
+"""Figures of draws and of aggregates."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.grid.published import Published, heading
+from bench.grid.published import Published
 from bench.reporting.aggregates import Ranking, Scores, above, improvement, improvement_interval, interval, iqm, picked, resampled
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.draws import Means, Place, differences_by_draw, means_by_draw, pairs_of, trained_labels
+from bench.reporting.labels import Labels
 from bench.reporting.statistics import Interval, Values
-from bench.reporting.style import COLOURS, GREY, colour, legend_below, marker, panels
+from bench.reporting.style import (
+    COLOURS,
+    GREY,
+    MIOU,
+    colour,
+    dash,
+    height_of_rows,
+    legend_below,
+    marker,
+    panels,
+    panels_of_rows,
+    rows,
+    wrapped,
+)
+from bench.reporting.table_statistics import BEST, PAIRS
 
-MIOU = "foreground mIoU (%)"
-COLUMN = 85 / 25.4  # inches
-ROW = 0.17  # inches a method
 THRESHOLDS = np.arange(0.0, 100.01, 0.5)
-Drawn = Iterator[Figure]
 
 
-@contextmanager
-def official_draw(comparable: ComparableCells, dataset: str, published: Published) -> Drawn:
-    """Every draw's mean over seeds, by method and by pair; the official one is a diamond, the median of the others a line."""
-    labels = trained_labels(comparable, dataset, published)
+def official_draw(comparable: ComparableCells, dataset: str, published: Published) -> Figure:
+    """Every draw's mean over seeds, by method and as points behind another; the official one is a diamond, the median of the others a
+    line."""
+    labels, naming = trained_labels(comparable, dataset, published), comparable.naming
     means = {label: means_by_draw(comparable, label, dataset) for label in labels}
-    pairs = pairs_of(labels, means, comparable.against)
-    names = [heading(label, published) for label in labels]
-    apart = [differences_by_draw(means[a], means[b]) for a, b in pairs]
-    best = heading(pairs[0][0], published) if pairs else ""
-    count = 2 if pairs else 1
-    with panels(count, COLUMN, 0.85 + ROW * len(labels), per_line=1) as (figure, axes):
-        _dots(axes[0], names, [means[label] for label in labels], range(len(labels)))
-        _says(axes[0], f"{MIOU}, {dataset}\ndiamond: official; line: median")
+    pairs = pairs_of(labels, means, BEST if comparable.against == PAIRS else comparable.against)
+    behind = {b: differences_by_draw(means[a], means[b]) for a, b in pairs}
+    titles = [naming.dataset(dataset), *([f"behind {naming.method(pairs[0][0])}"] if pairs else [])]
+    with panels_of_rows(titles, [naming.method(label) for label in labels]) as (figure, axes):
+        for ax, of in zip(axes, (means, behind), strict=False):
+            for i, label in enumerate(labels):
+                _dots(ax, i, of.get(label, {}))
+        axes[0].set_xlabel("mIoU (%)\ndiamond: official; line: median")
         if pairs:
-            _dots(axes[1], [heading(b, published) for _, b in pairs], apart, [labels.index(b) for _, b in pairs])
+            axes[1].set_xlabel("points")
             axes[1].axvline(0, color=GREY, linewidth=0.8)
-            _says(axes[1], f"points that they are behind\n{best}")
-        yield figure
+        return figure
 
 
-def _dots(ax: Axes, names: Sequence[str], means: Sequence[Means], colours: Sequence[int]) -> None:
-    for y, (of, paint) in enumerate(zip(means, colours, strict=True)):
-        place = Place.of(of)
-        ax.scatter(place.others, np.full(len(place.others), y), s=14, color=colour(paint), alpha=0.55, linewidths=0)
-        if len(place.others):
-            ax.vlines(float(np.median(place.others)), y - 0.32, y + 0.32, color=colour(paint), linewidth=1.6)
-        if place.official is not None:
-            ax.scatter(place.official, y, s=34, marker="D", color=colour(paint), edgecolors="black", linewidths=0.8, zorder=3)
-    _methods(ax, names)
-
-
-def _methods(ax: Axes, names: Sequence[str]) -> None:
-    """Methods from above to below."""
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.grid(axis="y", visible=False)
+def _dots(ax: Axes, i: int, means: Means) -> None:
+    place = Place.of(means)
+    ax.plot(place.others, np.full(len(place.others), i), "o", markersize=3.5, color=colour(i), alpha=0.55, markeredgewidth=0)
+    if len(place.others):
+        ax.vlines(float(np.median(place.others)), i - 0.32, i + 0.32, color=colour(i), linewidth=1.6)
+    if place.official is not None:
+        ax.plot(place.official, i, "D", markersize=4.5, color=colour(i), markeredgecolor="black", markeredgewidth=0.7, zorder=3)
 
 
 def _says(ax: Axes, text: str) -> None:
     """The label of the x axis, which may reach below long names of methods."""
-    ax.set_xlabel(text, loc="right")
+    ax.set_xlabel("\n".join(wrapped(line, 56) for line in text.split("\n")), loc="right")
 
 
-@contextmanager
-def intervals(scores: Scores, published: Published) -> Drawn:
+def intervals(scores: Scores, naming: Labels) -> Figure:
     """The interquartile mean of every method, normalised where that can be, with its bootstrap interval."""
     found = scores.normalised or scores.of
     shown = {label: (float(iqm(of)), interval(iqm, of) if label in scores.trained else None) for label, of in found.items()}
-    words = f"IQM of runs\n(0: {heading(scores.zero_shot, published)}, 100: the best)" if scores.normalised else f"IQM of {MIOU}"
-    with _forest(scores, shown, published) as (figure, ax):
-        _says(ax, words)
-        yield figure
+    words = f"IQM of runs\n(0: {naming.method(scores.zero_shot)}, 100: the best)" if scores.normalised else f"IQM of {MIOU}"
+    return _forest(scores, shown, naming, words)
 
 
-@contextmanager
-def improvements(scores: Scores, against: str, published: Published) -> Drawn:
+def improvements(scores: Scores, against: str, naming: Labels) -> Figure:
     """The chance that a run of every method is above one of the method that they are compared with."""
     pairs = {label: scores.better(label, against) for label in scores.of if label != against}
     shown = {label: (100 * float(improvement(*pair)), _scaled(improvement_interval(*pair), 100)) for label, pair in pairs.items()}
-    with _forest(scores, shown, published) as (figure, ax):
-        ax.axvline(50, color=GREY, linewidth=0.8)
-        ax.set(xlim=(-3, 103))
-        _says(ax, f"chance (%) that a run is better than one of\n{heading(against, published)}")
-        yield figure
+    words = f"chance (%) that a run is better than one of\n{naming.method(against)}"
+    figure = _forest(scores, shown, naming, words)
+    (ax,) = figure.axes
+    ax.axvline(50, color=GREY, linewidth=0.8)
+    ax.set(xlim=(-3, 103))
+    return figure
 
 
 def _scaled(found: Interval, by: float) -> Interval:
     return Interval(by * found.low, by * found.high)
 
 
-@contextmanager
-def _forest(scores: Scores, shown: Mapping[str, tuple[float, Interval | None]], published: Published) -> Iterator[tuple[Figure, Axes]]:
+def _forest(scores: Scores, shown: Mapping[str, tuple[float, Interval | None]], naming: Labels, words: str) -> Figure:
     order = sorted(shown, key=lambda label: -shown[label][0])
-    labels = list(scores.of)
-    with panels(1, COLUMN, 0.75 + ROW * len(order)) as (figure, (ax,)):
+    labels, names = list(scores.of), [naming.method(label) for label in order]
+    with panels(1, height_of_rows(names, 0.7)) as (figure, (ax,)):
         for y, label in enumerate(order):
             i, (value, found) = labels.index(label), shown[label]
             if found:
                 ax.plot([found.low, found.high], [y, y], color=colour(i), linewidth=2.2, alpha=0.45, solid_capstyle="butt")
-            ax.plot(value, y, marker(i), color=colour(i), markersize=5)
-        _methods(ax, [heading(label, published) for label in order])
-        yield figure, ax
+            ax.plot(value, y, marker(i), color=colour(i), markersize=4)
+        rows(ax, names)
+        _says(ax, words)
+        return figure
 
 
-@contextmanager
-def profile(scores: Scores, published: Published) -> Drawn:
+def profile(scores: Scores, naming: Labels) -> Figure:
     """How many runs are above a mIoU, for every mIoU; bands, of as many methods as there are colours, are the bootstrap's intervals."""
-    lines = -(-len(scores.of) // 2)
-    with panels(1, COLUMN, 2.0 + 0.14 * lines) as (figure, (ax,)):
+    with panels(1, 2.1) as (figure, (ax,)):
         for i, (label, of) in enumerate(scores.of.items()):
-            ax.plot(THRESHOLDS, 100 * above(of, THRESHOLDS), color=colour(i), linestyle=_dash(i), label=heading(label, published))
+            ax.plot(THRESHOLDS, 100 * above(of, THRESHOLDS), color=colour(i), linestyle=dash(i), label=naming.method(label))
             if label in scores.trained and len(scores.of) <= len(COLOURS):
                 low, high = np.quantile(above(resampled(of, picked(of.shape[0], of.shape[2])[:500]), THRESHOLDS), (0.025, 0.975), axis=0)
                 ax.fill_between(THRESHOLDS, 100 * low, 100 * high, color=colour(i), alpha=0.15, linewidth=0)
         ax.set(xlabel=f"τ: {MIOU}", ylabel="runs above τ (%)", xlim=_span(scores.of), ylim=(-2, 102))
         legend_below(figure, [ax])
-        yield figure
-
-
-def _dash(i: int) -> str:
-    """Told apart where colours come again."""
-    return ("-", "--", ":", "-.")[i // len(COLOURS) % 4]
+        return figure
 
 
 def _span(scores: Mapping[str, Values]) -> tuple[float, float]:
@@ -131,23 +121,25 @@ def _span(scores: Mapping[str, Values]) -> tuple[float, float]:
     return max(0.0, low - 3), min(100.0, high + 3)
 
 
-@contextmanager
-def ranks(ranked: Ranking, published: Published) -> Drawn:
-    """Mean ranks, best above; a bar joins methods that are nearer than Nemenyi's critical difference."""
+def ranks(ranked: Ranking, naming: Labels) -> Figure:
+    """Mean ranks, best above; a bar joins methods that are nearer than Nemenyi's critical difference, where that is on the scale."""
     order = sorted(ranked.ranks, key=lambda label: ranked.ranks[label])
-    labels = list(ranked.ranks)
-    bars = cliques([ranked.ranks[label] for label in order], ranked.critical)
-    with panels(1, COLUMN, 0.85 + ROW * len(order)) as (figure, (ax,)):
+    labels, names, last = list(ranked.ranks), [naming.method(label) for label in order], len(ranked.ranks)
+    gap = f"the critical difference, {ranked.critical:.2f}"
+    joined = cliques([ranked.ranks[label] for label in order], ranked.critical) if ranked.critical < last - 1 else []
+    told = f"bars: not told apart (< {gap})" if joined else f"{gap}, exceeds the scale" if ranked.critical >= last - 1 else ""
+    with panels(1, height_of_rows(names, 0.75)) as (figure, (ax,)):
         for y, label in enumerate(order):
             i = labels.index(label)
-            ax.plot(ranked.ranks[label], y, marker(i), color=colour(i), markersize=5)
-        for k, (first, last) in enumerate(bars):
-            x = len(order) + 0.25 + 0.3 * k
-            ax.plot([x, x], [first - 0.25, last + 0.25], color=GREY, linewidth=2.4, solid_capstyle="butt")
-        _methods(ax, [heading(label, published) for label in order])
-        ax.set(xlim=(0.6, len(order) + 0.4 + 0.3 * max(1, len(bars))), xticks=range(1, len(order) + 1, -(-len(order) // 10)))
-        _says(ax, f"mean rank over {ranked.over}\nbars: not told apart (< {ranked.critical:.2f})")
-        yield figure
+            ax.plot(ranked.ranks[label], y, marker(i), color=colour(i), markersize=4)
+        step = 0.035 * last
+        for k, (first, end) in enumerate(joined):
+            x = last + (k + 1.5) * step
+            ax.plot([x, x], [first - 0.25, end + 0.25], color=GREY, linewidth=1.6, solid_capstyle="butt")
+        rows(ax, names)
+        ax.set(xlim=(1 - step, last + (len(joined) + 1.5) * step), xticks=range(1, last + 1, -(-last // 8)))
+        _says(ax, f"mean rank over {ranked.over}\n{told}")
+        return figure
 
 
 def cliques(ranks: Sequence[float], gap: float) -> list[tuple[int, int]]:

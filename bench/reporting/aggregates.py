@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
 
 from bench.grid.published import Published, ordered
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.components import ends
 from bench.reporting.labels import Facts, Labels, counted
 from bench.reporting.statistics import Interval, Values, critical_difference, mean_ranks
-from bench.reporting.table import Cell, Column, Row, Table
+from bench.reporting.table import BRACKETS, Cell, Column, Row, Table
 from bench.reporting.table_statistics import BEST, PAIRS
 
 REPETITIONS = 2000
 THRESHOLDS = (50, 60, 70, 80, 90)  # percent of mIoU, of the profile's table
 FEWEST = 2  # methods, units
+LEAST_GAIN = 1.0  # points above zero-shot from which scores are normalised by it
 Statistic = Callable[[Values], Values]  # (…, units, runs, data sets) -> (…)
 
 
@@ -40,14 +40,20 @@ def resampled(scores: Values, picks: Values) -> Values:
 
 def iqm(scores: Values) -> Values:
     """The mean of the middle half of all runs on all data sets."""
-    return np.asarray(stats.trim_mean(scores.reshape(*scores.shape[:-3], -1), 0.25, axis=-1))
+    runs = np.sort(scores.reshape(*scores.shape[:-3], -1), axis=-1)
+    cut = runs.shape[-1] // 4
+    return np.asarray(runs[..., cut : runs.shape[-1] - cut].mean(axis=-1))
 
 
 def improvement(x: Values, y: Values) -> Values:
     """The probability that a run of x is above one of y on the same data set, equal ones by half; the mean over data sets."""
-    one, other = (of.reshape(*of.shape[:-3], -1, of.shape[-1]) for of in (x, y))  # (…, runs, data sets)
-    gaps = np.sign(one[..., :, None, :] - other[..., None, :, :])
-    return np.asarray((gaps + 1).mean(axis=(-3, -2, -1)) / 2)
+    return np.asarray(_won(x, y).mean())
+
+
+def _won(x: Values, y: Values) -> Values:
+    """That of every unit of x against every unit of y, (units, units, data sets)."""
+    gaps = np.sign(x[:, None, :, None] - y[None, :, None, :])
+    return np.asarray((gaps + 1).mean(axis=(2, 3)) / 2)
 
 
 def above(scores: Values, thresholds: Sequence[float] | Values) -> Values:
@@ -65,9 +71,14 @@ def interval(statistic: Statistic, scores: Values, picks: Values | None = None) 
 def improvement_interval(x: Values, y: Values, picks: tuple[Values, Values] | None = None) -> Interval:
     """That of `improvement`, both methods resampled by themselves."""
     chosen = picks or tuple(picked(of.shape[0], of.shape[2], stream) for stream, of in enumerate((x, y)))
-    one, other = resampled(x, chosen[0]), resampled(y, chosen[1])
-    parts = range(0, len(one), 100)  # pairs of runs are many
-    return ends(np.concatenate([improvement(one[at : at + 100], other[at : at + 100]) for at in parts]))
+    one, other = (_times(picks, len(of)) for picks, of in zip(chosen, (x, y), strict=True))
+    return ends(np.einsum("aid,ijd,ajd->a", one, _won(x, y), other, optimize=True))
+
+
+def _times(picks: Values, units: int) -> Values:
+    """Each unit's share of a repetition's picks of a data set, over all data sets, (repetitions, units, data sets)."""
+    found = (picks[:, :, None] == np.arange(units)[:, None]).mean(axis=1)
+    return np.asarray(found / np.sqrt(found.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -95,13 +106,17 @@ class Scores:
     @cached_property
     def normalised(self) -> Mapping[str, Values]:
         """100 x (score - zero-shot) / (the best method's mean - zero-shot), on every data set; none without zero-shot, or where nothing is
-        better than it on some data set."""
-        if not self.zero_shot:
+        better than it by LEAST_GAIN on some data set: what divides by a gain of tenths says nothing."""
+        if not self.zero_shot or min(self.gains) < LEAST_GAIN:
             return {}
         none = self.of[self.zero_shot].mean(axis=(0, 1))
-        best = self.sign * np.max([self.sign * of.mean(axis=(0, 1)) for of in self.of.values()], axis=0)
-        is_ahead = (self.sign * (best - none) > 0).all()
-        return {label: 100 * (of - none) / (best - none) for label, of in self.of.items()} if is_ahead else {}
+        return {label: self.sign * 100 * (of - none) / np.array(self.gains) for label, of in self.of.items()}
+
+    @cached_property
+    def gains(self) -> list[float]:
+        """Points by which the best method's mean is ahead of zero-shot, on every data set."""
+        means = {label: self.sign * of.mean(axis=(0, 1)) for label, of in self.of.items()}
+        return (np.max(list(means.values()), axis=0) - means[self.zero_shot]).tolist()
 
     def better(self, one: str, other: str) -> tuple[Values, Values]:
         """The runs of two methods as `improvement` compares them: more is better."""
@@ -244,16 +259,23 @@ def _meaning(scores: Scores, naming: Labels, against: str) -> tuple[str, ...]:
     none, best = naming.method(scores.zero_shot) if scores.zero_shot else "zero-shot", naming.method(against)
     return (
         f"IQM: mean of the middle half of all runs. normalised: the IQM where 0 is {none} and 100 the best method's mean on each data set. "
-        f"P(better): chance that a run is {'above' if scores.sign > 0 else 'below'} one of {best}. In brackets: 95 % interval of the "
-        f"stratified bootstrap over "
-        f"{scores.units}s; test images as they are.",
+        f"P(better): chance that a run is {'above' if scores.sign > 0 else 'below'} one of {best}.",
+        f"{BRACKETS}95 % interval of the stratified bootstrap over {scores.units}s; test images as they are.",
     )
 
 
 def _lacking(scores: Scores, naming: Labels) -> tuple[str, ...]:
     said = [f"Left out: {naming.method(label)}, which {why}." for label, why in scores.lacking.items()]
-    nothing = () if scores.normalised else ("Not normalised: a method without training is needed, and a better one on every data set.",)
-    return (*said, *nothing)
+    return (*said, *_not_normalised(scores, naming))
+
+
+def _not_normalised(scores: Scores, naming: Labels) -> tuple[str, ...]:
+    if scores.normalised:
+        return ()
+    if not scores.zero_shot:
+        return ("Not normalised: a method without training, such as sam, is needed.",)
+    small = [f"{gain:.1f} on {naming.dataset(name)}" for name, gain in zip(scores.datasets, scores.gains, strict=True) if gain < LEAST_GAIN]
+    return (f"Not normalised: the best method must be {LEAST_GAIN:g} point or more above zero-shot, and is {', '.join(small)}.",)
 
 
 def _profile(comparable: ComparableCells, scores: Scores, context: Facts) -> Table:

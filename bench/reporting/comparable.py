@@ -16,7 +16,7 @@ from bench.errors import RequestError, unknown
 from bench.grid.metrics import RECORDED, USUAL, metric_of
 from bench.grid.published import published_for
 from bench.grid.rows import lacks, score_of
-from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, own_weights
+from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, Snapshot, own_weights
 from bench.reporting.labels import Labels, counted, shots_in_words
 from bench.reporting.table import Cell
 
@@ -40,7 +40,8 @@ ONLY_SAMPLE = "provenance.only_training_sample"
 @dataclass(frozen=True)
 class CellQuery:
     """Which cells and which of their numbers a table takes; None leaves it to what is stored. against: what methods are compared
-    with, "best", "pairs" or a label. metric: None for the pooled foreground IoU, or of the paper's table what was published."""
+    with, "best", "pairs" or a label. metric: None for the pooled foreground IoU, or of the paper's table what was published.
+    titled: whether methods and data sets go by their titles, or by their names."""
 
     selection: str | None = None
     rule: str = "all"
@@ -48,6 +49,7 @@ class CellQuery:
     protocol: str | None = None
     backbone: str | None = None
     against: str = "best"
+    titled: bool = True
     metric: str | None = None
 
     @classmethod
@@ -81,9 +83,11 @@ class ComparableCells:
     notes: tuple[str, ...]
     scores: Mapping[Position, Mapping[Run, float]] = field(default_factory=dict)
     against: str = "best"
+    titled: bool = True
     other_files: Mapping[Position, tuple[str, ...]] = field(default_factory=dict)
     reevaluated: pd.DataFrame = field(default_factory=pd.DataFrame)
     metric: str = USUAL
+    statistics: dict[tuple[object, ...], Any] = field(default_factory=dict, init=False, compare=False, repr=False)  # made of it, kept
 
     def of_frame(self, frame: pd.DataFrame) -> "ComparableCells":
         """The same of other rows, whose labels and data sets may be any that a table has."""
@@ -142,7 +146,9 @@ class ComparableCells:
     @cached_property
     def naming(self) -> Labels:
         """How its methods and data sets are called in tables and figures."""
-        return Labels.of(self.labels_of(self.datasets), self.datasets, published_for(self.identity[2]), self.titles)
+        return Labels.of(
+            self.labels_of(self.datasets), self.datasets, published_for(self.identity[2]), self.titles if self.titled else None
+        )
 
     def cell(self, label: str, dataset: str) -> Cell:
         """Mean ± standard deviation over draws and seeds, or why there is none; a missing run is never averaged away."""
@@ -278,8 +284,14 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     """What is stored and what the last run asked for, parted by backbone, protocol, shots and weights.
 
     What trains nothing has no shots of its own: it stands once in every table of its backbone, protocol and weights.
-    RequestError, one sentence, where there is no cell at all, or none that is asked for.
+    RequestError, one sentence, where there is no cell at all, or none that is asked for. Of a snapshot they are the same objects again.
     """
+    if isinstance(store, Snapshot):
+        return list(store.once(("comparable", query), lambda: _comparable_cells(store, query)))
+    return _comparable_cells(store, query)
+
+
+def _comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCells]:
     scan, grid = store.scan(), store.grid()
     if scan.table.empty and not grid:
         lost = f" ({len(scan.damaged)} damaged records were left out)" if scan.damaged else ""
@@ -377,7 +389,7 @@ def _comparable(store: ResultStore, query: CellQuery, key: Identity, part: Part,
     current = pd.concat([current, part.untrained]) if len(current) and len(part.untrained) else max(current, part.untrained, key=len)
     selection = query.selection or _first_selection(current)
     scores = _scores(current, selection, query.rule)
-    made = ComparableCells(key, selection, query.rule, current, gaps, notes, scores, query.against)
+    made = ComparableCells(key, selection, query.rule, current, gaps, notes, scores, query.against, query.titled)
     others = _other_files(current, made.naming)
     notes = (*_rates(current, made.naming), *notes)
     if others:

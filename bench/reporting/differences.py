@@ -64,7 +64,8 @@ def side(name: str, out: Path) -> Side:
     is_results = (folder / "runs").is_dir()
     if not is_results and not COMMIT.fullmatch(name):
         raise RequestError(
-            f"Cannot compare {name!r}: name a cell's folder, a results folder (with runs/) or a commit of 7 to 40 hex digits."
+            f"Cannot compare {name!r}: name a cell's folder, a results folder (with runs/) or a commit of 7 to 40 hex digits; "
+            "methods are compared by `python -m bench.tables --like comparisons`."
         )
     scan = ResultStore(folder if is_results else out).scan()
     paths = [] if scan.table.empty else [Path(path) for path in scan.table["path"]]

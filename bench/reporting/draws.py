@@ -12,7 +12,7 @@ from bench.reporting.comparable import ComparableCells
 from bench.reporting.components import DRAW, IMAGES, METHOD_DRAW, MOST_DRAWS, SEED, Split, Spread
 from bench.reporting.labels import counted
 from bench.reporting.statistics import Values
-from bench.reporting.table import Cell, Column, Row, Table
+from bench.reporting.table import BRACKETS, Cell, Column, Row, Table
 from bench.reporting.table_statistics import BEST, PAIRS, TableStatistics, dataset_of, table_statistics
 
 FEWEST_OTHERS = 2
@@ -155,7 +155,7 @@ def _split_table(comparable: ComparableCells, known: TableStatistics, published:
     names = {DRAW: "draw, of all methods alike", METHOD_DRAW: METHOD_DRAW, SEED: "seed, within these", IMAGES: IMAGES}
     rows = [Row(said, tuple(cell for split in splits.values() for cell in _split_cells(split, name))) for name, said in names.items()]
     of = "; ".join(_of_runs(comparable.naming.dataset(name), split) for name, split in splits.items())
-    notes = (*comparable.warnings, SPLIT, f"Of {of}; all of them have these runs.", *comparable.notes)
+    notes = (*comparable.warnings, BRACKETS + OF_DEVIATIONS, SPLIT, f"Of {of}; all of them have these runs.", *comparable.notes)
     title = "What the variance of one run is made of: standard deviations in points"
     return Table(comparable.name("variance"), title, comparable.context, "component", tuple(columns), tuple(rows), notes)
 
@@ -164,8 +164,9 @@ def _of_runs(dataset: str, split: Split) -> str:
     return f"{dataset}: {counted(split.methods, 'method')}, {counted(split.draws, 'draw')} × {counted(split.seeds, 'seed')}"
 
 
+OF_DEVIATIONS = "95 % interval of the standard deviation."
 SPLIT = (
-    "In brackets: 95 % interval of the standard deviation. Test images: what as many other images would change of a method's mean, by the "
+    "Test images: what as many other images would change of a method's mean, by the "
     "jackknife; a rough interval. What has one method, or one seed a draw, cannot be told apart from the row above, which has both."
 )
 

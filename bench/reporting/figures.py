@@ -5,40 +5,57 @@ What has no cells is not drawn.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from warnings import catch_warnings
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from bench.grid.published import PUBLISHED, Published, heading, ordered, published_for, read_published
-from bench.grid.store import ResultStore
+from bench.grid.published import PUBLISHED, Published, ordered, published_for, read_published
+from bench.grid.store import HISTORY, ResultStore
 from bench.reporting.aggregate_figures import improvements, intervals, official_draw, profile, ranks
 from bench.reporting.aggregates import aggregated, ranking
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells, family
 from bench.reporting.draws import trained_labels
+from bench.reporting.labels import shots_in_words
 from bench.reporting.pivot import Pivot, pivot_tables
 from bench.reporting.reevaluation_figures import retention_figure, robustness_figure
 from bench.reporting.reevaluations import Retention, Robustness
-from bench.reporting.style import COLOURS, GREY, PER_LINE, colour, legend_below, marker, panels
+from bench.reporting.style import (
+    COLOURS,
+    COLUMN,
+    GREY,
+    MIOU,
+    PAGE,
+    colour,
+    dash,
+    dodged,
+    height_of_rows,
+    legend_below,
+    marker,
+    panels,
+    panels_of_rows,
+    rows,
+    wrapped,
+)
 from bench.reporting.table import Cell, Table
 from bench.reporting.table_statistics import TableStatistics, table_statistics
 from bench.reporting.tuning import TunedPair, dumbbells, tuned_pairs
 from bench.types import FULL
 
-MIOU = "foreground mIoU (%)"
 COSTS = {
     "parameters": ("cost.trainable_parameters", "trainable parameters"),
-    "memory": ("measured.peak_memory_mb", "peak memory, measured apart from the cells (MB)"),
+    "memory": ("measured.peak_memory_mb", "peak memory (MB), measured apart from the cells"),
     "time": ("cost.training_seconds", "training time (s)"),
 }
-DASHES = ("-", "--", ":", "-.")  # of curves that share a colour
 NAMED = 4  # images whose disagreement is named
+POINTS = 100  # of a curve
 
 
 @dataclass(frozen=True)
@@ -54,75 +71,72 @@ class View:
     def of(cls, comparable: ComparableCells, published: Published) -> "View":
         """The view of the methods that have cells."""
         labels = tuple(label for label in ordered(comparable.labels_of(comparable.datasets), published) if _stored(comparable, label))
-        titles = tuple(heading(label, published).replace(" (", "\n(") for label in labels)
+        titles = tuple(map(comparable.naming.method, labels))
         return cls(comparable, table_statistics(comparable, comparable.datasets, averaged=len(comparable.datasets) > 1), labels, titles)
 
     @property
-    def datasets(self) -> list[str]:
-        """The data sets on which a method is stored."""
-        return sorted({dataset for _, dataset in self.comparable.scores})
+    def datasets(self) -> dict[str, str]:
+        """The data sets on which a method is stored, by name, and their titles."""
+        return {name: self.comparable.naming.dataset(name) for name in sorted({name for _, name in self.comparable.scores})}
 
     def score(self, label: str, dataset: str) -> float | None:
         """The mean over runs, in percent."""
         return self.comparable.cell(label, dataset).value
+
+    def cell(self, label: str, dataset: str) -> Cell:
+        """The mean over runs, with its interval."""
+        return self.known.with_interval(self.comparable.cell(label, dataset), label, dataset)
 
 
 def _stored(comparable: ComparableCells, label: str) -> bool:
     return any(label == stored for stored, _ in comparable.scores)
 
 
-Drawn = Iterator[Figure]
-
-
-@contextmanager
-def bars(view: View) -> Drawn:
-    """Every method on every data set, with its 95 % interval."""
-    with panels(len(view.datasets), height=0.8 + 0.2 * len(view.labels)) as (figure, axes):
-        for k, (ax, dataset) in enumerate(zip(axes, view.datasets, strict=True)):
+def bars(view: View) -> Figure:
+    """Every method's mean on every data set, and the bar of its 95 % interval."""
+    with panels_of_rows(list(view.datasets.values()), view.titles) as (figure, axes):
+        for ax, dataset in zip(axes, view.datasets, strict=True):
             for i, label in enumerate(view.labels):
-                _bar(ax, i, view.known.with_interval(view.comparable.cell(label, dataset), label, dataset))
-            ax.set_yticks(range(len(view.labels)), [_flat(title) for title in view.titles] if k % PER_LINE == 0 else [])
-            ax.set(title=dataset, xlabel=MIOU, xlim=(0, 100), ylim=(len(view.labels) - 0.4, -0.6))
-            ax.grid(axis="y", visible=False)
-        yield figure
+                _bar(ax, i, view.cell(label, dataset))
+            ax.set_xlabel("mIoU (%)")
+        return figure
 
 
 def _bar(ax: Axes, i: int, cell: Cell) -> None:
     if cell.value is None:
-        ax.text(1, i, cell.reason, va="center", color=GREY)
+        ax.text(0.02, i, cell.reason, va="center", color=GREY, fontsize=5.5, transform=ax.get_yaxis_transform())
         return
-    ax.barh(i, cell.value, color=colour(i), height=0.7)
     if cell.low is not None and cell.high is not None:
-        ends = [[max(0.0, cell.value - cell.low)], [max(0.0, cell.high - cell.value)]]
-        for line, paint in ((2.6, "white"), (1.0, "black")):  # seen on every colour, black too
-            ax.errorbar(cell.value, i, xerr=ends, color=paint, capsize=2.2, capthick=line, linewidth=line)
+        ax.plot([cell.low, cell.high], [i, i], color=colour(i), linewidth=1.4, solid_capstyle="butt")
+    ax.plot(cell.value, i, marker(i), color=colour(i), markersize=4)
 
 
-@contextmanager
-def cost_against_miou(view: View, cost: str) -> Drawn:
+def cost_against_miou(view: View, cost: str) -> Figure:
     """A cost against mIoU; a line joins the methods that no other beats at the same cost or less."""
     column, name = COSTS[cost]
-    with panels(len(view.datasets), height=_with_legend(view)) as (figure, axes):
-        for ax, dataset in zip(axes, view.datasets, strict=True):
+    with panels(len(view.datasets), 2.0) as (figure, axes):
+        for ax, (dataset, title) in zip(axes, view.datasets.items(), strict=True):
             points = _points(view, dataset, column)
             for i, x, y in points:
-                ax.scatter(x, y, color=colour(i), marker=marker(i), s=36, zorder=2, label=_flat(view.titles[i]))
+                ax.plot(x, y, marker(i), color=colour(i), markersize=5, label=view.titles[i])
             front = pareto([(x, y) for _, x, y in points])
             if front:
                 ax.plot([x for x, _ in front], [y for _, y in front], color=GREY, linestyle="--", zorder=1, label="Pareto front")
-            if max((x for _, x, _ in points), default=0) > 1000:
-                ax.set_xscale("symlog", linthresh=100)
-            else:
-                ax.xaxis.set_major_locator(MaxNLocator(4))
-            ax.margins(0.1)
-            ax.set(title=dataset, xlabel=name, ylabel=MIOU)
+            _scale(ax, max((x for _, x, _ in points), default=0))
+            ax.margins(0.08)
+            ax.set(title=title, xlabel=name, ylabel=MIOU)
         legend_below(figure, axes)
-        yield figure
+        return figure
 
 
-def _with_legend(view: View) -> float:
-    """The height of a panel, in inches, whose figure has a legend of all methods below it."""
-    return 2.4 + 0.04 * len(view.labels)
+def _scale(ax: Axes, highest: float) -> None:
+    """The axis of costs up to a highest: linear up to 10,000, logarithmic from 1,000 on where they are more."""
+    if highest <= 10_000:
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    else:
+        ax.set_xscale("symlog", linthresh=1000, linscale=0.6)
+        ax.set_xticks([0, *10.0 ** np.arange(3, math.ceil(math.log10(highest)) + 1)])
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _points(view: View, dataset: str, column: str) -> list[tuple[int, float, float]]:
@@ -145,120 +159,126 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-@contextmanager
-def curves(view: View, store: ResultStore) -> Drawn:
-    """The training loss by step, a thin line a run, smoothed over a twentieth of the steps."""
-    with panels(len(view.datasets), height=_with_legend(view)) as (figure, axes):
-        for ax, dataset in zip(axes, view.datasets, strict=True):
+def curves(view: View) -> Figure:
+    """The training loss by step, the mean of a method's runs, smoothed over a twentieth of the steps; bands, of as many methods as there
+    are colours, are from the lowest to the highest run."""
+    with panels(len(view.datasets), 2.0) as (figure, axes):
+        for ax, (dataset, title) in zip(axes, view.datasets.items(), strict=True):
             for i, label in enumerate(view.labels):
                 frame = view.comparable.frame
-                for j, path in enumerate(frame[(frame["label"] == label) & (frame["dataset"] == dataset)]["path"]):
-                    history = _history(store, Path(path))
-                    if history is not None:
-                        smooth = history["loss"].rolling(max(1, len(history) // 20), min_periods=1).mean()
-                        ax.plot(history["step"], smooth, DASHES[i // len(COLOURS) % len(DASHES)], color=colour(i), linewidth=0.9)
-                        ax.lines[-1].set_label("" if j else _flat(view.titles[i]))
-            ax.set(title=dataset, xlabel="step", ylabel="training loss")
+                runs = _smooth([_history(Path(path)) for path in frame.loc[_at(frame, label, dataset), "path"]])
+                if runs is not None:
+                    steps, losses = runs
+                    ax.plot(steps, losses.mean(axis=0), dash(i), color=colour(i), linewidth=0.9, label=view.titles[i])
+                    if len(view.labels) <= len(COLOURS) and len(losses) > 1:
+                        ax.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=colour(i), alpha=0.15, linewidth=0)
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.set(title=title, xlabel="step", ylabel="training loss")
         legend_below(figure, axes)
-        yield figure
+        return figure
 
 
-def _history(store: ResultStore, folder: Path) -> pd.DataFrame | None:
+def _at(frame: pd.DataFrame, label: str, dataset: str) -> "pd.Series[bool]":
+    return (frame["label"] == label) & (frame["dataset"] == dataset)
+
+
+def _history(folder: Path) -> np.ndarray | None:
+    """Steps and losses of a run, (2, n); None where they cannot be read."""
+    path = folder / HISTORY
     try:
-        history = store.history(folder)
+        with path.open() as file:
+            names = file.readline().strip().split(",")
+        with catch_warnings(action="ignore"):  # of a file without rows
+            found = np.loadtxt(path, delimiter=",", skiprows=1, usecols=[names.index("step"), names.index("loss")], unpack=True, ndmin=2)
     except (OSError, ValueError):
         return None
-    sound = {"step", "loss"} <= set(history.columns)
-    return history[["step", "loss"]].apply(pd.to_numeric, errors="coerce") if sound else None
+    return found if found.size else None
 
 
-@contextmanager
-def image_by_image(view: View) -> Drawn:
+def _smooth(histories: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps that all of a method's runs have made, and each run's smoothed loss at them, (runs, steps); None where no run has any."""
+    found = [history for history in histories if history is not None]
+    if not found:
+        return None
+    first, last = max(steps[0] for steps, _ in found), min(steps[-1] for steps, _ in found)
+    at = np.linspace(first, max(first, last), min(POINTS, *(len(steps) for steps, _ in found)))
+    return at, np.array([np.interp(at, steps, _rolling(losses)) for steps, losses in found])
+
+
+def _rolling(losses: np.ndarray) -> np.ndarray:
+    """The mean of each loss and of those before it, over a twentieth of all."""
+    window = max(1, len(losses) // 20)
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    ends = np.arange(1, len(losses) + 1)
+    return np.asarray((sums[ends] - sums[np.maximum(ends - window, 0)]) / np.minimum(ends, window))
+
+
+def image_by_image(view: View) -> Figure:
     """The IoU of every image under the best method against the next best; the largest disagreements are named."""
-    with panels(len(view.datasets), height=3.2) as (figure, axes):
-        for ax, dataset in zip(axes, view.datasets, strict=True):
+    with panels(len(view.datasets), 2.9) as (figure, axes):
+        for ax, (dataset, title) in zip(axes, view.datasets.items(), strict=True):
             best = sorted((label for label, name in view.known.counts if name == dataset), key=lambda x: -(view.score(x, dataset) or 0))
+            ax.set_title(title)
             if len(best) < 2:
                 ax.text(0.5, 0.5, "fewer than two methods\nwith rows by image", ha="center", transform=ax.transAxes)
                 continue
             _scatter(ax, view, dataset, best[0], best[1])
-        yield figure
+        return figure
 
 
 def _scatter(ax: Axes, view: View, dataset: str, a: str, b: str) -> None:
     counts = (view.known.counts[a, dataset], view.known.counts[b, dataset])
     x, y = ((100 * of.intersections / np.maximum(of.unions, 1)).mean(axis=0) for of in counts)
-    ax.plot([0, 100], [0, 100], color=GREY, linewidth=0.8)
-    title = dict(zip(view.labels, view.titles, strict=True))
-    ax.set(title=dataset, xlabel=f"IoU (%), {_flat(title[a])}", ylabel=f"IoU (%), {_flat(title[b])}", xlim=(-2, 102), ylim=(-2, 102))
+    titles = dict(zip(view.labels, view.titles, strict=True))
+    ax.set(xlabel=f"IoU (%), {titles[a]}", ylabel=f"IoU (%), {titles[b]}")
     ax.set_aspect("equal")
     if counts[0].images != counts[1].images:
         ax.text(0.5, 0.5, "tested on\ndifferent images", ha="center", transform=ax.transAxes)
         return
-    ax.scatter(x, y, s=9, color=colour(0), alpha=0.6, linewidths=0)
+    lowest = max(0.0, 10 * math.floor(min(x.min(), y.min()) / 10))
+    ax.set(xlim=(lowest - 2, 102), ylim=(lowest - 2, 102))
+    ax.plot([lowest, 100], [lowest, 100], color=GREY, linewidth=0.8)
+    ax.plot(x, y, "o", markersize=3, color=colour(0), alpha=0.6, markeredgewidth=0)
     worst = np.argsort(-np.abs(x - y), kind="stable")[:NAMED]
-    ax.scatter(x[worst], y[worst], s=26, facecolors="none", edgecolors=colour(5), linewidths=1)
+    ax.plot(x[worst], y[worst], "o", markersize=5, markerfacecolor="none", markeredgecolor=colour(5), markeredgewidth=1)
     for number, i in enumerate(worst, 1):
         side = 1 if x[i] > y[i] else -1  # away from the diagonal
-        ax.annotate(
-            str(number), (x[i], y[i]), xytext=(5 * side, -5 * side), textcoords="offset points", ha="center", va="center", fontsize=7
-        )
-    named = [f"{number}  {counts[0].images[i].partition('/')[2]}" for number, i in enumerate(worst, 1)]
-    corner = (0.03, 0.97, "left", "top") if _is_free(x, y) else (0.97, 0.03, "right", "bottom")
-    words = "\n".join(["most apart:", *named])
-    ax.text(*corner[:2], words, ha=corner[2], va=corner[3], fontsize=7, transform=ax.transAxes)
+        ax.annotate(str(number), (x[i], y[i]), xytext=(6 * side, -6 * side), textcoords="offset points", ha="center", va="center")
+    named = ", ".join(f"{number}: {counts[0].images[i].partition('/')[2]}" for number, i in enumerate(worst, 1))
+    ax.set_xlabel(f"{ax.get_xlabel()}\n{wrapped(f'most apart, {named}', 52)}")
 
 
-def _is_free(x: np.ndarray, y: np.ndarray) -> bool:
-    """Whether the upper left has fewer points than the lower right."""
-    return int(((x < 40) & (y > 65)).sum()) <= int(((x > 60) & (y < 35)).sum())
-
-
-def _flat(title: str) -> str:
-    return title.replace("\n", " ")
-
-
-@contextmanager
-def shot_curves(views: Sequence[View]) -> Drawn:
-    """mIoU by number of shots, for views that differ in nothing else; bars are 95 % intervals."""
-    datasets = sorted({dataset for view in views for dataset in view.datasets})
-    labels = list(dict.fromkeys(label for view in views for label in view.labels))
+def shot_curves(views: Sequence[View]) -> Figure:
+    """mIoU by number of shots, for views that differ in nothing else; bars are 95 % intervals, methods moved aside."""
+    datasets = {name: title for view in views for name, title in view.datasets.items()}
     titles = {label: title for view in views for label, title in zip(view.labels, view.titles, strict=True)}
-    with panels(len(datasets), height=_with_legend(max(views, key=lambda view: len(view.labels)))) as (figure, axes):
-        for ax, dataset in zip(axes, datasets, strict=True):
-            for i, label in enumerate(labels):
-                cells = [view.known.with_interval(view.comparable.cell(label, dataset), label, dataset) for view in views]
-                _shot_line(ax, i, _flat(titles[label]), cells)
+    with panels(len(datasets), 2.2) as (figure, axes):
+        for ax, dataset in zip(axes, sorted(datasets), strict=True):
+            for i, (label, title) in enumerate(titles.items()):
+                dodged(ax, i, len(titles), title, [view.cell(label, dataset) for view in views])
             ax.set_xticks(range(len(views)), [view.comparable.identity[2] for view in views])
-            ax.set(title=dataset, xlabel="shots", ylabel=MIOU)
+            ax.set(title=datasets[dataset], xlabel="shots", ylabel=MIOU)
+            ax.grid(axis="x", visible=False)
         legend_below(figure, axes)
-        yield figure
+        return figure
 
 
-def _shot_line(ax: Axes, i: int, title: str, cells: Sequence[Cell]) -> None:
-    points = [(k, cell.value) for k, cell in enumerate(cells) if cell.value is not None]
-    ax.plot([k for k, _ in points], [value for _, value in points], color=colour(i), marker=marker(i), markersize=4, label=title)
-    for k, cell in enumerate(cells):
-        if cell.low is not None and cell.high is not None:
-            ax.vlines(k, cell.low, cell.high, color=colour(i), linewidth=0.8)
-
-
-@contextmanager
-def heat_map(table: Table) -> Drawn:
+def heat_map(table: Table) -> Figure:
     """A pivot's values as colours, each written into its field; a gap is blank."""
     values = np.array([[math.nan if cell.value is None else cell.value for cell in row.cells] for row in table.rows])
     digits = max(column.digits for column in table.columns)
-    with panels(1, width=1.4 + 0.62 * values.shape[1], height=0.8 + 0.28 * values.shape[0]) as (figure, (ax,)):
+    names = [row.heading for row in table.rows]
+    with panels(1, height_of_rows(names, 1.0), width=COLUMN if values.shape[1] <= 5 else PAGE) as (figure, (ax,)):
         ax.imshow(values, cmap="viridis", aspect="auto")
         bright = np.nanmin(values) + 0.6 * np.ptp(values[~np.isnan(values)])
         for (i, j), value in np.ndenumerate(values):
             if not math.isnan(value):
-                ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color="black" if value > bright else "white")
-        ax.set_xticks(range(values.shape[1]), [f"{column.group} {column.name}".strip() for column in table.columns])
-        ax.set_yticks(range(values.shape[0]), [row.heading for row in table.rows])
+                ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color="black" if value > bright else "white")
+        rows(ax, names)
+        ax.set_xticks(range(values.shape[1]), [wrapped(f"{column.group} {column.name}".strip(), 12) for column in table.columns])
         ax.set(title=table.title, xlabel=" / ".join(name for name, _ in table.columns[0].about), ylabel=table.corner)
         ax.grid(visible=False)
-        yield figure
+        return figure
 
 
 @dataclass(frozen=True)
@@ -267,7 +287,7 @@ class Picture:
 
     name: str
     caption: str
-    draw: Callable[[], AbstractContextManager[Figure]]
+    draw: Callable[[], Figure]
 
 
 def pictures(store: ResultStore, query: CellQuery) -> list[Picture]:
@@ -279,75 +299,67 @@ def pictures(store: ResultStore, query: CellQuery) -> list[Picture]:
         view = View.of(comparable, published_for(comparable.identity[2]))
         if view.labels:
             views.append(view)
-            found += _of_view(view, store) + _reevaluations(comparable, published_for(comparable.identity[2]))
+            found += [*_of_view(view), *_of_draws(view), *_of_aggregates(view), *_of_reevaluations(view)]
     return found + _across(views) + [_of_pair(pair) for pair in tuned_pairs(comparables)]
 
 
 def _of_pair(pair: TunedPair) -> Picture:
-    backbone, protocol, shots, _ = pair.tuned.identity
-    caption = f"Foreground mIoU untuned (open) and tuned (full), and Kendall's tau ({backbone}, {shots} shots, {protocol})"
-    return Picture(pair.tuned.name("tuning"), caption, lambda: dumbbells(pair, published_for(shots)))
+    caption = f"mIoU untuned (open) and tuned (full), and Kendall's tau ({_said(pair.tuned)})"
+    return Picture(pair.tuned.name("tuning"), caption, partial(dumbbells, pair))
 
 
 def heat_maps(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Picture]:
     """A heat map for each of the pivot's tables; RequestError as for these."""
     made = pivot_tables(store, query, pivot, read_published(PUBLISHED["1"]))
     shown = [table for table in made if any(cell.value is not None for row in table.rows for cell in row.cells)]
-    return [Picture(table.name, table.title, lambda table=table: heat_map(table)) for table in shown]  # type: ignore[misc]
+    return [Picture(table.name, table.title, partial(heat_map, table)) for table in shown]
 
 
-def _of_view(view: View, store: ResultStore) -> list[Picture]:
-    comparable, name = view.comparable, view.comparable.name
-    said = f"{comparable.identity[0]}, {comparable.identity[2]} shots, {comparable.identity[1]}"
-    found = [Picture(name("bars"), f"Foreground mIoU with 95 % intervals ({said})", lambda: bars(view))]
+def _said(comparable: ComparableCells) -> str:
+    """What all of a figure's cells share."""
+    backbone, protocol, shots, _ = comparable.identity
+    return ", ".join((backbone, shots_in_words(shots), protocol, *(f"{name} {value}" for name, value in comparable.naming.shared)))
+
+
+def _of_view(view: View) -> Iterator[Picture]:
+    comparable, name, said = view.comparable, view.comparable.name, _said(view.comparable)
+    yield Picture(name("bars"), f"Foreground mIoU with 95 % intervals ({said})", partial(bars, view))
     for cost, (column, words) in COSTS.items():
         if column in comparable.frame and comparable.frame[column].notna().any():
-            caption = f"{words[0].upper()}{words[1:]} against mIoU ({said})"
-            found.append(Picture(name(cost), caption, lambda cost=cost: cost_against_miou(view, cost)))  # type: ignore[misc]
-    found.append(Picture(name("curves"), f"Training loss ({said})", lambda: curves(view, store)))
+            yield Picture(name(cost), f"{words[0].upper()}{words[1:]}, against mIoU ({said})", partial(cost_against_miou, view, cost))
+    yield Picture(name("curves"), f"Training loss, mean and range of runs ({said})", partial(curves, view))
     if len({label for label, _ in view.known.counts}) > 1:
-        found.append(Picture(name("images"), f"IoU image by image, best against second ({said})", lambda: image_by_image(view)))
-    return found + _of_draws(view, said) + _of_aggregates(view, said)
+        yield Picture(name("images"), f"IoU image by image, best against second ({said})", partial(image_by_image, view))
 
 
-def _of_draws(view: View, said: str) -> list[Picture]:
-    comparable, published = view.comparable, published_for(view.comparable.identity[2])
-    return [
-        Picture(
-            f"{comparable.name('draws')}_{dataset}",
-            f"The official draw among others on {dataset} ({said})",
-            lambda dataset=dataset: official_draw(comparable, dataset, published),  # type: ignore[misc]
-        )
-        for dataset in view.datasets
-        if trained_labels(comparable, dataset, published)
-    ]
+def _of_draws(view: View) -> Iterator[Picture]:
+    comparable, published = view.comparable, view.comparable.naming.published
+    for dataset, title in view.datasets.items():
+        if trained_labels(comparable, dataset, published):
+            name, caption = f"{comparable.name('draws')}_{dataset}", f"The official draw among others on {title} ({_said(comparable)})"
+            yield Picture(name, caption, partial(official_draw, comparable, dataset, published))
 
 
-def _of_aggregates(view: View, said: str) -> list[Picture]:
-    comparable, name, published = view.comparable, view.comparable.name, published_for(view.comparable.identity[2])
-    found = []
-    if scores := aggregated(comparable, published):
-        found += [
-            Picture(name("iqm"), f"Interquartile means with bootstrap intervals ({said})", lambda: intervals(scores, published)),
-            Picture(name("profile"), f"Performance profiles ({said})", lambda: profile(scores, published)),
-            Picture(name("improvement"), f"Probability of improvement ({said})", lambda: improvements(scores, scores.best, published)),
-        ]
-    if ranked := ranking(comparable, published, scores):
-        found.append(Picture(name("ranks"), f"Mean ranks with the critical difference ({said})", lambda: ranks(ranked, published)))
-    return found
+def _of_aggregates(view: View) -> Iterator[Picture]:
+    comparable, name, naming, said = view.comparable, view.comparable.name, view.comparable.naming, _said(view.comparable)
+    if scores := aggregated(comparable, naming.published):
+        yield Picture(name("iqm"), f"Interquartile means with bootstrap intervals ({said})", partial(intervals, scores, naming))
+        yield Picture(name("profile"), f"Performance profiles ({said})", partial(profile, scores, naming))
+        better = partial(improvements, scores, scores.best, naming)
+        yield Picture(name("improvement"), f"Probability of improvement ({said})", better)
+    if ranked := ranking(comparable, naming.published, scores):
+        yield Picture(name("ranks"), f"Mean ranks with the critical difference ({said})", partial(ranks, ranked, naming))
 
 
-def _reevaluations(comparable: ComparableCells, published: Published) -> list[Picture]:
-    said = f"({comparable.identity[0]}, {comparable.identity[2]} shots, {comparable.identity[1]})"
-    found = []
-    for of in Robustness.of(comparable, published):
-        name, caption = comparable.name(f"robustness-{of.dataset}"), f"Robustness on {of.dataset} with 95 % intervals {said}"
-        found.append(Picture(name, caption, lambda of=of: robustness_figure(of, published)))  # type: ignore[misc]
-    kept = Retention.of(comparable, published)
+def _of_reevaluations(view: View) -> Iterator[Picture]:
+    comparable, naming, said = view.comparable, view.comparable.naming, _said(view.comparable)
+    for of in Robustness.of(comparable, naming.published):
+        caption = f"Robustness on {naming.dataset(of.dataset)} with 95 % intervals ({said})"
+        yield Picture(f"{comparable.name('robustness')}_{of.dataset}", caption, partial(robustness_figure, of, naming))
+    kept = Retention.of(comparable, naming.published)
     if kept and kept.gains():
-        caption = f"Gain on the own data set against retention on the others {said}"
-        found.append(Picture(comparable.name("retention"), caption, lambda: retention_figure(kept, published)))
-    return found
+        caption = f"Gain on the own data set against retention on the others ({said})"
+        yield Picture(comparable.name("retention"), caption, partial(retention_figure, kept, naming))
 
 
 def _across(views: Sequence[View]) -> list[Picture]:
@@ -359,5 +371,5 @@ def _across(views: Sequence[View]) -> list[Picture]:
         of = sorted(group, key=lambda view: (view.comparable.identity[2] == FULL, view.comparable.identity[2].zfill(9)))
         if len(of) > 1:
             name = of[0].comparable.name("shots").replace(f"_{of[0].comparable.identity[2]}shot_", "_")
-            found.append(Picture(name, f"mIoU by shots ({backbone}, {protocol})", lambda of=of: shot_curves(of)))  # type: ignore[misc]
+            found.append(Picture(name, f"mIoU by shots ({backbone}, {protocol})", partial(shot_curves, of)))
     return found

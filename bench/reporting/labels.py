@@ -19,12 +19,15 @@ class Labels:
     published: Published
     shared: Facts = ()
     datasets: Mapping[str, str] = field(default_factory=dict)
+    titled: bool = True
 
     @classmethod
-    def of(cls, methods: Iterable[str], datasets: Iterable[str], published: Published, stored: Mapping[str, str] | None = None) -> Self:
-        """The names of these methods (labels) and data sets; stored: titles that cells' records give data sets. A title that two of the
-        data sets have stands with the name."""
-        known = {**titles(ROOT / "datasets"), **(stored or {})}
+    def of(cls, methods: Iterable[str], datasets: Iterable[str], published: Published, stored: Mapping[str, str] | None) -> Self:
+        """The names of these methods (labels) and data sets; stored: titles that cells' records give data sets, None for names as commands
+        take them. A title that two of the data sets have stands with the name."""
+        if stored is None:
+            return cls(published, titled=False)
+        known = {**titles(ROOT / "datasets"), **stored}
         called = {name: known.get(name, name) for name in datasets}
         count = Counter(called.values())
         told_apart = {name: f"{of} ({name})" for name, of in called.items() if count[of] > 1}
@@ -33,7 +36,7 @@ class Labels:
     def method(self, label: str) -> str:
         """A method's title, with the parameters that it does not share with all others; what stands behind a tab follows it."""
         name, _, more = label.partition("\t")
-        return f"{heading(name, self.published, self.shared)} {more}".rstrip()
+        return f"{heading(name, self.published, self.shared) if self.titled else name} {more}".rstrip()
 
     def dataset(self, name: str) -> str:
         """A data set's title; any other name is itself."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from bench.grid.metrics import count, image_iou
 from bench.grid.store import ResultStore, read_record
@@ -23,21 +25,24 @@ from bench.training.prepared import evaluation_prompts
 from bench.types import Dataset, Prompts
 
 TRUTH, PREDICTED, BOX = (0.0, 0.62, 0.45), (0.90, 0.35, 0.0), (0.94, 0.89, 0.26)  # colour-blind safe (Okabe and Ito)
+NAME_WIDTH = 20  # letters of a line of an image's name
 PER_LINE, DPI = 6, 180  # panels of 1.2 inches: 7.2, the width of a page
 
 
 def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path: Path, names: Mapping[str, str] | None = None) -> None:
-    """Writes a picture as wide as a page: for each test image its prompts, the truth and each cell's mask with its IoU.
+    """Writes a picture as wide as a page: for each test image its prompts, the truth and each cell's mask with its IoU, and below all
+    what the colours mean.
 
-    cells: title -> a cell's folder; names: title of an image -> image. Without names there are three images without titles, at
-    evenly spaced ranks of the first cell's IoU.
+    cells: title -> a cell's folder; names: title of an image -> image. Without names there are three images, at evenly spaced ranks of
+    the first cell's IoU, each with its name.
     """
-    chosen = typical_images(next(iter(cells.values())), 3) if names is None else list(names.values())
-    samples, columns = [dataset.load("test", name) for name in chosen], min(PER_LINE, 2 + len(cells))
+    names = names or {name: name for name in typical_images(next(iter(cells.values())), 3)}
+    samples, columns = [dataset.load("test", name) for name in names.values()], min(PER_LINE, 2 + len(cells))
     lines = -(-(2 + len(cells)) // columns)  # of each image
     settings = read_record(next(iter(cells.values()))).spec.settings
     prompts = [evaluation_prompts(sample, dataset, settings, 4 * sam.config.grid) for sample in samples]
-    figure, axes = plt.subplots(lines * len(samples), columns, figsize=(1.2 * columns, 1.45 * lines * len(samples)), squeeze=False)
+    height = 1.45 * lines * len(samples) + 0.25
+    figure, axes = plt.subplots(lines * len(samples), columns, figsize=(1.2 * columns, height), squeeze=False)
     places = axes.reshape(len(samples), lines * columns)
     for spare in places[:, 2 + len(cells) :].ravel():
         spare.set_axis_off()
@@ -50,14 +55,17 @@ def prediction_sheet(cells: Mapping[str, Path], dataset: Dataset, sam: Sam, path
         for row, sample, given, mask in zip(places, samples, prompts, masks, strict=True):
             iou = image_iou(count(sample.name, given.count, mask, sample.mask))
             show(row[column], overlay(sample.image, mask, PREDICTED, sample.mask), _captioned(title, iou))
-    for ax, title in zip(places[:, 0], names or (), strict=False):
-        ax.set_ylabel(title, fontsize=7)
-    write_sheet(figure, path)
+    for ax, title in zip(places[:, 0], names, strict=True):
+        ax.set_ylabel("\n".join(fill(line, NAME_WIDTH) for line in title.split("\n")), fontsize=6.5)
+    meanings = {"prompts": BOX, "ground truth": TRUTH, "prediction": PREDICTED}
+    patches = [Patch(facecolor=(*paint, 0.45), edgecolor=paint, label=name) for name, paint in meanings.items()]
+    figure.legend(handles=patches, loc="lower center", ncols=len(patches), fontsize=6.5, frameon=False)
+    write_sheet(figure, path, below=0.25 / height)
 
 
-def write_sheet(figure: Figure, path: Path) -> None:
-    """Writes a figure of panels as a picture, and closes it."""
-    figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5)
+def write_sheet(figure: Figure, path: Path, below: float = 0.0) -> None:
+    """Writes a figure of panels as a picture, with a share of its height left free below them, and closes it."""
+    figure.tight_layout(pad=0.3, w_pad=0.4, h_pad=0.5, rect=(0, below, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
     plt.close(figure)

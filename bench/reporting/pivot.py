@@ -13,12 +13,13 @@ from bench.errors import RequestError, unknown
 from bench.grid.metrics import METRICS, RULES, USUAL
 from bench.grid.protocol import SELECTIONS
 from bench.grid.published import Published, ordered
-from bench.grid.spec import parse_call
+from bench.grid.spec import split_calls
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, Gap, Position, Run, comparable_cells, file_name, values_of
 from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column as Methods
 from bench.reporting.statistics import Counts, Interval, Pooled
+from bench.reporting.sweeps import best_in_words
 from bench.reporting.table import Cell, Column, Facts, Row, Table
 from bench.reporting.table_statistics import bracketed, counts_of, interval_notes
 
@@ -48,7 +49,7 @@ class Pivot:
         down, across = _names(rows), _names(columns)
         if len({*down, *across}) < len(down) + len(across) or not down or not across:
             raise RequestError("A pivot needs at least one field for its rows and one for its columns, each named once.")
-        return cls(down, across, metric)
+        return cls(down, across, metric, f" by {_listed(down)} and {_listed(across)}")
 
     def by(self, metric: str) -> "Pivot":
         """The same of another metric."""
@@ -57,8 +58,8 @@ class Pivot:
     @property
     def heading(self) -> str:
         """A table's title."""
-        of = METRICS[self.metric].title if self.metric in METRICS else self.metric
-        return f"{of[0].upper()}{of[1:]}{self.title}" if self.title else self.metric
+        of = METRICS[self.metric].title if self.metric in METRICS else ""
+        return f"{of[0].upper()}{of[1:]}{self.title}" if of else f"{self.metric}{self.title}"
 
     @property
     def swept(self) -> tuple[str, ...]:
@@ -111,15 +112,28 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
     parts = [(key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)]
     notes = tuple(dict.fromkeys(note for comparable in comparables for note in (*comparable.warnings, *comparable.notes)))
     known = _known(found, pivot)
-    titles = {name: title for comparable in comparables for name, title in comparable.titles.items()}
+    titles = {name: title for of in comparables for name, title in of.titles.items()} if query.titled else None
     names = [_naming(of, published, titles) for _, of in parts]
     tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), naming, known) for (key, of), naming in zip(parts, names, strict=True)]
-    said = [interval_notes(_counted(of, pivot, known), naming) for (_, of), naming in zip(parts, names, strict=True)]
+    said = [
+        interval_notes(_counted(of, pivot, known), naming) + _best(of, pivot, store, naming)
+        for (_, of), naming in zip(parts, names, strict=True)
+    ]
     return [replace(table, notes=(*of, *notes)) for table, of in zip(tables, said, strict=True)]
 
 
-def _naming(found: Sequence[Entry], published: Published, titles: Mapping[str, str]) -> Labels:
+def _naming(found: Sequence[Entry], published: Published, titles: Mapping[str, str] | None) -> Labels:
     return Labels.of({entry.at["label"] for entry in found}, {entry.at["dataset"] for entry in found}, published, titles)
+
+
+def _best(found: Sequence[Entry], pivot: Pivot, store: ResultStore, naming: Labels) -> tuple[str, ...]:
+    """What is said of a sweep's best variants."""
+    sweeps: dict[str, dict[str, dict[Run, Path]]] = {}
+    for entry in (entry for entry in found if pivot.swept and entry.folder and entry.trains):
+        place = naming.place(entry.at["label"], entry.at["dataset"])
+        variant = ", ".join(f"{name} {entry.at[name]}" for name in pivot.swept)
+        sweeps.setdefault(place, {}).setdefault(variant, {})[entry.run] = entry.folder  # type: ignore[assignment]
+    return best_in_words(sweeps, found[0].at["selection"], store.history)
 
 
 def _counted(found: Sequence[Entry], pivot: Pivot, known: Known) -> dict[Position, Counts]:
@@ -197,14 +211,20 @@ def _at(common: Mapping[str, str], label: str, dataset: str, run: Run, swept: Se
     return {**common, **names, "draw": str(run[0]), "seed": str(run[1])}
 
 
-def _values(call: str) -> dict[str, Any]:
-    return parse_call(call)[1] if "=" in call else {}
+def _values(call: str) -> dict[str, str]:
+    """The values in a stored name, as it has them: "clean(lr=0.001,selections=last+val)"."""
+    pairs = split_calls(call.partition("(")[2].removesuffix(")"))
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
 def _without(call: str, swept: Sequence[str]) -> str:
     """A method's or protocol's name without the values that stand in fields of their own."""
     kept = ",".join(f"{name}={value}" for name, value in _values(call).items() if name not in swept)
     return call if not swept or "=" not in call else f"{call.partition('(')[0]}({kept})" if kept else call.partition("(")[0]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " × ".join("method" if name == "label" else name for name in names)
 
 
 def _names(text: str) -> tuple[str, ...]:

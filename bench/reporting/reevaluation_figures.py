@@ -1,32 +1,30 @@
 """Figures of re-evaluations: scores by condition, and gain against retention."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.grid.published import Published, heading, ordered
+from bench.grid.published import ordered
+from bench.reporting.labels import Labels
 from bench.reporting.reevaluations import CLEAN, Retention, Robustness, family_of
-from bench.reporting.style import GREY, colour, legend_below, marker, panels
-from bench.reporting.table import Cell
+from bench.reporting.style import GREY, MIOU, colour, dodged, legend_below, marker, panels
+
+UNORDERED = ("prompts", "combined")
 
 
-@contextmanager
-def robustness_figure(found: Robustness, published: Published) -> Iterator[Figure]:
+def robustness_figure(found: Robustness, naming: Labels) -> Figure:
     """mIoU under each family of conditions, beside CLEAN; bars are 95 % intervals."""
     families = list(dict.fromkeys(family_of(condition) for condition in found.conditions if condition != CLEAN))
-    with panels(len(families), height=2.6 + 0.04 * len(found.labels)) as (figure, axes):
+    with panels(len(families), 2.2) as (figure, axes):
         for ax, family in zip(axes, families, strict=True):
             shown = [CLEAN, *(name for name in found.conditions if name != CLEAN and family_of(name) == family)]
             for i, label in enumerate(found.labels):
-                _line(ax, i, len(found.labels), heading(label, published), [found.cell(label, name) for name in shown], family)
+                cells = [found.cell(label, name) for name in shown]
+                dodged(ax, i, len(found.labels), naming.method(label), cells, joined=family not in UNORDERED)
             ax.set_xticks(range(len(shown)), [_tick(name) for name in shown])
-            ax.set(title=family, ylabel="foreground mIoU (%)", xlim=(-0.5, len(shown) - 0.5))
-        figure.suptitle(found.dataset, fontsize=9)
+            ax.set(title=f"{naming.dataset(found.dataset)}: {family}", ylabel=MIOU, xlim=(-0.5, len(shown) - 0.5))
+            ax.grid(axis="x", visible=False)
         legend_below(figure, axes)
-        yield figure
+        return figure
 
 
 def _tick(condition: str) -> str:
@@ -34,36 +32,20 @@ def _tick(condition: str) -> str:
     family, inside = family_of(condition), condition.partition("(")[2].partition(")")[0]
     if family == "jitter":
         return f"±{float(inside.removeprefix('jitter=')):.0%}"
-    whole = family in (CLEAN, "prompts", "combined") or not inside
+    whole = family in (CLEAN, *UNORDERED) or not inside
     return condition.partition("@")[0].replace(" ", "\n") if whole else inside
 
 
-def _line(ax: Axes, i: int, of: int, title: str, cells: Sequence[Cell], family: str) -> None:
-    """One method's scores; methods are moved aside so that their intervals do not hide each other's."""
-    aside = 0.5 * ((i + 0.5) / of - 0.5)
-    points = [(k + aside, cell.value, cell) for k, cell in enumerate(cells) if cell.value is not None]
-    style = "none" if family in ("prompts", "combined") else "-"  # these have no order
-    x, y = [x for x, _, _ in points], [y for _, y, _ in points]
-    ax.plot(x, y, linestyle=style, color=colour(i), marker=marker(i), markersize=3.5, label=title)
-    for at, _, cell in points:
-        if cell.low is not None and cell.high is not None:
-            ax.vlines(at, cell.low, cell.high, color=colour(i), linewidth=0.7)
-
-
-@contextmanager
-def retention_figure(found: Retention, published: Published) -> Iterator[Figure]:
+def retention_figure(found: Retention, naming: Labels) -> Figure:
     """Gain on the own data set against retention on the others: a method's mean, and small the data sets that it was tuned on."""
-    gains = found.gains()
-    with panels(1, width=4.6, height=3.6 + 0.04 * len(gains)) as (figure, (ax,)):
-        for i, label in enumerate(ordered(gains, published)):
+    gains, zero = found.gains(), naming.method(found.zero)
+    with panels(1, 2.6) as (figure, (ax,)):
+        for i, label in enumerate(ordered(gains, naming.published)):
             x, y = zip(*gains[label], strict=True)
-            ax.scatter(x, y, color=colour(i), marker=marker(i), s=9, alpha=0.45, linewidths=0)
-            ax.scatter(np.mean(x), np.mean(y), color=colour(i), marker=marker(i), s=42, zorder=3, label=heading(label, published))
+            ax.plot(x, y, marker(i), color=colour(i), markersize=2.5, alpha=0.45, markeredgewidth=0)
+            ax.plot(np.mean(x), np.mean(y), marker(i), color=colour(i), markersize=5.5, zorder=3, label=naming.method(label))
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.axvline(0, color=GREY, linewidth=0.8)
-        zero = heading(found.zero, published)
-        ax.set(
-            xlabel=f"gain on the data set that was tuned on\n(points over {zero})", ylabel=f"on the other data sets\n(points over {zero})"
-        )
+        ax.set(xlabel=f"gain on the data set that was tuned on\n(points over {zero})", ylabel=f"on the others\n(points over {zero})")
         legend_below(figure, [ax])
-        yield figure
+        return figure

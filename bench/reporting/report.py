@@ -1,29 +1,40 @@
 """The report: one page of a store, that needs no server and no network.
 
-Its summary warns first; then there are the tables, sections of single questions, every cell, figures, sheets, failures, provenance and the
-commands that make it again.
+Its summary warns first; then there are the tables, sections of single questions, every cell, figures, sheets, failures, provenance and how
+to make it again.
 """
 
 import base64
+import io
+import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import pandas as pd
+from PIL.Image import open as open_picture
 
+from bench.errors import RequestError
+from bench.grid.metrics import USUAL
+from bench.grid.spec import RELEASED
 from bench.grid.store import ResultStore, Snapshot
-from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
+from bench.reporting.comparable import CellQuery, ComparableCells, Run, comparable_cells
 from bench.reporting.figures import pictures
 from bench.reporting.formats import render
 from bench.reporting.style import rendered
 from bench.reporting.table import Table
+from bench.reporting.table_statistics import PAIRS
 from bench.reporting.tables import tables
 
-LIMIT_BYTES = 10_000_000  # of the page
+LIMIT_BYTES = 5_000_000  # of the page
 SPARE_BYTES = 200_000  # of it, for the names of the pictures that are left out
+MOST_PAIRS = 45  # of methods, that the page compares: more take longer than the page itself
 FILTERS = ("dataset", "shots", "method", "seed")
 TITLES = {"dataset": "data set"}
+VIEWS = ("plain", "paper", "pivot")  # kinds of tables of the same numbers, of which one is looked at
 STUDIES = {  # sections of their own, where they have something: kinds of their tables and figures, with which the names of these begin
     "Tuning": ("tuning",),
     "Draws": ("draws", "variance"),
@@ -43,7 +54,7 @@ ORIGINS = {
 
 @dataclass(frozen=True)
 class Image:
-    """A picture as a part of the page: the name of its file, its alternative text, and "svg+xml" or "png"."""
+    """A picture as a part of the page: the name of its file, its alternative text, and "svg+xml" or "jpeg"."""
 
     name: str
     caption: str
@@ -54,6 +65,12 @@ class Image:
     def uri(self) -> str:
         """The picture as a `data:` address."""
         return f"data:image/{self.kind};base64,{base64.b64encode(self.content).decode()}"
+
+    @property
+    def width(self) -> int:
+        """The CSS pixels that a figure is wide; 0 for a picture that is as wide as the page."""
+        points = re.search(rb'width="([0-9.]+)pt"', self.content[:2000])
+        return round(float(points[1]) * 96 / 72) if points else 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,7 @@ def report(store: ResultStore, metric: str | None = None) -> str:
     table = store.scan().table
     cells = [row for comparable in found for row in _cells(comparable)]
     made, drawn = tables(store, query, "all"), list(_figures(store, query))
+    views = [table for table in of_kinds(made, VIEWS) if _says_more(table)]
     studied = {kind for kinds in STUDIES.values() for kind in kinds}
     empty = [Study(title, tuple(of_kinds(made, kinds))) for title, kinds in STUDIES.items()]
     studies = [study for study in empty if study.tables or list(of_kinds(drawn, STUDIES[study.title]))]
@@ -94,15 +112,19 @@ def report(store: ResultStore, metric: str | None = None) -> str:
         phases=_phases(found),
         warnings=list(dict.fromkeys(note for of in found for note in (*of.warnings, *of.notes))),
         quantity=found[0].quantity,
-        highest=[(of.context, [f"{dataset}: {_best(of, dataset)}" for dataset in of.datasets]) for of in found],
+        highest=[(of.context, [f"{of.naming.dataset(name)}: {_best(of, name)}" for name in of.datasets]) for of in found],
         filters={name: _options(str(row[name]) for row in cells) for name in FILTERS},
         titles=TITLES,
-        tables=[table for table in made if _kind(table) not in studied],
+        views=views,
+        tables=[table for table in made if _kind(table) not in (*VIEWS, *studied)],
+        pairs=_pairs(store, found),
         region=True,
         cells=cells,
         gaps=[row for comparable in found for row in _gaps(comparable)],
         origins=_origins(table),
-        commands=sorted(map(str, table["provenance.command"].dropna().unique())) if "provenance.command" in table else [],
+        commands=[command for of in found for command in _commands(of)],
+        cannot=list(_cannot(found, table)),
+        recorded=sorted(map(str, table["provenance.command"].dropna().unique())) if "provenance.command" in table else [],
         out=store.root.name,
     )
     room = LIMIT_BYTES - SPARE_BYTES - len(page(figures=Inlined(), sheets=Inlined(), studies=studies).encode())
@@ -132,7 +154,65 @@ def _phases(found: Sequence[ComparableCells]) -> list[str]:
 def _best(comparable: ComparableCells, dataset: str) -> str:
     values = {label: value for label in comparable.labels_of([dataset]) if (value := comparable.cell(label, dataset).value) is not None}
     best = max(values, key=lambda label: comparable.sign * values[label], default="")
-    return f"{best} {values[best]:.1f}" if best else "none yet"
+    return f"{comparable.naming.method(best)} {values[best]:.1f}" if values else "none yet"
+
+
+def _says_more(table: Table) -> bool:
+    """Whether a table is more than that of the methods once more: some of its columns, of one data set, differ."""
+    if _kind(table) != "pivot":
+        return True
+    groups: dict[str, set[tuple[float | None, ...]]] = {}
+    for k, column in enumerate(table.columns):
+        groups.setdefault(column.group, set()).add(tuple(row.cells[k].value for row in table.rows))
+    return any(len(values) > 1 for values in groups.values())
+
+
+def _pairs(store: ResultStore, found: Sequence[ComparableCells]) -> list[Table]:
+    """All methods compared in pairs, if these are not too many."""
+    most = max(len(of.labels_of(of.datasets)) for of in found)
+    if most < 3 or most * (most - 1) // 2 > MOST_PAIRS:
+        return []
+    try:
+        return tables(store, CellQuery(against=PAIRS, metric=None if found[0].metric == USUAL else found[0].metric), "comparisons")
+    except RequestError:  # without rows by image
+        return []
+
+
+def _commands(comparable: ComparableCells) -> Iterator[str]:
+    """The commands that run the stored cells of a group, as many methods and data sets in each as were run alike."""
+    backbone, protocol, shots, _ = comparable.identity
+    own = [cell for cell in comparable.scores if RELEASED not in cell[0]]
+    alike: dict[tuple[Run, ...], dict[str, list[str]]] = {}
+    for label, dataset in sorted(own):
+        alike.setdefault(tuple(sorted(comparable.scores[label, dataset])), {}).setdefault(label, []).append(dataset)
+    for runs, methods in alike.items():
+        for datasets in dict.fromkeys(map(tuple, methods.values())):
+            labels = [label for label, of in methods.items() if tuple(of) == datasets]
+            by_draw: dict[int, list[int]] = {}
+            for draw, seed in runs:
+                by_draw.setdefault(draw, []).append(seed)
+            for seeds in dict.fromkeys(map(tuple, by_draw.values())):
+                draws = [draw for draw, of in by_draw.items() if tuple(of) == seeds]
+                asked = {"methods": labels, "datasets": datasets, "backbone": [backbone], "protocol": [protocol], "shots": [shots]}
+                asked |= {"draws": draws, "seeds": seeds}  # type: ignore[dict-item]
+                yield " ".join(["python -m bench.run", *(f"--{name} {shlex.quote(','.join(map(str, of)))}" for name, of in asked.items())])
+
+
+def _cannot(found: Sequence[ComparableCells], table: pd.DataFrame) -> Iterator[str]:
+    """What the commands alone do not bring back."""
+    code = table.get("provenance.git.commit", pd.Series(dtype=object)).dropna().astype(str)
+    if not len(code):
+        yield "Which code the cells were run by is not known."
+    elif code.nunique() > 1:
+        yield f"The cells were run by {code.nunique()} commits (see Provenance): check out each for its own cells."
+    else:
+        yield f"Check out commit {code.iloc[0]} first."
+    if table.get("provenance.git.dirty", pd.Series(dtype=object)).eq(True).any():
+        yield "Some cells were run by code with uncommitted changes, which is kept nowhere: they cannot be made again exactly."
+    if len(table):
+        yield "On another device, or with another torch, numbers differ in their last digits, and training can carry that further."
+    if any(RELEASED in label for of in found for label, _ in of.scores):
+        yield "Rows of released checkpoints come from `python -m bench.evaluate --store` and the authors' files."
 
 
 def _options(values: Iterable[str]) -> list[str]:
@@ -185,13 +265,20 @@ def _origins(table: pd.DataFrame) -> list[dict[str, str]]:
 
 def _figures(store: ResultStore, query: CellQuery) -> Iterator[Image]:
     for picture in pictures(store, query):
-        with picture.draw() as figure:
-            yield Image(picture.name, picture.caption, "svg+xml", rendered(figure, "svg"))
+        yield Image(picture.name, picture.caption, "svg+xml", rendered(picture.draw(), "svg"))
 
 
 def _sheets(store: ResultStore) -> Iterator[Image]:
     for path in sorted((store.root / "figures").glob("predictions_*.png")):
-        yield Image(path.name, f"Predictions: {path.stem.removeprefix('predictions_')}", "png", path.read_bytes())
+        yield Image(path.name, f"Predictions: {path.stem.removeprefix('predictions_')}", "jpeg", _jpeg(path))
+
+
+def _jpeg(path: Path) -> bytes:
+    """A picture as a fifth of its bytes."""
+    content = io.BytesIO()
+    with open_picture(path) as picture:
+        picture.convert("RGB").save(content, "jpeg", quality=85)
+    return content.getvalue()
 
 
 def inlined(images: Iterable[Image], room: int) -> tuple[Inlined, int]:

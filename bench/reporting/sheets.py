@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import RequestError
-from bench.grid.published import PUBLISHED, heading, ordered, read_published
+from bench.grid.published import ordered
 from bench.grid.store import ResultStore
 from bench.model.sam import Sam
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
@@ -30,7 +30,6 @@ class Sheet:
 
 def sheets(store: ResultStore, query: CellQuery) -> Iterator[Sheet]:
     """The sheets of all comparable cells; a data set whose methods have no draw and seed in common has none."""
-    published = read_published(PUBLISHED["1"])
     for comparable in comparable_cells(store, query):
         for dataset in comparable.datasets:
             runs = [set(scores) for (_, name), scores in comparable.scores.items() if name == dataset]
@@ -39,7 +38,8 @@ def sheets(store: ResultStore, query: CellQuery) -> Iterator[Sheet]:
                 frame = comparable.frame[comparable.frame["dataset"] == dataset]
                 mine = frame[(frame["draw"] == common[0][0]) & (frame["seed"] == common[0][1])]
                 folders = dict(zip(mine["label"], map(Path, mine["path"]), strict=True))
-                cells = {heading(label, published).replace(" (", "\n("): folders[label] for label in ordered(folders, published)}
+                naming = comparable.naming
+                cells = {naming.method(label).replace(" (", "\n("): folders[label] for label in ordered(folders, naming.published)}
                 yield Sheet(comparable, dataset, cells)
 
 

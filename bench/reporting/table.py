@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Sequence
 from csv import writer
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
@@ -90,6 +90,20 @@ def markdown(table: Table) -> str:
     grid = tabulate(body, [_one_line(head) for head in heads], tablefmt="pipe", colalign=align, disable_numparse=True)
     notes = [*map(_one_line, table.notes), *(f"[^{i}]: {_one_line(note)}" for i, note in enumerate(footnotes, 1))]
     return "\n\n".join([f"### {_one_line(table.title)}", _one_line(in_words(table.context)), grid, *notes]) + "\n"
+
+
+BRACKETS = "In brackets: "  # begins the note that says what intervals are
+
+
+def reduced(table: Table, intervals: bool = True, runs: bool = True) -> Table:
+    """The table without its intervals, and without its numbers of runs, if so asked."""
+
+    def of(cell: Cell) -> Cell:
+        cell = cell if intervals else replace(cell, low=None, high=None)
+        return cell if runs else replace(cell, n=None, of=None)
+
+    rows = tuple(replace(row, cells=tuple(map(of, row.cells))) for row in table.rows)
+    return replace(table, rows=rows, notes=tuple(note for note in table.notes if intervals or not note.startswith(BRACKETS)))
 
 
 NUMBERS = ("value", "spread", "n", "n_asked", "low", "high", "images", "mark")

@@ -14,7 +14,7 @@ from bench.grid.rows import IMAGES, read_image_rows, stamp
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
-from bench.reporting.table import Cell, Facts, Mark
+from bench.reporting.table import BRACKETS, Cell, Facts, Mark
 
 AVERAGE = "average"
 BEST, PAIRS = "best", "pairs"  # what methods are compared with, if not with one of them
@@ -163,10 +163,10 @@ def interval_notes(counts: Mapping[Position, Counts], naming: Labels) -> tuple[s
         return ()
     usual, *others = sorted(over, key=lambda text: -len(over[text]))
     told = "".join(f"; of {some_of(over[text])} over {text}" for text in others)
-    notes = [f"In brackets: 95 % interval over {usual}{told}."]
+    notes = [f"{BRACKETS}95 % interval over {usual}{told}."]
     if ONE_RUN in over:
-        who = "no method here" if len(over) == 1 else some_of(over[ONE_RUN])
-        notes.append(f"One run cannot tell methods apart, for another seed may turn them round: {who} is marked or tested by one run.")
+        who = "no method here is marked or" if len(over) == 1 else f"those with one, {some_of(over[ONE_RUN])}, are neither marked nor"
+        notes.append(f"One run cannot tell methods apart, for another seed may turn them round: {who} tested.")
     few = {dataset: len(of.images) for (_, dataset), of in sorted(counts.items()) if len(of.images) < FEW_IMAGES}
     if few:
         said = ", ".join(f"{naming.dataset(dataset)} has {images}" for dataset, images in few.items())
@@ -181,7 +181,15 @@ def some_of(places: Sequence[str], most: int = 4) -> str:
 
 
 def table_statistics(comparable: ComparableCells, datasets: Sequence[str], averaged: bool) -> TableStatistics:
-    """The statistics of the stored cells on these data sets; a cell without readable rows by image has none."""
+    """The statistics of the stored cells on these data sets, made once; a cell without readable rows by image has none."""
+    key = (tuple(datasets), averaged)
+    if key not in comparable.statistics:
+        comparable.statistics[key] = _table_statistics(comparable, datasets, averaged)
+    found: TableStatistics = comparable.statistics[key]
+    return found
+
+
+def _table_statistics(comparable: ComparableCells, datasets: Sequence[str], averaged: bool) -> TableStatistics:
     counts: dict[Position, Counts] = {}
     lacking: dict[Position, str] = {}
     files: dict[Position, str] = {}
@@ -210,7 +218,7 @@ def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, ru
     if METRICS[metric].terms is None:
         return f"{metric} is of all images' objects together"
     tables = [read_rows(folder, selection, rule, metric) for _, folder in runs]
-    unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if not table]
+    unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if table is None or not table[0]]
     if unread:
         return f"the rows by image of {'/'.join(unread[0].parts[-3:])} are absent or damaged"
     if (found := same_images(tables)) is None:
@@ -221,22 +229,20 @@ def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, ru
     return counts.lack or counts
 
 
-def same_images(tables: Sequence[Mapping[str, tuple[float, float]] | None]) -> tuple[tuple[str, ...], np.ndarray] | None:
+def same_images(tables: Sequence[Rows | None]) -> tuple[tuple[str, ...], np.ndarray] | None:
     """The images, and their pixels (runs, images, 2), of runs' rows as `read_rows` gives them; None unless all have rows for the same."""
-    read = [table for table in tables if table]
-    if len(read) < len(tables) or len({tuple(table) for table in read}) != 1:
+    read = [table for table in tables if table and table[0]]
+    if not read or len(read) < len(tables) or any(images != read[0][0] for images, _ in read):
         return None
-    return tuple(read[0]), np.array([list(table.values()) for table in read], dtype=float)
+    return tuple(read[0][0]), np.stack([pixels for _, pixels in read]).astype(float)
 
 
-def read_rows(folder: Path, selection: str, rule: str, metric: str = USUAL) -> dict[str, tuple[float, float]] | None:
-    """image -> part and whole of the ratio that a metric is (intersection and union in pixels), as a rule counts them, by name; of the
-    mean of several ratios what stands for it (see `linear_parts`). None where the file is absent, damaged or lacks what it needs."""
+def read_rows(folder: Path, selection: str, rule: str, metric: str = USUAL) -> Rows | None:
+    """The images by name, and of each part and whole of the ratio that a metric is (intersection and union in pixels) as a rule counts
+    them; of the mean of several ratios what stands for it (see `linear_parts`). None where the file is absent or damaged, or lacks what
+    the metric needs."""
     found = _rows_by_rule(folder, stamp(folder / IMAGES), metric)
-    if found is None or (selection, rule) not in found:
-        return None if found is None else {}
-    images, pixels = found[selection, rule]
-    return dict(zip(images, map(tuple, pixels.tolist()), strict=True))
+    return None if found is None else found.get((selection, rule), ([], np.empty((0, 2))))
 
 
 @lru_cache(maxsize=1024)  # the tables and figures of a report ask for the same rows many times

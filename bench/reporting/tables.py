@@ -24,8 +24,9 @@ from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.labels import Labels, shots_in_words
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
 from bench.reporting.reevaluations import retention_table, robustness_table
-from bench.reporting.table import Cell, Column, Row, Table, markdown
+from bench.reporting.table import Cell, Column, Row, Table, reduced
 from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, some_of, table_statistics
+from bench.reporting.terminal import show
 from bench.reporting.tuning import tuned_pairs, tuning_table
 
 
@@ -234,7 +235,10 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
     reference = read_published(PUBLISHED["1"])
     found = comparable_cells(store, query)
     labels = {label for comparable in found for label in comparable.labels_of(comparable.datasets)}
-    if query.against not in (BEST, PAIRS, *labels):
+    named = [label for label in labels if query.against in (label, label.partition("(")[0])]
+    if len(named) == 1:  # its parameters may be left out
+        found = [replace(comparable, against=named[0]) for comparable in found]
+    elif query.against not in (BEST, PAIRS, *labels):
         raise unknown("method to compare with", query.against, (BEST, PAIRS, *sorted(labels)))
     made = [table for comparable in found for table in _made(like, comparable, published_for(comparable.identity[2]))]
     reading = (READING,) if like in ("paper", "plain", "robustness", "retention") else ()
@@ -291,10 +295,11 @@ ACROSS: Mapping[str, Callable[[ResultStore, CellQuery], list[Table]]] = {"tuning
 KINDS = (*LIKE, *SEVERAL, *PIVOTS, *ACROSS)
 
 
-def print_and_write(made: Iterable[Table], formats: Sequence[str], folder: Path) -> None:
-    """Prints tables as markdown and writes `<folder>/<name>.<format>` for each format."""
+def print_and_write(made: Iterable[Table], formats: Sequence[str], folder: Path, intervals: bool = True, runs: bool = True) -> None:
+    """Shows tables and writes `<folder>/<name>.<format>` for each format; a CSV has everything, also where the others leave it out."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in made:
         for name in formats:
-            (folder / f"{table.name}.{SUFFIX.get(name, name)}").write_text(FORMATS[name](table), encoding="utf-8")
-        print(markdown(table))
+            whole = table if name == "csv" else reduced(table, intervals, runs)
+            (folder / f"{table.name}.{SUFFIX.get(name, name)}").write_text(FORMATS[name](whole), encoding="utf-8")
+        show(reduced(table, intervals, runs))

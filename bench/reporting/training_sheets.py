@@ -14,11 +14,10 @@ from bench.grid.protocol import STREAM_REVISIONS
 from bench.grid.spec import RunSpec
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import file_name, trained
-from bench.reporting.pictures import PER_LINE, TRUTH, draw_prompts, overlay, show, write_sheet
+from bench.reporting.pictures import NAME_WIDTH, PER_LINE, TRUTH, draw_prompts, overlay, show, write_sheet
 from bench.training.samples import samples_of_cell
 from bench.training.train import TrainingSample, repeats_one_sample
 
-NAME_WIDTH = 20  # characters below a panel
 SAMPLING = ("batch", "flips", "random_crop", "crop_area_min", "prompt_types", "augmentation_stream", "loader_workers", "uses_val")
 
 

@@ -1,18 +1,16 @@
 """Untuned beside tuned: what the same budget of trials gives each method, and whether it turns their order round."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import kendalltau
 
 from bench.grid.published import Published, ordered
 from bench.grid.tuned import FOLDER, untuned_name
 from bench.reporting.comparable import ComparableCells, Position, Run
 from bench.reporting.labels import Labels
-from bench.reporting.style import COLOURS, GREY, PER_LINE, panels
+from bench.reporting.style import COLOURS, GREY, panels_of_rows
 from bench.reporting.table import Cell, Column, Row, Table
 from bench.reporting.table_statistics import AVERAGE, TableStatistics, dataset_of, interval_notes, table_statistics
 
@@ -69,6 +67,8 @@ class TunedPair:
 
     def tau(self, group: str) -> tuple[float, int]:
         """Kendall's tau between the orders untuned and tuned, and of how many methods."""
+        from scipy.stats import kendalltau  # takes longer to load than a table takes
+
         cells = [self.cells(label, group) for label in self.labels]
         values = [(a.value, b.value) for a, b in cells if a.value is not None and b.value is not None]
         return (float(kendalltau(*zip(*values, strict=True)).statistic), len(values)) if len(values) > 1 else (float("nan"), len(values))
@@ -129,22 +129,19 @@ def _notes(pair: TunedPair) -> Iterator[str]:
     yield from pair.tuned.notes
 
 
-@contextmanager
-def dumbbells(pair: TunedPair, published: Published) -> Iterator[Figure]:
+def dumbbells(pair: TunedPair) -> Figure:
     """Every method from untuned (open) to tuned (full) on every data set, the best tuned one of the average on top."""
     labels = sorted(pair.labels, key=lambda label: -(pair.cells(label, pair.groups[-1])[1].value or 0))
-    with panels(len(pair.groups), height=0.9 + 0.2 * len(labels)) as (figure, axes):
-        for k, (ax, group) in enumerate(zip(axes, pair.groups, strict=True)):
+    naming = pair.naming
+    titles = [f"{naming.dataset(group)} tau {pair.tau(group)[0]:.2f}" for group in pair.groups]
+    with panels_of_rows(titles, [naming.method(label) for label in labels]) as (figure, axes):
+        for ax, group in zip(axes, pair.groups, strict=True):
             for i, label in enumerate(labels):
                 untuned, tuned = (cell.value for cell in pair.cells(label, group))
                 if untuned is not None and tuned is not None:
-                    ax.plot([untuned, tuned], [i, i], color=COLOURS[2] if tuned >= untuned else COLOURS[5], linewidth=1.6, zorder=2)
-                    ax.plot(untuned, i, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=5, zorder=3)
-                    ax.plot(tuned, i, "o", color=COLOURS[2] if tuned >= untuned else COLOURS[5], markersize=5, zorder=4)
-            ax.set_yticks(range(len(labels)), [pair.naming.method(label) for label in labels] if k % PER_LINE == 0 else [])
-            ax.set(
-                title=f"{pair.naming.dataset(group)}, tau {pair.tau(group)[0]:.2f}",
-                xlabel="foreground mIoU (%)",
-                ylim=(len(labels) - 0.4, -0.6),
-            )
-        yield figure
+                    paint = COLOURS[2] if tuned >= untuned else COLOURS[5]
+                    ax.plot([untuned, tuned], [i, i], color=paint, linewidth=1.4, zorder=2)
+                    ax.plot(untuned, i, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=4, zorder=3)
+                    ax.plot(tuned, i, "o", color=paint, markersize=4, zorder=4)
+            ax.set_xlabel("mIoU (%)")
+        return figure

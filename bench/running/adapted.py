@@ -35,7 +35,7 @@ def load_run(
     """
     folder = cell_folder(cell, results)
     spec = tuned_spec(folder)
-    backbone = sam or load_sam(spec.backbone, checkpoint_path(spec.backbone, pretrained), device)
+    backbone = sam or load_sam(spec.backbone, tuned_on(folder, spec, pretrained), device)
     if backbone.sha256 != spec.checkpoint_sha256:
         raise CheckpointError(
             f"{folder} was tuned on the {spec.backbone} checkpoint of sha256 {spec.checkpoint_sha256[:12]}…, "
@@ -51,6 +51,13 @@ def load_run(
     except CheckpointError as error:
         raise CheckpointError(f"{folder / TUNED}: {error}") from None
     return model.eval()
+
+
+def tuned_on(folder: Path, spec: RunSpec, pretrained: Path) -> Path:
+    """The backbone's checkpoint below `pretrained`: of the name that the cell's record has, which is another than the backbone's own where
+    --checkpoint was given. CheckpointError where neither is there."""
+    name = (read_record(folder).provenance.get("checkpoint") or {}).get("name", "")
+    return pretrained / name if name and (pretrained / name).is_file() else checkpoint_path(spec.backbone, pretrained)
 
 
 def tuned_spec(folder: Path) -> RunSpec:
@@ -87,7 +94,7 @@ def _check_method(folder: Path, stored: MethodChoice) -> None:
     """RequestError unless the method of this code is the one that the cell was made with, as far as its revision says."""
     try:
         cls = METHODS.get(stored.name)
-        now = choose_method(cls, dict(stored.parameters))
+        now = choose_method(cls, stored.arguments)
     except RequestError as error:
         raise RequestError(f"{folder} has a method that this code cannot build: {error}") from None
     if stored.revision not in (now.revision, *cls.also_loads):  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ from bench.grid.files import write_together
 from bench.grid.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
 from bench.grid.protocol import Settings
 from bench.grid.registry import METHODS, third_party
-from bench.grid.spec import RunSpec
+from bench.grid.spec import RunSpec, check_files
 from bench.grid.store import RESUME, Record
 from bench.model.method import Method, build_parts
 from bench.model.precision import set_products
@@ -37,7 +37,7 @@ from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
 from bench.training.train import Log, Step, optimizer_of, repeats_one_sample, samples_of, steps_of
-from bench.types import WHOLE, Dataset, Memory, ProgressCallback, Split, hash_order
+from bench.types import COMPILE_MODES, STEP_GRAPH, WHOLE, Dataset, Memory, ProgressCallback, Split, hash_order
 
 Tensors = dict[str, Tensor]
 IN_RESUME_FILE = {"evaluated_epoch": "looked", "evaluations": "looks"}  # the resume file's names where they differ
@@ -80,7 +80,8 @@ class Cell:
     resume files. memory: how a training step is cut to fit the device. prepared: what earlier cells on this data set left to use again.
     process_group: the processes that run this cell together; rank 0 alone writes, and its on_progress alone may stop them.
     adapted: a model that is evaluated as it is, and nothing is trained; condition: of the test images, where it is not the settings'.
-    compile: torch.compile's mode for the encoder, "" for none. fingerprint: of the data set's files; a resume file of others is not used.
+    compile: torch.compile's mode for the encoder, STEP_GRAPH for steps that are captured instead, "" for neither.
+    fingerprint: of the data set's files; a resume file of others is not used.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class Cell:
 
     def _built(self, sam: Sam) -> PromptableSegmenter:
         model = build_model(self.spec, sam)
-        if self.compile:
+        if self.compile in COMPILE_MODES:
             model.encoder.compile_walk(self.compile)
         return model
 
@@ -160,6 +161,7 @@ class Cell:
             self.memory,
             self.process_group,
             self.prepared,
+            self.compile == STEP_GRAPH,
         )
         for step in steps:
             self._note_losses()  # of the step before, while the device computes this one
@@ -300,7 +302,7 @@ class Cell:
             "training_seconds": round(self.state.seconds["training"], 3),
             "evaluation_seconds": round(self.state.seconds["evaluation"], 3),
             **({"peak_memory_mb": round(peak_memory_mb(self.model.device), 1)} if self.model.device.type == "cuda" else {}),
-            "execution": self.model.execution,
+            "execution": self.model.execution + f", step={STEP_GRAPH}" * (self.compile == STEP_GRAPH),
             "devices": self.process_group.size,
             "micro_batch": self.memory.micro_batch,
             "activation_checkpointing": self.memory.checkpointing,
@@ -334,8 +336,10 @@ class Work:
 
 def build_model(spec: RunSpec, sam: Sam) -> PromptableSegmenter:
     """The untrained model of a spec."""
-    method: Method = METHODS.get(spec.method.name)(**dict(spec.method.parameters))
-    return build_parts(method, sam, spec.seed, spec.settings.normalise_native_size)
+    cls = METHODS.get(spec.method.name)
+    check_files(cls, spec.method)
+    method: Method = cls(**spec.method.arguments)
+    return build_parts(method, sam, spec.seed, spec.settings.normalise_native_size, spec.settings.resize)
 
 
 def is_evaluation_due(log: Log | Mapping[str, Any], settings: Settings) -> bool:

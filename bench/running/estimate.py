@@ -14,7 +14,7 @@ from bench.grid.processor import cpu_model
 from bench.grid.protocol import Settings, load_protocol
 from bench.grid.spec import RunSpec
 from bench.grid.store import method_id
-from bench.model.backbones import CONFIGS
+from bench.model.backbones import backbone_names, read_backbone
 from bench.types import FULL, SPLITS, Dataset
 
 SHIPPED = ROOT / "results" / "perf" / "costs"
@@ -92,7 +92,10 @@ def machine_here(device: str) -> str | None:
 def nearest(costs: Sequence[Cost], spec: RunSpec, machine: str | None) -> Cost | None:
     """The cost that says most of a cell: of this machine, then of its backbone or the one nearest in size, then of its method, or else of
     the slowest; a method that is trained is not judged by one that is not."""
-    able = [cost for cost in costs if cost.backbone in CONFIGS and ("step_seconds" in cost.numbers or not spec.method.trains)]
+    known = backbone_names()
+    able = [
+        cost for cost in costs if cost.backbone.partition("(")[0] in known and ("step_seconds" in cost.numbers or not spec.method.trains)
+    ]
     mine = method_id(spec.method)
 
     def rank(cost: Cost) -> tuple[Any, ...]:
@@ -104,10 +107,9 @@ def nearest(costs: Sequence[Cost], spec: RunSpec, machine: str | None) -> Cost |
 
 def operations(backbone: str) -> float:
     """Multiplications of an encoder's forward for one image, roughly: its layers, and attention in windows and over the whole image."""
-    of = CONFIGS[backbone]
-    tokens, whole = of.grid**2, len(of.global_blocks)
-    keys = whole * tokens + (of.depth - whole) * of.window**2
-    return tokens * (12 * of.width**2 * of.depth + 2 * of.width * keys)
+    of = read_backbone(backbone).config
+    each = ((i, block.grid**2, block.width) for i, block in enumerate(of.blocks))
+    return sum(tokens * width * (12 * width + 2 * (tokens if i in of.global_blocks else of.window**2)) for i, tokens, width in each)
 
 
 def estimate(specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: Sequence[Cost], machine: str | None) -> Estimate:

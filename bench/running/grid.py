@@ -24,12 +24,13 @@ from bench.grid.plan import (
     title,
     tuned_rates,
 )
+from bench.grid.progress import working
 from bench.grid.registry import third_party
 from bench.grid.spec import RunSpec
 from bench.grid.store import CellStatus, ResultStore, grid_cell, read_state
 from bench.grid.toml_reader import kinds
 from bench.grid.tuned import untuned_name
-from bench.model.backbones import checkpoint_path
+from bench.model.backbones import PRETRAINED, checkpoint_path, read_backbone
 from bench.running.estimate import estimate_in_words
 from bench.training.launch import is_main_process
 from bench.types import KEPT_BYTES, Dataset, Memory, Range
@@ -42,7 +43,7 @@ class Options:
     """Where things lie and how cells are run; nothing here changes a number."""
 
     data: Path = Path("data")
-    pretrained: Path = Path("pretrained")
+    pretrained: Path = PRETRAINED
     out: Path = Path("results")
     overwrite: str = "never"
     device: str = "auto"
@@ -55,12 +56,13 @@ class Options:
     micro_batch: Annotated[int, Range(0, 65_536)] = 0  # images of a training step that are in memory together; 0: all
     checkpointing: bool = False
     devices: Annotated[int, Range(1, 1024)] = 1  # that train and evaluate each cell together, a process each
-    compile: str = ""  # torch.compile's mode for the encoder
+    compile: str = ""  # torch.compile's mode for the encoder, or STEP_GRAPH
     steal: bool = False  # cells that another process computes are computed here too
     group_writable: bool = False  # results can be written by other people of the folder's group
     keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
     spill_gb: Annotated[float, Range(0.0, 1e6)] = 0.0  # of frozen embeddings beyond those, in a temporary file, over all workers
+    checkpoint: Path | None = None  # in place of the backbone's own file below `pretrained`
 
     def __post_init__(self) -> None:
         for name, kind in kinds(Options).items():
@@ -78,13 +80,19 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     """Runs the cells of a request that are to be run; the exit code. Arguments as of `run_specs`; with a launcher the methods are known
     without torch."""
     cache = options.out / "cache"
-    checkpoint = checkpoint_path(request.backbone, options.pretrained)
+    request = replace(request, backbone=read_backbone(request.backbone).name)
+    checkpoint = checkpoint_path(request.backbone, options.pretrained, options.checkpoint)
     known = catalogue(request.methods, cache, request.backbone) if launcher or options.dry_run else None
     choose = (lambda text: list(catalogue(text, cache, request.backbone).choices)) if known else choose_methods
     registered = known.registered if known else groups_by_method
-    specs = specs_of(request, file_sha256(checkpoint, cache), options.data, choose, registered, options.out)
+    sha256 = file_sha256(checkpoint, cache)
+    specs = specs_of(request, sha256, options.data, choose, registered, options.out)
     if is_main_process():
         _warn_of_tuning_elsewhere(request, options.out)
+        if not options.checkpoint and (published := read_backbone(request.backbone).sha256) not in ("", sha256):
+            print(
+                f"Not the published file: {checkpoint} has the sha256 {sha256[:12]}…, and that of {request.backbone} is {published[:12]}…."
+            )
     return run_specs(specs, request.backbone, checkpoint, options, launcher, free, known.frozen if known else None)
 
 
@@ -155,7 +163,8 @@ def run_cells(
         return False
     workers = min(options.workers, len(specs))
     context = replace(context, device=device, kept_bytes=context.kept_bytes // workers, spilled_bytes=context.spilled_bytes // workers)
-    sam = load_sam(backbone, checkpoint, device)
+    with working(f"Loading {backbone}") if is_main_process() else contextlib.nullcontext():
+        sam = load_sam(backbone, checkpoint, device)
     if is_main_process():
         begin()
     if workers > 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from bench.data.manifest import remember_data
+from bench.data.prompt_table import TablePrompt, read_prompts
 from bench.errors import STOPPED, CheckpointError, DataError, RequestError, unknown
 from bench.grid.files import file_sha256, write_together
 from bench.grid.plan import names_of, open_dataset
@@ -18,8 +19,7 @@ from bench.grid.protocol import Settings
 from bench.grid.registry import DATASETS
 from bench.grid.spec import Reevaluation, RunSpec, split_calls
 from bench.grid.store import RECORD, REEVALUATIONS, ResultStore
-from bench.model.backbones import checkpoint_path
-from bench.running.adapted import cell_folder, tuned_spec
+from bench.running.adapted import cell_folder, tuned_on, tuned_spec
 from bench.running.grid import Options, list_cells, run_cells, summary, to_run
 from bench.training.conditions import boxes_file, canonical_corruption, canonical_prompt, prompt_file, read_boxes
 from bench.types import Dataset
@@ -45,7 +45,7 @@ class Asked:
 def reevaluate(asked: Asked, options: Options) -> int:
     """Evaluates what is not stored yet; the exit code. Everything is checked before the first image."""
     store = ResultStore(options.out)
-    parents = [spec for spec in parents_of(asked, store) if _checked(spec, options)]
+    parents = [spec for spec in parents_of(asked, store) if _checked(spec, store, options)]
     names = [] if not asked.datasets else _datasets(asked.datasets, options.data)
     datasets = {name: open_dataset(name, options.data) for name in dict.fromkeys(names or [spec.dataset for spec in parents])}
     _check_files(asked.prompts, datasets.values())
@@ -58,9 +58,13 @@ def reevaluate(asked: Asked, options: Options) -> int:
     store.check_writable(missing)
     remember_data(datasets.values(), options.out / "cache")
     _keep_files(asked.prompts, store)
-    store.write_grid(specs, REEVALUATIONS)
-    for backbone, of in groupby(sorted(missing, key=lambda spec: spec.backbone), key=lambda spec: spec.backbone):
-        if run_cells(backbone, checkpoint_path(backbone, options.pretrained), list(of), datasets, options, lambda: None):
+    if not missing:
+        store.write_grid(specs, REEVALUATIONS)
+    for (backbone, _), of in groupby(sorted(missing, key=_weights), key=_weights):
+        cells = list(of)
+        parent = next(spec for spec in parents if _weights(spec) == _weights(cells[0]))
+        checkpoint = tuned_on(store.folder(parent), parent, options.pretrained)
+        if run_cells(backbone, checkpoint, cells, datasets, options, lambda: store.write_grid(specs, REEVALUATIONS)):
             print("Stopped; the same command goes on from here.")
             return STOPPED
     return summary(specs, missing, store)
@@ -98,9 +102,13 @@ def _is_kept(spec: RunSpec, methods: str) -> bool:
     return not methods or bool({spec.method.name, spec.method.label} & set(split_calls(methods)))
 
 
-def _checked(spec: RunSpec, options: Options) -> bool:
+def _weights(spec: RunSpec) -> tuple[str, str]:
+    return spec.backbone, spec.checkpoint_sha256
+
+
+def _checked(spec: RunSpec, store: ResultStore, options: Options) -> bool:
     """CheckpointError unless the backbone is the one that the cell was tuned on."""
-    sha256 = file_sha256(checkpoint_path(spec.backbone, options.pretrained), options.out / "cache")
+    sha256 = file_sha256(tuned_on(store.folder(spec), spec, options.pretrained), options.out / "cache")
     if sha256 != spec.checkpoint_sha256:
         raise CheckpointError(
             f"The cell {spec.key} was tuned on the {spec.backbone} checkpoint of sha256 {spec.checkpoint_sha256[:12]}…, and that in "
@@ -115,13 +123,25 @@ def _datasets(text: str, data: Path) -> list[str]:
 
 
 def _check_files(prompts: str, datasets: Iterable[Dataset]) -> None:
-    """DataError where a file of boxes has an image that is no test image of one of the data sets."""
+    """DataError where a file of boxes has an image that is no test image of one of the data sets, or a box that is not inside it."""
     for path, dataset in product(filter(None, map(boxes_file, split_calls(prompts))), datasets):
         names = dataset.names("test")
-        for image in read_boxes(path):
+        read_boxes(path)  # each by itself is one
+        for image, of_image in read_prompts(path).items():
             if image not in names:
                 near = get_close_matches(image, names, n=1) or names[:1]
                 raise DataError(f"{path}: {image!r} is no test image of {dataset.name}, whose images have names such as {near[0]!r}.")
+            _check_inside(path, image, of_image, dataset)
+
+
+def _check_inside(path: Path, image: str, prompts: Sequence[TablePrompt], dataset: Dataset) -> None:
+    height, width = dataset.load("test", image).mask.shape
+    for prompt in prompts:
+        if prompt.box[2] > width or prompt.box[3] > height:
+            box = ", ".join(f"{value:g}" for value in prompt.box)
+            raise DataError(
+                f"{path}, row {prompt.row}: the box [{box}] is not inside the image {image} of {dataset.name}, {width}×{height} pixels."
+            )
 
 
 def _keep_files(prompts: str, store: ResultStore) -> None:

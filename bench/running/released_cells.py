@@ -1,5 +1,7 @@
-"""Released CAT-SAM checkpoints, evaluated as a cell is evaluated, and stored as one where that is asked for."""
+"""Released CAT-SAM checkpoints, and adapters of Hugging Face's peft, evaluated as a cell is evaluated, and stored as one where that is
+asked for."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +14,15 @@ from bench.data.manifest import data_facts
 from bench.errors import CheckpointError, RequestError
 from bench.grid.files import file_sha256, write_together
 from bench.grid.metrics import RULES
-from bench.grid.plan import Request, names_of, open_dataset, protocol_of, specs_of
+from bench.grid.plan import Request, choose_methods, names_of, open_dataset, protocol_of, specs_of
 from bench.grid.progress import Progress
 from bench.grid.provenance import provenance
 from bench.grid.registry import DATASETS, METHODS
 from bench.grid.spec import RunSpec, released_choice
 from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import Record, ResultStore
-from bench.model.backbones import CONFIGS, checkpoint_path
-from bench.model.checkpoints import load_sam
+from bench.model.backbones import backbone_names, checkpoint_path, read_backbone
+from bench.model.checkpoints import architecture_of, load_sam
 from bench.model.released import load_released
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
@@ -28,15 +30,16 @@ from bench.running.cell import Cell, Result, build_model
 from bench.running.workers import device_of, failure
 from bench.types import Dataset, ProgressCallback
 
-SOURCE = "released checkpoint"
+SOURCE, ADAPTER = "released checkpoint", "adapter"  # of a record whose weights were not trained here
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What is asked for. datasets: names with commas, or "all"; backbone "": told from the checkpoint's shapes; store: as a cell of
-    so many `shots`, on the SAM in `pretrained`."""
+    so many `shots`, on the SAM in `pretrained`. adapter: a folder that is evaluated instead of a checkpoint."""
 
-    checkpoint: Path
+    checkpoint: Path | None
+    adapter: Path | None
     datasets: str
     data: Path
     protocol: str
@@ -48,8 +51,39 @@ class Evaluation:
     device: str
 
 
+def evaluate_adapter(given: Evaluation) -> int:
+    """As `evaluate_released`, of an adapter on the backbone that it names or that is given. Nothing here trained it, so its cell is one for
+    all numbers of shots, as zero-shot SAM's is."""
+    if given.shots:
+        raise RequestError(f"--shots {given.shots}: an adapter stands once in every table, as zero-shot SAM does.")
+    call = f"adapter(file={str(given.adapter)!r})"
+    (choice,) = choose_methods(call)
+    backbone = read_backbone(given.backbone or _backbone_of(Path(dict(choice.files)["file"]))).name
+    DATASETS.find_in(given.data)
+    datasets = {name: open_dataset(name, given.data) for name in names_of(given.datasets, DATASETS)}
+    seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
+    store.check_writable()
+    checkpoint = checkpoint_path(backbone, given.pretrained)
+    sam = load_sam(backbone, checkpoint, device)
+    specs = specs_of(Request(call, given.datasets, "1", str(seed), "0", backbone, given.protocol), sam.sha256, given.data)
+    facts, model = {**provenance(device, checkpoint, given.out / "cache"), "source": ADAPTER}, build_model(specs[0], sam)
+    print(f"{given.adapter}: {choice.label} on {backbone}, protocol {specs[0].protocol}.")
+    return _each(specs, lambda spec, tell: _evaluated(spec, sam, model, datasets[spec.dataset], tell, facts, store), store, given)
+
+
+def _backbone_of(adapter: Path) -> str:
+    """The backbone whose name on Hugging Face an adapter's config has; RequestError where none is told."""
+    folder = adapter if adapter.is_dir() else adapter.parent
+    base = str(json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or "nothing")
+    found = [name for name in backbone_names() if read_backbone(name).hugging_face == base]
+    if not found:
+        raise RequestError(f"{adapter} says that it is made for {base}, which no backbone has as its name: --backbone names one.")
+    return found[0]
+
+
 def evaluate_released(given: Evaluation) -> int:
     """Evaluates, shows and keeps what is asked for; everything is checked before the first image. 0: all were evaluated, 1: some failed."""
+    assert given.checkpoint
     if given.store and not given.shots:
         raise RequestError("--store needs --shots, the labelled images that the checkpoint was trained with: its file does not say it.")
     DATASETS.find_in(given.data)
@@ -57,7 +91,7 @@ def evaluate_released(given: Evaluation) -> int:
     seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
     store.check_writable()
     method, model = load_released(given.checkpoint, given.backbone, given.protocol)
-    backbone = next(name for name, config in CONFIGS.items() if config == model.sam.config)
+    backbone = read_backbone(given.backbone or architecture_of(model.sam.state_dict())).name
     sam = (_same_backbone(model.sam, backbone, given) if given.store else model.sam).to(device)
     request = Request(method, given.datasets, given.shots or "1", str(seed), "0", backbone, given.protocol)
     choices, sha256 = [released_choice(METHODS.get(method))], file_sha256(given.checkpoint, given.out / "cache")
@@ -109,6 +143,18 @@ def _result(
     """What a cell of the released weights on a data set comes to."""
     adapted = build_model(spec, sam)
     adapted.load_tuned({name: parameter.detach() for name, parameter in model.tuned().items()})
+    return _evaluated(spec, sam, adapted, dataset, on_progress, facts, store)
+
+
+def _evaluated(
+    spec: RunSpec,
+    sam: Sam,
+    adapted: PromptableSegmenter,
+    dataset: Dataset,
+    on_progress: ProgressCallback,
+    facts: Mapping[str, Any],
+    store: ResultStore,
+) -> Result:
     data = data_facts(dataset, store.root / "cache")
     return Cell(spec, sam, dataset, store.folder(spec), on_progress, adapted=adapted).run({**facts, "data": data})
 
@@ -118,7 +164,8 @@ def _kept(result: Result, store: ResultStore, given: Evaluation) -> Path:
     spec = result.record.spec
     if given.store:
         return store.save(result.record, result.images, result.history, result.tuned)
-    folder = store.root / "evaluated" / f"{given.checkpoint.stem}_{spec.released_sha256[:12]}"
+    of = f"{given.checkpoint.stem}_{spec.released_sha256[:12]}" if given.checkpoint else str(dict(spec.method.parameters)["file"])
+    folder = store.root / "evaluated" / of
     folder.mkdir(parents=True, exist_ok=True)
     images = result.images[result.images["selection"] == spec.settings.selections[0]].drop(columns="selection")
     write_together(folder, {f"{spec.dataset}.csv": spreadsheet(images)})

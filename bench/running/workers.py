@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from multiprocessing.queues import Queue
 from types import FrameType
@@ -37,6 +37,7 @@ from bench.training.process_group import SINGLE_PROCESS, ProcessGroup, is_lost
 from bench.types import Dataset, Memory, ProgressCallback
 
 HEARTBEAT_SECONDS = 10.0
+TELL_SECONDS = 0.5  # between two words of a worker
 
 Begin = Callable[[ResultStore, RunSpec, RunContext], str]
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -347,8 +348,9 @@ def _show(progress: Progress, specs: Sequence[RunSpec], kind: str, index: int, s
     if kind == "starts":
         progress.cell(index + 1, len(specs), title(specs[index]))
     elif kind == "ends":
-        progress.cell(index + 1, len(specs), title(specs[index]))
-        progress.done(text)
+        progress.done(text, index + 1)
+    elif kind == "is at":
+        progress.update(share, text, index + 1)
     else:
         progress.note(text)
 
@@ -364,15 +366,21 @@ def _work(
     device = f"cuda:{worker % gpus}" if context.device == "cuda" and gpus else context.device
     parent = multiprocessing.parent_process()
     with StopSignal() as stop:
+        told_at = 0.0
 
-        def stop_without_parent(share: float, doing: str) -> None:
+        def tell(index: int, share: float, doing: str) -> None:
+            nonlocal told_at
             stop.asked |= parent is not None and not parent.is_alive()  # it was killed: nobody would hear of what follows
+            if time.monotonic() - told_at > TELL_SECONDS:
+                told_at = time.monotonic()
+                events.put(("is at", index, share, doing))
 
         runner = CellRunner(
             context, load_sam(context.backbone, context.checkpoint, device), open_datasets(specs, context.data), stop, begin=begin
         )
+        gc.freeze()  # what was imported stays: looking through it for garbage again and again took 2 % of a small cell
         while not stop.asked and (task := tasks.get()) is not None:
             for index, spec in task:
                 if not stop.asked:
                     events.put(("starts", index, 0.0, ""))
-                    events.put(("ends", index, 1.0, runner.run(spec, stop_without_parent)))
+                    events.put(("ends", index, 1.0, runner.run(spec, partial(tell, index))))

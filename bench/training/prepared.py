@@ -15,10 +15,10 @@ from torch import Tensor
 from bench.data.boundary import boundary
 from bench.data.objects import sample_objects
 from bench.grid.protocol import Settings
-from bench.model.backbones import frozen_bytes
 from bench.model.implementation import implementation
 from bench.model.sam import Prefix
 from bench.model.segmenter import PromptableSegmenter
+from bench.model.sizes import frozen_bytes
 from bench.model.transfer import pinned, uploaded
 from bench.training.by_object import ObjectTruth
 from bench.training.conditions import Condition
@@ -129,10 +129,10 @@ class Prepared:
         images, shown = [item.image for item in items], [(split, item.name, corruption) for item in items]
         key = *shown, settings.precision, torch.get_float32_matmul_precision()
         if kept := self._features.get(key) if model is self._reused else None:
-            return kept._replace(embedding=uploaded(kept.embedding, model.device), first_global=uploaded(kept.first_global, model.device))
+            return kept.mapped(lambda x: uploaded(x, model.device))
         found = model.encode(images, known=self.prefix(model, images, shown, settings.precision))
         if model is self._reused and not model.encoder.is_frozen and self._takes(_bytes(found)):
-            self._features[key] = found._replace(embedding=found.embedding.cpu(), first_global=found.first_global.cpu())
+            self._features[key] = found.mapped(lambda x: x.cpu())
         return found
 
     def prefix(self, model: PromptableSegmenter, images: Sequence[Tensor], identities: Sequence[Hashable], precision: str) -> Prefix | None:
@@ -141,16 +141,17 @@ class Prepared:
         if not parts:
             return None
         names = ["x", *["first_global"] * (model.decoder.reads_first_global and model.encoder.reaches_global(parts))]
-        how = id(model.sam), model.normalise_native_size, precision, torch.get_float32_matmul_precision(), implementation()
+        names += [f"maps{i}" for i in range(model.encoder.maps_after(parts))]
+        how = id(model.sam), model.normalise_native_size, model.resize, precision, torch.get_float32_matmul_precision(), implementation()
         place = model.encoder.is_compiled, parts, len(images)  # the same place in a batch of that size: a sum's order may depend on it
         keys = {name: [(identity, i, name, *how, *place) for i, identity in enumerate(identities)] for name in names}
         found = {name: [self._kept(key) for key in of_name] for name, of_name in keys.items()}
         if all(tensor is not None for of_name in found.values() for tensor in of_name):
             kept = {name: _together([x for x in of_name if x is not None], model.device) for name, of_name in found.items()}
-            return Prefix(kept["x"], kept.get("first_global"), parts)
+            return Prefix(kept["x"], kept.get("first_global"), parts, tuple(of for name, of in kept.items() if name.startswith("maps")))
         made = model.prefix(images)
         for name, of_name in keys.items():
-            rows = getattr(made, name)
+            rows = made.maps[int(name[4:])] if name.startswith("maps") else getattr(made, name)
             low = name == "first_global" and precision == "bf16" and model.decoder.halves_first_global
             for i, key in enumerate(of_name):
                 self._keep(key, rows[i : i + 1].to(torch.bfloat16) if low else rows[i : i + 1])
@@ -226,7 +227,7 @@ def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings, sid
 
 
 def _bytes(features: Features) -> int:
-    return features.embedding.nbytes + features.first_global.nbytes
+    return sum(x.nbytes for x in (features.embedding, features.first_global, *features.high_res))
 
 
 def _together(rows: Sequence[Tensor], device: torch.device) -> Tensor:

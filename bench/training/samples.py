@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError
 from bench.grid.plan import Request, open_datasets, specs_of, title
 from bench.grid.spec import RunSpec
-from bench.model.backbones import CONFIGS
+from bench.model.backbones import read_backbone
 from bench.training.train import TrainingSample, epoch_steps, samples_of
 from bench.types import Dataset, Shots
 
@@ -28,7 +28,7 @@ def training_samples(
     `.image` (H, W, 3) uint8, `.masks` of its objects (n, H, W) bool, `.kind` of its prompts ("point", "box", "mask" or "none") and
     `.prompts`. RequestError or DataError, in one sentence, for what is not allowed or not there.
     """
-    request = Request(method, dataset, str(shots), str(seed), str(draw), backbone, protocol)
+    request = Request(method, dataset, str(shots), str(seed), str(draw), read_backbone(backbone).name, protocol)
     specs = specs_of(request, "", Path(data))
     if len(specs) != 1:
         raise RequestError(f"{method} on {dataset} are {len(specs)} cells: one method and one data set are needed.")
@@ -38,13 +38,11 @@ def training_samples(
 def samples_of_cell(spec: RunSpec, dataset: Dataset, epochs: int = 1) -> Iterator[TrainingSample]:
     """The training samples of a cell on its opened data set."""
     settings, most = spec.settings, spec.settings.epochs
-    if spec.backbone not in CONFIGS:
-        raise unknown("backbone", spec.backbone, CONFIGS)
     if not spec.method.trains:
         raise RequestError(f"{title(spec)} trains nothing, so it sees no training image.")
     if not 1 <= epochs <= most:
         raise RequestError(f"epochs = {epochs}: protocol {spec.protocol} trains for {most} here; 1 to {most} are allowed.")
-    support, grid = dataset.support(spec.shots, spec.draw, settings.uses_val), CONFIGS[spec.backbone].grid
+    support, grid = dataset.support(spec.shots, spec.draw, settings.uses_val), read_backbone(spec.backbone).config.grid
     steps = epoch_steps(support, settings)
     places = ((epoch, batch) for epoch in range(epochs) for batch in range(steps))
     return (sample for place in places for sample in samples_of(dataset, support, settings, spec.seed, *place, grid))

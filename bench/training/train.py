@@ -20,6 +20,7 @@ from bench.model.precision import computing, repeatable
 from bench.model.segmenter import PromptableSegmenter
 from bench.model.transfer import Download, pinned, uploaded
 from bench.training.ahead import made_ahead
+from bench.training.captured import CapturedStep, may_capture
 from bench.training.losses import upsampled_loss
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
@@ -157,6 +158,7 @@ def steps_of(
     memory: Memory = WHOLE,
     process_group: ProcessGroup = SINGLE_PROCESS,
     prepared: Prepared | None = None,
+    capture: bool = False,
 ) -> Iterator[Step]:
     """Trains on the `support` images and yields each step once it is started: on a GPU, whoever reads a step's log after the next one was
     started keeps nobody waiting. A step's images are prepared while the one before it is computed.
@@ -164,6 +166,7 @@ def steps_of(
     first_step: how many steps were made before, with the model and optimizer as they were then.
     process_group: the processes that share each batch; every one makes the same step.
     prepared: keeps what the encoder's frozen part says of images that training shows again.
+    capture: on a GPU, a step whose shapes are those of the one before it is replayed as one graph (`bench.training.captured`).
     """
     each, device = epoch_steps(support, settings), model.device
 
@@ -175,6 +178,7 @@ def steps_of(
 
     steps, alike = range(first_step, each * settings.epochs), repeats_one_sample(support, settings)
     kept = prepared if prepared and prepared.has_room(model, shown_images(support, settings), settings.precision) else None
+    computed = CapturedStep(model, lambda given, seed: backward(model, given, seed, memory, settings.precision, place, kept))
     for step, examples in zip(steps, made_ahead(examples_of, steps, alike, lambda made: [e.there(device) for e in made]), strict=True):
         epoch, batch = divmod(step, each)
         lrs = [cosine_lr(epoch, settings, rate) for rate in settings.rates]
@@ -185,7 +189,10 @@ def steps_of(
         dropout_seed = int(_random("dropout", seed, step).integers(2**63))
         place = process_group.share(images)[0], images
         with repeatable(model.device):
-            own = backward(model, examples, dropout_seed, memory, settings.precision, place, kept)
+            if capture and device.type == "cuda" and may_capture(memory, len(examples), kept is not None):
+                own = computed(examples, dropout_seed)
+            else:
+                own = backward(model, examples, dropout_seed, memory, settings.precision, place, kept)
         losses = Download(process_group.summed(list(model.tuned().values()), own))
         for group, lr in zip(optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
@@ -196,7 +203,7 @@ def steps_of(
 def backward(
     model: PromptableSegmenter,
     examples: Sequence[Example],
-    dropout_seed: int,
+    dropout_seed: int | None,
     memory: Memory = WHOLE,
     precision: str = "fp32",
     place: tuple[int, int] | None = None,
@@ -207,7 +214,7 @@ def backward(
 
     The loss is the mean over images of what each image's objects cost on average, so a part counts by its number of images.
     place: where the examples are only a part, the number of the first and the images of the whole batch; the sum over parts is the
-    batch's. prepared: keeps what the encoder's frozen part says of the images.
+    batch's. dropout_seed: None where the caller has seeded. prepared: keeps what the encoder's frozen part says of the images.
     """
     size = memory.micro_batch or max(1, len(examples))
     first, total = place or (0, len(examples))
@@ -216,7 +223,8 @@ def backward(
         part = examples[start : start + size]
         images, sizes = [e.image for e in part], [(e.image.shape[-2], e.image.shape[-1]) for e in part]
         prompts = [model.placed(e.prompts, size) for e, size in zip(part, sizes, strict=True)]
-        torch.manual_seed(dropout_seed)
+        if dropout_seed is not None:
+            torch.manual_seed(dropout_seed)
         with part_of_batch(first + start, total), computing(precision, model.device):
             known = prepared.prefix(model, images, [e.identity for e in part], precision) if prepared else None
             features = model.encode(images, memory.checkpointing, known)

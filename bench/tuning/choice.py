@@ -13,6 +13,7 @@ from tabulate import tabulate
 from bench.errors import RequestError
 from bench.grid.files import write_together
 from bench.grid.plan import protocol_of
+from bench.grid.registry import DATASETS
 from bench.grid.spec import RunSpec
 from bench.grid.store import Record
 from bench.grid.tuned import FOLDER, Choice, Trial, as_toml, read_tuned
@@ -25,6 +26,7 @@ Alive = Mapping[Place, Sequence[int]]
 def tune(search: Search, options: Options, launcher: Launcher | None = None, free: Free | None = None, overwrite: bool = False) -> int:
     """Runs the trials that are not stored, and writes the choice once all are; the exit codes of `bench.run`. RequestError, before anything
     runs, for a wrong request or a file of another one that it would have to overwrite."""
+    DATASETS.find_in(options.data)  # those that are described there
     folder = options.out / FOLDER
     if not overwrite:
         _refuse_other_request(search, folder)
@@ -60,7 +62,8 @@ def _in_words(table: Mapping[str, Any]) -> str:
     failed = sum(bool(trial["failed"]) for trial in table["trial"])
     lost = f"\n{failed} of {len(table['trial'])} trials failed, as those that diverge do; the file says why." if failed else ""
     grid = tabulate(rows, heads, tablefmt="pipe", floatfmt=("", "", ".1f", ".1f", "", "", ""), missingval="-")
-    return f"\nmIoU (%) on held-out training images, the best of {table['trials']} trials:\n\n{grid}\n{lost}"
+    images = ", ".join(f"{count} of {name}" for name, count in table["held_out"].items())
+    return f"\nmIoU (%) on held-out training images ({images}), the best of {table['trials']} trials:\n\n{grid}\n{lost}"
 
 
 def _without_choice(trials: Trials, alive: Alive) -> str:
@@ -95,7 +98,8 @@ def _refuse_other_request(search: Search, folder: Path) -> None:
     if not path.is_file():
         return
     before, now = read_tuned(search.name, [folder]), _facts(search)
-    other = [name for name, value in now.items() if getattr(before, name) != value]
+    asked = [name for name, value in now.pop("request").items() if before.request.get(name) != value]
+    other = [*asked, *(name for name, value in now.items() if getattr(before, name) != value)]
     if other:
         raise RequestError(f"{path} was chosen with other {' and '.join(other)}: --overwrite replaces it, --name keeps both.")
 

@@ -58,6 +58,8 @@ class Search:
             raise unknown("sampler", self.sampler, SAMPLERS)
         if "," in self.request.shots.strip(","):
             raise RequestError(f"--shots {self.request.shots}: rates are tuned for one number of shots at a time.")
+        if "lr" in parse_call(self.request.protocol)[1]:
+            raise RequestError(f"--protocol {self.request.protocol} has an lr, which trials choose: --rates LOW:HIGH says from where.")
         if protocol_of(self.request.protocol).tuned:
             raise RequestError(f"--protocol {self.request.protocol} is tuned already: name the one that it comes from.")
         if not self.methods:
@@ -110,7 +112,7 @@ class Trials:
 
     def __post_init__(self) -> None:
         self.store = ResultStore(self.options.out)
-        self.checkpoint = checkpoint_path(self.search.request.backbone, self.options.pretrained)
+        self.checkpoint = checkpoint_path(self.search.request.backbone, self.options.pretrained, self.options.checkpoint)
         self.sha256 = file_sha256(self.checkpoint, self.options.out / "cache")
         self._groups = groups_by_method()
         self._cells: dict[tuple[str, int, str, int], list[RunSpec]] = {}

@@ -558,6 +558,6 @@ def test_too_few_images_to_hold_one_out_says_how_many_are_needed(data):
     train = open_dataset("few", data).names("train")
     described(data, "few", f"{PLAIN}[few_shot]\n{len(train) - 3} = {list(train[3:])}\n")
     specs = specs_of(Request("lora", "few", backbone="tiny", protocol="smoke(selections=['val'])"), "", data)
-    with pytest.raises(RequestError, match=r"which stand in no few-shot list, 3 here, at most its val_images, 64") as error:
+    with pytest.raises(RequestError, match=r"at least 4 of these are needed, and 3 of its \d+ training images are") as error:
         open_datasets(specs, data)
     sentence(error)

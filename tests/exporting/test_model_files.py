@@ -12,7 +12,8 @@ import bench
 from bench.errors import RequestError
 from bench.export import main
 from bench.exporting import onnx_files
-from bench.exporting.model_files import mergeable, merged_tensors, write_cat_sam, write_sam
+from bench.exporting.merged import mergeable, merged_tensors
+from bench.exporting.model_files import write_cat_sam, write_sam
 from bench.exporting.onnx_graphs import DecoderGraph, EncoderGraph, no_masks, traced
 from bench.grid.registry import METHODS
 from bench.model.backbones import CONFIGS

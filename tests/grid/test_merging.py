@@ -35,7 +35,7 @@ def merged(*words: object) -> int:
 def test_cells_of_two_places_stand_in_one_table(two, tmp_path, capsys) -> None:
     before = [bytes_of(root) for root in two]
     assert merged(*two, "--into", tmp_path / "c") == 0
-    assert "3 cells copied" in (said := capsys.readouterr().out) and "1 were there twice" in said
+    assert "3 cells copied" in (said := capsys.readouterr().out) and "1 was there twice" in said
     assert [bytes_of(root) for root in two] == before
     assert sorted(results(tmp_path / "c")["method"]) == ["cat_sam_t", "lora", "sam"]
     after = bytes_of(tmp_path / "c")

@@ -6,10 +6,12 @@ What stands around a record (provenance, progress) is tested here too.
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pty_runs import on_terminal
 from test_spec import LORA, ROOT, SETTINGS, SPEC
 
 from bench.errors import CheckpointError, RequestError
 from bench.grid.files import file_sha256
-from bench.grid.progress import Progress, duration
+from bench.grid.progress import Progress, duration, working
 from bench.grid.provenance import git_state, provenance
 from bench.grid.spec import MethodChoice, RunSpec
 from bench.grid.store import CellStatus, DamagedRecord, Record, ResultStore, read_record, record_bytes, spec_from_json, spec_to_json
@@ -359,6 +362,52 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+BARS = """
+import time
+from bench.grid.progress import Progress, working
+with Progress() as progress:
+    for index in (1, 2):
+        progress.cell(index, 12, "synth_buildings vpt_shallow(decoder=sam) tiny 1-shot draw 0 seed 3407 demo")
+        for share in (0.1, 0.2):
+            progress.update(share, "epoch 40/2000, loss 0.412", index)
+            time.sleep(0.1)
+    progress.done("mIoU 70.0 (best)", 1)
+    time.sleep(0.3)
+with working("Writing 3f2a as onnx"):
+    time.sleep(0.2)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_bars_and_the_time_left_are_seen_at_any_width(width: int) -> None:
+    code, said = on_terminal(["-c", BARS], width)
+    pyte = pytest.importorskip("pyte", reason="pyte, of requirements-dev.txt, is not installed")
+    screen, seen = pyte.Screen(width, 20), []
+    stream = pyte.Stream(screen)
+    for part in re.split(r"(?=\r\x1b\[2K)", said):  # each time before lines are drawn again
+        stream.feed(part)
+        seen.append([line.rstrip() for line in screen.display])
+    assert code == 0
+    lines = next(lines for lines in reversed(seen) if any("1 of 12 cells" in line for line in lines))
+    assert any(re.search(r"━.* 8% 1 of 12 cells .*about .* s left$", line) for line in lines), lines
+    assert any(line.startswith("[ 2/12] synth_buildings vpt_shallow(decoder=sam)") for line in lines)
+    assert any(re.search(r"━.* 20% epoch 40/2000, loss.* s left$", line) for line in lines), lines
+    assert any("Writing 3f2a as onnx" in line for lines in seen for line in lines)
+    assert "done" in said and [line for line in seen[-1] if line][-1] == "done"
+
+
+def test_what_takes_long_is_said_in_a_log_and_what_does_not_is_not() -> None:
+    log = io.StringIO()
+    with working("Drawing", log, every_seconds=0.1) as say:
+        time.sleep(0.2)
+        assert log.getvalue() == ""
+        say("Drawing 2: bars")
+        time.sleep(2.2)
+    lines = log.getvalue().splitlines()
+    assert len(lines) >= 2 and re.fullmatch(r"Drawing 2: bars … 2\.\d s", lines[0])
 
 
 def test_progress_on_a_terminal_keeps_brackets() -> None:

@@ -197,7 +197,7 @@ def test_conv_lora_is_a_layer_in_the_place_of_the_projection(sam, training):
     for path in ("fast", "reference"):
         torch.manual_seed(11)
         with use(path):
-            out, _, own_penalty = model.encoder.with_penalty(image)
+            out, _, own_penalty, _ = model.encoder.with_penalty(image)
         torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(own_penalty, penalty, atol=1e-6, rtol=1e-4)
 

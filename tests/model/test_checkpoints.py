@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import bench
 from bench.errors import CheckpointError, RequestError
-from bench.model.backbones import CONFIGS, FILES, checkpoint_path
+from bench.model.backbones import CONFIGS, checkpoint_path, read_backbone
 from bench.model.checkpoints import weights_sha256
 from bench.model.sam import Sam
 
@@ -56,7 +56,7 @@ def test_the_key_layout_is_metas(name):
 def test_a_vit_b_file_of_metas_name_and_size_loads(tmp_path):
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in Sam(CONFIGS["vit_b"]).state_dict().items()}
-    path = save(tmp_path / FILES["vit_b"], {k: torch.full(shape, 0.01) for k, shape in shapes.items()})
+    path = save(tmp_path / read_backbone("vit_b").file, {k: torch.full(shape, 0.01) for k, shape in shapes.items()})
     assert checkpoint_path("vit_b", tmp_path) == path
     assert bench.load_sam("vit_b", path).image_encoder.pos_embed.shape == (1, 64, 64, 768)
     with pytest.raises(CheckpointError, match="looks like vit_b"):
@@ -94,7 +94,8 @@ def test_what_a_training_script_puts_around_the_weights_is_taken_off(tmp_path, w
         ({"optimizer": {}, "epoch": 3}, "but a mapping with 'optimizer', 'epoch'"),
         ([1.0], "but list"),
         ({"model": {}, "state_dict": {}}, "but a mapping with 'model', 'state_dict'"),
-        ({"vision_encoder.pos_embed": torch.zeros(1)}, "names of Hugging Face's SamModel"),
+        ({"vision_encoder.pos_embed": torch.zeros(1)}, r"x.pth \(in Hugging Face's names\) does not fit"),
+        ({"state_dict": {"module.pos_embed": torch.zeros(1)}}, r"x.pth \(its 'state_dict', without 'module.'\) does not fit"),
     ],
 )
 def test_a_file_of_something_else_says_what_was_found(tmp_path, content, said):

@@ -1,9 +1,11 @@
 """The fast path computes what the plain one does: outputs and gradients of every method, and each kernel and product by itself."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from conftest import TOY
 from test_levers import TRAINED, examples, started
 
 import bench
@@ -20,8 +22,12 @@ from bench.types import Prompts
 
 METHODS = [*TRAINED, "lora(decoder=hq)"]
 CHEAP = ("cat_sam_t", "cat_sam_a", "lora", "vpt_shallow")  # of the kernel for GPUs; the other methods are in the slow tests
-BOTH_KERNELS = [(method, "chunked") for method in METHODS]
-BOTH_KERNELS += [pytest.param(method, "folded", marks=() if method in CHEAP else pytest.mark.slow) for method in METHODS]
+KERNELS = [(method, "whole") for method in METHODS]  # what the small backbone of these tests gets on a CPU
+KERNELS += [
+    pytest.param(method, kernel, marks=() if method in CHEAP else pytest.mark.slow)
+    for method in METHODS
+    for kernel in ("chunked", "folded")
+]
 
 
 def of_path(path, method):
@@ -34,10 +40,10 @@ def of_path(path, method):
             return loss, gradients, [features.embedding, *model.decode(features, [e.prompts for e in examples()])]
 
 
-@pytest.mark.parametrize(("method", "kernel"), BOTH_KERNELS)
+@pytest.mark.parametrize(("method", "kernel"), KERNELS)
 def test_outputs_and_gradients_are_those_of_the_plain_path(method, kernel, monkeypatch):
-    """With a CPU's attention kernel and with a GPU's, for which windows are whole."""
-    monkeypatch.setattr("bench.model.attention.choose", lambda device: kernel)
+    """With a CPU's attention kernels, of small images and of others, and with a GPU's."""
+    monkeypatch.setattr("bench.model.attention.choose", lambda device, places: kernel)
     (loss, gradients, outputs), (plain_loss, plain, plain_outputs) = of_path("fast", method), of_path("reference", method)
     torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(outputs, plain_outputs, strict=True):
@@ -216,8 +222,9 @@ def test_a_trained_bias_of_a_frozen_layer_learns(sam):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [*TRAINED, "adaptformer(dropout=0.5)", "vpt_deep(dropout=0.5)"])
 def test_the_whole_encoder_compiles_without_a_break(method):
-    """Training and evaluating, with the kernel that a GPU gets; on two images, which are a variant that compiles without a break too."""
-    model = started(method)
+    """Training and evaluating, with the kernel that a GPU gets; on two images, which are a variant that compiles without a break too.
+    One block of each kind, of windows and of the whole image: tracing costs seconds a block."""
+    model = started(method, replace(TOY, depth=2, global_blocks=(1,)))
     batch = torch.stack([model._input(example.image) for example in examples()[:2]])
     torch._dynamo.reset()  # it allows few variants of a function, of which other methods' are some
     walk = torch.compile(model.encoder._walk, dynamic=False, fullgraph=True, backend="eager")

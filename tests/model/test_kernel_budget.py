@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import bench
 from bench.model.backbones import CONFIGS
 from bench.model.method import build
 from bench.model.sam import Sam
@@ -14,6 +15,10 @@ from bench.types import Prompts
 
 META = torch.device("meta")
 TRAINING, ENCODING = 2_500, 900  # of vit_l, one image with one box, in float32; before 10,800 and 5,400
+OWN = {  # of those that take more, and why
+    "dora": (4_600, 1_450),  # directions, lengths and gains of the rows of q and v apart, of every block
+}
+UNCOUNTED = ("conv_lora",)  # minutes on "meta": a GPU asks all experts of all windows, by bicubic maps
 NONE = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten._reshape_alias", "aten.detach", "aten.lift_fresh")  # memory, and views
 SEVERAL = {  # what one operator sends on a GPU
     "aten.constant_pad_nd.default": 2,
@@ -44,10 +49,13 @@ def like_a_gpu(monkeypatch):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=attn_mask, scale=scale)[0]
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
-    monkeypatch.setattr("bench.model.attention.choose", lambda device: "folded")
+    monkeypatch.setattr("bench.model.attention.choose", lambda device, places: "folded")
 
 
-@pytest.mark.parametrize("method", ["cat_sam_t", *(pytest.param(method, marks=pytest.mark.slow) for method in ("cat_sam_a", "lora"))])
+METHODS = [name for name in bench.methods() if name not in ("sam", *UNCOUNTED)]
+
+
+@pytest.mark.parametrize("method", [m if m == "cat_sam_t" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
 def test_vit_l_takes_no_more_kernels_than_its_budget(method, like_a_gpu):
     with META:
         model = build(method, Sam(CONFIGS["vit_l"]), seed=0)
@@ -65,5 +73,6 @@ def test_vit_l_takes_no_more_kernels_than_its_budget(method, like_a_gpu):
         with torch.no_grad(), Launches() as encoding:
             model.encode([image])
         found.append((training.count, encoding.count))
-    assert 1_000 < found[1][0] <= TRAINING and 300 < found[1][1] <= ENCODING, found
+    training, encoding = OWN.get(method, (TRAINING, ENCODING))
+    assert training / 3 < found[1][0] <= training and encoding / 3 < found[1][1] <= encoding, found
     assert found[1][0] < found[0][0]

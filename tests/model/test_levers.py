@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from conftest import toy_backbone
+from conftest import TOY, toy_backbone
 
 import bench
 from bench.errors import RequestError
@@ -25,9 +25,9 @@ def examples():
     return made
 
 
-def started(method):
+def started(method, config=TOY):
     """A model whose branches are away from zero, where they would have no gradient."""
-    model = bench.build(method, toy_backbone(), seed=1).train()
+    model = bench.build(method, toy_backbone(config=config), seed=1).train()
     with torch.no_grad():
         for weight in model.tuned().values():
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))

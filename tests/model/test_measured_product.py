@@ -61,6 +61,21 @@ def test_measuring_takes_no_random_number_and_little_time():
     assert torch.equal(torch.get_rng_state(), before) and os.times().user - spent < 3  # 0.2 s where nothing else runs
 
 
+COLD = """import sys, time, torch
+from bench.model.measured_product import measured
+from bench.model.products import PRODUCTS
+torch.set_num_threads(1)
+before, began = set(sys.modules), time.process_time()
+measured(PRODUCTS, 1)
+print(time.process_time() - began, *sorted(set(sys.modules) - before))"""
+
+
+def test_the_first_measurement_of_a_process_imports_nothing():
+    """A second of imports, for products of a tenth, is what gradients that are given to PyTorch cost."""
+    seconds, *imported = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, check=True).stdout.split()
+    assert len(imported) < 20 and "sympy" not in imported and float(seconds) < 1.5  # 0.2 s where nothing else runs
+
+
 def test_training_that_goes_on_keeps_its_product():
     usual = choose_product("cpu")
     try:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import cv2
 import golden_files as golden
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,6 +24,7 @@ from bench.grid.spec import released_choice
 from bench.grid.store import ResultStore, read_record, spec_from_json, spec_to_json
 from bench.model.backbones import PRETRAINED
 from bench.model.released import released_tensors
+from bench.predict import main as predict
 from bench.reporting.comparable import CellQuery
 from bench.reporting.table import markdown
 from bench.reporting.tables import tables
@@ -72,6 +75,15 @@ def test_the_command_gives_the_cells_scores_and_rows(place, tmp_path):
     assert shown == [f"{scores[f'miou_{rule}']:.1f}" for rule in ("all", "empty_as_empty", "with_objects")]
     assert "CAT-SAM-T on tiny" in done.stdout
     assert not list(tmp_path.rglob("record.json"))
+
+
+def test_masks_are_predicted_from_a_released_file_as_from_its_cell(place, tmp_path):
+    assert list(torch.load(place / "cat.pth", weights_only=True)) == ["model"]  # as the reference's own code unpacks it
+    cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    asked = ["--image", str(tmp_path / "a.png"), "--box", "5", "5", "50", "30", "--no-overlay", "--pretrained", str(PRETRAINED), "--out"]
+    assert predict(["--run", str(place / "cell"), *asked, str(tmp_path / "cell.png")]) == 0
+    assert predict(["--checkpoint", str(place / "cat.pth"), *asked, str(tmp_path / "released.png")]) == 0
+    assert (tmp_path / "cell.png").read_bytes() == (tmp_path / "released.png").read_bytes()
 
 
 def test_a_stored_one_is_a_row_of_its_own(place, tmp_path, capsys):

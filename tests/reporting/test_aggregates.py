@@ -12,6 +12,8 @@ from bench.grid.published import PUBLISHED, read_published
 from bench.grid.store import ResultStore
 from bench.reporting.aggregate_figures import cliques
 from bench.reporting.aggregates import (
+    Scores,
+    _not_normalised,
     above,
     aggregated,
     improvement,
@@ -22,6 +24,7 @@ from bench.reporting.aggregates import (
     resampled,
 )
 from bench.reporting.comparable import CellQuery, comparable_cells
+from bench.reporting.labels import Labels
 from bench.reporting.table import markdown
 from bench.reporting.tables import tables
 
@@ -123,3 +126,17 @@ def test_one_run_of_each_has_no_aggregates_and_says_what_is_needed(tmp_path: Pat
     for like, needed in (("aggregates", "same draws or seeds"), ("draws", "--draws 0:10")):
         with pytest.raises(RequestError, match=f"Nothing to show: --like {like} needs .*{needed}"):
             tables(store, CellQuery(), like)
+
+
+def test_scores_are_not_normalised_by_a_gain_of_tenths() -> None:
+    """Half a point above zero-shot on one data set would count as a hundred."""
+
+    def scores(best: float) -> Scores:
+        of = {"sam": np.array([[[50.0, 50.0]]]), "lora": np.array([[[60.0, best]], [[62.0, best]]])}
+        return Scores(("whu", "sbu"), of, {}, "draw", "sam")
+
+    assert scores(51.0).normalised["lora"].mean() == pytest.approx(100) and not _not_normalised(scores(51.0), Labels(PAPER))
+    assert not scores(50.5).normalised
+    assert _not_normalised(scores(50.5), Labels(PAPER)) == (
+        "Not normalised: the best method must be 1 point or more above zero-shot, and is 0.5 on sbu.",
+    )

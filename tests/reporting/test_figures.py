@@ -1,15 +1,19 @@
 """Figures: each is drawn where its cells are, the same bytes twice, and the front and the ranks are what they say."""
 
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from matplotlib.transforms import Bbox
 from test_renderings import CAT, SAM, put
 
 from bench.figures import main
+from bench.grid.spec import MethodChoice
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery
 from bench.reporting.figures import pareto, pictures
-from bench.reporting.style import METADATA, rendered
+from bench.reporting.style import COLUMN, METADATA, PAGE, rendered
 
 
 @pytest.fixture
@@ -36,8 +40,55 @@ def test_every_figure_is_written_in_three_formats_and_twice_the_same(store: Resu
     assert {name.rpartition(".")[2] for name in first} == set(METADATA)
     for picture in pictures(store, CellQuery()):
         if picture.name.startswith(("bars_vit_l_abababab_1shot", "images")):
-            with picture.draw() as figure:
-                assert {form: first[f"{picture.name}.{form}"] for form in METADATA} == {form: rendered(figure, form) for form in METADATA}
+            figure = picture.draw()
+            assert {form: first[f"{picture.name}.{form}"] for form in METADATA} == {form: rendered(figure, form) for form in METADATA}
+
+
+def apart(boxes: Sequence[Bbox]) -> bool:
+    """Whether no box covers a part of another, but for a point and a half: lines of text have room for what few letters have."""
+    return not any(Bbox.intersection(a, b.padded(-4)) for a, b in combinations(boxes, 2))
+
+
+@pytest.mark.slow
+def test_no_text_is_cut_or_covered_with_thirty_methods(store: ResultStore) -> None:
+    names = [f"a_method_{i:02}" for i in range(29)]
+    methods = [MethodChoice(name, (), 1, "rank=8,alpha=16.0" if i % 9 == 8 else "") for i, name in enumerate(names)]
+    for shots in (1, 16):
+        for i, method in enumerate((SAM, *methods)):
+            put(store, 50.0 + i, method=method, shots=shots)
+            if shots == 1:
+                put(store, 40.0 + i, method=method, dataset="kvasir")
+    found = pictures(store, CellQuery())
+    assert len({picture.name for picture in found}) == len(found)
+    for picture in found:
+        figure = picture.draw()
+        rendered(figure, "png")  # texts are where this puts them
+        renderer = figure.canvas.get_renderer()
+        inside, (width, height) = figure.get_tightbbox(renderer), figure.get_size_inches()
+        assert inside.x0 > -0.02 and inside.y0 > -0.02 and inside.x1 < width + 0.02 and inside.y1 < height + 0.02, picture.name
+        assert width == pytest.approx(COLUMN) or width == pytest.approx(PAGE)
+        for ax in figure.axes:
+            assert apart([label.get_window_extent(renderer) for label in ax.get_yticklabels() if label.get_text()]), picture.name
+        assert apart([ax.title.get_window_extent(renderer) for ax in figure.axes if ax.get_title()]), picture.name
+        for legend in figure.legends:
+            assert apart([text.get_window_extent(renderer) for text in legend.get_texts()]), picture.name
+    (ranks,) = [
+        picture.draw() for picture in found if picture.name.startswith("ranks") and "1shot" in picture.name and "16shot" not in picture.name
+    ]
+    assert "exceeds the scale" in ranks.axes[0].get_xlabel()  # two data sets tell thirty methods not apart
+
+
+def test_curves_are_means_of_runs_within_their_range(store: ResultStore) -> None:
+    for seed, scale in ((0, 1.0), (1, 3.0)):
+        folder = store.folder(put(store, 70.0, seed=seed))
+        rows = [f"{step},{scale * (1 + 1 / step)}" for step in range(1, 201)]
+        (folder / "history.csv").write_text("\n".join(["step,loss", *rows]))
+    (picture,) = [picture for picture in pictures(store, CellQuery()) if picture.name.startswith("curves")]
+    (ax,) = picture.draw().axes
+    (line,), (band,) = ax.lines, ax.collections
+    assert len(line.get_xdata()) == 100 and line.get_ydata()[-1] == pytest.approx(2.0, abs=0.02)
+    ends = band.get_paths()[0].vertices[:, 1]
+    assert (ends.min(), ends.max()) == (pytest.approx(1.0, abs=0.01), pytest.approx(6.0, abs=0.01))
 
 
 def test_what_has_no_cells_is_not_drawn(store: ResultStore) -> None:

@@ -26,7 +26,7 @@ from bench.grid.store import Record, ResultStore, record_bytes
 from bench.reporting.comparable import CellQuery, comparable_cells
 from bench.reporting.figures import heat_maps
 from bench.reporting.formats import FORMATS, html, latex
-from bench.reporting.pivot import Pivot
+from bench.reporting.pivot import Pivot, _values, _without
 from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
 from bench.reporting.table_statistics import read_rows, table_statistics
 from bench.reporting.tables import pivoted, tables
@@ -340,16 +340,22 @@ def test_an_interval_excludes_zero_exactly_where_its_p_is_small(store: ResultSto
         assert (delta.low > 0 or delta.high < 0) == (p.value < 0.05)
 
 
+def images_of(folder: Path, rule: str) -> dict[str, tuple[int, int]]:
+    """image -> its intersection and union, as a table counts them."""
+    images, pixels = read_rows(folder, "best", rule) or ([], [])
+    return {name: (int(both), int(either)) for name, (both, either) in zip(images, pixels, strict=True)}
+
+
 def test_rules_count_images_as_the_metric_does(store: ResultStore) -> None:
     folder = store.folder(put(store, 80.0, empty=10))
-    assert {rule: len(read_rows(folder, "best", rule) or {}) for rule in ("all", "with_objects", "empty_as_empty")} == {
+    assert {rule: len(images_of(folder, rule)) for rule in ("all", "with_objects", "empty_as_empty")} == {
         "all": 40,
         "with_objects": 30,
         "empty_as_empty": 40,
     }
-    rows = read_rows(folder, "best", "empty_as_empty") or {}
+    rows = images_of(folder, "empty_as_empty")
     assert rows["039"] == (0, 0)
-    assert (read_rows(folder, "best", "all") or {})["039"] == (0, 1000)
+    assert images_of(folder, "all")["039"] == (0, 1000)
 
 
 def test_cells_without_rows_by_image_have_no_interval(store: ResultStore) -> None:
@@ -422,10 +428,12 @@ def test_what_a_sweep_changed_is_a_field_and_no_part_of_a_name(store: ResultStor
         "LoRA / 2": [52, 52, "pending"],
         "LoRA / 16": ["not run", 66, "not run"],
     }
+    assert _without("clean(lr=0.1,selections=last+val)", ["lr"]) == "clean(selections=last+val)"  # a list, as names have it
+    assert _values("clean(lr=decoder:0.1+encoder:1e-05)") == {"lr": "decoder:0.1+encoder:1e-05"}
     (picture,) = heat_maps(store, CellQuery(), Pivot.of("method,rank", "lr", "miou"))
-    with picture.draw() as figure:
-        (ax,) = figure.axes
-        assert sorted(round(float(text.get_text())) for text in ax.texts) == [40, 52, 52, 66]
+    figure = picture.draw()
+    (ax,) = figure.axes
+    assert sorted(round(float(text.get_text())) for text in ax.texts) == [40, 52, 52, 66]
     with pytest.raises(RequestError, match=r"Unknown field 'rnk'\. Did you mean rank\?"):
         pivoted(store, CellQuery(), Pivot.of("rnk", "lr", "miou"))
 

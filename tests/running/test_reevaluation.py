@@ -138,6 +138,11 @@ def test_boxes_of_a_file_are_kept_with_the_results(place, capsys):
     path.write_text("\n".join(["image,x0,y0,x1,y1", *lines, "elsewhere,1,1,2,2"]))
     assert ask(place, parent(place), "--prompt", f"boxes_from={path}") == 2
     assert "'elsewhere' is no test image of kvasir" in capsys.readouterr().err and len(stored(place)) == 2
+    name, (height, width) = dataset.names("test")[0], dataset.load("test", dataset.names("test")[0]).mask.shape
+    path.write_text(f"image,x0,y0,x1,y1\n{name},1,1,{width},{height}\n{name},1,1,{width + 1},9")
+    assert ask(place, parent(place), "--prompt", f"boxes_from={path}") == 2
+    said = f"row 3: the box [1, 1, {width + 1}, 9] is not inside the image {name} of kvasir, {width}×{height} pixels."
+    assert said in capsys.readouterr().err and len(stored(place)) == 2
 
 
 @pytest.mark.parametrize(

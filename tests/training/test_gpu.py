@@ -8,10 +8,11 @@ from conftest import Rectangles, toy_backbone
 
 import bench
 from bench.grid.registry import METHODS
-from bench.grid.spec import RunSpec, choose_method
+from bench.grid.spec import RunSpec, choose_method, parse_call
 from bench.model.implementation import use
 from bench.model.precision import repeatable
 from bench.running.cell import Cell
+from bench.types import STEP_GRAPH
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch finds none here")
 TRAINED = [name for name in bench.methods() if name != "sam"]
@@ -30,6 +31,24 @@ def test_a_cell_trained_twice_has_the_same_bytes(method, precision, smoke, tmp_p
         found.append((result.tuned, result.history.to_csv(), result.images.to_csv()))
     assert found[0] == found[1]
     assert not torch.are_deterministic_algorithms_enabled()  # outside of training steps
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", [*TRAINED, "adaptformer(dropout=0.5)", "vpt_deep(dropout=0.5)"])
+def test_a_cell_of_captured_steps_has_the_bytes_of_a_plain_one(method, precision, smoke, tmp_path, monkeypatch):
+    """Weights, losses and every image's counts, of one example that all steps show; evaluated in between, after which dropout is off."""
+    name, parameters = parse_call(method)
+    once = {"augmentation_stream": "reseeded_workers", "eval_mode_after_first_look": True, "epochs": 8, "evaluate_every": 4}
+    settings = replace(smoke, precision=precision, lr=0.03, selections=("best", "last"), **once)
+    spec = RunSpec("toy", "", "rectangles", 1, False, choose_method(METHODS.get(name), parameters), 1, 0, 0, "smoke", settings)
+    found, replayed, replay = [], [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replayed.append(graph), replay(graph)))
+    for mode in ("", STEP_GRAPH):
+        cell = Cell(spec, toy_backbone().to("cuda"), Rectangles(), tmp_path / mode, lambda share, doing: None, compile=mode)
+        result = cell.run({})
+        found.append((result.tuned, result.history.to_csv(), result.images.to_csv()))
+        assert bool(replayed) == (mode == STEP_GRAPH and not cell.model.encoder.frozen_parts)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("method", TRAINED)

@@ -21,7 +21,7 @@ from bench.errors import DivergedError
 from bench.grid.kept import in_words, needs
 from bench.grid.plan import Request, specs_of
 from bench.grid.protocol import load_protocol
-from bench.model.backbones import frozen_bytes
+from bench.model.sizes import frozen_bytes
 from bench.training.ahead import made_ahead
 from bench.training.evaluation import evaluate
 from bench.training.losses import upsampled_loss

@@ -172,6 +172,7 @@ def test_no_test_image_is_read_before_the_choice_and_a_protocol_takes_it(closed,
     edited = file.read_bytes()
     assert tune(tmp_path, "--only-rates") == 2 and "has another content" in capsys.readouterr().err and file.read_bytes() == edited
     assert tune(tmp_path, "--only-rates", trials=4) == 2 and "was chosen with other trials" in capsys.readouterr().err
+    assert tune(tmp_path, "--only-rates", "--draws", "1") == 2 and "was chosen with other draws:" in capsys.readouterr().err
     assert tune(tmp_path, "--only-rates", "--overwrite") == 0 and chosen(tmp_path) == found
 
 
@@ -235,6 +236,8 @@ def test_parameters_that_trials_chose_are_seen_in_name_and_key(closed, tmp_path,
         (["--images", "65"], "Data set synth_polyps holds out 32 training images, fewer than the 65 asked for."),
         (["--shots", "1,16"], "rates are tuned for one number of shots at a time"),
         (["--methods", "sam"], "None of the methods sam trains anything"),
+        (["--protocol", "smoke(epochs=1|2)"], "'smoke(epochs=1|2)' is a sweep, which stands for several: one is needed here."),
+        (["--protocol", "smoke(lr=1e-3)"], "--protocol smoke(lr=1e-3) has an lr, which trials choose: --rates LOW:HIGH"),
         (["--protocol", "smoke(tuned=other)"], "is tuned already: name the one that it comes from"),
         (["--name", "../mine"], "names no file of tuned rates"),
         (["--protocol", "smoke(epochs=0)"], "epochs"),
@@ -256,8 +259,8 @@ def test_a_wrong_request_is_one_sentence_before_anything_runs(tmp_path, capsys, 
         ("clean(tuned=none_of_these)", "lora", r"Unknown tuned rates \(looked for in .*\): 'none_of_these'"),
         ("clean(tuned='../mine')", "lora", "Unknown tuned rates"),
         ("clean(tuned=mine,lr=1e-3)", "lora", "has both lr and tuned"),
-        ("clean(tuned=mine)", "dora", r"Unknown method in tuned/mine.toml, so that no rates were chosen for it: 'dora\(decoder=sam\)'"),
-        ("clean(tuned=mine)", "lora(rank=8)", "no rates were chosen for it"),
+        ("clean(tuned=mine)", "dora", r"tuned/mine.toml has rates for lora\(decoder=sam\), and none for dora\(decoder=sam\): leave it out"),
+        ("clean(tuned=mine)", "lora(rank=8)", r"none for lora\(decoder=sam,rank=8\)"),
         ("clean(tuned=damaged)", "lora", "lacks"),
     ],
 )
@@ -305,7 +308,7 @@ def test_a_choice_for_each_data_set_is_for_those_alone(tmp_path):
     of = {name: {**LORA, "dataset": name, "rates": {"encoder": rate}} for name, rate in (("synth_polyps", 0.01), ("synth_shadows", 0.05))}
     write(tmp_path, "mine", *of.values(), per="dataset")
     assert [planned(tmp_path, name).settings.lr for name in of] == [0.01, 0.05]
-    with pytest.raises(RequestError, match=r"Unknown data set in tuned/mine.toml, which was tuned for each: 'synth_buildings'"):
+    with pytest.raises(RequestError, match="has rates for synth_polyps, synth_shadows, and none for the data set synth_buildings"):
         planned(tmp_path, "synth_buildings")
 
 

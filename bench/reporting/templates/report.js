@@ -33,6 +33,19 @@ for (const table of document.querySelectorAll("table")) {
   });
 }
 
+// Of the tables in the chooser one is open. Without scripts their headings open them, one after the other.
+const chooser = document.querySelector(".chooser");
+const views = [...chooser.querySelectorAll("details")];
+if (views.length > 1) {
+  const label = document.createElement("label");
+  const select = document.createElement("select");
+  views.forEach((view, i) => select.add(new Option(view.querySelector("summary").textContent.trim(), i)));
+  select.addEventListener("change", () => views.forEach((view, i) => { view.open = i === Number(select.value); }));
+  label.append("table", select);
+  chooser.prepend(label);
+}
+chooser.classList.add("chosen");
+
 const FIELDS = ["dataset", "shots", "method", "seed"];
 const form = document.querySelector(".filters");
 const tagged = [...document.querySelectorAll(FIELDS.map((field) => `main [data-${field}]`).join(","))];
@@ -56,6 +69,7 @@ const narrow = () => {
   document.querySelector("#shown").textContent = `${shown} of ${cells.length} cells shown, and the tables' rows and columns that are about them`;
 };
 if (form) {
+  form.hidden = false;
   for (const event of ["input", "change"]) form.addEventListener(event, narrow);
   form.addEventListener("reset", () => setTimeout(narrow)); // after the fields are empty
   form.addEventListener("submit", (event) => event.preventDefault()); // Enter in the text field

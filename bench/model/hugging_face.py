@@ -1,0 +1,109 @@
+"""Hugging Face's SamModel and peft: the names that they have for SAM's tensors, and what an adapter is."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from bench.model.sizes import SamConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+V = TypeVar("V")
+SHARED = "shared_image_embedding.positional_embedding"  # the same tensor as the prompt encoder's, and the one that files have
+# Meta's names, and Hugging Face's, part by part.
+RENAMED = (
+    (r"^image_encoder\.", "vision_encoder."),
+    (r"^vision_encoder\.blocks\.", "vision_encoder.layers."),
+    (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
+    (r"\.neck\.0\.", ".neck.conv1."),
+    (r"\.neck\.1\.", ".neck.layer_norm1."),
+    (r"\.neck\.2\.", ".neck.conv2."),
+    (r"\.neck\.3\.", ".neck.layer_norm2."),
+    (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
+    (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", "prompt_encoder.shared_embedding.positional_embedding"),
+    (r"^prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embed."),
+    (r"\.mask_downscaling\.0\.", ".mask_embed.conv1."),
+    (r"\.mask_downscaling\.1\.", ".mask_embed.layer_norm1."),
+    (r"\.mask_downscaling\.3\.", ".mask_embed.conv2."),
+    (r"\.mask_downscaling\.4\.", ".mask_embed.layer_norm2."),
+    (r"\.mask_downscaling\.6\.", ".mask_embed.conv3."),
+    (r"\.output_upscaling\.0\.", ".upscale_conv1."),
+    (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
+    (r"\.output_upscaling\.3\.", ".upscale_conv2."),
+    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.layers\.0\.", r"\1.proj_in."),
+    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.layers\.2\.", r"\1.proj_out."),
+    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.layers\.1\.", r"\1.layers.0."),
+)
+
+
+class PeftAdapter(NamedTuple):
+    """An adapter of Hugging Face's peft on SAM's image encoder.
+
+    config: its adapter_config.json, without where it belongs. tensors: by the encoder's own names, "blocks.0.attn.qkv.lora_A.weight".
+    """
+
+    config: dict[str, Any]
+    tensors: "dict[str, Tensor]"
+
+
+def hugging_face_name(name: str) -> str:
+    """SamModel's name for a tensor of SAM."""
+    for meta, theirs in RENAMED:
+        name = re.sub(meta, theirs, name)
+    return name
+
+
+def is_hugging_face(names: Iterable[str]) -> bool:
+    """Whether a checkpoint's names are SamModel's."""
+    return any(name.startswith("vision_encoder.") for name in names)
+
+
+def from_hugging_face(tensors: Mapping[str, V], expected: Iterable[str]) -> dict[str, V]:
+    """SamModel's tensors under SAM's names, as far as those are `expected`; what has none keeps its own."""
+    own = {hugging_face_name(name): name for name in expected}
+    tied = own["prompt_encoder.shared_embedding.positional_embedding"]
+    found = {own.get(name, name): tensor for name, tensor in tensors.items() if name != SHARED}
+    return found if tied in found or SHARED not in tensors else {**found, tied: tensors[SHARED]}
+
+
+def to_hugging_face(tensors: Mapping[str, V]) -> dict[str, V]:
+    """SAM's tensors under SamModel's names."""
+    found = {hugging_face_name(name): tensor for name, tensor in tensors.items()}
+    return {**found, SHARED: found["prompt_encoder.shared_embedding.positional_embedding"]}
+
+
+def sam_model_config(config: SamConfig) -> dict[str, Any]:
+    """The config.json of a SamModel of these sizes, what is the same of all left out."""
+    vision = {
+        "hidden_size": config.width,
+        "output_channels": config.decoder_width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "window_size": config.window,
+        "global_attn_indexes": list(config.global_blocks),
+        "mlp_dim": 4 * config.width,
+        "num_pos_feats": config.decoder_width // 2,
+    }
+    prompts = {
+        "hidden_size": config.decoder_width,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "mask_input_channels": config.mask_channels,
+    }
+    decoder = {
+        "hidden_size": config.decoder_width,
+        "mlp_dim": config.decoder_mlp,
+        "num_hidden_layers": config.decoder_depth,
+        "num_attention_heads": config.decoder_heads,
+        "iou_head_hidden_dim": config.iou_width,
+    }
+    return {
+        "architectures": ["SamModel"],
+        "model_type": "sam",
+        "vision_config": vision,
+        "prompt_encoder_config": prompts,
+        "mask_decoder_config": decoder,
+    }

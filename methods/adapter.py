@@ -1,0 +1,166 @@
+"""Somebody else's adapter: what Hugging Face's peft trained on SamModel, evaluated as it is."""
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bench.errors import RequestError
+from bench.grid.registry import METHODS
+from bench.model.checkpoints import first_line, read_tensors
+from bench.model.decoder import Decoder
+from bench.model.hugging_face import PeftAdapter, from_hugging_face, sam_model_config, to_hugging_face
+from bench.model.method import Method
+from bench.model.retuned import RetunedTuner, retuned
+from bench.model.sam import Sam, Tuner
+from bench.model.sam_modules import MaskDecoder
+from bench.model.sizes import PyramidConfig
+from methods.dora import DoRATuner
+from methods.ia3 import IA3Tuner
+from methods.lora import LoRATuner
+
+CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+LAYERS = "base_model.model.vision_encoder.layers."
+MEANING = ("peft_type", "r", "lora_alpha", "use_dora")  # of a config, what this project's own adapters say
+# What changes nothing, or stands in the tensors' names and shapes; any other key with a value is left to peft.
+HARMLESS = {
+    *("target_modules", "feedforward_modules", "base_model_name_or_path", "inference_mode", "task_type", "revision", "peft_version"),
+    *("auto_mapping", "lora_dropout", "init_lora_weights", "init_ia3_weights", "megatron_core", "qalora_group_size", "runtime_config"),
+}
+WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.original_module(?=\.)")  # what peft adds to the names of what is frozen
+Own = type[LoRATuner] | type[IA3Tuner]
+OWN: tuple[Own, ...] = (LoRATuner, DoRATuner, IA3Tuner)
+
+
+class AdaptedDecoder(Decoder):
+    """SAM's mask decoder with some tensors of its own."""
+
+    def __init__(self, own: MaskDecoder) -> None:
+        super().__init__()
+        self.own = own
+
+    def mask_decoder(self, sam: Sam) -> MaskDecoder:
+        return self.own
+
+
+@METHODS.register("adapter", listed=False)
+@dataclass(frozen=True)
+class Adapter(Method):
+    """The adapter in a folder, with SAM's encoder and decoder as it leaves them; nothing is trained here.
+
+    file: the folder of adapter_config.json and adapter_model.safetensors (or .bin), or that file. What `bench.export --format peft` wrote
+    is computed as it was trained, bit for bit; all else is merged into SAM's weights by peft itself, which has to be installed.
+    """
+
+    file: str
+    title: ClassVar[str] = "Adapter"
+    source: ClassVar[str] = "its authors"
+    trains: ClassVar[bool] = False
+
+    @property
+    def folder(self) -> Path:
+        """Where its two files lie."""
+        path = Path(self.file)
+        return path.parent if path.name in WEIGHTS else path
+
+    def files(self) -> Mapping[str, list[Path]]:
+        """The files that `file` stands for; RequestError where they are not there."""
+        weights = [self.folder / name for name in WEIGHTS if (self.folder / name).is_file()]
+        if not weights or not (self.folder / CONFIG).is_file():
+            raise RequestError(f"adapter(file={self.file!r}): {CONFIG} and {' or '.join(WEIGHTS)} are needed there.")
+        return {"file": [self.folder / CONFIG, weights[0]]}
+
+    def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
+        if isinstance(sam.config, PyramidConfig):
+            raise RequestError(f"adapter(file={self.file!r}): adapters of SAM's SamModel alone are read, and this backbone is none.")
+        path, weights = self.files()["file"]
+        tensors = read_tensors(weights)
+        tuner = own_tuner(sam, _config(path), tensors)
+        if tuner:
+            return tuner.requires_grad_(False), Decoder()
+        return _adapted(sam, self._merged(sam, tensors))
+
+    def _merged(self, sam: Sam, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """SAM's tensors with the adapter merged into them."""
+        try:
+            return merged_by_peft(sam, self.folder, tensors)
+        except ImportError:
+            raise RequestError(f"adapter(file={self.file!r}) needs peft: pip install -r requirements-backbones.txt.") from None
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"adapter(file={self.file!r}) does not fit this backbone: {first_line(error)}.") from None
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The content of adapter_config.json."""
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read as JSON: {first_line(error)}.") from None
+    if not isinstance(config, dict):
+        raise RequestError(f"{path} is no adapter_config.json: a table of values is needed.")
+    return config
+
+
+def own_tuner(sam: Sam, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tuner | None:
+    """The tuner of this project that makes exactly this adapter; None where none does."""
+    if not all(name.startswith(LAYERS) for name in tensors) or any(
+        value and value != "none" for key, value in config.items() if key not in {*HARMLESS, *MEANING}
+    ):
+        return None
+    meaning = {key: config[key] for key in MEANING if config.get(key)}
+    adapter = PeftAdapter(meaning, {f"blocks.{name.removeprefix(LAYERS)}": tensor for name, tensor in tensors.items()})
+    for kind in OWN:
+        with suppress(KeyError, IndexError, RuntimeError, TypeError, ZeroDivisionError):
+            tuner = kind.of_peft(sam, adapter)
+            if _same(tuner.peft(sam.image_encoder), adapter):
+                return tuner
+    return None
+
+
+def _same(a: PeftAdapter, b: PeftAdapter) -> bool:
+    return a.config == b.config and a.tensors.keys() == b.tensors.keys() and all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+
+
+def merged_by_peft(sam: Sam, folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """SAM's tensors, under its own names, with an adapter merged into them by peft. ImportError where it is not installed; ValueError for
+    an adapter of another model."""
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from transformers import SamConfig, SamModel
+
+    frozen = sam.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = SamModel(SamConfig(**sam_model_config(sam.config)))
+        whole.load_state_dict(to_hugging_face(frozen))
+        base = set(whole.state_dict())  # its names before peft wraps its modules
+        model = get_peft_model(whole, PeftConfig.from_pretrained(str(folder)))
+        found: Any = set_peft_model_state_dict(model, tensors)
+        if found.unexpected_keys:
+            raise ValueError(f"there is no place for its {found.unexpected_keys[0]}")
+        if lacking := [name for name in found.missing_keys if WRAPPED.sub("", name) not in base]:
+            raise ValueError(f"it lacks {lacking[0]}")
+        merged = model.merge_and_unload().state_dict()
+    return {name: tensor.detach() for name, tensor in from_hugging_face(merged, frozen).items() if name in frozen}
+
+
+@torch.no_grad()
+def _adapted(sam: Sam, merged: Mapping[str, Tensor]) -> tuple[Tuner, Decoder]:
+    """An encoder and a decoder that have those of the tensors which are not SAM's."""
+    changed = {name: tensor for name, tensor in merged.items() if not torch.equal(tensor, sam.state_dict()[name])}
+    if odd := [name for name in changed if name.startswith("prompt_encoder.")]:
+        raise RequestError(f"The adapter changes SAM's prompt encoder ({odd[0]}), which every method here leaves as it is.")
+    parts = []
+    for part in ("image_encoder", "mask_decoder"):
+        own = {name.removeprefix(f"{part}."): tensor for name, tensor in changed.items() if name.startswith(f"{part}.")}
+        module = retuned(getattr(sam, part), own.__contains__).requires_grad_(False)
+        for name, parameter in module.named_parameters():
+            parameter.copy_(own[name])
+        parts.append(module)
+    return RetunedTuner(parts[0]), AdaptedDecoder(parts[1])
