@@ -25,6 +25,7 @@ DEV := .venv/.setup-dev-done
 help:
 	@echo "make setup | demo | test | test-slurm | lint | tables | clean"
 	@echo "make tune TRIALS=8   the paper's rows on one generated domain, untuned beside tuned; also TUNED and what bench has"
+	@echo "make bench SUITE=paper_all_tasks   or another of configs/suites, with any of these laid over it; tables beside the published numbers"
 	@echo "make bench SHOTS=1   also METHODS DATASETS SEEDS BACKBONE PROTOCOL DATA PRETRAINED LAUNCHER PROFILE OUT"
 
 setup: $(DEV)
@@ -32,10 +33,15 @@ setup: $(DEV)
 demo: $(RUN)
 	$(PY) -m bench.demo
 
+# Of a suite, what is named on the command line is laid over it.
+OF_SUITE := METHODS DATASETS SHOTS SEEDS BACKBONE PROTOCOL
+given = $(if $(filter command environment,$(firstword $(origin $(1)))),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
+
 # The tables are made even where some cells failed (1): each gap says why. A wrong request (2) starts nothing.
 bench: $(RUN)
-	@status=0; $(PY) -m bench.run --methods '$(METHODS)' --datasets '$(DATASETS)' --shots '$(SHOTS)' \
-	  $(if $(SEEDS),--seeds '$(SEEDS)') --backbone '$(BACKBONE)' --protocol '$(PROTOCOL)' --data '$(DATA)' \
+	@status=0; $(PY) -m bench.run $(if $(SUITE),--config 'configs/suites/$(SUITE).toml' $(foreach name,$(OF_SUITE),$(call given,$(name))),\
+	  --methods '$(METHODS)' --datasets '$(DATASETS)' --shots '$(SHOTS)' $(if $(SEEDS),--seeds '$(SEEDS)') \
+	  --backbone '$(BACKBONE)' --protocol '$(PROTOCOL)') --data '$(DATA)' \
 	  --pretrained '$(PRETRAINED)' --launcher '$(LAUNCHER)' $(if $(PROFILE),--profile '$(PROFILE)') --out '$(OUT)' || status=$$?; \
 	if [ $$status -le 1 ] && [ '$(LAUNCHER)' = local ]; then $(PY) -m bench.tables --like paper --out '$(OUT)' || exit; fi; exit $$status
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import one_sentence
-from bench.grid.metrics import RULES
+from bench.grid.metrics import RULES, USUAL, metric_of
 
 
 @one_sentence
@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="results", type=Path, help="where the cells of a commit lie")
     parser.add_argument("--selection", help="default: the one that each protocol puts first")
     parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
+    parser.add_argument("--metric", default=USUAL, help="by what they are compared, of `python -m bench.list metrics`")
     given = parser.parse_args(arguments)
+    metric_of(given.metric)
     from bench.reporting.differences import differing, paired, results, side
     from bench.reporting.terminal import show
 
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pairs = paired(a, b)
     print(f"A: {a.name} ({len(a.cells)} cells)\nB: {b.name} ({len(b.cells)} cells)\n")
     show(differing(pairs))
-    show(results(pairs, given.selection, given.rule))
+    show(results(pairs, given.selection, given.rule, given.metric))
     print(*a.notes, *b.notes, sep="\n")
     return 0
 

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rule", default="all", help="what images without any object count")
     parser.add_argument("--rows", help="heat maps instead: fields for their rows, as in bench.tables")
     parser.add_argument("--columns", help="and for their columns")
-    parser.add_argument("--metric", default="miou", help="what they show")
+    parser.add_argument("--metric", help="of `python -m bench.list metrics`, of heat maps also a column; default: miou")
     given = parser.parse_args(arguments)
     return _draw(given)
 
@@ -41,9 +41,10 @@ def _draw(given: argparse.Namespace) -> int:
     from bench.reporting.pivot import Pivot
     from bench.reporting.style import save
 
-    store, query = ResultStore(*given.out), CellQuery(rule=given.rule)
     swept = given.rows or given.columns
-    drawn = heat_maps(store, query, Pivot.of(given.rows or "", given.columns or "", given.metric)) if swept else pictures(store, query)
+    store, query = ResultStore(*given.out), CellQuery(rule=given.rule, metric=None if swept else given.metric)
+    pivot = Pivot.of(given.rows or "", given.columns or "", given.metric or "miou") if swept else None
+    drawn = heat_maps(store, query, pivot) if pivot else pictures(store, query)
     for picture in told(drawn, "Drawing figure", lambda picture: picture.name):
         print(*save(picture.draw(), given.out[0] / "figures", picture.name))
     return 0

@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default=[Path("results")], type=Path, nargs="+", help="results folders")
     parser.add_argument("--selection", choices=SELECTIONS, help="default: the one that the protocol puts first")
     parser.add_argument("--rule", default="all", choices=RULES, help="what images without any object count")
+    parser.add_argument("--metric", help="of `python -m bench.list metrics`; default: the pooled foreground IoU")
     for name in ("shots", "protocol", "backbone"):
         parser.add_argument(f"--{name}", help=f"only cells of this {name}")
     given = parser.parse_args(arguments)
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.reporting.power import power_tables
     from bench.reporting.terminal import show
 
-    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone)
+    query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, metric=given.metric)
     for table in power_tables(ResultStore(*given.out), query, given.a, given.b, given.difference):
         show(table)
     return 0

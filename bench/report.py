@@ -21,12 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", default=[Path("results")], type=Path, nargs="+", help="results folders; the page goes to the first's report/index.html"
     )
+    parser.add_argument("--metric", help="of `python -m bench.list metrics`; default: the pooled foreground IoU")
     given = parser.parse_args(arguments)
     from bench.grid.progress import working
     from bench.reporting.report import report  # not before the words are read
 
     with working("Making the report"):
-        page = report(ResultStore(*given.out)).encode()
+        page = report(ResultStore(*given.out), given.metric).encode()
     folder = given.out[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
     write_together(folder, {"index.html": page})

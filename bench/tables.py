@@ -9,11 +9,12 @@ where there is nothing to show.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import RequestError, one_sentence, unknown
-from bench.grid.metrics import RULES
+from bench.grid.metrics import RULES, USUAL
 from bench.grid.protocol import SELECTIONS
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(
-    like: str = "plain", *, out: str | Path = "results", rows: str = "", columns: str = "", metric: str = "miou", **of: str | None
+    like: str = "plain", *, out: str | Path = "results", rows: str = "", columns: str = "", metric: str | None = None, **of: str | None
 ) -> "Table":
     """One table of the stored cells, which a notebook shows, and whose `frame()` has its numbers; `rows` and `columns` as in the command.
 
@@ -53,8 +54,8 @@ def table(
     from bench.reporting.pivot import Pivot
     from bench.reporting.tables import pivoted, tables
 
-    query, store = CellQuery.of(of), ResultStore(Path(out))
-    made = pivoted(store, query, Pivot.of(rows, columns, metric)) if rows or columns else tables(store, query, like)
+    query, store = CellQuery.of({**of, "metric": None if rows or columns else metric}), ResultStore(Path(out))
+    made = pivoted(store, query, Pivot.of(rows, columns, metric or USUAL)) if rows or columns else tables(store, query, like)
     made = [one for one in made if one.name.startswith(f"{like}_")] or made  # of what says several things, the first
     if len(made) > 1:
         which = "; ".join(", ".join(f"{name} {value}" for name, value in one.context) for one in made)
@@ -71,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--like", default="plain", metavar="KIND", help=kinds)
     parser.add_argument("--rows", help="a table of your own: fields for its rows (backbone, protocol, shots, dataset, method, …)")
     parser.add_argument("--columns", help="and for its columns")
-    parser.add_argument("--metric", default="miou", help="what it shows: miou, dice, mean_image_iou, or a column such as cost.steps")
+    of_metric = "of `python -m bench.list metrics` , of a table of your own also a column as cost.steps; default: miou, of paper its own"
+    parser.add_argument("--metric", help=of_metric)
     parser.add_argument("--format", default="md,csv", help="files to write: md, csv, latex, html")
     parser.add_argument("--no-intervals", action="store_true", help="leave intervals out, but in the CSV")
     parser.add_argument("--no-n", action="store_true", help="leave numbers of runs out, but in the CSV")
@@ -95,7 +97,8 @@ def _asked(given: argparse.Namespace) -> "list[Table]":
 
     query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, given.against, not given.names)
     if given.rows or given.columns:
-        return pivoted(ResultStore(*given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric))
+        return pivoted(ResultStore(*given.out), query, Pivot.of(given.rows or "", given.columns or "", given.metric or USUAL))
+    query = replace(query, metric=given.metric)
     return tables(ResultStore(*given.out), query, given.like)
 
 

@@ -56,9 +56,10 @@ class Manifest:
 
 
 def data_facts(dataset: Dataset, cache_dir: Path | None) -> dict[str, Any]:
-    """What a record says of a data set's files; a fingerprint of None is that of images which are drawn, not read."""
+    """What a record says of a data set and its files; a fingerprint of None is that of images which are drawn, not read."""
     manifest = manifest_of(dataset, cache_dir)
-    return {"title": dataset.title, "fingerprint": manifest.fingerprint, "files": len(manifest.files), "bytes": manifest.bytes}
+    own = {} if dataset.metric == Dataset.metric else {"metric": dataset.metric}
+    return {**own, "title": dataset.title, "fingerprint": manifest.fingerprint, "files": len(manifest.files), "bytes": manifest.bytes}
 
 
 def manifest_of(dataset: Dataset, cache_dir: Path | None, again: bool = False, on_bytes: OnBytes | None = None) -> Manifest:

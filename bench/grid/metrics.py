@@ -282,6 +282,7 @@ METRICS: Mapping[str, Metric] = {
         score=lambda rows, _: _average_precision(rows, 0.5),
     ),
 }
+USUAL = "miou"
 RECORDED = ("miou", "dice", "mean_image_iou")  # what records have; all others are read off the rows by image
 
 

@@ -1,31 +1,76 @@
 """The published numbers: files of `results/paper`, and how their methods, and others beside them, are named and ordered."""
 
 import ast
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import ROOT
+from bench.grid.metrics import USUAL
 from bench.grid.spec import RELEASED, split_calls
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PAPER = ROOT / "results" / "paper"
-PUBLISHED = {"1": PAPER / "one_shot.csv"}  # by shots
+PUBLISHED = {"1": PAPER / "one_shot.csv"}  # by shots: tables of methods
+BY_TASK = PAPER / "by_task.csv"  # numbers of every task and number of shots, a row each, beside those
+
+
+@dataclass(frozen=True)
+class Number:
+    """A published number. metric: of `bench.grid.metrics`, "" where it is not known. differs: in two words why no difference from ours
+    means anything, "" where it does; caveat: what else is to be known."""
+
+    value: float
+    metric: str = "miou"
+    differs: str = ""
+    caveat: str = ""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published table: titles and numbers by method name; `source` is where they stand."""
+    """A published table: titles and numbers by method name; `source` is where they stand. averaged: the data sets of its average; others:
+    numbers by task and method that stand beside it."""
 
     titles: Mapping[str, str]
     numbers: Mapping[tuple[str, str], float]  # (method, data set)
-    datasets: tuple[str, ...]
+    averaged: tuple[str, ...]
     source: str
+    others: Mapping[tuple[str, str], Number] = field(default_factory=dict)
+    other_titles: Mapping[str, str] = field(default_factory=dict)
 
-    def of(self, label: str, column: str) -> float | None:
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets with a number."""
+        return tuple(dict.fromkeys((*self.averaged, *(name for _, name in self.others))))
+
+    def of(self, label: str, column: str) -> Number | None:
         """The number for a row; None where parameters other than the decoder were changed, or nothing was published."""
         name, others = _parts(label)
-        return None if others else self.numbers.get((name, column))
+        if others:
+            return None
+        value = self.numbers.get((name, column))
+        return self.others.get((name, column)) if value is None else Number(value)
+
+    def metric(self, dataset: str) -> str:
+        """By which a data set's tuned methods are published, whose rows come last; the usual one where it is not known."""
+        if any(name == dataset for _, name in self.numbers):
+            return USUAL
+        return [*(number.metric for (_, name), number in self.others.items() if name == dataset), ""][-2:][0] or USUAL
+
+    def notes(self, datasets: Iterable[str], title: Callable[[str], str]) -> list[str]:
+        """What is to be known of the numbers of these data sets, called by their titles, and those of systems that are not here."""
+        told = {(name, number.caveat): None for (_, name), number in self.others.items() if name in datasets and number.caveat}
+        absent = [
+            f"{self.other_titles[method]} {number.value:g} on {title(name)} ({number.differs})"
+            for (method, name), number in self.others.items()
+            if name in datasets and method not in self.titles
+        ]
+        also = [f"Published beside these, by systems that are not here: {', '.join(absent)}."] if absent else []
+        return [*(f"Published for {title(name)}: {caveat}." for name, caveat in told), *also]
 
 
 def read_published(path: Path) -> Published:
@@ -39,9 +84,28 @@ def read_published(path: Path) -> Published:
     return Published(titles, numbers, tuple(name for name in columns if name != "average"), str(frame["source"].iloc[0]))
 
 
+def has_numbers(shots: str) -> bool:
+    """Whether anything was published for a number of shots."""
+    return shots in set(_by_task()["shots"])
+
+
 def published_for(shots: str) -> Published:
-    """The published table of a number of shots; where there is none, that of one shot, which names and orders methods."""
-    return read_published(PUBLISHED.get(shots, PUBLISHED["1"]))
+    """The published table of a number of shots, with all numbers by task; where there is no table, that of one shot names and orders
+    methods and has no numbers."""
+    table, frame = read_published(PUBLISHED["1"]), _by_task()
+    here = frame[frame["shots"].isin([shots, "any"])] if has_numbers(shots) else frame.head(0)
+    columns = ("method", "dataset", "value", "metric", "differs", "caveat")
+    others = {(method, dataset): Number(*told) for method, dataset, *told in zip(*(here[name] for name in columns), strict=True)}
+    numbers = table.numbers if shots in PUBLISHED else {}
+    source = table.source if shots in PUBLISHED else str(frame["source"].iloc[0])
+    return replace(table, numbers=numbers, others=others, source=source, other_titles=dict(zip(here["method"], here["label"], strict=True)))
+
+
+@cache
+def _by_task() -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.read_csv(BY_TASK, dtype={"shots": str}, keep_default_na=False)
 
 
 def ordered(labels: Iterable[str], published: Published) -> list[str]:

@@ -4,12 +4,12 @@ import csv
 import math
 import os
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from bench.grid.files import remember, remembered
-from bench.grid.metrics import ImageRow, scores
+from bench.grid.metrics import ImageRow, metric_of, scores
 
 IMAGES = "images.csv"
 COUNTS = ("objects", "intersection", "union", "truth", "predicted")
@@ -49,6 +49,23 @@ def read_image_rows(folder: Path) -> dict[str, list[ImageRow]] | None:
     except (OSError, ValueError, IndexError, StopIteration, csv.Error):
         return None
     return found
+
+
+def score_of(folder: Path, selection: str, rule: str, metric: str) -> float:
+    """A cell's score by any metric, from its rows; NaN where they are absent, or lack what it needs."""
+    rows = _kept(folder, stamp(folder / IMAGES)) or {}
+    return metric_of(metric).value(rows[selection], rule) if rows.get(selection) else math.nan
+
+
+def lacks(folder: Path, selection: str, metric: str) -> tuple[str, ...]:
+    """The columns of a cell's rows that a metric needs and that they have not."""
+    return metric_of(metric).lacks((_kept(folder, stamp(folder / IMAGES)) or {}).get(selection, ()))
+
+
+@lru_cache(maxsize=1024)
+def _kept(folder: Path, stamp: tuple[int, int]) -> dict[str, list[ImageRow]] | None:
+    """The rows of a file with this stamp."""
+    return read_image_rows(folder)
 
 
 def disagreement(folder: Path, said: Scores) -> str:

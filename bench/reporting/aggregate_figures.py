@@ -74,13 +74,9 @@ def intervals(scores: Scores, naming: Labels) -> Figure:
 
 def improvements(scores: Scores, against: str, naming: Labels) -> Figure:
     """The chance that a run of every method is above one of the method that they are compared with."""
-    reference = scores.of[against]
-    shown = {
-        label: (100 * float(improvement(of, reference)), _scaled(improvement_interval(of, reference), 100))
-        for label, of in scores.of.items()
-        if label != against
-    }
-    words = f"chance (%) that a run is above one of\n{naming.method(against)}"
+    pairs = {label: scores.better(label, against) for label in scores.of if label != against}
+    shown = {label: (100 * float(improvement(*pair)), _scaled(improvement_interval(*pair), 100)) for label, pair in pairs.items()}
+    words = f"chance (%) that a run is better than one of\n{naming.method(against)}"
     figure = _forest(scores, shown, naming, words)
     (ax,) = figure.axes
     ax.axvline(50, color=GREY, linewidth=0.8)

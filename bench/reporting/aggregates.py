@@ -84,13 +84,14 @@ def _times(picks: Values, units: int) -> Values:
 @dataclass(frozen=True)
 class Scores:
     """What is aggregated: label -> percent of mIoU, (units, runs, data sets), of the methods that have all data sets. lacking: why others
-    have none. units: "draw" or "seed". zero_shot: the method that trains nothing, "" where there is none."""
+    have none. units: "draw" or "seed". zero_shot: the method that trains nothing, "" where there is none. sign: -1 where less is better."""
 
     datasets: tuple[str, ...]
     of: Mapping[str, Values]
     lacking: Mapping[str, str]
     units: str
     zero_shot: str
+    sign: int = 1
 
     @property
     def trained(self) -> list[str]:
@@ -99,8 +100,8 @@ class Scores:
 
     @cached_property
     def best(self) -> str:
-        """The tuned method of the highest interquartile mean."""
-        return max(self.trained, key=lambda label: float(iqm(self.of[label])))
+        """The tuned method of the best interquartile mean."""
+        return max(self.trained, key=lambda label: self.sign * float(iqm(self.of[label])))
 
     @cached_property
     def normalised(self) -> Mapping[str, Values]:
@@ -109,13 +110,17 @@ class Scores:
         if not self.zero_shot or min(self.gains) < LEAST_GAIN:
             return {}
         none = self.of[self.zero_shot].mean(axis=(0, 1))
-        return {label: 100 * (of - none) / np.array(self.gains) for label, of in self.of.items()}
+        return {label: self.sign * 100 * (of - none) / np.array(self.gains) for label, of in self.of.items()}
 
     @cached_property
     def gains(self) -> list[float]:
-        """Points by which the best method's mean is above zero-shot, on every data set."""
-        none = self.of[self.zero_shot].mean(axis=(0, 1))
-        return (np.max([of.mean(axis=(0, 1)) for of in self.of.values()], axis=0) - none).tolist()
+        """Points by which the best method's mean is ahead of zero-shot, on every data set."""
+        means = {label: self.sign * of.mean(axis=(0, 1)) for label, of in self.of.items()}
+        return (np.max(list(means.values()), axis=0) - means[self.zero_shot]).tolist()
+
+    def better(self, one: str, other: str) -> tuple[Values, Values]:
+        """The runs of two methods as `improvement` compares them: more is better."""
+        return self.sign * self.of[one], self.sign * self.of[other]
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,9 @@ class Ranking:
     critical: float
 
     @classmethod
-    def of(cls, means: Mapping[str, Values], over: str) -> "Ranking":
+    def of(cls, means: Mapping[str, Values], over: str, sign: int = 1) -> "Ranking":
         """From every method's means in the blocks."""
-        blocks = np.stack(list(means.values()), axis=1)
+        blocks = sign * np.stack(list(means.values()), axis=1)
         ranks = dict(zip(means, map(float, mean_ranks(blocks)), strict=True))
         return cls(ranks, f"{len(blocks)} {over}", critical_difference(len(means), len(blocks)))
 
@@ -142,12 +147,12 @@ def ranking(comparable: ComparableCells, published: Published, scores: Scores | 
     if len(datasets) == 1 and scores:
         units = max(map(len, scores.of.values()))
         means = {label: np.broadcast_to(of.mean(axis=1)[:, 0], units) for label, of in scores.of.items()}
-        return Ranking.of(means, f"{scores.units}s of {comparable.naming.dataset(datasets[0])}")
+        return Ranking.of(means, f"{scores.units}s of {comparable.naming.dataset(datasets[0])}", scores.sign)
     values = {label: [comparable.cell(label, name).value for name in datasets] for label in comparable.labels_of(datasets)}
     whole = {label: np.array(of, dtype=float) for label, of in values.items() if None not in of}
     if min(len(whole), len(datasets)) < FEWEST:
         return None
-    return Ranking.of({label: whole[label] for label in ordered(whole, published)}, "data sets")
+    return Ranking.of({label: whole[label] for label in ordered(whole, published)}, "data sets", comparable.sign)
 
 
 def aggregated(comparable: ComparableCells, published: Published) -> Scores | None:
@@ -179,7 +184,7 @@ def aggregated(comparable: ComparableCells, published: Published) -> Scores | No
         found[label] = values if label in tuned else values[:1, :1]
     released = set(frame.loc[frame["released_sha256"] != "", "label"])
     zero_shot = next((label for label in whole if label not in tuned | released), "")
-    return Scores(datasets, found, lacking, "draw" if by_draw else "seed", zero_shot)
+    return Scores(datasets, found, lacking, "draw" if by_draw else "seed", zero_shot, comparable.sign)
 
 
 def _gone(comparable: ComparableCells, label: str) -> list[str]:
@@ -202,7 +207,8 @@ def aggregates_tables(comparable: ComparableCells, published: Published) -> list
     notes = (*comparable.warnings, *_meaning(scores, naming, against), *_ranked(ranked), *_lacking(scores, naming), *comparable.notes)
     columns = (Column("", "IQM"), Column("", "normalised", 0), Column("", "P(better) %", 0), Column("", "mean rank", 2))
     rows = tuple(_row(scores, label, against, ranked, naming) for label in scores.of)
-    aggregates = Table(comparable.name("aggregates"), "Aggregates of foreground mIoU", context, "method", columns, rows, notes)
+    title = f"Aggregates of {comparable.measured.removesuffix(' (%)')}"
+    aggregates = Table(comparable.name("aggregates"), title, context, "method", columns, rows, notes)
     return [aggregates, _profile(comparable, scores, context)]
 
 
@@ -220,8 +226,8 @@ def _row(scores: Scores, label: str, against: str, ranked: Ranking | None, namin
     normalised = scores.normalised.get(label)
     chance = Cell(reason="-")
     if label != against:
-        value = 100 * float(improvement(of, scores.of[against]))
-        chance = _between(value, improvement_interval(of, scores.of[against]), 100)
+        pair = scores.better(label, against)
+        chance = _between(100 * float(improvement(*pair)), improvement_interval(*pair), 100)
     cells = (
         _cell(of, trained),
         Cell(reason="-") if normalised is None else _cell(normalised, trained),
@@ -253,7 +259,7 @@ def _meaning(scores: Scores, naming: Labels, against: str) -> tuple[str, ...]:
     none, best = naming.method(scores.zero_shot) if scores.zero_shot else "zero-shot", naming.method(against)
     return (
         f"IQM: mean of the middle half of all runs. normalised: the IQM where 0 is {none} and 100 the best method's mean on each data set. "
-        f"P(better): chance that a run is above one of {best}.",
+        f"P(better): chance that a run is {'above' if scores.sign > 0 else 'below'} one of {best}.",
         f"{BRACKETS}95 % interval of the stratified bootstrap over {scores.units}s; test images as they are.",
     )
 
@@ -283,5 +289,5 @@ def _profile(comparable: ComparableCells, scores: Scores, context: Facts) -> Tab
         ]
         rows.append(Row(comparable.naming.method(label), tuple(cells), (("method", label),)))
     columns = tuple(Column("", f"> {threshold}", 0) for threshold in THRESHOLDS)
-    notes = ("How many of 100 runs, on all data sets alike, are above a mIoU (%).",)
+    notes = (f"How many of 100 runs, on all data sets alike, are above a {comparable.quantity} (%).",)
     return Table(comparable.name("profile"), "Performance profile", context, "method", columns, tuple(rows), notes)

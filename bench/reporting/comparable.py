@@ -13,7 +13,9 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError, unknown
+from bench.grid.metrics import RECORDED, USUAL, metric_of
 from bench.grid.published import published_for
+from bench.grid.rows import lacks, score_of
 from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, Snapshot, own_weights
 from bench.reporting.labels import Labels, counted, shots_in_words
 from bench.reporting.table import Cell
@@ -25,7 +27,7 @@ Gap = tuple[Run, str, str]  # of a cell that is not stored: its run, phase and r
 Identity = tuple[str, str, str, str]  # backbone, protocol, shots, checkpoint: of one table's cells
 IDENTITY = ("backbone", "protocol", "shots", "checkpoint_sha256")
 MACHINE = "provenance.device_name"
-TITLE = "provenance.data.title"
+TITLE, METRIC = "provenance.data.title", "provenance.data.metric"
 FILES, TIME = "provenance.data.fingerprint", "provenance.time"
 SAME = {  # what cells of one table should have in common
     "commit": "provenance.git.commit",
@@ -38,7 +40,8 @@ ONLY_SAMPLE = "provenance.only_training_sample"
 @dataclass(frozen=True)
 class CellQuery:
     """Which cells and which of their numbers a table takes; None leaves it to what is stored. against: what methods are compared
-    with, "best", "pairs" or a label; titled: whether methods and data sets go by their titles, or by their names."""
+    with, "best", "pairs" or a label. metric: None for the pooled foreground IoU, or of the paper's table what was published.
+    titled: whether methods and data sets go by their titles, or by their names."""
 
     selection: str | None = None
     rule: str = "all"
@@ -47,6 +50,7 @@ class CellQuery:
     backbone: str | None = None
     against: str = "best"
     titled: bool = True
+    metric: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, str | None]) -> "CellQuery":
@@ -82,11 +86,38 @@ class ComparableCells:
     titled: bool = True
     other_files: Mapping[Position, tuple[str, ...]] = field(default_factory=dict)
     reevaluated: pd.DataFrame = field(default_factory=pd.DataFrame)
+    metric: str = USUAL
     statistics: dict[tuple[object, ...], Any] = field(default_factory=dict, init=False, compare=False, repr=False)  # made of it, kept
 
     def of_frame(self, frame: pd.DataFrame) -> "ComparableCells":
         """The same of other rows, whose labels and data sets may be any that a table has."""
-        return replace(self, frame=frame, gaps={}, other_files={}, scores=_scores(frame, f"{self.selection}.miou_{self.rule}"))
+        return replace(self, frame=frame, gaps={}, other_files={}, scores=_scores(frame, self.selection, self.rule, self.metric))
+
+    def scored_by(self, metric: str) -> "ComparableCells":
+        """The same cells, whose scores are by another metric."""
+        lack = () if metric in RECORDED else _lack(self.frame, self.selection, metric)
+        scores = _scores(self.frame, self.selection, self.rule, metric)
+        return replace(self, metric=metric, scores=scores, notes=(*self.notes, *lack))
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, else -1."""
+        return metric_of(self.metric).sign
+
+    @property
+    def measured(self) -> str:
+        """What its scores are, as a title says it."""
+        return metric_of(self.metric).title
+
+    @property
+    def in_title(self) -> str:
+        """The same as a title begins with it."""
+        return self.measured[0].upper() + self.measured[1:]
+
+    @property
+    def quantity(self) -> str:
+        """The same as a column or an axis has it, without the unit."""
+        return "mIoU" if self.metric == USUAL else self.measured.removesuffix(" (%)")
 
     def labels_of(self, datasets: Iterable[str]) -> list[str]:
         """The methods, with their shown parameters, that were run or asked for on any of the data sets."""
@@ -101,8 +132,16 @@ class ComparableCells:
     @property
     def titles(self) -> dict[str, str]:
         """The data sets' titles, as the records say them."""
-        stored = self.frame[["dataset", TITLE]].dropna() if TITLE in self.frame else pd.DataFrame({"dataset": [], TITLE: []})
-        return dict(zip(stored["dataset"], stored[TITLE], strict=True))
+        return self._said(TITLE)
+
+    @property
+    def own_metrics(self) -> dict[str, str]:
+        """The metrics of data sets that have one of their own, as the records say them."""
+        return self._said(METRIC)
+
+    def _said(self, column: str) -> dict[str, str]:
+        stored = self.frame[["dataset", column]].dropna() if column in self.frame else pd.DataFrame({"dataset": [], column: []})
+        return dict(zip(stored["dataset"], stored[column], strict=True))
 
     @cached_property
     def naming(self) -> Labels:
@@ -147,12 +186,14 @@ class ComparableCells:
         trials = sorted({int(count) for count in self.frame["trials"] if count > 0}) if len(self.frame) else []
         tuned = (("tuned", f"{' or '.join(map(str, trials))} trials"),) if trials else ()
         how = (("prompts", "+".join(prompts) or "-"), ("selection", self.selection), ("rule", self.rule))
-        return (*common, *tuned, *how, *self.naming.shared)
+        metric = () if self.metric == USUAL else (("metric", f"{self.metric}, {metric_of(self.metric).better} is better"),)
+        return (*common, *tuned, *how, *metric, *self.naming.shared)
 
     def name(self, kind: str) -> str:
         """A file name for a kind of table or figure of these cells."""
         backbone, protocol, shots, checkpoint = self.identity
-        return file_name((kind, backbone, checkpoint[:8], f"{shots}shot", protocol, self.selection, self.rule))
+        metric = () if self.metric == USUAL else (self.metric,)
+        return file_name((kind, backbone, checkpoint[:8], f"{shots}shot", protocol, self.selection, self.rule, *metric))
 
     @property
     def stand_ins(self) -> tuple[str, ...]:
@@ -347,13 +388,14 @@ def _comparable(store: ResultStore, query: CellQuery, key: Identity, part: Part,
     gaps = _gaps(store, [cell for cell in asked if (cell.method, cell.dataset) not in known], set(frame.get("key", ())))
     current = pd.concat([current, part.untrained]) if len(current) and len(part.untrained) else max(current, part.untrained, key=len)
     selection = query.selection or _first_selection(current)
-    scores = _scores(current, f"{selection}.miou_{query.rule}")
+    scores = _scores(current, selection, query.rule)
     made = ComparableCells(key, selection, query.rule, current, gaps, notes, scores, query.against, query.titled)
     others = _other_files(current, made.naming)
     notes = (*_rates(current, made.naming), *notes)
     if others:
         notes = (*notes, f"Cells of other data files are compared with none of the newer ones ({sum(map(len, others.values()))}).")
-    return replace(made, notes=notes, other_files=others)
+    made = replace(made, notes=notes, other_files=others)
+    return made.scored_by(query.metric) if query.metric else made
 
 
 def _other_files(frame: pd.DataFrame, naming: Labels) -> dict[Position, tuple[str, ...]]:
@@ -429,9 +471,27 @@ def _first_selection(frame: pd.DataFrame) -> str:
     return str(frame["selection"].value_counts(sort=False).sort_index().idxmax()) if len(frame) else "not known yet"
 
 
-def _scores(frame: pd.DataFrame, column: str) -> dict[Position, dict[Run, float]]:
+def values_of(frame: pd.DataFrame, selection: str, rule: str, metric: str) -> "pd.Series[float]":
+    """A metric's value of every cell, from its record or else from its rows by image; NaN where it cannot be computed."""
+    column = f"{selection}.{metric}_{rule}"
+    if column in frame or metric in RECORDED:
+        return frame.get(column, pd.Series(math.nan, index=frame.index))
+    return pd.Series([score_of(Path(path), selection, rule, metric) for path in frame.get("path", ())], frame.index, dtype=float)
+
+
+def _lack(frame: pd.DataFrame, selection: str, metric: str) -> tuple[str, ...]:
+    """One sentence: from which cells a metric cannot be computed; none where it can from all."""
+    found = {str(path): names for path in frame.get("path", ()) if (names := lacks(Path(path), selection, metric))}
+    if not found:
+        return ()
+    path, names = next(iter(found.items()))
+    columns = " and ".join(f"`{name}`" for name in names)
+    return (f"{metric} cannot be computed from {len(found)} of {len(frame)} cells, whose images.csv has no {columns}: such as {path}.",)
+
+
+def _scores(frame: pd.DataFrame, selection: str, rule: str, metric: str = USUAL) -> dict[Position, dict[Run, float]]:
     scores: dict[Position, dict[Run, float]] = {}
-    values = frame[column] if column in frame else [math.nan] * len(frame)
+    values = values_of(frame, selection, rule, metric)
     for label, dataset, draw, seed, value in zip(
         *(frame.get(name, []) for name in ("label", "dataset", "draw", "seed")), values, strict=True
     ):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from bench.errors import RequestError
+from bench.grid.metrics import METRICS, RECORDED, USUAL, metric_of
+from bench.grid.rows import score_of
 from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, flat, read_record, spec_to_json, trains
 from bench.reporting.comparisons import MEANING, difference_cells
 from bench.reporting.statistics import Column as Methods
@@ -106,23 +108,24 @@ def differing(pairs: Sequence[tuple[Stored, Stored]]) -> Table:
     return Table("differing", "What differs", (("pairs", str(len(pairs))),), "field", columns, rows, () if rows else ("Nothing.",))
 
 
-def results(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule: str) -> Table:
+def results(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule: str, metric: str = USUAL) -> Table:
     """The pairs by data set, method and shots: both means, A - B with its interval, corrected p, effect size and a verdict."""
     groups: dict[tuple[Any, ...], list[tuple[Stored, Stored]]] = {}
     for a, b in pairs:
         groups.setdefault(a.at(("dataset", "label", "shots")), []).append((a, b))
     groups = {key: of if any(trains(pair[i].record.cost) for pair in of for i in (0, 1)) else of[:1] for key, of in groups.items()}
-    known = {key: pair for key, of in groups.items() if (pair := _pair(of, selection, rule))}
+    known = {key: pair for key, of in groups.items() if (pair := _pair(of, selection, rule, metric))}
     tested = dict(zip(known, differences(list(known.values())), strict=True))
     rows = []
     for key, of in sorted(groups.items(), key=lambda item: tuple(map(str, item[0]))):
-        means = [_mean([_score(pair[i], selection, rule) for pair in of]) for i in (0, 1)]
+        means = [_mean([_score(pair[i], selection, rule, metric) for pair in of]) for i in (0, 1)]
         rows.append(Row(" ".join(map(str, key)), (*means, *_verdict(means, tested.get(key)))))
     numbers = (Column("", "A"), Column("", "B"), Column("", "A - B", 2, True), Column("", "p", 4), Column("", "d", 2, True))
     columns = (*numbers, Column("", "verdict"))
-    notes = (MEANING,)
+    of_metric = metric_of(metric)
+    notes = (MEANING, *([f"{metric}: {of_metric.better} is better."] if metric != USUAL else []))
     shown = (("selection", selection or "the first of each protocol"), ("rule", rule))
-    return Table("results", "Foreground mIoU (%)", shown, "cells", columns, tuple(rows), notes)
+    return Table("results", f"{of_metric.title[0].upper()}{of_metric.title[1:]}", shown, "cells", columns, tuple(rows), notes)
 
 
 def _mean(scores: Sequence[float]) -> Cell:
@@ -141,26 +144,30 @@ def _verdict(means: Sequence[Cell], found: Difference | None) -> tuple[Cell, Cel
     return delta, p, effect, Cell(reason=higher if found.significant else "inside the noise")
 
 
-def _score(cell: Stored, selection: str | None, rule: str) -> float:
+def _score(cell: Stored, selection: str | None, rule: str, metric: str) -> float:
     chosen = selection or cell.record.spec.settings.selections[0]
-    return cell.record.scores.get(chosen, {}).get(f"miou_{rule}", float("nan"))
+    if metric not in RECORDED:
+        return score_of(cell.folder, chosen, rule, metric)
+    return cell.record.scores.get(chosen, {}).get(f"{metric}_{rule}", float("nan"))
 
 
-def _pair(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule: str) -> Pair | None:
+def _pair(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule: str, metric: str) -> Pair | None:
     """The two to be compared; None where the images are not known to be the same."""
     if any(len({cell.record.fingerprint for cell in pair} - {""}) > 1 for pair in pairs):
         return None
     runs = tuple((pair[0].at(("draw", "backbone", "protocol")), pair[0].record.spec.seed) for pair in pairs)
-    a, b = (_counts([pair[i] for pair in pairs], runs, selection, rule) for i in (0, 1))
+    a, b = (_counts([pair[i] for pair in pairs], runs, selection, rule, metric) for i in (0, 1))
     if a is None or b is None or a.images != b.images:
         return None
     methods = Methods({"A": Pooled.of(a), "B": Pooled.of(b)})
     return Pair(methods.difference("A", "B"), methods.tells("A", "B"), effect_size(a, b), len(a.runs), len(a.images))
 
 
-def _counts(cells: Sequence[Stored], runs: tuple[Run, ...], selection: str | None, rule: str) -> Counts | None:
+def _counts(cells: Sequence[Stored], runs: tuple[Run, ...], selection: str | None, rule: str, metric: str) -> Counts | None:
     """The counts of one side; None unless all have rows for the same images, and enough of them."""
-    tables = [read_rows(cell.folder, selection or cell.record.spec.settings.selections[0], rule) for cell in cells]
+    if METRICS[metric].terms is None:
+        return None
+    tables = [read_rows(cell.folder, selection or cell.record.spec.settings.selections[0], rule, metric) for cell in cells]
     if (found := same_images(tables)) is None:
         return None
     images, pixels = found

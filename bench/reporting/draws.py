@@ -58,12 +58,12 @@ def trained_labels(comparable: ComparableCells, dataset: str, published: Publish
     return [label for label in ordered(trains, published) if len(set(means_by_draw(comparable, label, dataset)) - {0}) >= FEWEST_OTHERS]
 
 
-def pairs_of(labels: Sequence[str], means: Mapping[str, Means], against: str) -> list[tuple[str, str]]:
+def pairs_of(labels: Sequence[str], means: Mapping[str, Means], against: str, sign: int = 1) -> list[tuple[str, str]]:
     """The methods that are compared, as `CellQuery.against` says: with the best over all draws, with one, or all pairs."""
     if against == PAIRS:
         return list(combinations(labels, 2))
     average = {label: float(np.mean(list(means[label].values()))) for label in labels}
-    one = max(labels, key=lambda label: average[label]) if against == BEST else against
+    one = max(labels, key=lambda label: sign * average[label]) if against == BEST else against
     return [(one, label) for label in labels if label != one] if one in means else []
 
 
@@ -100,14 +100,14 @@ def _places(comparable: ComparableCells, known: TableStatistics, dataset: str, p
     means = {label: means_by_draw(comparable, label, dataset) for label in comparable.labels_of([dataset])}
     means = {label: of for label, of in means.items() if of}
     rows = [Row(comparable.naming.method(label), (*_place_cells(means[label]), Cell(reason="-")), (("method", label),)) for label in labels]
-    for a, b in pairs_of(labels, means, comparable.against):
+    for a, b in pairs_of(labels, means, comparable.against, comparable.sign):
         if not known.same_files(a, b, dataset):
             continue
         cells = (*_place_cells(differences_by_draw(means[a], means[b])), _design_cell(known, dataset, a, b))
         rows.append(Row(f"{comparable.naming.method(a)} − {comparable.naming.method(b)}", cells, (("method", a), ("method", b))))
     columns = tuple(Column("", name, digits, about=dataset_of(dataset)) for name, digits in HEADS.items())
     notes = (*comparable.warnings, PLACES.format(_others(means[label] for label in labels)), _power_note(known, dataset), *comparable.notes)
-    title = f"The official draw among others on {comparable.naming.dataset(dataset)}: foreground mIoU (%), and differences in points"
+    title = f"The official draw among others on {comparable.naming.dataset(dataset)}: {comparable.measured}, and differences in points"
     return Table(f"{comparable.name('draws')}_{dataset}", title, comparable.context, "method", columns, tuple(rows), notes)
 
 
@@ -156,7 +156,7 @@ def _split_table(comparable: ComparableCells, known: TableStatistics, published:
     rows = [Row(said, tuple(cell for split in splits.values() for cell in _split_cells(split, name))) for name, said in names.items()]
     of = "; ".join(_of_runs(comparable.naming.dataset(name), split) for name, split in splits.items())
     notes = (*comparable.warnings, BRACKETS + OF_DEVIATIONS, SPLIT, f"Of {of}; all of them have these runs.", *comparable.notes)
-    title = "What the variance of one run is made of: standard deviations in points of mIoU"
+    title = "What the variance of one run is made of: standard deviations in points"
     return Table(comparable.name("variance"), title, comparable.context, "component", tuple(columns), tuple(rows), notes)
 
 

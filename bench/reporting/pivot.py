@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError, unknown
-from bench.grid.metrics import RULES
+from bench.grid.metrics import METRICS, RULES, USUAL
 from bench.grid.protocol import SELECTIONS
 from bench.grid.published import Published, ordered
 from bench.grid.spec import split_calls
 from bench.grid.store import ResultStore
-from bench.reporting.comparable import CellQuery, ComparableCells, Gap, Position, Run, comparable_cells, file_name
+from bench.reporting.comparable import CellQuery, ComparableCells, Gap, Position, Run, comparable_cells, file_name, values_of
 from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column as Methods
 from bench.reporting.statistics import Counts, Interval, Pooled
@@ -24,8 +24,6 @@ from bench.reporting.table import Cell, Column, Facts, Row, Table
 from bench.reporting.table_statistics import bracketed, counts_of, interval_notes
 
 FIELDS = ("backbone", "checkpoint", "protocol", "shots", "dataset", "label", "selection", "rule")
-IN_WORDS = {"miou": "Foreground mIoU (%)"}
-POOLED = "miou"  # the metric that rows by image give an interval
 RUN = ("draw", "seed")  # averaged over, where a pivot does not show them
 PARAMETER, LR = "parameter.", "lr"  # columns of what a sweep may change
 ALSO = {"method": "label", "weights": "checkpoint"}
@@ -42,7 +40,7 @@ class Pivot:
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    metric: str = "miou"
+    metric: str = USUAL
     title: str = ""
 
     @classmethod
@@ -51,7 +49,17 @@ class Pivot:
         down, across = _names(rows), _names(columns)
         if len({*down, *across}) < len(down) + len(across) or not down or not across:
             raise RequestError("A pivot needs at least one field for its rows and one for its columns, each named once.")
-        return cls(down, across, metric, f"{IN_WORDS.get(metric, metric)} by {_listed(down)} and {_listed(across)}")
+        return cls(down, across, metric, f" by {_listed(down)} and {_listed(across)}")
+
+    def by(self, metric: str) -> "Pivot":
+        """The same of another metric."""
+        return replace(self, metric=metric)
+
+    @property
+    def heading(self) -> str:
+        """A table's title."""
+        of = METRICS[self.metric].title if self.metric in METRICS else ""
+        return f"{of[0].upper()}{of[1:]}{self.title}" if of else f"{self.metric}{self.title}"
 
     @property
     def swept(self) -> tuple[str, ...]:
@@ -60,9 +68,9 @@ class Pivot:
 
 
 PIVOTS: Mapping[str, Pivot] = {
-    "shots": Pivot(("label",), ("dataset", "shots"), title="Foreground mIoU (%) by number of shots"),
-    "selections": Pivot(("label",), ("dataset", "selection"), title="Foreground mIoU (%) by selection rule"),
-    "rules": Pivot(("label",), ("dataset", "rule"), title="Foreground mIoU (%) by what images without objects count"),
+    "shots": Pivot(("label",), ("dataset", "shots"), title=" by number of shots"),
+    "selections": Pivot(("label",), ("dataset", "selection"), title=" by selection rule"),
+    "rules": Pivot(("label",), ("dataset", "rule"), title=" by what images without objects count"),
 }
 
 
@@ -83,7 +91,7 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
 
     RequestError where there is no cell, or a field or the metric is in no record.
     """
-    comparables = comparable_cells(store, query)
+    comparables = comparable_cells(store, replace(query, metric=pivot.metric if pivot.metric in METRICS else None))
     selections = {of.selection for of in comparables if len(of.frame)}
     if len(selections) == 1:  # where nothing is stored yet, what is asked for will have the same
         comparables = [replace(of, selection=next(iter(selections))) for of in comparables]
@@ -93,7 +101,9 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
             raise unknown("field", name, dict.fromkeys((*FIELDS, *RUN, *ALSO, *swept)))
     found = [entry for comparable in comparables for entry in entries(comparable, pivot)]
     if all(math.isnan(entry.value) for entry in found) and any(entry.gap is None for entry in found):
-        raise RequestError(f"No record has {pivot.metric!r}: name a score (miou, dice, mean_image_iou) or a column of bench.results().")
+        lack = [note for of in comparables for note in of.notes if note.startswith(f"{pivot.metric} cannot")]
+        allowed = "name a metric (`python -m bench.list metrics`) or a column of bench.results()"
+        raise RequestError(lack[0] if lack else f"No record has {pivot.metric!r}: {allowed}.")
     fixed = [name for name in FIELDS if name not in (*pivot.rows, *pivot.columns)]
 
     def part(entry: Entry) -> tuple[str, ...]:
@@ -134,11 +144,11 @@ def _counted(found: Sequence[Entry], pivot: Pivot, known: Known) -> dict[Positio
 def _known(found: Sequence[Entry], pivot: Pivot) -> Known:
     """Counts and interval of every place of a pivot of mIoU that has rows by image; methods of one column share what runs tell."""
     columns: dict[tuple[str, ...], dict[str, Counts]] = {}
-    stored = [entry for entry in found if entry.folder and pivot.metric == POOLED]
+    stored = [entry for entry in found if entry.folder and pivot.metric in METRICS]
     for place, of in groupby(sorted(stored, key=lambda entry: (_place(entry, pivot), entry.run)), key=lambda entry: _place(entry, pivot)):
         runs = list(of)
         at, folders = runs[0].at, [(entry.run, entry.folder) for entry in runs if entry.folder]
-        counts = counts_of(at["dataset"], folders, at["selection"], at["rule"], runs[0].trains)
+        counts = counts_of(at["dataset"], folders, at["selection"], at["rule"], runs[0].trains, pivot.metric)
         if isinstance(counts, Counts):
             columns.setdefault(place[:-1], {})[place[-1]] = counts
     made = {key: Methods({label: Pooled.of(counts) for label, counts in of.items()}) for key, of in columns.items()}
@@ -169,8 +179,8 @@ def _entries(comparable: ComparableCells, selection: str, rule: str, pivot: Pivo
     common = {"backbone": backbone, "protocol": protocol, "shots": shots, "checkpoint": checkpoint[:8]}
     common |= {"selection": selection, "rule": rule}
     frame, metric = comparable.frame, pivot.metric
-    column = metric if metric in frame else f"{selection}.{metric}_{rule}"
-    values = frame[column] if column in frame else pd.Series(math.nan, index=frame.index)
+    is_score = metric in METRICS and metric not in frame
+    values = values_of(frame, selection, rule, metric) if is_score else frame.get(metric, pd.Series(math.nan, index=frame.index))
     names = [list(frame.get(name, ())) for name in ("label", "dataset", "draw", "seed", "path", "trains")]
     swept = [dict(zip(pivot.swept, of, strict=True)) for of in zip(*(_swept(frame, name) for name in pivot.swept), strict=True)]
     stored = []
@@ -258,7 +268,7 @@ def _table(found: Sequence[Entry], pivot: Pivot, fixed: Mapping[str, str], namin
     corner = " / ".join("method" if name == "label" else name for name in pivot.rows)
     in_words = {"label": naming.method, "dataset": naming.dataset}
     context = tuple(("method" if key == "label" else key, in_words.get(key, str)(value)) for key, value in fixed.items())
-    return Table(name, pivot.title or f"{pivot.metric}", (*context, *naming.shared), corner, heads, body)
+    return Table(name, pivot.heading, (*context, *naming.shared), corner, heads, body)
 
 
 def _about(names: Sequence[str], key: Sequence[str]) -> Facts:

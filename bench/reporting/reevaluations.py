@@ -102,17 +102,21 @@ def robustness_table(comparable: ComparableCells, published: Published) -> Table
     """Methods of each data set as rows; for every condition the mIoU and, but for CLEAN, its difference from that."""
     found, naming = Robustness.of(comparable, published), comparable.naming
     conditions = sorted({condition for of in found for condition in of.conditions}, key=_order)
-    columns = [Column(name, part, signed=part == "Δ") for name in conditions for part in ("mIoU", "Δ") if (name, part) != (CLEAN, "Δ")]
+    columns = [
+        Column(name, part, signed=part == "Δ") for name in conditions for part in (comparable.quantity, "Δ") if (name, part) != (CLEAN, "Δ")
+    ]
     rows = []
     for of in found:
         for label in of.labels:
             drops = of.drops(label)
-            cells = {(name, "mIoU"): of.cell(label, name) for name in conditions} | {(name, "Δ"): cell for name, cell in drops.items()}
+            cells = {(name, comparable.quantity): of.cell(label, name) for name in conditions} | {
+                (name, "Δ"): cell for name, cell in drops.items()
+            }
             shown = tuple(cells.get((column.group, column.name), Cell()) for column in columns)
             rows.append(Row(f"{naming.dataset(of.dataset)}: {naming.method(label)}", shown, (("dataset", of.dataset), ("method", label))))
     counts = {(label, of.dataset): counts for of in found for (name, label), counts in of.known.counts.items() if name == CLEAN}
     notes = (*comparable.warnings, ROBUSTNESS, *interval_notes(counts, naming))
-    title = "Robustness: foreground mIoU (%) under other prompts and on damaged images"
+    title = f"Robustness: {comparable.measured} under other prompts and on damaged images"
     return Table(comparable.name("robustness"), title, comparable.context, "method", tuple(columns), tuple(rows), notes)
 
 
@@ -181,7 +185,7 @@ def retention_table(comparable: ComparableCells, published: Published) -> Table:
     found, naming = Retention.of(comparable, published), comparable.naming
     if found is None:
         return Table("", "", (), "", (), ())
-    parts = ("mIoU", "Δ") if found.zero else ("mIoU",)
+    parts = (comparable.quantity, "Δ") if found.zero else (comparable.quantity,)
     columns = tuple(
         Column(naming.dataset(name), part, signed=part == "Δ", about=(("dataset", name),)) for name in found.datasets for part in parts
     )
@@ -193,5 +197,5 @@ def retention_table(comparable: ComparableCells, published: Published) -> Table:
         rows.append(Row(title, tuple(cell for pair in each for cell in pair), (("method", label),)))
     note = RETENTION.format(zero=naming.method(found.zero) if found.zero else "zero-shot SAM, which is not stored")
     notes = (*comparable.warnings, note, *interval_notes(found.known.counts, naming))
-    title = "Retention: foreground mIoU (%) of what was tuned on one data set and is tested on others"
+    title = f"Retention: {comparable.measured} of what was tuned on one data set and is tested on others"
     return Table(comparable.name("retention"), title, comparable.context, "tuned on", columns, tuple(rows), notes)

@@ -18,6 +18,7 @@ import pandas as pd
 from PIL.Image import open as open_picture
 
 from bench.errors import RequestError
+from bench.grid.metrics import USUAL
 from bench.grid.spec import RELEASED
 from bench.grid.store import ResultStore, Snapshot
 from bench.reporting.comparable import CellQuery, ComparableCells, Run, comparable_cells
@@ -92,13 +93,14 @@ class Study:
 Item = TypeVar("Item", Image, Table)
 
 
-def report(store: ResultStore) -> str:
+def report(store: ResultStore, metric: str | None = None) -> str:
     """The page of a store; RequestError where it has no cell at all."""
     store = Snapshot(*store.roots)
-    found = comparable_cells(store, CellQuery())
+    query = CellQuery(metric=metric)
+    found = comparable_cells(store, query)
     table = store.scan().table
     cells = [row for comparable in found for row in _cells(comparable)]
-    made, drawn = tables(store, CellQuery(), "all"), list(_figures(store))
+    made, drawn = tables(store, query, "all"), list(_figures(store, query))
     views = [table for table in of_kinds(made, VIEWS) if _says_more(table)]
     studied = {kind for kinds in STUDIES.values() for kind in kinds}
     empty = [Study(title, tuple(of_kinds(made, kinds))) for title, kinds in STUDIES.items()]
@@ -109,6 +111,7 @@ def report(store: ResultStore) -> str:
         stored=len(table),
         phases=_phases(found),
         warnings=list(dict.fromkeys(note for of in found for note in (*of.warnings, *of.notes))),
+        quantity=found[0].quantity,
         highest=[(of.context, [f"{of.naming.dataset(name)}: {_best(of, name)}" for name in of.datasets]) for of in found],
         filters={name: _options(str(row[name]) for row in cells) for name in FILTERS},
         titles=TITLES,
@@ -150,7 +153,7 @@ def _phases(found: Sequence[ComparableCells]) -> list[str]:
 
 def _best(comparable: ComparableCells, dataset: str) -> str:
     values = {label: value for label in comparable.labels_of([dataset]) if (value := comparable.cell(label, dataset).value) is not None}
-    best = max(values, key=lambda label: values[label], default="")
+    best = max(values, key=lambda label: comparable.sign * values[label], default="")
     return f"{comparable.naming.method(best)} {values[best]:.1f}" if values else "none yet"
 
 
@@ -170,7 +173,7 @@ def _pairs(store: ResultStore, found: Sequence[ComparableCells]) -> list[Table]:
     if most < 3 or most * (most - 1) // 2 > MOST_PAIRS:
         return []
     try:
-        return tables(store, CellQuery(against=PAIRS), "comparisons")
+        return tables(store, CellQuery(against=PAIRS, metric=None if found[0].metric == USUAL else found[0].metric), "comparisons")
     except RequestError:  # without rows by image
         return []
 
@@ -224,7 +227,16 @@ def _cells(comparable: ComparableCells) -> Iterator[dict[str, str | float]]:
 
     def row(label: str, dataset: str, run: tuple[int, int], value: float | str, state: str) -> dict[str, str | float]:
         draw, seed = map(str, run)
-        return {"dataset": dataset, "shots": shots, "method": label, "seed": seed, "draw": draw, **shared, "mIoU %": value, "state": state}
+        return {
+            "dataset": dataset,
+            "shots": shots,
+            "method": label,
+            "seed": seed,
+            "draw": draw,
+            **shared,
+            f"{comparable.quantity} %": value,
+            "state": state,
+        }
 
     for (label, dataset), scores in sorted(comparable.scores.items()):
         for run, value in sorted(scores.items()):
@@ -251,8 +263,8 @@ def _origins(table: pd.DataFrame) -> list[dict[str, str]]:
     return [{**dict(zip(ORIGINS, key, strict=True)), "cells": str(count)} for key, count in counted.items()]  # type: ignore[call-overload]
 
 
-def _figures(store: ResultStore) -> Iterator[Image]:
-    for picture in pictures(store, CellQuery()):
+def _figures(store: ResultStore, query: CellQuery) -> Iterator[Image]:
+    for picture in pictures(store, query):
         yield Image(picture.name, picture.caption, "svg+xml", rendered(picture.draw(), "svg"))
 
 

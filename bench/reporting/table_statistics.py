@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.grid.metrics import RULES, under_rule
+from bench.grid.metrics import METRICS, RULES, USUAL, Terms, under_rule, worth_of_empty
 from bench.grid.rows import IMAGES, read_image_rows, stamp
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.labels import Labels
@@ -36,13 +36,14 @@ class Comparison:
 @dataclass(frozen=True)
 class TableStatistics:
     """A table's counts by (label, data set), or why they are lacking, and what follows from them. files: the fingerprints of what the
-    runs were tested on, where they are known; methods are compared on the same files alone."""
+    runs were tested on, where they are known; methods are compared on the same files alone. sign: -1 where less is better."""
 
     counts: Mapping[Position, Counts]
     datasets: tuple[str, ...]
     averaged: bool
     lacking: Mapping[Position, str] = field(default_factory=dict)
     files: Mapping[Position, str] = field(default_factory=dict)
+    sign: int = 1
     cache: dict[str, Column] = field(default_factory=dict, compare=False)
 
     def with_interval(self, cell: Cell, label: str, column: str) -> Cell:
@@ -57,12 +58,12 @@ class TableStatistics:
 
     def marks(self, values: Mapping[str, float], column: str) -> dict[str, Mark]:
         """label -> "best" or "second" of a column's values: who is told apart from all that are behind, and who is so after the best."""
-        ranked = sorted(values, key=lambda label: -values[label])
+        ranked = sorted(values, key=lambda label: -self.sign * values[label])
         marks: dict[str, Mark] = {}
         kinds: tuple[Mark, Mark] = ("best", "second")
         for mark, label, behind in zip(kinds, ranked, (ranked[1:], ranked[2:]), strict=False):
             found = self.compared([(label, other) for other in behind], column).values()
-            if not behind or len(found) < len(behind) or not all(of.significant and of.value > 0 for of in found):
+            if not behind or len(found) < len(behind) or not all(of.significant and self.sign * of.value > 0 for of in found):
                 break
             marks[label] = mark
         return marks
@@ -75,7 +76,7 @@ class TableStatistics:
             pairs = list(combinations(labels, 2))
             if against != PAIRS:
                 values = {label: float(self.column(column).methods[label].value) for label in labels}
-                one = max(labels, key=lambda label: values[label], default="") if against == BEST else against
+                one = max(labels, key=lambda label: self.sign * values[label], default="") if against == BEST else against
                 pairs = [(label, one) for label in labels if label != one and one in values]
             found += [Comparison(column, *pair, difference) for pair, difference in self.compared(pairs, column).items()]
         return tuple(found)
@@ -203,18 +204,20 @@ def _table_statistics(comparable: ComparableCells, datasets: Sequence[str], aver
         known = {str(run[6]) for run in runs if isinstance(run[6], str)}
         found: Counts | str = "its runs were tested on different data files"
         if len(known) < 2:
-            found = counts_of(place[1], folders, comparable.selection, comparable.rule, any(run[5] for run in runs))
+            found = counts_of(place[1], folders, comparable.selection, comparable.rule, any(run[5] for run in runs), comparable.metric)
             files |= zip([place], known, strict=False)
         if isinstance(found, Counts):
             counts[place] = found
         else:
             lacking[place] = found
-    return TableStatistics(counts, tuple(datasets), averaged, lacking, files)
+    return TableStatistics(counts, tuple(datasets), averaged, lacking, files, comparable.sign)
 
 
-def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, rule: str, trains: bool) -> Counts | str:
+def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, rule: str, trains: bool, metric: str = USUAL) -> Counts | str:
     """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels."""
-    tables = [read_rows(folder, selection, rule) for _, folder in runs]
+    if METRICS[metric].terms is None:
+        return f"{metric} is of all images' objects together"
+    tables = [read_rows(folder, selection, rule, metric) for _, folder in runs]
     unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if table is None or not table[0]]
     if unread:
         return f"the rows by image of {'/'.join(unread[0].parts[-3:])} are absent or damaged"
@@ -234,14 +237,16 @@ def same_images(tables: Sequence[Rows | None]) -> tuple[tuple[str, ...], np.ndar
     return tuple(read[0][0]), np.stack([pixels for _, pixels in read]).astype(float)
 
 
-def read_rows(folder: Path, selection: str, rule: str) -> Rows | None:
-    """The images by name, and their intersections and unions in pixels as a rule counts them; None where the file is absent or damaged."""
-    found = _rows_by_rule(folder, stamp(folder / IMAGES))
+def read_rows(folder: Path, selection: str, rule: str, metric: str = USUAL) -> Rows | None:
+    """The images by name, and of each part and whole of the ratio that a metric is (intersection and union in pixels) as a rule counts
+    them; of the mean of several ratios what stands for it (see `linear_parts`). None where the file is absent or damaged, or lacks what
+    the metric needs."""
+    found = _rows_by_rule(folder, stamp(folder / IMAGES), metric)
     return None if found is None else found.get((selection, rule), ([], np.empty((0, 2))))
 
 
 @lru_cache(maxsize=1024)  # the tables and figures of a report ask for the same rows many times
-def _rows_by_rule(folder: Path, stamp: tuple[int, int]) -> Mapping[tuple[str, str], Rows] | None:
+def _rows_by_rule(folder: Path, stamp: tuple[int, int], metric: str) -> Mapping[tuple[str, str], Rows] | None:
     """(selection, rule) -> the rows of a file with this stamp."""
     if (read := read_image_rows(folder)) is None:
         return None
@@ -249,7 +254,23 @@ def _rows_by_rule(folder: Path, stamp: tuple[int, int]) -> Mapping[tuple[str, st
     for selection, rows in read.items():
         rows.sort(key=lambda row: row.name)
         for rule in RULES:
-            counted = under_rule(rows, rule)
-            pixels = np.array([(row.intersection, row.union) for row in counted])
+            counted, of = under_rule(rows, rule), METRICS[metric]
+            if of.terms is None or of.lacks(counted):
+                return None
+            pixels = linear_parts([of.terms(row, worth_of_empty(rule)) for row in counted])
             found[selection, rule] = [sys.intern(row.name) for row in counted], pixels
     return found
+
+
+def linear_parts(terms: Sequence[Terms]) -> np.ndarray:
+    """Parts and wholes (images, 2) whose pooled ratio is the mean of the terms' pooled ratios, and on which every image has the same
+    influence: of one ratio its own; else each image's share of the mean, with a whole of 1, as the infinitesimal jackknife has it."""
+    names = dict.fromkeys(name for of_image in terms for name in of_image)
+    parts = np.array([[of_image.get(name, (0, 0)) for name in names] for of_image in terms], float).reshape(len(terms), len(names), 2)
+    if len(names) == 1:
+        return parts[:, 0]
+    parts = parts[:, parts[:, :, 1].sum(axis=0) > 0]
+    sums = parts.sum(axis=0)  # (ratios, 2)
+    ratios = sums[:, 0] / sums[:, 1]
+    share = ratios + len(terms) * (parts[:, :, 0] - ratios * parts[:, :, 1]) / sums[:, 1]
+    return np.stack([share.mean(axis=1) if len(ratios) else np.zeros(len(terms)), np.full(len(terms), float(len(ratios) > 0))], axis=1)

@@ -6,13 +6,14 @@ shots never share a table, unless a pivot names them in its rows or columns.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from bench.errors import RequestError, unknown
-from bench.grid.published import PUBLISHED, Published, ordered, published_for, read_published
+from bench.grid.metrics import USUAL
+from bench.grid.published import PUBLISHED, Number, Published, has_numbers, ordered, published_for, read_published
 from bench.grid.store import ResultStore, Snapshot
 from bench.reporting.aggregates import aggregates_tables
 from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells, trained
@@ -29,44 +30,77 @@ from bench.reporting.terminal import show
 from bench.reporting.tuning import tuned_pairs, tuning_table
 
 
+@dataclass(frozen=True)
+class PaperColumn:
+    """A data set's column, or that of their average: ours by method, and by what it is scored."""
+
+    group: str
+    ours: Mapping[Position, Cell]
+    scored: ComparableCells
+    known: TableStatistics
+
+    @property
+    def title(self) -> str:
+        """The data set's, with the metric where that is not the usual one."""
+        metric, title = self.scored.metric, self.scored.naming.dataset(self.group)
+        return title if metric == USUAL else f"{title}, {metric}{'' if self.scored.sign > 0 else ' (lower is better)'}"
+
+    def cells(self, label: str, published: Published) -> tuple[Cell, Cell, Cell, Cell]:
+        """Ours, the published number, Δ, and whether ours may be that."""
+        ours = self.ours.get((label, self.group), Cell(reason="not run"))
+        return _beside(ours, published.of(label, self.group), self.scored.metric)
+
+
 def paper_table(comparable: ComparableCells, published: Published) -> Table:
-    """Methods as rows in the paper's order; for its data sets and their average: ours, the published number and Δ. Where the published
-    numbers are not of these cells' number of shots, none is shown."""
-    paper_shots = comparable.identity[2] in PUBLISHED
-    groups = (*published.datasets, AVERAGE)
-    known = table_statistics(comparable, published.datasets, averaged=True)
-    parts = ("ours", "published", "Δ", "in 95 %") if known.counts else ("ours", "published", "Δ")
-    columns = tuple(
-        Column(comparable.naming.dataset(group), name, signed=name == "Δ", about=dataset_of(group)) for group in groups for name in parts
-    )
-    ours = _scored(comparable, known, published.datasets, groups)
+    """Methods as rows in the paper's order; for its data sets and their average: ours, the published number and Δ, each by the metric
+    that was published, or else by the one that the data set names. Where nothing was published for these cells' number of shots, no
+    number is shown."""
+    stored = [name for name in (*published.datasets, *comparable.own_metrics) if name in comparable.datasets]
+    datasets = (*published.averaged, *stored)
+    shown = _paper_columns(comparable, published, tuple(dict.fromkeys(datasets)))
+    parts = ("ours", "published", "Δ", "in 95 %") if any(of.known.counts for of in shown) else ("ours", "published", "Δ")
+    columns = tuple(Column(of.title, name, signed=name == "Δ", about=dataset_of(of.group)) for of in shown for name in parts)
     rows = []
-    for label in ordered(comparable.labels_of(published.datasets), published):
-        theirs = [published.of(label, group) if paper_shots else None for group in groups]
-        pairs = zip((ours[label, group] for group in groups), theirs, strict=True)
-        cells = tuple(cell for pair in pairs for cell in _beside(*pair)[: len(parts)])
+    for label in ordered(comparable.labels_of(datasets), published):
+        cells = tuple(cell for of in shown for cell in of.cells(label, published)[: len(parts)])
         rows.append(Row(comparable.naming.method(label), cells, (("method", label),)))
-    return Table(
-        comparable.name("paper"),
-        "Foreground mIoU (%): ours, published, and Δ = ours - published",
-        comparable.context,
-        "method",
-        columns,
-        tuple(rows),
-        (
-            *comparable.warnings,
-            *_cannot_say(comparable, published.datasets),
-            *_published_notes(comparable, published),
-            *_statistics_notes(known, comparable.naming),
-            *comparable.notes,
-        ),
+    notes = (
+        *comparable.warnings,
+        *_cannot_say(comparable, datasets),
+        *_published_notes(comparable, published, datasets),
+        *(note for of in shown for note in _statistics_notes(of.known, comparable.naming)),
+        *(note for of in shown for note in of.scored.notes),
     )
+    title = f"{comparable.in_title}: ours, published, and Δ = ours - published"
+    return Table(comparable.name("paper"), title, comparable.context, "method", columns, tuple(rows), tuple(dict.fromkeys(notes)))
 
 
-def _beside(ours: Cell, theirs: float | None) -> tuple[Cell, Cell, Cell, Cell]:
-    if ours.value is None or theirs is None:
-        return ours, Cell(theirs), Cell(), Cell()
-    return ours, Cell(theirs), Cell(ours.value - theirs), Cell(reason=_inside(ours, theirs))
+def _paper_columns(comparable: ComparableCells, published: Published, datasets: Sequence[str]) -> list[PaperColumn]:
+    """Those that the published average is over first, with it where they have one metric; methods are compared within a metric."""
+    found = []
+    for together in (True, False):
+        names = [name for name in datasets if (name in published.averaged) == together]
+        own = {**comparable.own_metrics, **{name: published.metric(name) for name in published.datasets}}
+        metrics = {name: own.get(name, USUAL) if comparable.metric == USUAL else comparable.metric for name in names}
+        for metric in dict.fromkeys(metrics.values()):
+            mine = [name for name in names if metrics[name] == metric]
+            averaged = together and mine == names
+            scored = comparable if metric == comparable.metric else comparable.scored_by(metric)
+            known = table_statistics(scored, mine, averaged)
+            groups = (*mine, AVERAGE) if averaged else tuple(mine)
+            ours = _scored(scored, known, mine, groups)
+            found += [PaperColumn(group, ours, scored, known) for group in groups]
+    return found
+
+
+def _beside(ours: Cell, theirs: Number | None, metric: str) -> tuple[Cell, Cell, Cell, Cell]:
+    """Ours, the published number, their difference or why there is none, and where the number lies in our interval."""
+    if theirs is None:
+        return ours, Cell(), Cell(), Cell()
+    differs = theirs.differs or (f"{theirs.metric}, not {metric}" if theirs.metric != metric else "")
+    if differs or ours.value is None:
+        return ours, Cell(theirs.value), Cell(reason=differs), Cell()
+    return ours, Cell(theirs.value), Cell(ours.value - theirs.value), Cell(reason=_inside(ours, theirs.value))
 
 
 def _inside(ours: Cell, theirs: float) -> str:
@@ -136,10 +170,10 @@ def _best_of(tuned: pd.DataFrame) -> str:
     return f"best of {'several' if math.isnan(most) else f'{most:.0f}'} evaluations of the test images"
 
 
-def _published_notes(comparable: ComparableCells, published: Published) -> tuple[str, ...]:
-    if comparable.identity[2] not in PUBLISHED:
+def _published_notes(comparable: ComparableCells, published: Published, datasets: Sequence[str]) -> tuple[str, ...]:
+    if not has_numbers(comparable.identity[2]):
         return (f"No numbers were published for {shots_in_words(comparable.identity[2])}.",)
-    notes = [f"Published: {published.source}."]
+    notes = [f"Published: {published.source}.", *published.notes(datasets, comparable.naming.dataset)]
     if comparable.identity[0].replace("_", "-").lower() not in published.source.lower():
         notes.append(f"Δ compares different backbones: ours is {comparable.identity[0]}.")
     if comparable.rule != "all":
@@ -167,7 +201,7 @@ def plain_table(comparable: ComparableCells, published: Published) -> Table:
         for label in ordered(comparable.labels_of(datasets), published)
     ]
     notes = (*comparable.warnings, *_statistics_notes(known, comparable.naming), *comparable.notes)
-    return Table(comparable.name("plain"), "Foreground mIoU (%)", comparable.context, "method", columns, tuple(rows), notes)
+    return Table(comparable.name("plain"), comparable.in_title, comparable.context, "method", columns, tuple(rows), notes)
 
 
 LIKE: Mapping[str, Callable[[ComparableCells, Published], Table]] = {
@@ -195,7 +229,7 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
     if like == "all":
         return _all_kinds(store, query)
     if like in PIVOTS:
-        return pivoted(store, query, PIVOTS[like])
+        return pivoted(store, query, PIVOTS[like].by(query.metric or USUAL))
     if like in ACROSS:
         return ACROSS[like](store, query)
     reference = read_published(PUBLISHED["1"])

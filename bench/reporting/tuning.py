@@ -104,7 +104,7 @@ def tuning_table(pair: TunedPair, published: Published) -> Table:
         rows.append(Row(pair.naming.method(label), tuple(cells), (("method", label),)))
     context = tuple((name, f"{pair.both.identity[1]} and {value}" if name == "protocol" else value) for name, value in pair.tuned.context)
     notes = (*pair.tuned.warnings, _order(pair), *_notes(pair), *interval_notes(pair.known.counts, pair.naming))
-    return Table(pair.tuned.name("tuning"), "Foreground mIoU (%), untuned and tuned", context, "method", columns, tuple(rows), notes)
+    return Table(pair.tuned.name("tuning"), f"{pair.tuned.in_title}, untuned and tuned", context, "method", columns, tuple(rows), notes)
 
 
 def _order(pair: TunedPair) -> str:

@@ -1,13 +1,14 @@
 """Protocols: the settings of a cell from its rows, and one sentence for every mistake in a file."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from bench.errors import RequestError
 from bench.grid.plan import Request, choose_methods, specs_of
-from bench.grid.protocol import PROTOCOLS, load_protocol, protocol_names
-from bench.grid.published import PUBLISHED, heading, read_published, titles
+from bench.grid.protocol import PROTOCOLS, Settings, load_protocol, protocol_names
+from bench.grid.published import PUBLISHED, heading, published_for, read_published, titles
 from bench.grid.registry import METHODS
 from bench.grid.toml_reader import read_toml
 
@@ -232,3 +233,43 @@ def test_the_titles_of_all_methods_are_known_without_loading_them() -> None:
     published = read_published(PUBLISHED["1"])
     assert heading("ssf(decoder=sam)", published) == "SSF (decoder: sam)"
     assert heading("lora(decoder=sam)", published) == "LoRA (decoder: sam)" and heading("elsewhere", published) == "elsewhere"
+
+
+SUITES = PROTOCOLS.parent / "suites"
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("paper_*.toml")), ids=lambda path: path.stem)
+def test_a_suite_of_the_paper_lists_the_published_numbers(path: Path) -> None:
+    """Every number in its comments is one of results/paper, and those of CAT-SAM on its data sets are all there."""
+    said = set(re.findall(r"\d+\.\d+", "".join(re.findall(r"#.*", path.read_text()))))
+    request = Request().with_suite(path)
+    published = published_for(request.shots)
+    known = {*published.numbers.values(), *(number.value for number in published.others.values())}
+    assert {float(number) for number in said} - {2402.03631} <= known
+    datasets = request.datasets.split(",")
+    wanted = [published.of(method, name) for method in ("cat_sam_t", "cat_sam_a") for name in datasets]
+    assert {number.value for number in wanted if number} <= set(map(float, said)) and sum(map(bool, wanted)) >= 6
+    assert specs_of(request, "0" * 64)
+
+
+def test_prompts_of_a_protocol_are_the_words_of_reevaluation() -> None:
+    def settings(text: str) -> Settings:
+        return specs_of(Request("lora", "synth_polyps", protocol=text), "0" * 64)[0].settings
+
+    asked = settings("smoke(evaluation_prompt=points(3),prompt_types=['none','box(jitter=0.1)','points(count=2)'])")
+    assert (asked.evaluation_prompt, asked.prompt_types) == ("points(3)", ("none", "box(jitter=0.1)", "points(2)"))
+    specs = specs_of(Request("lora", "synth_polyps", protocol="smoke(evaluation_prompt=box|box(jitter=0)|points(1)|mask)"), "0" * 64)
+    plain = specs_of(Request("lora", "synth_polyps", protocol="smoke"), "0" * 64)[0]
+    assert [spec.settings.evaluation_prompt for spec in specs] == ["box", "box", "point", "mask"]
+    assert specs[0].settings == plain.settings and specs[2].settings.evaluation_prompt == "point"
+    for wrong, why in (("boxes", "Did you mean box"), ("points(0)", "too small"), ("boxes_from='a.csv'", "is no prompt")):
+        with pytest.raises(RequestError, match=why):
+            settings(f'smoke(evaluation_prompt="{wrong}")')
+
+
+def test_a_data_sets_own_settings_are_below_rows_and_words() -> None:
+    paper = load_protocol("paper")
+    own = {"evaluation_prompt": "points(5)"}
+    assert paper.resolve("lora", "x", 1, of_dataset=own).evaluation_prompt == "points(5)"
+    asked = load_protocol("paper", {"evaluation_prompt": "box"}).resolve("lora", "x", 1, of_dataset=own)
+    assert asked.evaluation_prompt == "box"

@@ -12,12 +12,20 @@ from bench.errors import DataError, InputError, RequestError
 from bench.training.conditions import Condition, canonical_corruption, canonical_prompt, read_boxes
 from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared, evaluation_prompts
+from bench.training.train import samples_of
 from bench.types import Sample
 
 DATA = Rectangles()
 SAMPLE = DATA.load("test", "test1")
 TWO = Sample("two", np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), np.uint8))
 TWO.mask[5:25, 10:40] = TWO.mask[30:59, 50:79] = 1
+
+
+class Two(Rectangles):
+    """Rectangles, and TWO."""
+
+    def load(self, split, name):
+        return TWO if name == "two" else super().load(split, name)
 
 
 def prompts(text, sample=TWO, **options):
@@ -145,3 +153,23 @@ def test_kept_embeddings_give_the_same_rows_and_leave_with_their_model(sam, smok
     assert prepared.used_bytes == kept + sum(item.bytes for item in prepared._items.values()) + sum(
         x.nbytes for x in prepared._encoded.values()
     )
+
+
+@pytest.mark.parametrize("stream", ["fresh", "reseeded_workers"])
+def test_training_shows_every_kind_of_prompt(stream, smoke):
+    def shown(kind):
+        how = replace(smoke, prompt_types=(kind,), augmentation_stream=stream, random_crop=False, flips=False)
+        (sample,) = samples_of(Two(), ("two",), how, 0, 0, 0, 8)
+        return sample
+
+    box, moved = shown("box").prompts.boxes, shown("box(jitter=0.2)").prompts.boxes
+    sides = (box[:, 2:] - box[:, :2]).repeat(1, 2)
+    assert not torch.equal(moved, box) and bool(((moved - box).abs() <= 0.2 * sides + 1e-4).all())
+    points = shown("points(3)").prompts
+    assert points.points.shape == (2, 3, 2) and bool((points.labels == 1).all())
+    for mask, of in zip(shown("box").masks, points.points.long(), strict=True):
+        assert mask[of[:, 1], of[:, 0]].all()
+    assert shown("mask").prompts.masks.shape == (2, 1, 32, 32)
+    none = shown("none")
+    assert none.prompts.count == 0 and none.masks.shape[0] == 1
+    assert np.array_equal(none.masks[0], TWO.mask.astype(bool)) and none.example.target.shape[0] == 1
