@@ -16,7 +16,7 @@ COLUMNS = {
     "label": "the method with its shown parameters",
     "decoder": "whose mask decoder a baseline has; empty where a method has no such choice",
     "shots": "labelled images, or 'full' (text)",
-    "draw": "which few-shot images; 0 is the official list",
+    "draw": "which few-shot images; 0 is the official list, where the data set has one",
     "seed": "the training's randomness",
     "backbone": "its name, of configs/backbones/",
     "protocol": "the protocol's name with its changed settings",

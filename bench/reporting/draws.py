@@ -82,7 +82,8 @@ def draws_tables(comparable: ComparableCells, published: Published) -> list[Tabl
 
 HEADS = {"official": 1, "percentile": 0, "min": 1, "median": 1, "max": 1, "80 % power": 0}  # column -> digits
 PLACES = (
-    "Draw 0 is the official list. min, median, max: of the {} other draws, each the mean over its seeds. percentile: how many of 100 of "
+    "Draw 0 is the official list of a data set that has one, else a draw as any. "
+    "min, median, max: of the {} other draws, each the mean over its seeds. percentile: how many of 100 of "
     "them are below the official one, equal ones by half."
 )
 
