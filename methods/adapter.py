@@ -141,7 +141,7 @@ def merged_by_peft(sam: Sam, folder: Path, tensors: dict[str, Tensor]) -> dict[s
         whole.load_state_dict(to_hugging_face(frozen))
         base = set(whole.state_dict())  # its names before peft wraps its modules
         model = get_peft_model(whole, PeftConfig.from_pretrained(str(folder)))
-        found = set_peft_model_state_dict(model, tensors)
+        found: Any = set_peft_model_state_dict(model, tensors)
         if found.unexpected_keys:
             raise ValueError(f"there is no place for its {found.unexpected_keys[0]}")
         if lacking := [name for name in found.missing_keys if WRAPPED.sub("", name) not in base]:

@@ -169,7 +169,7 @@ def test_a_cell_goes_out_and_comes_back_with_its_scores(tmp_path):
     found = read_record(adapter)
     rule = own.spec.settings.selections[0]
     assert found.scores[rule] == own.scores[rule] and found.spec.method.label.startswith("adapter(file=exported@")
-    asked = ["-m", "bench.run", "--methods", f"sam,adapter(file={folder.name!r})", *words, "--dry-run"]
+    asked = ["-m", "bench.run", "--methods", f"sam,adapter(file={folder.name!r})", *words, "--pretrained", str(PRETRAINED), "--dry-run"]
     done = subprocess.run(
         [sys.executable, "-P", *asked], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
     )
