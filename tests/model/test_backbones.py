@@ -34,7 +34,7 @@ def test_a_name_has_one_form_and_a_size_that_its_patches_fill():
     assert read_backbone("vit_b(image_size=1024)").name == "vit_b"
     small = read_backbone(" vit_b( image_size = 512 )")
     assert small.name == "vit_b(image_size=512)" and small.config.grid == 32
-    with pytest.raises(RequestError, match=r"vit_b\(image_size=500\): a multiple of its patches' 16 pixels is needed"):
+    with pytest.raises(RequestError, match=r"vit_b\(image_size=500\): a multiple of 16 pixels is needed"):
         read_backbone("vit_b(image_size=500)")
     with pytest.raises(RequestError, match="Unknown parameter of vit_b 'size'"):
         read_backbone("vit_b(size=512)")
