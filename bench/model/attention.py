@@ -55,7 +55,8 @@ def attention(
     qkv is called with y, and once more with the prompts and the padding (B, E, C) where there are any; the prompts are left to
     prompt_qkv if that is given."""
     b, h, w, _ = y.shape
-    n, side, name = prompts.shape[1], (window, window) if window else (h, w), choose(y.device, h * w)
+    n, side = prompts.shape[1], (window, window) if window else (h, w)
+    name = choose(y.device, max(h * w, b * h * w // 8))  # of windows that come as images there are many
     padded, fills = h % side[0] > 0 or w % side[1] > 0, name in WHOLE_WINDOWS
     padding = [y.new_zeros(b, 1, y.shape[-1])] if padded else []  # SAM pads with zeros before the projection
     parts = (3, attn.num_heads, y.shape[-1] // attn.num_heads)
