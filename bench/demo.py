@@ -85,7 +85,7 @@ def _cells(scan: Scan, dataset: str, request: Request) -> dict[str, Path]:
     table = table[(table["dataset"] == dataset) & (table["protocol"] == protocol) & (table["backbone"] == request.backbone)]
     table = table[table["seed"] == table["seed"].min()]
     folders = dict(zip(table["label"], map(Path, table["path"]), strict=True))
-    naming = Labels.of(folders, [dataset], published_for("1"))
+    naming = Labels.of(folders, [dataset], published_for("1"), {})
     return {naming.method(label): folders[label] for label in ordered(folders, naming.published)}
 
 
