@@ -93,9 +93,10 @@ class ComparableCells:
         """The same of other rows, whose labels and data sets may be any that a table has."""
         return replace(self, frame=frame, gaps={}, other_files={}, scores=_scores(frame, self.selection, self.rule, self.metric))
 
-    def scored_by(self, metric: str) -> "ComparableCells":
-        """The same cells, whose scores are by another metric."""
-        lack = () if metric in RECORDED else _lack(self.frame, self.selection, metric)
+    def scored_by(self, metric: str, datasets: Sequence[str] = ()) -> "ComparableCells":
+        """The same cells, whose scores are by another metric; of which it cannot be computed is said of these data sets, or all."""
+        asked = self.frame[self.frame["dataset"].isin(list(datasets))] if datasets and len(self.frame) else self.frame
+        lack = () if metric in RECORDED else _lack(asked, self.selection, metric)
         scores = _scores(self.frame, self.selection, self.rule, metric)
         return replace(self, metric=metric, scores=scores, notes=(*self.notes, *lack))
 

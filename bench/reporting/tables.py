@@ -85,7 +85,7 @@ def _paper_columns(comparable: ComparableCells, published: Published, datasets: 
         for metric in dict.fromkeys(metrics.values()):
             mine = [name for name in names if metrics[name] == metric]
             averaged = together and mine == names
-            scored = comparable if metric == comparable.metric else comparable.scored_by(metric)
+            scored = comparable if metric == comparable.metric else comparable.scored_by(metric, mine)
             known = table_statistics(scored, mine, averaged)
             groups = (*mine, AVERAGE) if averaged else tuple(mine)
             ours = _scored(scored, known, mine, groups)
