@@ -19,6 +19,7 @@ OWN = {  # of those that take more, and why
     "dora": (4_600, 1_450),  # directions, lengths and gains of the rows of q and v apart, of every block
     "mona": (4_000, 1_650),  # two adapters in every block, of a norm, three depthwise convolutions and their sums each
     "ssf": (2_800, 950),  # a scale and a shift after every layer and norm
+    "vpt_shallow": (2_500, 960),  # its tokens pass every MLP too
 }
 UNCOUNTED = ("conv_lora",)  # minutes on "meta": a GPU asks all experts of all windows, by bicubic maps
 NONE = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten._reshape_alias", "aten.detach", "aten.lift_fresh")  # memory, and views
