@@ -237,3 +237,16 @@ def test_every_method_stands_in_the_methods_readme():
             trained = sum(parameter.numel() for parameter in bench.build(name, sam, seed=0).tuned().values())
             row = re.search(rf"^\| `{name}` \| (.*)$", READMES["methods"], re.MULTILINE)
             assert row and row[1].split(" | ")[2] == f"{trained:,}", name
+
+
+@pytest.mark.slow
+def test_every_method_stands_there_with_its_size_on_sam_2_and_sam_3():
+    from bench.conformance.methods import parameters_on
+    from bench.model.backbones import read_backbone
+
+    head = re.search(r"^\| name \| (sam2_tiny .*) \| on a block", READMES["methods"], re.MULTILINE)
+    names = head[1].split(" | ")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \| [^|]* \|$", READMES["methods"][head.end() :], re.MULTILINE))
+    assert list(rows) and set(rows) == set(bench.methods())
+    for name, row in rows.items():
+        assert row.split(" | ") == [f"{parameters_on(name, read_backbone(of).architecture):,}" for of in names], name
