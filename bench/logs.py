@@ -1,4 +1,4 @@
-"""Shows what a cell's jobs printed: python -m bench.logs CELL [--out results] [--lines 60]
+"""Shows what a cell's jobs printed, and where it failed: python -m bench.logs CELL [--out results] [--lines 60]
 
 CELL is the key that bench.status shows, the start of it, or the cell's folder.
 """
@@ -14,7 +14,7 @@ from bench.cluster.queue import job_state
 from bench.cluster.submission import FOLDER, submissions, use_cluster
 from bench.errors import one_sentence
 from bench.grid.job_environment import task_id
-from bench.grid.store import GridCell, ResultStore, attempts, read_attempt
+from bench.grid.store import TRACEBACK, GridCell, ResultStore, attempts, read_attempt
 
 
 @one_sentence
@@ -33,9 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show(out: Path, cell: GridCell, lines: int) -> int:
-    """Prints the logs of the cell's jobs, the last job last; 1 where none is there."""
+    """Prints the logs of the cell's jobs, the last job last, and the traceback of its failure; 1 where none is there."""
     jobs = jobs_of(out, cell)
     files = [path for job in jobs for path in sorted((out / FOLDER / "logs").glob(f"*/{job}_0_log.*"))]
+    files += [path for path in [out / "runs" / cell.folder / TRACEBACK] if path.is_file()]
     for path in files:
         text = path.read_text(errors="replace").splitlines()
         print(f"==> {path}", *text[-lines:], sep="\n")

@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
     parser.add_argument("--spill-gb", type=float, default=Options.spill_gb, help="of embeddings beyond those, in a temporary file (TMPDIR)")
+    parser.add_argument("--log", default="", metavar="NAMES", help="also write training to tensorboard, wandb, or a plugin's logger")
     parser.add_argument("--steal", action="store_true", help="also the cells that another process computes just now")
     parser.add_argument("--group-writable", action="store_true", help="other people of the folder's group may write the results too")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state")

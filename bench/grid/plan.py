@@ -46,7 +46,8 @@ class RunContext:
     """What a process needs to run cells: the backbone and where things lie. save_every: seconds between two resume files.
     memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory.
     devices: processes that run each cell together, which a SLURM job starts by itself. compile: torch.compile's mode for the encoder,
-    "" for none. steal: cells that another process computes are computed here too. spilled_bytes: of embeddings in a file."""
+    "" for none. steal: cells that another process computes are computed here too. spilled_bytes: of embeddings in a file.
+    log: the loggers that follow training."""
 
     backbone: str
     checkpoint: Path
@@ -61,6 +62,7 @@ class RunContext:
     compile: str = ""
     steal: bool = False
     spilled_bytes: int = 0
+    log: str = ""
 
 
 def choose_methods(text: str) -> list[MethodChoice]:

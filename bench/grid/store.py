@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # pandas takes longer to load than most commands take
 
 T = TypeVar("T")
 RECORD, STATE, RESUME, TUNED, HISTORY = "record.json", "state.json", "resume.pt", "tuned.safetensors", "history.csv"
+TRACEBACK = "traceback.txt"  # of the failure that the state tells in a sentence
 GRID, REEVALUATIONS = "grid.json", "reevaluations.json"  # what was asked for last: of `bench.run`, of `bench.reevaluate`
 ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a SLURM job: its number and restart count
 KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
@@ -190,9 +191,20 @@ class ResultStore:
         """Says that this process works on the cell, and how far it is. OSError where the disk does not take it."""
         self._write_state(spec, phase, progress or {}, error=None)
 
-    def fail(self, spec: RunSpec, error: str) -> None:
-        """Says that the cell failed, and why, in one sentence. OSError where the disk does not take it."""
+    def fail(self, spec: RunSpec, error: str, trace: str = "") -> None:
+        """Says that the cell failed, and why, in one sentence; trace: where, for `bench.logs`. OSError where the disk does not take it."""
         self._write_state(spec, "failed", {}, error)
+        if trace:
+            write_together(self.folder(spec), {TRACEBACK: trace.encode(errors="backslashreplace")}, durable=False)
+
+    def grow_history(self, spec: RunSpec, history: "Sequence[Mapping[str, Any]]") -> None:
+        """Writes a running cell's training curve so far; that of a result stays until there is another one. OSError as above."""
+        folder = self.folder(spec)
+        if not (folder / RECORD).exists():
+            import pandas as pd
+
+            folder.mkdir(parents=True, exist_ok=True)
+            write_together(folder, {HISTORY: _csv(pd.DataFrame(history))}, durable=False)
 
     def stop(self, spec: RunSpec | Path, why: str) -> None:
         """Says that nobody works on the cell (or that of a folder) any more, though it is not finished, and why. OSError as above."""
@@ -271,11 +283,13 @@ class ResultStore:
         return Scan(columns.table("path"), tuple(sorted(damaged, key=lambda item: str(item.path))))
 
     def reset(self, spec: RunSpec) -> None:
-        """Forgets how the cell ended before it is computed anew: its state, its starts, and, unless it was only given up, its resume
-        file. A result stays until there is another one."""
+        """Forgets how the cell ended before it is computed anew: its state, starts and traceback, and, unless it was only given up,
+        its resume file and curve. A result stays until there is another one."""
         folder = self.folder(spec)
         given_up = (read_state(folder).get("progress") or {}).get("given_up")
-        for path in (folder / STATE, *attempts(folder), *([] if given_up else [folder / RESUME])):
+        stored = (folder / RECORD).exists()
+        gone = [folder / TRACEBACK, *([] if given_up else [folder / RESUME]), *([] if given_up or stored else [folder / HISTORY])]
+        for path in (folder / STATE, *attempts(folder), *gone):
             path.unlink(missing_ok=True)
 
     def write_grid(self, specs: Iterable[RunSpec], name: str = GRID) -> None:
@@ -338,7 +352,8 @@ class ResultStore:
 
     def _tidy(self, spec: RunSpec) -> None:
         with contextlib.suppress(OSError):  # the result is complete: this is for people only
-            (self.folder(spec) / RESUME).unlink(missing_ok=True)
+            for name in (RESUME, TRACEBACK):
+                (self.folder(spec) / name).unlink(missing_ok=True)
             self._write_state(spec, "stored", {}, error=None)
 
     def _write_state(self, spec: RunSpec | Path, phase: str, progress: Mapping[str, Any], error: str | None) -> None:

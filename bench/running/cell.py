@@ -9,7 +9,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from bench.types import COMPILE_MODES, STEP_GRAPH, WHOLE, Dataset, Memory, Progr
 
 Tensors = dict[str, Tensor]
 IN_RESUME_FILE = {"evaluated_epoch": "looked", "evaluations": "looks"}  # the resume file's names where they differ
+HistoryCallback = Callable[[Sequence[Mapping[str, Any]], bool], None]
 
 
 class Stopped(Exception):
@@ -82,6 +83,7 @@ class Cell:
     adapted: a model that is evaluated as it is, and nothing is trained; condition: of the test images, where it is not the settings'.
     compile: torch.compile's mode for the encoder, STEP_GRAPH for steps that are captured instead, "" for neither.
     fingerprint: of the data set's files; a resume file of others is not used.
+    on_history: is given the training curve after each step, and whether it is whole.
     """
 
     def __init__(
@@ -99,8 +101,9 @@ class Cell:
         condition: Condition | None = None,
         compile: str = "",
         fingerprint: str | None = None,
+        on_history: HistoryCallback = lambda rows, whole: None,
     ) -> None:
-        self.process_group, self.fingerprint = process_group, fingerprint
+        self.process_group, self.fingerprint, self.on_history = process_group, fingerprint, on_history
         self.spec, self.settings, self.dataset, self.memory = spec, spec.settings, dataset, memory
         self.resume_file, self.on_progress, self.save_every = folder / RESUME, on_progress, save_every
         self.prepared = prepared or Prepared(dataset)
@@ -126,6 +129,7 @@ class Cell:
         if self.optimizer is not None:
             try:
                 self._train(self.optimizer)
+                self.on_history(self.state.history, True)
             except Stopped:
                 self._save_state()
                 raise
@@ -149,6 +153,7 @@ class Cell:
 
     def _train(self, optimizer: torch.optim.Optimizer) -> None:
         state, started = self.state, time.monotonic()
+        self.on_history(state.history, False)
         self._evaluate_if_due()
         steps = steps_of(
             self.model,
@@ -172,6 +177,7 @@ class Cell:
             loss = f", loss {state.history[-1]['loss']:.3f}" if state.history else ""
             self._report(f"epoch {step.epoch}/{self.settings.epochs}{loss}")
             self._evaluate_if_due()
+            self.on_history(self.state.history, False)
             if time.monotonic() - self._saved_at > self.save_every:
                 self._save_state()
             started = time.monotonic()

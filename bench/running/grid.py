@@ -32,6 +32,7 @@ from bench.grid.toml_reader import kinds
 from bench.grid.tuned import untuned_name
 from bench.model.backbones import PRETRAINED, checkpoint_path, read_backbone
 from bench.running.estimate import estimate_in_words
+from bench.running.loggers import loggers_of
 from bench.training.launch import is_main_process
 from bench.types import KEPT_BYTES, Dataset, Memory, Range
 
@@ -61,6 +62,7 @@ class Options:
     group_writable: bool = False  # results can be written by other people of the folder's group
     keep_gb: Annotated[float, Range(0.0, 1e6)] = KEPT_BYTES / 2**30  # of prepared test images and frozen embeddings, over all workers
 
+    log: str = ""  # loggers that follow training, "tensorboard,wandb"
     spill_gb: Annotated[float, Range(0.0, 1e6)] = 0.0  # of frozen embeddings beyond those, in a temporary file, over all workers
     checkpoint: Path | None = None  # in place of the backbone's own file below `pretrained`
 
@@ -79,6 +81,7 @@ Launcher = Callable[[Sequence[RunSpec], Sequence[RunSpec], Path, str, Options], 
 def run_grid(request: Request, options: Options, launcher: Launcher | None = None, free: Free | None = None) -> int:
     """Runs the cells of a request that are to be run; the exit code. Arguments as of `run_specs`; with a launcher the methods are known
     without torch."""
+    loggers_of(options.log)
     cache = options.out / "cache"
     request = replace(request, backbone=read_backbone(request.backbone).name)
     checkpoint = checkpoint_path(request.backbone, options.pretrained, options.checkpoint)
@@ -238,6 +241,7 @@ def run_context(backbone: str, checkpoint: Path, device: str, options: Options) 
         options.compile,
         options.steal,
         int(options.spill_gb * 2**30),
+        options.log,
     )
 
 

@@ -31,6 +31,7 @@ from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
 from bench.running.adapted import load_run
 from bench.running.cell import Cell, Stopped
+from bench.running.loggers import Recorder, loggers_of
 from bench.training.conditions import Condition, prompt_file, read_boxes
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup, is_lost
@@ -93,7 +94,7 @@ class CellRunner:
     ) -> None:
         self.process_group, self.begin = process_group, begin
         self.context, self.sam, self.datasets, self.stop = context, sam, datasets, stop
-        self.store = ResultStore(context.out)
+        self.store, self.loggers = ResultStore(context.out), loggers_of(context.log)
         self.prepared: Prepared | None = None
         self._adapted: tuple[str, PromptableSegmenter] | None = None  # the last parent's key and model
         self.facts = provenance(str(sam.device), context.checkpoint, context.out / "cache")
@@ -138,7 +139,7 @@ class CellRunner:
         reason = failure(error, spec.method.name)
         if not identical or self.process_group.rank == 0:
             with contextlib.suppress(OSError):
-                self.store.fail(spec, reason)
+                self.store.fail(spec, reason, "".join(traceback.format_exception(error)))
         if not identical:
             raise ProcessGroupError(
                 f"Process {self.process_group.rank + 1} of {self.process_group.size}: {reason} The others stop too."
@@ -149,15 +150,19 @@ class CellRunner:
         """Runs the cell, and where the device's memory was too small once more with smaller steps of the same mathematics."""
         less = less_memory(self.context.memory, spec.settings.batch)
         try:
-            return self._run(spec, on_progress, self.context.memory)
+            return self._recorded(spec, on_progress, self.context.memory)
         except Exception as error:
             if not is_out_of_memory(error) or less == self.context.memory or self.process_group.size > 1:
                 raise
         free_memory()  # here, where the error's frames no longer hold the tensors
         on_progress(0.0, f"out of memory: again with micro-batches of {less.micro_batch} and activation checkpointing")
-        return self._run(spec, on_progress, less)
+        return self._recorded(spec, on_progress, less)
 
-    def _run(self, spec: RunSpec, on_progress: ProgressCallback, memory: Memory) -> str:
+    def _recorded(self, spec: RunSpec, on_progress: ProgressCallback, memory: Memory) -> str:
+        with Recorder(None if self.process_group.rank else self.store, spec, () if spec.reevaluation else self.loggers) as recorder:
+            return self._run(spec, on_progress, memory, recorder)
+
+    def _run(self, spec: RunSpec, on_progress: ProgressCallback, memory: Memory, recorder: Recorder) -> str:
         on_progress = ProgressWriter(spec, self.store, on_progress, self.stop) if self.process_group.rank == 0 else _silent
         replaces = self.store.stamp(spec)
         on_progress(0.0, "starting")
@@ -180,8 +185,10 @@ class CellRunner:
             condition,
             context.compile,
             data.get("fingerprint"),
+            recorder,
         )
         result = cell.run({**self.facts, "data": data})
+        recorder.scores = {f"{rule}.{name}": value for rule, of in result.record.scores.items() for name, value in of.items()}
         if self.process_group.rank == 0:
             tuned = None if spec.reevaluation else result.tuned  # they lie with the parent
             self.store.save(result.record, result.images, result.history, tuned, replaces)
