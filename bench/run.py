@@ -26,7 +26,7 @@ from bench.types import COMPILE_MODES, STEP_GRAPH, Shots
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LISTED = {"methods": "methods", "datasets": "datasets", "backbone": "backbones", "protocol": "protocols"}
+LISTED = {name: f"; `python -m bench.list {name.rstrip('s')}s` names them" for name in ("methods", "datasets", "backbone", "protocol")}
 
 
 @one_sentence
@@ -105,8 +105,7 @@ def _launch_processes(arguments: Sequence[str], options: Options) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=(__doc__ or "").splitlines()[0])
     for field in fields(Request):
-        names = f"; `python -m bench.list {LISTED[field.name]}` names them" if field.name in LISTED else ""
-        parser.add_argument(f"--{field.name}", help=f"default: {field.default or 'the protocol’s'}{names}")
+        parser.add_argument(f"--{field.name}", help=f"default: {field.default or 'the protocol’s'}{LISTED.get(field.name, '')}")
     parser.add_argument("--config", type=Path, help="a suite, configs/suites/….toml; flags go before it")
     for name, what in (("data", "data sets"), ("pretrained", "SAM's checkpoints"), ("out", "results")):
         parser.add_argument(f"--{name}", type=Path, default=getattr(Options, name), help=f"folder of the {what}")
@@ -121,9 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs (or CPU processes) that run each cell together")
     parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="images of a training step in memory together; 0: all")
     parser.add_argument("--checkpointing", action="store_true", help="less memory: backward computes the encoder's blocks again")
-    parser.add_argument(
-        "--compile", choices=(*COMPILE_MODES, STEP_GRAPH), default="", help="encoder by torch.compile, or steps as a graph; on a GPU"
-    )
+    parser.add_argument("--compile", choices=(*COMPILE_MODES, STEP_GRAPH), default="", help="the encoder, or steps as a graph; on a GPU")
     parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for prepared test images and frozen embeddings")
     parser.add_argument("--spill-gb", type=float, default=Options.spill_gb, help="of embeddings beyond those, in a temporary file (TMPDIR)")
     parser.add_argument("--log", default="", metavar="NAMES", help="also write training to tensorboard, wandb, or a plugin's logger")

@@ -228,7 +228,8 @@ class PutsKeysByPlace(Tuner):
         def qkv(tokens):
             qkv = block.attn.qkv(tokens)
             q, k, v = (part.clone() for part in qkv.chunk(3, -1))
-            k[:, :3], v[:, :3] = self.pairs[i].expand(len(x), 2, 3, -1).repeat_interleave(len(tokens) // len(x), 0).unbind(1)
+            if tokens.shape[1] >= 3:  # padding comes as one place
+                k[:, :3], v[:, :3] = self.pairs[i].expand(len(x), 2, 3, -1).repeat_interleave(len(tokens) // len(x), 0).unbind(1)
             return torch.cat([q, k, v], -1)
 
         x, _ = attend(block, x, x.new_zeros(len(x), 3, x.shape[-1]), qkv)
