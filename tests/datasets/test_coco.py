@@ -320,4 +320,4 @@ def test_a_real_sized_file_is_read_in_seconds(tmp_path):
     annotations = [annotation(5000 - i, i % 500, box(1, 1, 9, 9)) for i in range(5000)]
     (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}))
     found = read_coco(tmp_path / "a.json", tmp_path / "i", Definition())
-    assert len(found.images) == 500 and not found.faults and [n for n, _ in found.images["7"].objects][:2] == [493, 993]
+    assert len(found.images) == 500 and not found.faults and [n for n, *_ in found.images["7"].objects][:2] == [493, 993]

@@ -140,7 +140,7 @@ def agrees(session, model, prompts, coords, labels, masks=None):
     found = session.run(None, {name: tensor.numpy() for name, tensor in zip(DecoderGraph.names[0], inputs, strict=True)})
     with torch.no_grad():
         low = model.decode_low(bench.types.Features(embedding, first_global, ((64, 64),), (True,)), [prompts])
-    return all(np.abs(a - b[0].numpy()).max() < 1e-3 for a, b in zip(found, low, strict=True))
+    return all(np.abs(a - b[0].numpy()).max() < 1e-3 for a, b in zip(found, low[:2], strict=True))
 
 
 def test_a_model_in_onnx_with_any_number_of_prompts_of_any_kind(tmp_path):
