@@ -37,8 +37,13 @@ class Range:
         if self.least <= value <= self.most:
             return ""
         if value < self.least:
-            return f"is too small: at least {self.least} is needed"
-        return f"is {'too large' if value > self.most else 'no number'}: at most {self.most} is allowed"
+            return f"is too small: at least {_said(self.least)} is needed"
+        return f"is {'too large' if value > self.most else 'no number'}: at most {_said(self.most)} is allowed"
+
+
+def _said(limit: float) -> str:
+    """1 and 1.0 alike: of two equal ranges, `Annotated` keeps the one that came first."""
+    return str(int(limit)) if float(limit).is_integer() else str(limit)
 
 
 SHOTS = Range(1, 2**31 - 1)
