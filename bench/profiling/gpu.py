@@ -27,6 +27,7 @@ from bench.grid.plan import choose_methods
 from bench.grid.provenance import ROOT, git_state, package_version
 from bench.grid.registry import METHODS
 from bench.grid.store import RECORD, TUNED, ResultStore
+from bench.model.backbones import read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
 from bench.model.precision import computing
@@ -269,6 +270,7 @@ def main(words: Sequence[str]) -> None:
     """A step, in this process."""
     torch.set_num_threads(1)
     name, backbone, device = words
+    read_backbone(backbone)
     print(json.dumps(STEPS[name][1](backbone, device)))
 
 
