@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bench import ROOT
 from bench.grid.metrics import USUAL
-from bench.grid.spec import RELEASED, split_calls
+from bench.grid.spec import ALWAYS_SHOWN, RELEASED, split_calls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ def ordered(labels: Iterable[str], published: Published) -> list[str]:
 
 def _parts(label: str) -> tuple[str, list[str]]:
     """A label's method and its changed parameters, left aside the decoder, and that the weights are the released ones."""
-    return label.partition("(")[0], [name for name in shown_values(label) if name not in ("decoder", RELEASED)]
+    return label.partition("(")[0], [name for name in shown_values(label) if name not in (*ALWAYS_SHOWN, RELEASED)]
 
 
 def shown_values(label: str) -> dict[str, str]:

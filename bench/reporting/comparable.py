@@ -504,6 +504,7 @@ def _gaps(store: ResultStore, asked: Iterable[GridCell], stored: set[str]) -> di
     gaps: dict[Position, tuple[Gap, ...]] = {}
     for cell in sorted((cell for cell in asked if cell.key not in stored), key=lambda cell: (cell.draw, cell.seed)):
         status = store.status_of(store.found(cell.folder))
-        gap = ((cell.draw, cell.seed), status.phase, status.reason)
-        gaps[cell.method, cell.dataset] = (*gaps.get((cell.method, cell.dataset), ()), gap)
+        if status.phase != "stored":  # under another name than the grid's file has
+            gap = ((cell.draw, cell.seed), status.phase, status.reason)
+            gaps[cell.method, cell.dataset] = (*gaps.get((cell.method, cell.dataset), ()), gap)
     return gaps

@@ -8,6 +8,7 @@ from typing import Self
 from bench import ROOT
 from bench.grid.published import Published, heading, shown_values, titles
 from bench.grid.spec import ALWAYS_SHOWN
+from bench.types import FULL
 
 Facts = tuple[tuple[str, str], ...]
 
@@ -67,7 +68,7 @@ def counted(count: int, what: str) -> str:
 
 def shots_in_words(shots: object) -> str:
     """A number of shots: "1 shot", "16 shots", and of "full" "all training images"."""
-    return "all training images" if shots == "full" else f"{shots} shot{'' if str(shots) == '1' else 's'}"
+    return "all training images" if shots == FULL else f"{shots} shot{'' if str(shots) == '1' else 's'}"
 
 
 def in_words(context: Facts) -> str:

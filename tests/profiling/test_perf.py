@@ -113,7 +113,10 @@ def test_every_kernel_and_product_is_timed_and_agrees(capsys):
     """Kernels on two kinds of block, products on four layers, each without gradients and with them; one of each is the chosen one."""
     assert compare_kernels("cpu", "tiny", "fp32", 1, 1) == 0
     table = capsys.readouterr().out
-    assert table.count("| chunked") == table.count("| folded") == table.count("| whole") == 4 and table.count("| torch") == table.count("| onednn") == 8
+    assert (
+        table.count("| chunked") == table.count("| folded") == table.count("| whole") == 4
+        and table.count("| torch") == table.count("| onednn") == 8
+    )
     assert table.count("| yes") == 12 and "| flex" not in table
     found = [float(row.split("|")[6]) for row in table.splitlines() if "forward" in row]
     assert len(found) == 28 and max(found) < 1e-4

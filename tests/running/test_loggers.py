@@ -55,7 +55,7 @@ class Failing(BitFit):
 
 
 @pytest.fixture
-def words(tmp_path, monkeypatch):
+def words(tmp_path, monkeypatch, plugins_leave):
     """A command line of cells that take seconds, and a plugin in use."""
     (tmp_path / "mine.py").write_text(PLUGIN)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "mine.py"))

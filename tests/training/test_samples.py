@@ -92,7 +92,7 @@ def test_a_table_says_that_one_shot_training_is_one_picture(tmp_path):
         (note,) = [note for note in table.notes if note.startswith("ONE PICTURE")]
         assert "both flips, crop of 37.4 %, prompt: box (1 of 2 cells)" in note
         assert "both flips, no crop, prompt: point (1 of 2 cells)" in note
-        assert "Trained in evaluation mode, without dropout, after the first evaluation: cat_sam_t." in table.notes
+        assert "Trained in evaluation mode, without dropout, after the first evaluation: CAT-SAM-T." in table.notes
     put(store, 60.0, shots=16, settings=NEW)
     put(store, 60.0, protocol="clean", settings=replace(NEW, augmentation_stream="fresh", stream_revision=1))
     assert sum(any("ONE PICTURE" in note for note in table.notes) for table in tables(store, CellQuery())) == 1
