@@ -19,7 +19,7 @@ SUITE = ROOT / "configs" / "suites" / "demo.toml"
 NEXT = """
 What next
   everything else  make tables                   (intervals, comparisons, LaTeX, figures and results/report/index.html)
-  your own run     python -m bench.run --methods lora,cat_sam_a --datasets synth_polyps --backbone tiny --protocol "demo(tuned=demo)" --seeds 0:5
+  your own run     python -m bench.run --methods lora --datasets synth_polyps --backbone tiny --protocol "demo(tuned=demo)" --seeds 0:5
   real data        datasets/README.md: three archives and one SAM checkpoint by hand
   the paper        make bench SHOTS=1            (vit_l; on a machine with a GPU it is used by itself)
 """
