@@ -200,23 +200,23 @@ def test_no_other_table_has_them_and_theirs_say_what_changed(several):
 
     (robust,) = tables(store, CellQuery(), "robustness")
     rows = {row.heading: dict(zip([(c.group, c.name) for c in robust.columns], row.cells, strict=True)) for row in robust.rows}
-    assert list(rows) == ["kvasir: SAM", "kvasir: LoRA (decoder: sam)", "sbu: SAM", "sbu: LoRA (decoder: sam)"]
+    assert list(rows) == ["Kvasir-SEG: SAM", "Kvasir-SEG: LoRA", "SBU Shadow: SAM", "SBU Shadow: LoRA"]
     assert [c.group for c in robust.columns if c.name == "mIoU"] == ["clean", "box(jitter=0.3)", "blur(5)", "box(jitter=0.3) blur(5)"]
-    lora = rows["sbu: LoRA (decoder: sam)"]
+    lora = rows["SBU Shadow: LoRA"]
     assert lora["clean", "mIoU"].value == pytest.approx(miou["sbu", "sbu", "box", ""])
     for name, key in (("box(jitter=0.3)", ("box(jitter=0.3)", "")), ("blur(5)", ("box", "blur(5)"))):
         value = miou["sbu", "sbu", *key]
         assert lora[name, "mIoU"].value == pytest.approx(value) and lora[name, "mIoU"].low < value < lora[name, "mIoU"].high
         assert lora[name, "Δ"].value == pytest.approx(value - lora["clean", "mIoU"].value)
         assert lora[name, "Δ"].low <= lora[name, "Δ"].value <= lora[name, "Δ"].high
-    assert rows["kvasir: LoRA (decoder: sam)"]["blur(5)", "mIoU"].n == 2 and rows["kvasir: SAM"]["blur(5)", "mIoU"].n == 1
+    assert rows["Kvasir-SEG: LoRA"]["blur(5)", "mIoU"].n == 2 and rows["Kvasir-SEG: SAM"]["blur(5)", "mIoU"].n == 1
 
     (kept,) = tables(store, CellQuery(), "retention")
     rows = {row.heading: [cell.value for cell in row.cells] for row in kept.rows}
-    assert list(rows) == ["SAM, zero-shot", "LoRA (decoder: sam), tuned on kvasir", "LoRA (decoder: sam), tuned on sbu"]
-    away, home = rows["LoRA (decoder: sam), tuned on sbu"][0], rows["LoRA (decoder: sam), tuned on sbu"][2]
+    assert list(rows) == ["SAM, zero-shot", "LoRA, tuned on Kvasir-SEG", "LoRA, tuned on SBU Shadow"]
+    away, home = rows["LoRA, tuned on SBU Shadow"][0], rows["LoRA, tuned on SBU Shadow"][2]
     assert away == pytest.approx(miou["kvasir", "sbu", "box", ""]) and home == pytest.approx(miou["sbu", "sbu", "box", ""])
-    assert rows["LoRA (decoder: sam), tuned on sbu"][1] == pytest.approx(away - rows["SAM, zero-shot"][0])
+    assert rows["LoRA, tuned on SBU Shadow"][1] == pytest.approx(away - rows["SAM, zero-shot"][0])
 
 
 @pytest.mark.slow
