@@ -15,7 +15,6 @@ from bench.reporting.statistics import Interval, Values
 from bench.reporting.style import (
     COLOURS,
     GREY,
-    MIOU,
     colour,
     dash,
     height_of_rows,
@@ -43,7 +42,7 @@ def official_draw(comparable: ComparableCells, dataset: str, published: Publishe
         for ax, of in zip(axes, (means, behind), strict=False):
             for i, label in enumerate(labels):
                 _dots(ax, i, of.get(label, {}))
-        axes[0].set_xlabel("mIoU (%)\ndiamond: official; line: median")
+        axes[0].set_xlabel(f"{comparable.quantity} (%)\ndiamond: official; line: median")
         if pairs:
             axes[1].set_xlabel("points")
             axes[1].axvline(0, color=GREY, linewidth=0.8)
@@ -64,12 +63,12 @@ def _says(ax: Axes, text: str) -> None:
     ax.set_xlabel("\n".join(wrapped(line, 56) for line in text.split("\n")), loc="right")
 
 
-def intervals(scores: Scores, naming: Labels) -> Figure:
-    """The interquartile mean of every method, normalised where that can be, with its bootstrap interval."""
+def intervals(scores: Scores, naming: Labels, measured: str) -> Figure:
+    """The interquartile mean of every method, normalised where that can be, with its bootstrap interval; measured: what of, in words."""
     found = scores.normalised or scores.of
     shown = {label: (float(iqm(of)), interval(iqm, of) if label in scores.trained else None) for label, of in found.items()}
-    words = f"IQM of runs\n(0: {naming.method(scores.zero_shot)}, 100: the best)" if scores.normalised else f"IQM of {MIOU}"
-    return _forest(scores, shown, naming, words)
+    words = f"IQM of runs\n(0: {naming.method(scores.zero_shot)}, 100: the best)" if scores.normalised else f"IQM of {measured}"
+    return _forest(scores, shown, naming, words, 1 if scores.normalised else scores.sign)
 
 
 def improvements(scores: Scores, against: str, naming: Labels) -> Figure:
@@ -88,8 +87,8 @@ def _scaled(found: Interval, by: float) -> Interval:
     return Interval(by * found.low, by * found.high)
 
 
-def _forest(scores: Scores, shown: Mapping[str, tuple[float, Interval | None]], naming: Labels, words: str) -> Figure:
-    order = sorted(shown, key=lambda label: -shown[label][0])
+def _forest(scores: Scores, shown: Mapping[str, tuple[float, Interval | None]], naming: Labels, words: str, sign: int = 1) -> Figure:
+    order = sorted(shown, key=lambda label: -sign * shown[label][0])
     labels, names = list(scores.of), [naming.method(label) for label in order]
     with panels(1, height_of_rows(names, 0.7)) as (figure, (ax,)):
         for y, label in enumerate(order):
@@ -102,15 +101,16 @@ def _forest(scores: Scores, shown: Mapping[str, tuple[float, Interval | None]], 
         return figure
 
 
-def profile(scores: Scores, naming: Labels) -> Figure:
-    """How many runs are above a mIoU, for every mIoU; bands, of as many methods as there are colours, are the bootstrap's intervals."""
+def profile(scores: Scores, naming: Labels, measured: str) -> Figure:
+    """How many runs are above a value, for every value of what is measured; bands, of as many methods as there are colours, are the
+    bootstrap's intervals."""
     with panels(1, 2.1) as (figure, (ax,)):
         for i, (label, of) in enumerate(scores.of.items()):
             ax.plot(THRESHOLDS, 100 * above(of, THRESHOLDS), color=colour(i), linestyle=dash(i), label=naming.method(label))
             if label in scores.trained and len(scores.of) <= len(COLOURS):
                 low, high = np.quantile(above(resampled(of, picked(of.shape[0], of.shape[2])[:500]), THRESHOLDS), (0.025, 0.975), axis=0)
                 ax.fill_between(THRESHOLDS, 100 * low, 100 * high, color=colour(i), alpha=0.15, linewidth=0)
-        ax.set(xlabel=f"τ: {MIOU}", ylabel="runs above τ (%)", xlim=_span(scores.of), ylim=(-2, 102))
+        ax.set(xlabel=f"τ: {measured}", ylabel="runs above τ (%)", xlim=_span(scores.of), ylim=(-2, 102))
         legend_below(figure, [ax])
         return figure
 

@@ -31,7 +31,6 @@ from bench.reporting.style import (
     COLOURS,
     COLUMN,
     GREY,
-    MIOU,
     PAGE,
     colour,
     dash,
@@ -98,7 +97,7 @@ def bars(view: View) -> Figure:
         for ax, dataset in zip(axes, view.datasets, strict=True):
             for i, label in enumerate(view.labels):
                 _bar(ax, i, view.cell(label, dataset))
-            ax.set_xlabel("mIoU (%)")
+            ax.set_xlabel(f"{view.comparable.quantity} (%)")
         return figure
 
 
@@ -111,20 +110,20 @@ def _bar(ax: Axes, i: int, cell: Cell) -> None:
     ax.plot(cell.value, i, marker(i), color=colour(i), markersize=4)
 
 
-def cost_against_miou(view: View, cost: str) -> Figure:
-    """A cost against mIoU; a line joins the methods that no other beats at the same cost or less."""
+def cost_against_score(view: View, cost: str) -> Figure:
+    """A cost against the score; a line joins the methods that no other beats at the same cost or less."""
     column, name = COSTS[cost]
     with panels(len(view.datasets), 2.0) as (figure, axes):
         for ax, (dataset, title) in zip(axes, view.datasets.items(), strict=True):
             points = _points(view, dataset, column)
             for i, x, y in points:
                 ax.plot(x, y, marker(i), color=colour(i), markersize=5, label=view.titles[i])
-            front = pareto([(x, y) for _, x, y in points])
+            front = pareto([(x, y) for _, x, y in points], view.comparable.sign)
             if front:
                 ax.plot([x for x, _ in front], [y for _, y in front], color=GREY, linestyle="--", zorder=1, label="Pareto front")
             _scale(ax, max((x for _, x, _ in points), default=0))
             ax.margins(0.08)
-            ax.set(title=title, xlabel=name, ylabel=MIOU)
+            ax.set(title=title, xlabel=name, ylabel=view.comparable.measured)
         legend_below(figure, axes)
         return figure
 
@@ -150,11 +149,11 @@ def _points(view: View, dataset: str, column: str) -> list[tuple[int, float, flo
     return found
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other has both cheaper (or as cheap) and better (or as good), by cost."""
+def pareto(points: Sequence[tuple[float, float]], sign: int = 1) -> list[tuple[float, float]]:
+    """The points that no other has both cheaper (or as cheap) and better (or as good), by cost; sign: -1 where less is better."""
     front: list[tuple[float, float]] = []
-    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or score > front[-1][1]:
+    for cost, score in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not front or sign * score > sign * front[-1][1]:
             front.append((cost, score))
     return front
 
@@ -217,7 +216,8 @@ def image_by_image(view: View) -> Figure:
     """The IoU of every image under the best method against the next best; the largest disagreements are named."""
     with panels(len(view.datasets), 2.9) as (figure, axes):
         for ax, (dataset, title) in zip(axes, view.datasets.items(), strict=True):
-            best = sorted((label for label, name in view.known.counts if name == dataset), key=lambda x: -(view.score(x, dataset) or 0))
+            tested = (label for label, name in view.known.counts if name == dataset)
+            best = sorted(tested, key=lambda label: -view.comparable.sign * (view.score(label, dataset) or 0))
             ax.set_title(title)
             if len(best) < 2:
                 ax.text(0.5, 0.5, "fewer than two methods\nwith rows by image", ha="center", transform=ax.transAxes)
@@ -249,7 +249,7 @@ def _scatter(ax: Axes, view: View, dataset: str, a: str, b: str) -> None:
 
 
 def shot_curves(views: Sequence[View]) -> Figure:
-    """mIoU by number of shots, for views that differ in nothing else; bars are 95 % intervals, methods moved aside."""
+    """Scores by number of shots, for views that differ in nothing else; bars are 95 % intervals, methods moved aside."""
     datasets = {name: title for view in views for name, title in view.datasets.items()}
     titles = {label: title for view in views for label, title in zip(view.labels, view.titles, strict=True)}
     with panels(len(datasets), 2.2) as (figure, axes):
@@ -257,7 +257,7 @@ def shot_curves(views: Sequence[View]) -> Figure:
             for i, (label, title) in enumerate(titles.items()):
                 dodged(ax, i, len(titles), title, [view.cell(label, dataset) for view in views])
             ax.set_xticks(range(len(views)), [view.comparable.identity[2] for view in views])
-            ax.set(title=datasets[dataset], xlabel="shots", ylabel=MIOU)
+            ax.set(title=datasets[dataset], xlabel="shots", ylabel=views[0].comparable.measured)
             ax.grid(axis="x", visible=False)
         legend_below(figure, axes)
         return figure
@@ -304,7 +304,7 @@ def pictures(store: ResultStore, query: CellQuery) -> list[Picture]:
 
 
 def _of_pair(pair: TunedPair) -> Picture:
-    caption = f"mIoU untuned (open) and tuned (full), and Kendall's tau ({_said(pair.tuned)})"
+    caption = f"{pair.tuned.quantity} untuned (open) and tuned (full), and Kendall's tau ({_said(pair.tuned)})"
     return Picture(pair.tuned.name("tuning"), caption, partial(dumbbells, pair))
 
 
@@ -323,10 +323,11 @@ def _said(comparable: ComparableCells) -> str:
 
 def _of_view(view: View) -> Iterator[Picture]:
     comparable, name, said = view.comparable, view.comparable.name, _said(view.comparable)
-    yield Picture(name("bars"), f"Foreground mIoU with 95 % intervals ({said})", partial(bars, view))
+    yield Picture(name("bars"), f"{comparable.in_title.removesuffix(' (%)')} with 95 % intervals ({said})", partial(bars, view))
     for cost, (column, words) in COSTS.items():
         if column in comparable.frame and comparable.frame[column].notna().any():
-            yield Picture(name(cost), f"{words[0].upper()}{words[1:]}, against mIoU ({said})", partial(cost_against_miou, view, cost))
+            caption = f"{words[0].upper()}{words[1:]}, against {comparable.quantity} ({said})"
+            yield Picture(name(cost), caption, partial(cost_against_score, view, cost))
     yield Picture(name("curves"), f"Training loss, mean and range of runs ({said})", partial(curves, view))
     if len({label for label, _ in view.known.counts}) > 1:
         yield Picture(name("images"), f"IoU image by image, best against second ({said})", partial(image_by_image, view))
@@ -343,8 +344,10 @@ def _of_draws(view: View) -> Iterator[Picture]:
 def _of_aggregates(view: View) -> Iterator[Picture]:
     comparable, name, naming, said = view.comparable, view.comparable.name, view.comparable.naming, _said(view.comparable)
     if scores := aggregated(comparable, naming.published):
-        yield Picture(name("iqm"), f"Interquartile means with bootstrap intervals ({said})", partial(intervals, scores, naming))
-        yield Picture(name("profile"), f"Performance profiles ({said})", partial(profile, scores, naming))
+        yield Picture(
+            name("iqm"), f"Interquartile means with bootstrap intervals ({said})", partial(intervals, scores, naming, comparable.measured)
+        )
+        yield Picture(name("profile"), f"Performance profiles ({said})", partial(profile, scores, naming, comparable.measured))
         better = partial(improvements, scores, scores.best, naming)
         yield Picture(name("improvement"), f"Probability of improvement ({said})", better)
     if ranked := ranking(comparable, naming.published, scores):
@@ -355,7 +358,7 @@ def _of_reevaluations(view: View) -> Iterator[Picture]:
     comparable, naming, said = view.comparable, view.comparable.naming, _said(view.comparable)
     for of in Robustness.of(comparable, naming.published):
         caption = f"Robustness on {naming.dataset(of.dataset)} with 95 % intervals ({said})"
-        yield Picture(f"{comparable.name('robustness')}_{of.dataset}", caption, partial(robustness_figure, of, naming))
+        yield Picture(f"{comparable.name('robustness')}_{of.dataset}", caption, partial(robustness_figure, of, naming, comparable.measured))
     kept = Retention.of(comparable, naming.published)
     if kept and kept.gains():
         caption = f"Gain on the own data set against retention on the others ({said})"
@@ -371,5 +374,5 @@ def _across(views: Sequence[View]) -> list[Picture]:
         of = sorted(group, key=lambda view: (view.comparable.identity[2] == FULL, view.comparable.identity[2].zfill(9)))
         if len(of) > 1:
             name = of[0].comparable.name("shots").replace(f"_{of[0].comparable.identity[2]}shot_", "_")
-            found.append(Picture(name, f"mIoU by shots ({backbone}, {protocol})", partial(shot_curves, of)))
+            found.append(Picture(name, f"{of[0].comparable.quantity} by shots ({backbone}, {protocol})", partial(shot_curves, of)))
     return found

@@ -6,13 +6,13 @@ from matplotlib.figure import Figure
 from bench.grid.published import ordered
 from bench.reporting.labels import Labels
 from bench.reporting.reevaluations import CLEAN, Retention, Robustness, family_of
-from bench.reporting.style import GREY, MIOU, colour, dodged, legend_below, marker, panels
+from bench.reporting.style import GREY, colour, dodged, legend_below, marker, panels
 
 UNORDERED = ("prompts", "combined")
 
 
-def robustness_figure(found: Robustness, naming: Labels) -> Figure:
-    """mIoU under each family of conditions, beside CLEAN; bars are 95 % intervals."""
+def robustness_figure(found: Robustness, naming: Labels, measured: str) -> Figure:
+    """What is measured, under each family of conditions, beside CLEAN; bars are 95 % intervals."""
     families = list(dict.fromkeys(family_of(condition) for condition in found.conditions if condition != CLEAN))
     with panels(len(families), 2.2) as (figure, axes):
         for ax, family in zip(axes, families, strict=True):
@@ -21,7 +21,7 @@ def robustness_figure(found: Robustness, naming: Labels) -> Figure:
                 cells = [found.cell(label, name) for name in shown]
                 dodged(ax, i, len(found.labels), naming.method(label), cells, joined=family not in UNORDERED)
             ax.set_xticks(range(len(shown)), [_tick(name) for name in shown])
-            ax.set(title=f"{naming.dataset(found.dataset)}: {family}", ylabel=MIOU, xlim=(-0.5, len(shown) - 0.5))
+            ax.set(title=f"{naming.dataset(found.dataset)}: {family}", ylabel=measured, xlim=(-0.5, len(shown) - 0.5))
             ax.grid(axis="x", visible=False)
         legend_below(figure, axes)
         return figure

@@ -22,7 +22,6 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside the colour, for print in grey
 DASHES = ("-", "--", ":", "-.")  # of lines whose colour comes again
 GREY = "#767676"
-MIOU = "foreground mIoU (%)"
 COLUMN, PAGE = 85 / 25.4, 174 / 25.4  # inches
 STACKED = 3  # panels that a column holds; more of them stand in pairs on a page
 SMALL, LETTER = 6, 0.052  # points of names, and about the inches of one of their letters

@@ -131,7 +131,7 @@ def _notes(pair: TunedPair) -> Iterator[str]:
 
 def dumbbells(pair: TunedPair) -> Figure:
     """Every method from untuned (open) to tuned (full) on every data set, the best tuned one of the average on top."""
-    labels = sorted(pair.labels, key=lambda label: -(pair.cells(label, pair.groups[-1])[1].value or 0))
+    labels = sorted(pair.labels, key=lambda label: -pair.tuned.sign * (pair.cells(label, pair.groups[-1])[1].value or 0))
     naming = pair.naming
     titles = [naming.dataset(group) for group in pair.groups]
     with panels_of_rows(titles, [naming.method(label) for label in labels]) as (figure, axes):
@@ -139,10 +139,12 @@ def dumbbells(pair: TunedPair) -> Figure:
             for i, label in enumerate(labels):
                 untuned, tuned = (cell.value for cell in pair.cells(label, group))
                 if untuned is not None and tuned is not None:
-                    paint, said = (COLOURS[2], "tuned, no lower") if tuned >= untuned else (COLOURS[5], "tuned, lower")
+                    paint, said = (
+                        (COLOURS[2], "tuned, no worse") if pair.tuned.sign * (tuned - untuned) >= 0 else (COLOURS[5], "tuned, worse")
+                    )
                     ax.plot([untuned, tuned], [i, i], color=paint, linewidth=1.4, zorder=2)
                     ax.plot(untuned, i, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=4, zorder=3, label="untuned")
                     ax.plot(tuned, i, "o", color=paint, markersize=4, zorder=4, label=said)
-            ax.set_xlabel(f"mIoU (%)\ntau {pair.tau(group)[0]:.2f}")
+            ax.set_xlabel(f"{pair.tuned.quantity} (%)\ntau {pair.tau(group)[0]:.2f}")
         legend_below(figure, axes)
         return figure

@@ -16,6 +16,7 @@ from bench.grid.store import ResultStore
 from bench.reporting.aggregates import aggregated
 from bench.reporting.comparable import CellQuery, comparable_cells
 from bench.reporting.differences import paired, results, side
+from bench.reporting.figures import pareto, pictures
 from bench.reporting.pivot import Pivot
 from bench.reporting.power import power_tables
 from bench.reporting.statistics import Counts, Pooled
@@ -118,3 +119,13 @@ def test_the_one_shot_picture_has_two_rows_of_twenty_shots():
     ]
     assert one.of("cat_sam_t", "sbu").value == 78.0 and one.metric("sbu") == "miou" and one.metric("hrsid") == "ap"
     assert replace(one, others={}).datasets == ("whu", "kvasir", "sbu")
+
+
+def test_figures_are_of_the_metric_that_was_asked_for(store):
+    fill(store, ("whu", "sbu"), draws=4, seeds=2)
+    with_sizes(store)
+    drawn = {of.name.partition("_")[0]: of for of in pictures(store, CellQuery(metric="ber"))}
+    words = {name: " ".join(ax.get_xlabel() + ax.get_ylabel() for ax in of.draw().axes) for name, of in drawn.items()}
+    assert not [name for name, text in words.items() if "mIoU" in text] and not any("mIoU" in of.caption for of in drawn.values())
+    assert all("alanced error rate" in words[name] for name in ("bars", "draws", "profile"))
+    assert pareto([(1, 30.0), (2, 40.0), (3, 20.0)], sign=-1) == [(1, 30.0), (3, 20.0)]

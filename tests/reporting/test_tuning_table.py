@@ -92,7 +92,7 @@ def test_the_report_has_table_and_figure(store: ResultStore) -> None:
     figure = picture.draw()
     assert [" ".join(ax.get_title().split()) for ax in figure.axes] == ["SBU Shadow", "WHU Building", "average"]
     assert {ax.get_xlabel() for ax in figure.axes} == {"mIoU (%)\ntau -0.33"}
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"untuned", "tuned, no lower", "tuned, lower"}
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"untuned", "tuned, no worse", "tuned, worse"}
     assert len(rendered(figure, "svg")) > 1000
     first = [line.get_xdata() for line in figure.axes[1].lines if len(line.get_xdata()) == 2]
     assert sorted(tuple(round(float(x)) for x in ends) for ends in first) == [(60, 70), (64, 74), (66, 68)]
