@@ -19,8 +19,8 @@ again = bench.run("sam", "synth_polyps", backbone="tiny", protocol="smoke(epochs
 assert list(again["label"]) == ["sam"] and again["key"][0] in set(cells["key"])
 table = bench.table()
 frame = table.frame()
-assert list(frame.index) == ["SAM", "LoRA (decoder: sam)", "LoRA (decoder: sam, rank: 2)"], frame
-assert frame.loc["SAM", "synth_polyps"] == float(cells.set_index("label").loc["sam", "last.miou_all"])
+assert list(frame.index) == ["SAM", "LoRA", "LoRA (rank: 2)"], frame
+assert frame.loc["SAM", "Polyps (generated)"] == float(cells.set_index("label").loc["sam", "last.miou_all"])
 assert table._repr_markdown_().startswith("### Foreground mIoU")
 bench.figure("bars").savefig("bars.png")
 for call in (lambda: bench.figure("bras"), lambda: bench.table(shot="1"), lambda: bench.table(rows="method,rank", columns="seed"),
