@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from bench.model.hugging_face import MASKS_RENAMED
+
 Rules = tuple[tuple[str, str], ...]  # this project's name, as a pattern, and theirs; one after the other
 
 _META: Rules = (
@@ -22,14 +24,7 @@ _HUGGING_FACE: Rules = (
     (r"^image_encoder\.neck\.no_memory$", "no_memory_embedding"),
     (r"^prompt_encoder\.pe_layer\..*", "prompt_encoder.shared_embedding.positional_embedding"),
     (r"\.point_embeddings\.\d\.", ".point_embed."),
-    (r"\.mask_downscaling\.0\.", ".mask_embed.conv1."),
-    (r"\.mask_downscaling\.1\.", ".mask_embed.layer_norm1."),
-    (r"\.mask_downscaling\.3\.", ".mask_embed.conv2."),
-    (r"\.mask_downscaling\.4\.", ".mask_embed.layer_norm2."),
-    (r"\.mask_downscaling\.6\.", ".mask_embed.conv3."),
-    (r"\.output_upscaling\.0\.", ".upscale_conv1."),
-    (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
-    (r"\.output_upscaling\.3\.", ".upscale_conv2."),
+    *MASKS_RENAMED,
     (rf"{_THREE}0\.", r"\1.proj_in."),
     (rf"{_THREE}1\.", r"\1.layers.0."),
     (rf"{_THREE}2\.", r"\1.proj_out."),
