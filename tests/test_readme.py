@@ -50,6 +50,7 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"\b3f2a\b", "KEY"),
     (r"check scaled", "check --plugin scaled.py scaled"),
     (r"(datasets\.prepare kvasir --from.*)", r"\1 --data unpacked"),
+    (r"peft --out results/export/mine", "peft --out results/export/again"),
     (r"(--adapter \S+) --datasets whu --backbone vit_b", r"\1 --datasets kvasir --backbone tiny"),
     (r"--checkpoint whu_cat-a_vit-l_1shot.pth --datasets whu", "--checkpoint whu_cat-a_vit-l_1shot.pth --datasets kvasir"),
 ]
@@ -132,8 +133,11 @@ def place(tmp_path_factory, archives):
         assert importlib.import_module("bench.run").main(grid.split()) == 0
         again = "results/runs --methods lora --datasets kvasir,sbu --prompt box,none"
         assert importlib.import_module("bench.reevaluate").main(again.split()) == 0
-        cell = next((here / "results/runs/kvasir/cat_sam_a").iterdir())
-        assert importlib.import_module("bench.export").main([str(cell), "--format", "cat-sam", "--out", "whu_cat-a_vit-l_1shot.pth"]) == 0
+        for cell, form, to in (
+            (cell_of(here, "cat_sam_a"), "cat-sam", "whu_cat-a_vit-l_1shot.pth"),
+            (cell_of(here, "lora"), "peft", "results/export/mine"),
+        ):
+            assert importlib.import_module("bench.export").main([str(cell), "--format", form, "--out", to]) == 0
     return here
 
 
