@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.cluster.grid_status import Filter, cell_title, cells_of
 from bench.cluster.queue import Task, cancel, need_slurm, tasks
 from bench.cluster.submission import held_packs, use_cluster
-from bench.errors import one_sentence
+from bench.errors import counted, one_sentence
 from bench.grid.spec import split_calls
 from bench.grid.store import GridCell, ResultStore
 
@@ -59,8 +59,8 @@ def take_out(out: Path, meant: Filter, dry_run: bool) -> int:
         cancel([*taken, *(job for job, task in beside.items() if task.user == user)])
         _note(out, taken, cells)
     count = len({key for _, keys in taken.values() for key in keys})
-    more = f", and {len(beside)} jobs that check or collect" if beside else ""
-    print(f"{count} cells in {len(taken)} jobs{more} {'would be' if dry_run else 'were'} taken from the queue.")
+    more = f", and {counted(len(beside), 'job')} to check or collect" if beside else ""
+    print(f"{counted(count, 'cell')} in {counted(len(taken), 'job')}{more} {'would be' if dry_run else 'were'} taken from the queue.")
     for task in others:
         print(f"job {task.job} belongs to {task.user}, who alone can cancel it.")
     return 1 if others else 0

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import one_sentence
+from bench.errors import counted, one_sentence
 from bench.grid.metrics import RULES, USUAL, metric_of
 
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     a, b = side(given.a, given.out), side(given.b, given.out)
     pairs = paired(a, b)
-    print(f"A: {a.name} ({len(a.cells)} cells)\nB: {b.name} ({len(b.cells)} cells)\n")
+    print(f"A: {a.name} ({counted(len(a.cells), 'cell')})\nB: {b.name} ({counted(len(b.cells), 'cell')})\n")
     show(differing(pairs))
     show(results(pairs, given.selection, given.rule, given.metric))
     print(*a.notes, *b.notes, sep="\n")

@@ -47,6 +47,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
     return RequestError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 seed", "10 seeds"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def one_sentence(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
     """A command's `main` for which a wrong request, or a file or disk that fails, is one sentence and exit code 2, and Ctrl-C is one
     and 130. Where the reader has seen enough (`| head`) it ends quietly."""

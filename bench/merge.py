@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import one_sentence
+from bench.errors import counted, one_sentence
 from bench.grid.merging import merge
 
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     done = merge(given.sources, given.into)
     twice = f"{done.twice} {'was' if done.twice == 1 else 'were'} there twice with the same result"
-    print(f"{done.copied} cells copied into {given.into}; {twice}.")
+    print(f"{counted(done.copied, 'cell')} copied into {given.into}; {twice}.")
     print(*done.notes, sep="\n", end="\n" if done.notes else "")
     for reason in done.refused:
         print(f"  not copied: {reason}")

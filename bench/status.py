@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.cluster.grid_status import PHASES, LiveStatus, cell_title, live_statuses, seconds_left
 from bench.cluster.queue import Task, tasks
 from bench.cluster.submission import use_cluster
-from bench.errors import RequestError, one_sentence
+from bench.errors import RequestError, counted, one_sentence
 from bench.grid.progress import duration
 
 LISTED = 20  # cells of a phase
@@ -44,7 +44,9 @@ def report(out: Path, every_cell: bool = False) -> tuple[list[str], bool]:
     if not statuses:
         return [f"No grid was run or sent from {out} yet.", *silence], False
     counts = Counter(one.phase for one in statuses)
-    lines = [f"{time.strftime('%H:%M:%S')}  {len(statuses)} cells: " + ", ".join(f"{counts[p]} {p}" for p in PHASES if counts[p])]
+    lines = [
+        f"{time.strftime('%H:%M:%S')}  {counted(len(statuses), 'cell')}: " + ", ".join(f"{counts[p]} {p}" for p in PHASES if counts[p])
+    ]
     lines += silence
     moving = any(one.phase == "running" or (one.phase == "pending" and one.detail != "not sent yet") for one in statuses)
     left = seconds_left(out, statuses)
@@ -67,7 +69,7 @@ def _lines(phase: str, statuses: Sequence[LiveStatus], every_cell: bool) -> list
         return [*lines, *([f"{'':10}  … all {len(statuses)} by --all"] if len(listed) < len(statuses) else [])]
     if phase == "stored":
         return []
-    return [f"{phase:10}  {count} cells  {why}" for why, count in Counter(one.detail for one in statuses).most_common()]
+    return [f"{phase:10}  {counted(count, 'cell')}  {why}" for why, count in Counter(one.detail for one in statuses).most_common()]
 
 
 def _queue(out: Path) -> tuple[list[Task] | None, list[str]]:

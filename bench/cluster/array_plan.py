@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.cluster.profile import Profile
+from bench.errors import counted
 from bench.grid.spec import RunSpec
 
 Pack = tuple[str, ...]  # the keys of the cells that one job runs, one after the other
@@ -83,4 +84,4 @@ def shown(plan: ArrayPlan) -> str:
     """An array in a few words."""
     flags = " ".join(f"{name}={value}" for name, value in plan.flags.items() if name not in ("nodes", "ntasks"))
     cells = sum(map(len, plan.packs))
-    return f"{len(plan.packs)} jobs for {cells} cells, {plan.parallel} at a time: {flags}"
+    return f"{counted(len(plan.packs), 'job')} for {counted(cells, 'cell')}, {plan.parallel} at a time: {flags}"

@@ -17,7 +17,7 @@ from bench.cluster.queue import CLUSTER, Task, ended, job_state, jobs_in_queue, 
 from bench.cluster.send import all_or_nothing, collector_flags, is_limit, send, send_collector
 from bench.cluster.snapshot import take_snapshot
 from bench.cluster.submission import FOLDER, Array, Submission, live_cells, new_id, read_submission, submission_path
-from bench.errors import RequestError
+from bench.errors import RequestError, counted
 from bench.grid.heartbeat import disk_now, holder
 from bench.grid.job_environment import task_id
 from bench.grid.plan import RunContext
@@ -67,7 +67,7 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
         free, elsewhere = _free(store, [spec for spec in wanted if spec.key not in live], grid)
         if not free:
             store.write_grid(specs)
-            print(f"{len(specs)} cells: nothing to send, {len(live)} are with SLURM already.{elsewhere}")
+            print(f"{counted(len(specs), 'cell')}: nothing to send, {len(live)} are with SLURM already.{elsewhere}")
             return 0
         plans, left = _within_limits(array_plans(free, grid.profile, limits().array_size), grid.profile)
         collect = grid.collect and grid.profile.collect_partition != NONE
@@ -239,7 +239,7 @@ def _say_what_is_left(sent: Submission, left: int, refused: str) -> int:
     rest = f"{len(sent.cells) - cells} cells" if refused else f"{left} jobs" if left else ""
     if rest:
         print(f"There is no room for {rest} now: run the same command again when some have ended. {refused}".rstrip())
-    print(f"Sent {cells} cells as {sent.id}, code and logs in {out / FOLDER}. You may log out.")
+    print(f"Sent {counted(cells, 'cell')} as {sent.id}, code and logs in {out / FOLDER}. You may log out.")
     where = f"--out {shlex.quote(str(out))}"
     print(f"  python -m bench.status {where} --watch\n  python -m bench.logs CELL {where}\n  python -m bench.cancel {where}")
     return 1 if rest else 0

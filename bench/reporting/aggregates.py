@@ -13,10 +13,11 @@ from functools import cached_property
 
 import numpy as np
 
+from bench.errors import counted
 from bench.grid.published import Published, ordered
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.components import ends
-from bench.reporting.labels import Facts, Labels, counted
+from bench.reporting.labels import Facts, Labels
 from bench.reporting.statistics import Interval, Values, critical_difference, mean_ranks
 from bench.reporting.table import BRACKETS, Cell, Column, Row, Table
 from bench.reporting.table_statistics import BEST, PAIRS

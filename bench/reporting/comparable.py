@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError, counted, unknown
 from bench.grid.metrics import RECORDED, USUAL, metric_of
 from bench.grid.published import published_for
 from bench.grid.rows import lacks, score_of
 from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, Snapshot, own_weights
-from bench.reporting.labels import Labels, counted, shots_in_words
+from bench.reporting.labels import Labels, shots_in_words
 from bench.reporting.table import Cell
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, with an ending and a temporary name's

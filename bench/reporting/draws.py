@@ -7,10 +7,10 @@ from itertools import combinations
 
 import numpy as np
 
+from bench.errors import counted
 from bench.grid.published import Published, ordered
 from bench.reporting.comparable import ComparableCells
 from bench.reporting.components import DRAW, IMAGES, METHOD_DRAW, MOST_DRAWS, SEED, Split, Spread
-from bench.reporting.labels import counted
 from bench.reporting.statistics import Values
 from bench.reporting.table import BRACKETS, Cell, Column, Row, Table
 from bench.reporting.table_statistics import BEST, PAIRS, TableStatistics, dataset_of, table_statistics

@@ -61,11 +61,6 @@ def _shared(labels: Iterable[str]) -> Facts:
     return tuple((name, *values[name]) for name in ALWAYS_SHOWN if len(values.get(name, ())) == 1)  # type: ignore[misc]
 
 
-def counted(count: int, what: str) -> str:
-    """A number of things: "1 seed", "10 seeds"."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def shots_in_words(shots: object) -> str:
     """A number of shots: "1 shot", "16 shots", and of "full" "all training images"."""
     return "all training images" if shots == FULL else f"{shots} shot{'' if str(shots) == '1' else 's'}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bench.data.manifest import manifest_of, remember_data
-from bench.errors import STOPPED, RequestError
+from bench.errors import STOPPED, RequestError, counted
 from bench.grid.catalogue import catalogue
 from bench.grid.files import file_sha256
 from bench.grid.kept import Frozen, in_words, needs
@@ -256,14 +256,18 @@ def list_cells(specs: Sequence[RunSpec], states: Mapping[RunSpec, CellStatus], m
     for spec in specs:
         reason = f"  ({states[spec].reason})" if states[spec].reason else ""
         print(f"{states[spec].phase:10}  {title(spec)}  {spec.folder}{reason}")
-    print(f"{len(specs)} cells, {len(missing)} to run.")
+    print(f"{counted(len(specs), 'cell')}, {len(missing)} to run.")
 
 
 def summary(specs: Sequence[RunSpec], ran: Sequence[RunSpec], store: ResultStore) -> int:
     """Says what became of the cells; the exit code. A cell that `ran` and failed may have an earlier result, which stays."""
     states = {spec: store.status(spec) for spec in specs}
     counts = Counter(status.phase for status in states.values())
-    print(f"{len(specs)} cells: " + ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items())) + f"; in {store.runs}.")
+    print(
+        f"{counted(len(specs), 'cell')}: "
+        + ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items()))
+        + f"; in {store.runs}."
+    )
     for spec, status in states.items():
         if status.phase == "failed":
             print(f"  failed: {title(spec)}: {status.reason}")

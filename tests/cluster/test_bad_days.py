@@ -172,7 +172,7 @@ def test_06_everything_that_a_launch_sent_is_cancelled_and_none_of_it_is_lost(cl
     cluster.ask("sbatch", "-H", "-J", name, "-o", "/dev/null", "--wrap", "true")  # a second job for the first cell
     assert len(cluster.jobs()) == 1 + 1 + 3 + 1 + 1  # the sleeper, the check, the cells, the collector, the second job
     assert "2 cells in 2 jobs" in grid.command("cancel", "--seeds", "1,2") and len(cluster.jobs()) == 5
-    assert "1 cells in 2 jobs, and 2 jobs that check or collect" in grid.command("cancel")
+    assert "1 cell in 2 jobs, and 2 jobs to check or collect" in grid.command("cancel")
     assert len(cluster.jobs()) == 1
     status = grid.command("status")
     assert "3 unfinished" in status and "was cancelled before it began" in status and "lost" not in status

@@ -116,7 +116,7 @@ def test_the_log_folder_is_deleted_while_one_cell_runs_and_one_waits(cluster, re
     grid.wait_idle()
     status = grid.command("status")
     assert "1 stored, 1 lost" in status and "FAILED" in status  # the second job could not write its log, and never began
-    assert "Sent 1 cells" in grid.launch()
+    assert "Sent 1 cell as" in grid.launch()
     grid.wait_stored()
     assert grid.scores() == reference
     grid.wait_idle()
@@ -257,9 +257,9 @@ def test_two_launchers_at_once_send_each_cell_once(cluster, tmp_path):
 def test_cells_are_given_up_after_starts_that_got_them_no_further_and_go_on_from_there(cluster, reference, tmp_path):
     grid = Grid(cluster, tmp_path / "out", profile=f"{SINGLE}attempts = 1\n")
     grid.launch_braked(4, cells=2)
-    assert "1 cells in 1 jobs" in grid.command("cancel", "--seeds", "1")
+    assert "1 cell in 1 job" in grid.command("cancel", "--seeds", "1")
     grid.wait(lambda: len(cluster.jobs()) <= 1)
-    assert "1 cells in 1 jobs" in grid.command("cancel")
+    assert "1 cell in 1 job" in grid.command("cancel")
     grid.wait_idle()
     grid.mark()
     grid.brake.write_text("600")

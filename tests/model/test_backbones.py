@@ -147,6 +147,6 @@ def test_another_file_at_another_size_is_a_cell_of_its_own_and_found_again(tmp_p
     assert reevaluate([str(cell), "--prompt", "none", "--pretrained", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     capsys.readouterr()
     assert run(["--methods", "lora", *words, "--dry-run"]) == 0
-    assert "1 cells, 0 to run" in capsys.readouterr().out
+    assert "1 cell, 0 to run" in capsys.readouterr().out
     assert run(["--methods", "lora", *words[:-2], "--dry-run"]) == 0  # the backbone's own file
-    assert "1 cells, 1 to run" in capsys.readouterr().out
+    assert "1 cell, 1 to run" in capsys.readouterr().out

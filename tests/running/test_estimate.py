@@ -76,7 +76,7 @@ def test_where_no_cost_is_known_the_command_that_measures_it_is_named(tmp_path, 
     monkeypatch.setattr("bench.running.estimate.SHIPPED", tmp_path)
     words = ["--methods", "sam", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--out", str(tmp_path)]
     assert main([*words, "--dry-run"]) == 0
-    assert "not known for 1 cells; `python -m bench.perf cost --backbone tiny` measures it" in capsys.readouterr().out
+    assert "not known for 1 cell; `python -m bench.perf cost --backbone tiny` measures it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

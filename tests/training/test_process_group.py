@@ -75,7 +75,7 @@ def test_a_cell_on_two_devices_is_the_cell_of_one(tmp_path):
     assert shared_curve["loss"].tolist() == pytest.approx(curve["loss"].tolist(), rel=1e-3)
     assert shared_images[["name", "objects", "truth"]].equals(images[["name", "objects", "truth"]])
     assert (shared_images["intersection"] - images["intersection"]).abs().sum() <= 0.01 * images["truth"].sum()
-    assert done.stdout.count("1 cells") == 1 and len(list((tmp_path / "2").rglob("record.json"))) == 1
+    assert done.stdout.count("1 cell: ") == 1 and len(list((tmp_path / "2").rglob("record.json"))) == 1
 
 
 def test_a_process_that_is_killed_ends_all_with_one_sentence(tmp_path, capfd):
