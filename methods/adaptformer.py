@@ -10,6 +10,7 @@ from bench.grid.registry import METHODS
 from bench.grid.space import LogUniform, Space
 from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
 
@@ -29,13 +30,13 @@ class Adapter(nn.Module):
         return self.up(self.dropout(self.down(x).relu()))
 
 
-class AdaptFormerTuner(Tuner):
+class AdaptFormerTuner(PlacedTuner):
     """y = x + MLP(norm2(x)) + scale·adapter(x). The adapter reads x as it is before norm2, where the block has the width that it gives."""
 
-    def __init__(self, sam: Sam, bottleneck: int, scale: float, dropout: float) -> None:
-        super().__init__()
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], bottleneck: int, scale: float, dropout: float) -> None:
+        super().__init__(sam, blocks)
         self.scale = scale
-        self.adapters = nn.ModuleList(Adapter(block.width, bottleneck, dropout) for block in sam.config.blocks)
+        self.adapters = nn.ModuleList(Adapter(size.width, bottleneck, dropout) for size in self.sizes)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         x, _ = attend(block, x)
@@ -44,7 +45,7 @@ class AdaptFormerTuner(Tuner):
 
 @METHODS.register("adaptformer")
 @dataclass(frozen=True)
-class AdaptFormer(EncoderMethod):
+class AdaptFormer(Placed, EncoderMethod):
     """Equation 5 of the paper with its defaults; no layer norm in the adapter."""
 
     bottleneck: int = 64
@@ -60,4 +61,4 @@ class AdaptFormer(EncoderMethod):
         self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
-        return AdaptFormerTuner(sam, self.bottleneck, self.scale, self.dropout)
+        return AdaptFormerTuner(sam, self.placed(sam), self.bottleneck, self.scale, self.dropout)

@@ -24,7 +24,8 @@ from bench.grid.spec import choose_method, parse_call
 from bench.model.checkpoints import load_sam, weights_sha256
 from bench.model.implementation import use
 from bench.model.method import build
-from bench.model.sam import Sam
+from bench.model.placement import Placed
+from bench.model.sam import Sam, Tuner
 from bench.model.segmenter import PromptableSegmenter
 from bench.model.sizes import CONFIGS, SamConfig
 from bench.training.train import Log, backward, batch_of, fit, optimizer_of
@@ -48,6 +49,11 @@ class MethodSubject:
         self.cls = METHODS.get(name)
         self.choice = choose_method(self.cls, parameters)
         self.settings = replace(load_protocol("smoke").resolve("any", "any", 1), batch=2)
+
+    def in_blocks(self, blocks: str) -> "MethodSubject":
+        """The same in other blocks, where it has a choice of them."""
+        placed = {**self.choice.arguments, "blocks": blocks}
+        return MethodSubject(choose_method(self.cls, placed).label, self.config) if issubclass(self.cls, Placed) else self
 
     @property
     def trains(self) -> bool:
@@ -95,7 +101,7 @@ class MethodSubject:
 
 def _parts(tensors: Mapping[str, Tensor], model: PromptableSegmenter) -> dict[str, Tensor]:
     """The tensors; of the encoder's that have a part for each block, those parts."""
-    depth = model.sam.config.depth
+    depth = len(model.tuner.tuned_blocks or range(model.sam.config.depth))
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         by_block = name.startswith("tuner.") and tensor.dim() > 1 and len(tensor) == depth
@@ -384,8 +390,36 @@ def a_frozen_encoder_stays_frozen(method: MethodSubject) -> str:
     return "its features are the zero-shot SAM's, and are shared with it"
 
 
+def placed_blocks_alone_are_tuned(method: MethodSubject) -> str:
+    """Of a choice of blocks: what is trained is theirs, the others are stock, and those before them are kept."""
+    if not issubclass(method.cls, Placed) or method.choice.arguments.get("first_block"):
+        raise NotPromised("it has no choice of blocks")
+    last = method.config.depth - 1
+    placed = method.in_blocks(str(last))
+    every_parameter_learns(placed)
+    model, whole = placed.trained[0], method.in_blocks("all").fresh()
+    need(model.tuner.tuned_blocks == (last,), f"As {placed.call} its tuner's tuned_blocks are {model.tuner.tuned_blocks}.")
+    one, all_of_them = (sum(p.numel() for p in each.tuned().values()) for each in (model, whole))
+    need(one < all_of_them, f"As {placed.call} it trains {one:,} numbers, and {all_of_them:,} in all blocks.")
+    with _evaluating(model):
+        carry = model.tuner.begin(torch.zeros(1, 3, *[method.config.image_size] * 2), _input_of(model, 0))
+        for i, block in enumerate(model.sam.image_encoder.blocks[:last]):
+            said = [tuner.walk(i, block, _input_of(model, i), carry)[0] for tuner in (model.tuner, Tuner())]
+            _same(f"As {placed.call} the outputs of block {i}, which is not tuned, and of the stock block", *said)
+    own = [part for part in ("begin", "walked") if getattr(type(model.tuner), part) is not getattr(Tuner, part)]
+    kept = model.encoder.frozen_parts
+    need(kept == (0 if own else last), f"As {placed.call} what {kept} parts say is kept, {0 if own else last} is expected.")
+    return f"blocks={last} trains {one:,} numbers there; the {last} before it are stock" + (" and kept" if kept else "")
+
+
+def _input_of(model: PromptableSegmenter, i: int) -> Tensor:
+    """Numbers as block i takes them, (1, g, g, C)."""
+    size = model.sam.config.blocks[i]
+    return torch.linspace(-2, 2, size.grid_before**2 * size.before).sin().view(1, size.grid_before, size.grid_before, size.before)
+
+
 def works_on_another_backbone(method: MethodSubject) -> str:
-    model = method.fresh(sam=toy_backbone(1, OTHER))
+    model = method.in_blocks("all").fresh(sam=toy_backbone(1, OTHER))  # of which it may lack those that were asked for
     logits = logits_of(model)
     need(
         logits.shape == (1, 48, 64) and torch.isfinite(logits).all(),
@@ -472,6 +506,7 @@ METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
     the_fast_path_has_the_references_gradients,
     models_on_one_backbone_do_not_see_each_other,
     a_frozen_encoder_stays_frozen,
+    placed_blocks_alone_are_tuned,
     works_on_another_backbone,
     starts_as_the_frozen_model,
     merges_into_plain_sam_weights,

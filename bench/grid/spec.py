@@ -21,6 +21,7 @@ from bench.types import SEED, Range, Shots
 
 WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
 PROMPT = re.compile(r"\w+\((\w+=)?[\d.e-]+\)")  # a value that is itself a call, as points(3)
+UNQUOTED = re.compile(r"(?<=[=|])((?:\w+[+-])*(?:global|\d+-)(?:\+[\w+-]+)?)(?=[,)|])")  # 0+3-5+8- and global are not Python: see `Placed`
 LATER = ("released_sha256", "draw_revision", "reevaluation")  # fields that are no part of a key while they are empty
 RELEASED = "released"  # shown with a method whose weights somebody else trained
 ALWAYS_SHOWN = ("decoder",)  # among a method's parameters, also as their default: nobody published which the baselines have
@@ -162,7 +163,8 @@ class Grid:
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
-    """Splits "lora(rank=8)" into ("lora", {"rank": 8}). Values are Python literals; a bare word is a string. Never evaluated."""
+    """Splits "lora(rank=8)" into ("lora", {"rank": 8}). Values are Python literals; a bare word, or such joined by +, is a
+    string. Never evaluated."""
     call = _call(text)
     names = [word.arg for word in call.keywords]
     try:
@@ -191,6 +193,8 @@ def _call(text: str) -> ast.Call:
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # Python's parser ends so on brackets in brackets
+        if (quoted := UNQUOTED.sub(r"'\1'", text)) != text:
+            return _call(quoted)
         raise _unreadable(text) from None
     call = ast.Call(node, [], []) if isinstance(node, ast.Name) else node
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args or any(not word.arg for word in call.keywords):
@@ -213,6 +217,8 @@ def _alternatives(node: ast.expr) -> list[ast.expr]:
 def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and PROMPT.fullmatch(text := ast.unparse(node)):
         return text
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub) and not isinstance(getattr(node.right, "value", 0), complex):
+        return ast.unparse(node).replace(" ", "")  # words joined by +
     return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
@@ -247,7 +253,9 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     RequestError for a parameter that the class lacks, or a value that its annotation does not allow.
     """
     name: str = cls.name  # type: ignore[attr-defined]
-    values = part(name, given, kinds(cls), "parameter of")
+    known = kinds(cls)
+    words = {key: str(value) if type(value) is int and known.get(key) is str else value for key, value in given.items()}
+    values = part(name, words, known, "parameter of")
     try:
         method = cls(**values)
     except RequestError:

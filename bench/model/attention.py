@@ -5,7 +5,7 @@ merges the padding of a window into one key.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bench.model.kernels import Bias, Kernel, chunked, flex, folded, whole
-from bench.model.products import project
+from bench.model.products import Projection, project
 from bench.model.sam_modules import Attention
 
 ATTENTION: Mapping[str, Kernel] = {"chunked": chunked, "whole": whole, "folded": folded, "flex": flex}
@@ -27,7 +27,6 @@ WHOLE_WINDOWS = (
     "folded",
     "flex",
 )  # of vit_l's 64×64 places in windows of 14 they make 70×70, which are a fifth more, and one call of four
-Projection = Callable[[Tensor], Tensor]
 
 
 def choose(device: torch.device, places: int) -> str:
@@ -47,13 +46,14 @@ def attention(
     qkv: Projection,
     onto: Tensor | None = None,
     prompt_qkv: Projection | None = None,
+    proj: Projection | None = None,
 ) -> tuple[Tensor, Tensor]:
     """SAM's attention over y (B, h, w, C), in windows of a side or, where `window` is 0, at once; every window also sees prompts
     (B, P, C). Returns what it made of y, (B, h, w, C), on top of `onto` if that is given, and what it made of the prompts, (B, P, C),
     averaged over the windows.
 
     qkv is called with y, and once more with the prompts and the padding (B, E, C) where there are any; the prompts are left to
-    prompt_qkv if that is given."""
+    prompt_qkv if that is given. proj: in place of the output's projection."""
     b, h, w, _ = y.shape
     n, side = prompts.shape[1], (window, window) if window else (h, w)
     name = choose(y.device, max(h * w, b * h * w // 8))  # of windows that come as images there are many
@@ -77,7 +77,8 @@ def attention(
         bias_of = partial(_bias_of_whole, side) if few_kernels else partial(_bias, cut.size, side, n)
         out.append(kernel(q, k, v, bias_of, tables, attn.scale))
     image, attended = _Joined.apply(shape, (h, w), side, n, *out)
-    return project(attn.proj, image, onto), project(attn.proj, attended)
+    proj = proj or attn.proj
+    return project(proj, image, onto), project(proj, attended) if n else attended
 
 
 class _Cut(NamedTuple):

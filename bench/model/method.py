@@ -44,6 +44,9 @@ class Method:
     space: ClassVar[Space] = {}
     retunes_backbone: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Checks the values: RequestError where one is not allowed."""
+
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         """Newly initialised parts for this backbone, drawn from torch's current random state."""
         raise NotImplementedError

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.model.attention import Projection
 from bench.model.implementation import implementation
-from bench.model.products import project
+from bench.model.products import Projection, project
 from bench.model.sam_modules import MLPBlock, window_partition, window_unpartition
 
 THETA = 10_000.0  # of SAM 3's rotary positions
@@ -79,7 +78,13 @@ class _Cut(NamedTuple):
 
 
 def attend_plain(
-    block: PlainBlock, x: Tensor, prompts: Tensor, qkv: Projection | None, by_window: bool, prompt_qkv: Projection | None
+    block: PlainBlock,
+    x: Tensor,
+    prompts: Tensor,
+    qkv: Projection | None,
+    by_window: bool,
+    prompt_qkv: Projection | None,
+    proj: Projection | None,
 ) -> tuple[Tensor, Tensor]:
     """`bench.model.sam.attend` of such a block. Prompts are not pooled, and have no position."""
     attn, b, n = block.attn, len(x), prompts.shape[1]
@@ -105,7 +110,8 @@ def attend_plain(
         q, k, v = (torch.cat(both, 1) for both in zip(of_prompts, (q, k, v), strict=True))
     out = _attended(q, k, v, attn.num_heads)
     image, attended = cut.together(out[:, n:].unflatten(1, cut.side)), out[:, :n].unflatten(0, (b, windows)).mean(1)
-    return project(attn.proj, image, onto), project(attn.proj, attended)
+    proj = proj or attn.proj
+    return project(proj, image, onto), project(proj, attended) if n else attended
 
 
 def _padded(x: Tensor, nothing: Tensor | None, cut: _Cut) -> Tensor:

@@ -3,7 +3,7 @@
 PyTorch has oneDNN's product of ordinary tensors as an operator of its compiler only, without a gradient; that is why it has one here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeGuard, TypeVar
 
@@ -19,6 +19,7 @@ from bench.model.sam_modules import MLPBlock
 TOKENS_AT_ONCE = 1000  # of 4096; malloc has room for a part's map where a map of all tokens was, but not where one of the same size was
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 M = TypeVar("M", bound=nn.Module)
+Projection = Callable[[Tensor], Tensor]  # what may stand in for a linear layer
 
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -51,7 +52,7 @@ def _fastest(threads: int) -> str:
     return fastest(PRODUCTS, threads) if len(PRODUCTS) > 1 else "torch"
 
 
-def project(layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
+def project(layer: Projection, x: Tensor, onto: Tensor | None = None) -> Tensor:
     """layer(x), plus `onto` if that is given; where the layer is an nn.Linear, or a sequence with such, by `product`."""
     if isinstance(layer, nn.Sequential):
         for part in layer:
@@ -66,10 +67,12 @@ def project(layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
     return projected if onto is None else onto + projected
 
 
-def is_stock(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
+def is_stock(module: Any, kind: type[M]) -> TypeGuard[M]:
     """Whether calling the module is nothing but that class's forward, so that its tensors may be computed with directly."""
+    if type(module) is not kind:
+        return False
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) is kind and not hooks and "forward" not in vars(module)
+    return not hooks and "forward" not in vars(module)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -111,8 +114,11 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
-def perceptron(mlp: Any, x: Tensor, onto: Tensor) -> Tensor:
-    """onto + mlp(x). SAM's, frozen, is computed for some tokens at a time on a CPU, where large and short-lived maps cost new memory."""
+def perceptron(mlp: Any, x: Tensor, onto: Tensor, lin1: Projection | None = None, lin2: Projection | None = None) -> Tensor:
+    """onto + mlp(x), with lin1 and lin2 in place of its two layers where they are given. SAM's, frozen, is computed for some tokens at a
+    time on a CPU, where large and short-lived maps cost new memory."""
+    if lin1 or lin2:
+        return project(lin2 or mlp.lin2, mlp.act(project(lin1 or mlp.lin1, x)), onto)
     weights = _weights(mlp) if implementation() == "fast" else None
     if weights is None or not _is_ordinary(x, weights[0]) or _learns(*weights):
         out: Tensor = onto + mlp(x)

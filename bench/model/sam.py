@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bench.model.attention import Projection, attention
+from bench.model.attention import attention
 from bench.model.backbones import BackboneSpec, Normalisation
 from bench.model.dropout import show_part_to_compiler
 from bench.model.hugging_face import PeftAdapter
 from bench.model.implementation import implementation
 from bench.model.plain_attention import PlainBlock, attend_plain
-from bench.model.products import perceptron, project
+from bench.model.products import Projection, perceptron, project
 from bench.model.pyramid import HieraEncoder, HighResMaskDecoder, PaddedPromptEncoder, Sam3Encoder
 from bench.model.sam_modules import (
     Attention,
@@ -156,10 +156,12 @@ class Tuner(nn.Module):
     """What a method adds to the frozen encoder. This base class adds nothing: with it the encoder is stock SAM, bit for bit.
 
     A tuner holds its own parameters only. It never changes a block: it gets one, and computes with it.
+    tuned_blocks: the blocks that `step` is asked for, in rising order, where these are not all (`bench.model.placement`).
     first_block: the first block that `step` computes otherwise than the block as it is; what comes before it says the same of an image
     for ever and is kept. Counts only where the base class's `walked` and `begin` are used.
     """
 
+    tuned_blocks: tuple[int, ...] | None = None
     first_block = 0
 
     def walked(self, vit: ImageEncoderViT) -> ImageEncoderViT:
@@ -177,11 +179,19 @@ class Tuner(nn.Module):
 
     def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
         """Block i, in place of `block(x)`; x is (B, g, g, C), g and C as `sam.config.blocks[i]` says. Returns the block's output and the
-        carry for the next one.
+        carry for the next one. Where there are `tuned_blocks`, i counts those.
 
         The block as it is, is `feed_forward(block, attend(block, x)[0])`, which computes `block(x)` without its waste.
         """
         return feed_forward(block, attend(block, x)[0]), carry
+
+    def walk(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        """Block i of all: by `step` if it is tuned, else as it is."""
+        if self.tuned_blocks is None:
+            return self.step(i, block, x, carry)
+        if i in self.tuned_blocks:
+            return self.step(self.tuned_blocks.index(i), block, x, carry)
+        return Tuner.step(self, i, block, x, carry)
 
     def penalty(self, carry: Any) -> Tensor | None:
         """What training adds to each image's loss, (B,), told from the carry that the last block leaves; None for nothing.
@@ -325,10 +335,10 @@ class ImageEncoder(nn.Module):
         return Walked(x, carry=carry)
 
     def _blocks(self, vit: ImageEncoderViT, at: Walked, which: range, checkpointing: bool = False) -> Walked:
-        step = partial(_checkpointed, self.tuner.step) if checkpointing and torch.is_grad_enabled() else self.tuner.step
+        walk = partial(_checkpointed, self.tuner.walk) if checkpointing and torch.is_grad_enabled() else self.tuner.walk
         x, first_global, taken, carry = at
         for i in which:
-            x, carry = step(i, vit.blocks[i], x, carry)
+            x, carry = walk(i, vit.blocks[i], x, carry)
             if first_global is None and vit.blocks[i].window_size == 0:
                 first_global = x
             if i in vit.taken:
@@ -345,9 +355,9 @@ def _rows(said: Any, images: int) -> Any:
     return tuple(_rows(each, images) for each in said) if isinstance(said, tuple) else None if said is None else said[:images].clone()
 
 
-def _checkpointed(step: Callable[..., tuple[Tensor, Any]], i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
-    """A tuner's step, computed again in backward with the random numbers and context variables of now (it may be another thread)."""
-    out: tuple[Tensor, Any] = checkpoint(copy_context().run, step, i, block, x, carry, use_reentrant=False)
+def _checkpointed(walk: Callable[..., tuple[Tensor, Any]], i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
+    """A tuner's block, computed again in backward with the random numbers and context variables of now (it may be another thread)."""
+    out: tuple[Tensor, Any] = checkpoint(copy_context().run, walk, i, block, x, carry, use_reentrant=False)
     return out
 
 
@@ -358,6 +368,7 @@ def attend(
     qkv: Projection | None = None,
     by_window: bool = False,
     prompt_qkv: Projection | None = None,
+    proj: Projection | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The block's first half: x + attention(norm1(x)), where every window also sees `prompts`.
 
@@ -367,7 +378,8 @@ def attend(
     x: (B, g, g, C). prompts: (B, P, C), taken as they are (not through norm1); they have no position, so no relative-position
     bias. qkv: stands in for the block's own projection (…, C) -> (…, 3C), which stays as it is. It must treat all tokens alike, which
     come in any number and order: padding may reach it once for all windows. prompt_qkv: the same for the prompts, which it gets by
-    themselves, (B or B·windows, P, C); None leaves them to qkv.
+    themselves, (B or B·windows, P, C); None leaves them to qkv. proj: stands in for the output's projection (…, C) -> (…, C), of image
+    tokens and prompts alike.
     by_window: qkv is given every window by itself, with its padding, row by row, (B·windows, side², C), as a layer in SAM's place
     would be; prompts need a prompt_qkv then.
     Returns x and what the attention made of the prompts, (B, P, C), averaged over the windows of an image.
@@ -377,12 +389,12 @@ def attend(
     if by_window and prompts.shape[1] and prompt_qkv is None:
         raise ValueError("attend(by_window=True) gives qkv the image tokens of a window alone: prompts need a prompt_qkv.")
     if isinstance(block, PlainBlock):
-        return attend_plain(block, x, prompts, qkv, by_window, prompt_qkv)
+        return attend_plain(block, x, prompts, qkv, by_window, prompt_qkv, proj)
     if implementation() == "reference":
-        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, _attention)
+        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, partial(_attention, proj=proj))
     if by_window:
-        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, _attention_at_once)
-    return attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv), x, prompt_qkv)
+        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, partial(_attention_at_once, proj=proj))
+    return attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv), x, prompt_qkv, proj)
 
 
 def residual(block: Block, tokens: Tensor) -> Tensor:
@@ -390,9 +402,10 @@ def residual(block: Block, tokens: Tensor) -> Tensor:
     return block.residual(tokens) if isinstance(block, PlainBlock) else tokens
 
 
-def feed_forward(block: Block, x: Tensor) -> Tensor:
-    """The block's second half: x + mlp(norm2(x)), for any (…, C)."""
-    return perceptron(block.mlp, block.norm2(x), x)
+def feed_forward(block: Block, x: Tensor, lin1: Projection | None = None, lin2: Projection | None = None) -> Tensor:
+    """The block's second half: x + mlp(norm2(x)), for any (…, C). lin1, lin2: stand in for the MLP's layers, (…, C) to its width inside
+    and back."""
+    return perceptron(block.mlp, block.norm2(x), x, lin1, lin2)
 
 
 Inner = Callable[[Attention, Tensor, Tensor, Projection, Projection | None], tuple[Tensor, Tensor]]
@@ -415,13 +428,15 @@ def _attend_by_window(
 
 
 def _attention_at_once(
-    attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection, prompt_qkv: Projection | None
+    attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection, prompt_qkv: Projection | None, proj: Projection | None
 ) -> tuple[Tensor, Tensor]:
     """As `_attention`, with the kernels of `bench.model.attention`."""
-    return attention(attn, x, 0, prompts, qkv, prompt_qkv=prompt_qkv)
+    return attention(attn, x, 0, prompts, qkv, prompt_qkv=prompt_qkv, proj=proj)
 
 
-def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection, prompt_qkv: Projection | None) -> tuple[Tensor, Tensor]:
+def _attention(
+    attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection, prompt_qkv: Projection | None, proj: Projection | None
+) -> tuple[Tensor, Tensor]:
     """SAM's attention over x (B, H, W, C) with P tokens in front of it; relative positions between image tokens only."""
     b, h, w, _ = x.shape
     n, heads = prompts.shape[1], attn.num_heads
@@ -432,5 +447,5 @@ def _attention(attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection, pro
     between = logits[:, n:, n:].contiguous()
     logits[:, n:, n:] = add_decomposed_rel_pos(between, q[:, n:], attn.rel_pos_h, attn.rel_pos_w, (h, w), (h, w))
     out = (logits.softmax(-1) @ v).unflatten(0, (b, heads)).transpose(1, 2).flatten(2)  # (B, P + H·W, C)
-    out = attn.proj(out)
+    out = (proj or attn.proj)(out)
     return out[:, n:].unflatten(1, (h, w)), out[:, :n]

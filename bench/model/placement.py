@@ -1,0 +1,92 @@
+"""Where in the encoder a method tunes: in which blocks, and which parts of them. `lora(blocks=last6,targets=qkv+mlp)`."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from bench.errors import RequestError
+from bench.model.method import LATER, Method
+from bench.model.sam import Sam, Tuner
+from bench.model.sam_modules import Block, ImageEncoderViT
+from bench.model.sizes import SamConfig
+
+LINEAR: Mapping[str, tuple[str, ...]] = {  # words for a block's linear layers, q, k and v being thirds of one
+    **{name: (name,) for name in ("q", "k", "v", "proj", "lin1", "lin2")},
+    "qkv": ("q", "k", "v"),
+    "mlp": ("lin1", "lin2"),
+}
+HALVES: Mapping[str, tuple[str, ...]] = {"attention": ("attention",), "mlp": ("mlp",)}  # words for an adapter's place in a block
+WORD = re.compile(r"all|global|windowed|(?P<end>first|last)(?P<count>\d{1,4})|(?P<low>\d{1,4})(?:(?P<to>-)(?P<high>\d{1,4})?)?")
+
+
+@dataclass(frozen=True)
+class Placed(Method):
+    """A method that can be placed: put in front of the class that it is, as in `class LoRA(Placed, EncoderMethod)`.
+
+    blocks: of the encoder, those that are tuned; the others are as they are, and what comes before the first one is computed once and
+    kept. "all", "first6", "last6", "global" or "windowed" ones, numbers from 0 and ranges, "3", "3-5", "8-"; several are joined by +.
+    target_words: the words that the parameter `targets` of a method may join by +, and what they stand for; without any it has none.
+    """
+
+    blocks: str = field(default="all", metadata=LATER)
+    target_words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for word in self.blocks.split("+"):
+            if not WORD.fullmatch(word):
+                raise self._unplaced("blocks", word, "all, first6, last6, global, windowed, 3, 3-5 and 8-")
+        for word in self._targets:
+            if word not in self.target_words:
+                raise self._unplaced("targets", word, ", ".join(self.target_words))
+
+    def _unplaced(self, parameter: str, word: str, allowed: str) -> RequestError:
+        return RequestError(f"{self.name}({parameter}={getattr(self, parameter)}): {word!r} is not known; {allowed} are, joined by +.")
+
+    @property
+    def _targets(self) -> list[str]:
+        return str(self.targets).split("+") if self.target_words else []
+
+    @property
+    def targeted(self) -> tuple[str, ...]:
+        """What `targets` stands for, each once, in the order of `target_words`."""
+        found = {target for word in self._targets for target in self.target_words[word]}
+        return tuple(word for word in self.target_words if word in found)
+
+    def placed(self, sam: Sam) -> tuple[int, ...]:
+        """The numbers of the tuned blocks, in rising order; RequestError where this backbone lacks one, or there is none."""
+        return tuple(sorted({block for word in self.blocks.split("+") for block in self._meant(word, sam.config)}))
+
+    def _meant(self, word: str, config: SamConfig) -> range | list[int]:
+        """The blocks that a word means."""
+        found, depth = WORD.fullmatch(word), config.depth
+        assert found
+        if word in ("all", "global", "windowed"):
+            chosen: range | list[int] = [i for i in range(depth) if word == "all" or (i in config.global_blocks) == (word == "global")]
+        elif found["end"]:
+            count = int(found["count"])
+            chosen = range(count) if found["end"] == "first" else range(depth - count, depth)
+        else:
+            low = int(found["low"])
+            chosen = range(low, int(found["high"] or depth - 1) + 1 if found["to"] else low + 1)
+        if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
+            raise RequestError(f"{self.name}(blocks={self.blocks}): {word} is none of this backbone's {depth} blocks, 0 to {depth - 1}.")
+        return chosen
+
+
+class PlacedTuner(Tuner):
+    """A tuner of some blocks: `step` is asked for these alone, and its i counts them.
+
+    blocks: their numbers in rising order, as `Placed.placed` gives them. sizes: theirs; what is trained has one part for each.
+    """
+
+    def __init__(self, sam: Sam, blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.tuned_blocks: tuple[int, ...] = blocks
+        self.first_block = blocks[0]
+        self.sizes = tuple(sam.config.blocks[i] for i in blocks)
+
+    def of(self, vit: ImageEncoderViT) -> Iterator[tuple[str, Block]]:
+        """The tuned blocks of `vit`, each with its name there: "blocks.3"."""
+        return ((f"blocks.{i}", vit.blocks[i]) for i in self.tuned_blocks)

@@ -1,0 +1,100 @@
+"""Where a method tunes: words for blocks and their parts, and the stand-ins for a block's layers."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import toy_backbone
+
+import bench
+from bench.errors import RequestError
+from bench.grid.plan import choose_methods
+from bench.model.implementation import use
+from bench.model.sam import attend, feed_forward
+
+WORDS = {  # of the 6 blocks of "tiny", of which 2 and 5 are global
+    "all": (0, 1, 2, 3, 4, 5),
+    "first2": (0, 1),
+    "last1": (5,),
+    "global": (2, 5),
+    "windowed": (0, 1, 3, 4),
+    "3": (3,),
+    "1-3": (1, 2, 3),
+    "4-": (4, 5),
+    "0+2-3+5-": (0, 2, 3, 5),
+    "last1+global+0": (0, 2, 5),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return bench.load_sam("tiny")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_words_for_blocks(word, tiny):
+    model = bench.build(f"adaptformer(blocks={word})", tiny)
+    assert model.tuner.tuned_blocks == WORDS[word] and len(model.tuner.adapters) == len(WORDS[word])
+    (choice,) = choose_methods(f"adaptformer(blocks={word})")
+    assert choice.label == ("adaptformer(decoder=sam)" if word == "all" else f"adaptformer(decoder=sam,blocks={word})")
+    assert ("blocks" in dict(choice.parameters)) == (word != "all") and choose_methods(choice.label) == [choice]
+
+
+def test_a_sweep_over_placements():
+    assert [choice.shown for choice in choose_methods("adaptformer(decoder=sam|hq,blocks=last2|4-)")] == [
+        f"decoder={decoder},blocks={blocks}" for decoder in ("sam", "hq") for blocks in ("last2", "4-")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("blocks=top3", r"adaptformer\(blocks=top3\): 'top3' is not known; all, first6, last6, global, windowed, 3, 3-5 and 8- are, "),
+        ("blocks='first2+'", r"'' is not known"),
+        ("blocks=last7", r"adaptformer\(blocks=last7\): last7 is none of this backbone's 6 blocks, 0 to 5."),
+        ("blocks=1+4-6", r"4-6 is none of"),
+        ("blocks=6", r"6 is none of"),
+        ("blocks=6-", r"6- is none of"),
+        ("blocks=4-2", r"4-2 is none of"),
+        ("blocks=first0", r"first0 is none of"),
+    ],
+)
+def test_a_wrong_placement_is_one_sentence(call, says, tiny):
+    with pytest.raises(RequestError, match=says):
+        bench.build(f"adaptformer({call})", tiny)
+
+
+@pytest.mark.parametrize("path", ["fast", "reference"])
+@pytest.mark.parametrize("name", ["toy", "tiny_sam2", "tiny_sam3"])
+def test_stand_ins_for_a_blocks_layers(name, path):
+    """The layer itself changes nothing, and another one does what it does in the layer's place; prompts are projected by it too."""
+    sam = toy_backbone() if name == "toy" else bench.load_sam(name)
+    for block, size in zip(sam.image_encoder.blocks, sam.config.blocks, strict=True):
+        x, prompts = torch.randn(2, size.grid_before, size.grid_before, size.before), torch.randn(2, 3, size.before)
+        other = deepcopy(block)
+        with torch.no_grad():
+            for layer in (other.attn.proj, other.mlp.lin1, other.mlp.lin2):
+                layer.weight += 0.05 * torch.randn_like(layer.weight)
+        own, others = ({"proj": b.attn.proj, "lin1": b.mlp.lin1, "lin2": b.mlp.lin2} for b in (block, other))
+        by = {name: lambda t, layer=layer: F.linear(t, layer.weight, layer.bias) for name, layer in others.items()}
+
+        def halves(block, stand_ins, **how):
+            proj = {"proj": stand_ins["proj"]} if "proj" in stand_ins else {}
+            y, attended = attend(block, x, prompts, prompt_qkv=block.attn.qkv, **how, **proj)  # noqa: B023
+            alone = attend(block, x, **how, **proj)[0]  # noqa: B023
+            return y, attended, alone, feed_forward(block, y, **{k: v for k, v in stand_ins.items() if k != "proj"})
+
+        with use(path):
+            for how in ({}, {"by_window": True}):
+                stock = halves(block, {}, **how)
+                for found, expected in zip(halves(block, own, **how), stock, strict=True):
+                    torch.testing.assert_close(found, expected, atol=1e-5 if path == "fast" else 0, rtol=0)
+                for found, expected, was in zip(halves(block, by, **how), halves(other, {}, **how), stock, strict=True):
+                    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+                    assert (found - was).abs().max() > 1e-3
+            for one in ("lin1", "lin2"):
+                changed = deepcopy(block)
+                setattr(changed.mlp, one, others[one])
+                found = feed_forward(block, stock[0], **{one: by[one]})
+                torch.testing.assert_close(found, feed_forward(changed, stock[0]), atol=1e-4, rtol=1e-4)
