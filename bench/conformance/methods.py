@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -175,6 +176,29 @@ def its_tensors_are_of_the_groups_that_it_names(method: MethodSubject) -> str:
     told = f"It names the groups {', '.join(sorted(named))}, and its trained tensors are of {', '.join(sorted(found))}"
     need(found == named, f"{told}: a protocol's learning rate for one of them would match nothing.")
     return f"groups for learning rates: {', '.join(method.choice.groups)}"
+
+
+def the_optimizer_steps_every_tensor_as_it_says(method: MethodSubject) -> str:
+    """Under a protocol whose groups all differ in rate and in weight decay."""
+    _needs_training(method)
+    model, groups = method.fresh(), method.choice.groups
+    rates, decays = {name: 1e-3 / (1 + i) for i, name in enumerate(groups)}, {name: 0.1 + 0.1 * i for i, name in enumerate(groups)}
+    apart = {"lr_by_group": tuple(rates.items()), "weight_decay_by_group": tuple(decays.items())}
+    settings = replace(method.settings, lr=rates[groups[0]], weight_decay=decays[groups[0]], **apart)
+    optimizer, data = optimizer_of(model, settings), Rectangles()
+    next(fit(model, optimizer, data, data.support(1), settings, 0))
+    for name, tensor in model.tuned().items():
+        own = [group for group in optimizer.param_groups if any(tensor is one for one in group["params"])]
+        need(len(own) == 1, f"{name} is in {len(own)} of the optimizer's groups.")
+        factor, decay = model.rate_factor(name), decays[model.group_of(name)] * model.decays(name)
+        need(0 < factor < math.inf, f"Its factor on the learning rate of {name} is {factor}: a finite number above 0 is needed.")
+        rate = factor * rates[model.group_of(name)]
+        told = f"{name} has the rate {own[0]['lr']:g} and the weight decay {own[0]['weight_decay']:g}, and {rate:g} and {decay:g}"
+        need((own[0]["lr"], own[0]["weight_decay"]) == (rate, decay), f"{told} are what the method says.")
+    factors = sorted({model.rate_factor(name) for name in model.tuned()} - {1.0})
+    free = sum(not model.decays(name) for name in model.tuned())
+    times = f"factors on the rate: {', '.join(f'{factor:g}' for factor in factors)}; " * bool(factors)
+    return f"each is in one group, with its rate and weight decay; {times}{free} without decay"
 
 
 def leaves_the_backbone_as_it_is(method: MethodSubject) -> str:
@@ -493,6 +517,7 @@ METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
     its_tensors_are_of_the_groups_that_it_names,
     leaves_the_backbone_as_it_is,
     every_parameter_learns,
+    the_optimizer_steps_every_tensor_as_it_says,
     same_seed_same_numbers,
     another_seed_another_start,
     saved_and_loaded_is_the_same_model,

@@ -69,6 +69,14 @@ class Method:
         """
         return ALL_ONE_GROUP
 
+    def rate_factor(self, name: str) -> float:
+        """What the learning rate of a trained tensor is, as a multiple of its group's; name: of `PromptableSegmenter.tuned`."""
+        return 1.0
+
+    def decays(self, name: str) -> bool:
+        """Whether a trained tensor has its group's weight decay; else it has none, as norms and biases where a method's authors did so."""
+        return True
+
     def at_least(self, **least: float) -> None:
         """RequestError where a parameter is below what is given for it."""
         for parameter, limit in least.items():
@@ -129,4 +137,5 @@ def build_parts(method: Method, sam: Sam, seed: int, normalise_native_size: bool
         torch.manual_seed(seed)
         tuner, decoder = method.build(sam)
     groups = method.groups() if hasattr(method, "groups") else ALL_ONE_GROUP
-    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size, groups, resize)
+    own: dict[str, Any] = {part: getattr(method, part) for part in ("rate_factor", "decays") if hasattr(method, part)}
+    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size, groups, resize, **own)

@@ -497,6 +497,13 @@ def test_groups_that_are_not_those_of_its_tensors_are_told(groups, says, registe
     assert finding.verdict == "broken" and says in finding.said
 
 
+def test_a_rate_factor_that_is_no_rate_is_told(registered):
+    registered(METHODS, type("Still", (method_of(Sound),), {"__doc__": "Still.", "rate_factor": lambda self, name: 0.0}))
+    finding = found(METHOD_CHECKS, "the_optimizer_steps_every_tensor_as_it_says", MethodSubject("on_purpose"))
+    said = "Its factor on the learning rate of tuner.scale is 0.0: a finite number above 0 is needed."
+    assert (finding.verdict, finding.said) == ("broken", said)
+
+
 class MissesAName(Sound):
     def changed(self, x):
         return x + no_such_name  # noqa: F821
@@ -650,6 +657,7 @@ def test_a_sound_data_set_breaks_nothing(name, registered):
 def test_every_check_has_been_seen_to_fail():
     methods = {check for check, *_ in BROKEN}
     methods |= {"describes_itself", "takes_every_kind_of_prompt", "its_tensors_are_of_the_groups_that_it_names"}
+    methods |= {"the_optimizer_steps_every_tensor_as_it_says"}
     nobody_must = {"starts_as_the_frozen_model", "another_seed_another_start"}
     assert {check.__name__ for check in METHOD_CHECKS} - methods == nobody_must
     assert {check.__name__ for check in DATASET_CHECKS} == {check for check, *_ in BROKEN_DATA}
@@ -661,7 +669,7 @@ def test_every_check_has_been_seen_to_fail():
 def test_the_command_says_what_is_kept_and_what_is_broken(registered, capsys, tmp_path):
     assert main(["sam"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "sam" and lines[-1].startswith("15 of 22 checks pass, 7 not promised")
+    assert lines[0] == "sam" and lines[-1].startswith("15 of 23 checks pass, 8 not promised")
     assert "not promised  every parameter learns" in "\n".join(lines)
     registered(DATASETS, changed(title=""), "nameless")
     assert main(["nameless"]) == 1
