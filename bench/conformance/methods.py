@@ -49,7 +49,8 @@ class MethodSubject:
         name, parameters = parse_call(call)
         self.cls = METHODS.get(name)
         self.choice = choose_method(self.cls, parameters)
-        self.settings = replace(load_protocol("smoke").resolve("any", "any", 1), batch=2)
+        resolved = load_protocol("smoke").resolve("any", "any", 1, prompt_free=self.choice.prompt_free)
+        self.settings = replace(resolved, batch=2)
 
     def in_blocks(self, blocks: str) -> "MethodSubject":
         """The same in other blocks, where it has a choice of them."""
@@ -310,6 +311,23 @@ def takes_every_kind_of_prompt(method: MethodSubject) -> str:
     return "none, points, a mask and boxes"
 
 
+def is_asked_without_prompts_where_it_needs_none(method: MethodSubject) -> str:
+    if not method.choice.prompt_free:
+        raise NotPromised("it is trained and evaluated with the protocol's prompts")
+    (model, _), asked = method.trained, (method.settings.evaluation_prompt, *method.settings.prompt_types)
+    need(set(asked) == {"none"}, f"It needs no prompt, and its cells are asked with {', '.join(sorted(set(asked)))}.")
+    learned, start = model.decoder.no_prompt, model.sam.prompt_encoder.no_mask_embed.weight
+    need(learned is not None, "It needs no prompt, and its decoder learns no embedding of that.")
+    with _evaluating(model):
+        features = model.encode([toy_image(3)])
+        now = model.decode(features, [Prompts()])[0]
+        kept, learned.data = learned.data, start + 1  # type: ignore[union-attr]
+        other = model.decode(features, [Prompts()])[0]
+        learned.data = kept  # type: ignore[union-attr]
+    need(not torch.equal(now, other), "It needs no prompt, and its logits do not depend on the embedding that it learns of that.")
+    return "without a prompt its logits follow from an embedding that it learns"
+
+
 def micro_batches_give_the_same_gradients(method: MethodSubject) -> str:
     _needs_training(method)
     return _same_gradients(method, "micro-batches of one image", Memory(1))
@@ -462,6 +480,7 @@ def starts_as_the_frozen_model(method: MethodSubject) -> str:
 def merges_into_plain_sam_weights(method: MethodSubject) -> str:
     model, _ = method.trained
     parts = {"image_encoder.": model.tuner.merged(model.sam.image_encoder), "mask_decoder.": model.decoder.merged(model.sam)}
+    parts["prompt_encoder."] = model.decoder.prompt_tensors()
     lacking = [prefix.rstrip(".") for prefix, tensors in parts.items() if tensors is None]
     if lacking:
         raise NotPromised(f"no plain weights of the {' and '.join(lacking)} compute what it does")
@@ -525,6 +544,7 @@ METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
     keeps_nothing_of_an_image,
     images_of_a_batch_do_not_see_each_other,
     takes_every_kind_of_prompt,
+    is_asked_without_prompts_where_it_needs_none,
     micro_batches_give_the_same_gradients,
     checkpointing_gives_the_same_gradients,
     the_fast_path_is_the_reference,

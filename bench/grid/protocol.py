@@ -19,6 +19,7 @@ from bench.grid.toml_reader import NO_KEY, Kinds, build, kinds, load, not_empty,
 from bench.types import FULL, SEED, SHOTS, Range, Shots
 
 PROTOCOLS = ROOT / "configs" / "protocols"
+UNPROMPTED: Mapping[str, Any] = {"prompt_types": ("none",), "evaluation_prompt": "none"}
 ONE_GROUP = ("encoder",)  # of a method that does not part its parameters
 STREAM_REVISIONS = {"fresh": 1, "reseeded_workers": 2}  # raised when a stream's samples become others, so that their cells' keys do too
 Count = Annotated[int, Range(1, 1_000_000)]
@@ -130,15 +131,17 @@ class Protocol:
         trains: bool = True,
         rates: Mapping[str, float] | None = None,
         of_dataset: Mapping[str, Any] | None = None,
+        prompt_free: bool = False,
     ) -> Settings:
         """The settings of one cell, whose method has these groups of parameters. trains: False where training samples change nothing, so
         that they are no part of its key. rates: by group, laid over those of the protocol. of_dataset: what the data set has in place of
-        the common settings."""
+        the common settings. prompt_free: whether the method is trained and evaluated without prompts, whatever is said of them."""
         merged = _laid(_laid({}, self.settings), of_dataset or {})
         for row in (self._row(shots), *self.overrides):
             if _applies(row, method, dataset, shots):
                 merged = _laid(merged, _without(row, "max_shots", *SELECTORS))
         merged = _laid(merged, {"lr": rates}) if rates else merged
+        merged |= UNPROMPTED if prompt_free else {}
         return _settings(self.name, merged, groups, trains)
 
     def check_rows(self, methods: Collection[str], datasets: Collection[str], groups: Collection[str]) -> None:
