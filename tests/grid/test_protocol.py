@@ -93,11 +93,12 @@ def test_weight_decay_is_a_number_or_by_group_as_rates_are() -> None:
 # By protocol, what was learned with before there were groups, but for the demo, whose rates are tuned; each method in it as it is,
 # without parameters given.
 PARTED = {"encoder": 3e-3, "decoder": 1e-4}
+OF_SAMED = {"encoder": 1e-3, "decoder": 1e-4}
 RATES = {
-    "paper": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4}),
-    "clean": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4}),
+    "paper": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4, "samed": OF_SAMED}),
+    "clean": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4, "samed": OF_SAMED}),
     "smoke": (1e-3, {}),
-    "demo": (3e-3, {"decoder": 1e-4, "sam_adapter": PARTED, "full": PARTED}),
+    "demo": (3e-3, {"decoder": 1e-4, "sam_adapter": PARTED, "full": PARTED, "samed": PARTED}),
 }
 
 
