@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +49,8 @@ class MethodSubject:
         name, parameters = parse_call(call)
         self.cls = METHODS.get(name)
         self.choice = choose_method(self.cls, parameters)
-        self.settings = replace(load_protocol("smoke").resolve("any", "any", 1), batch=2)
+        resolved = load_protocol("smoke").resolve("any", "any", 1, prompt_free=self.choice.prompt_free)
+        self.settings = replace(resolved, batch=2)
 
     def in_blocks(self, blocks: str) -> "MethodSubject":
         """The same in other blocks, where it has a choice of them."""
@@ -177,6 +179,29 @@ def its_tensors_are_of_the_groups_that_it_names(method: MethodSubject) -> str:
     return f"groups for learning rates: {', '.join(method.choice.groups)}"
 
 
+def the_optimizer_steps_every_tensor_as_it_says(method: MethodSubject) -> str:
+    """Under a protocol whose groups all differ in rate and in weight decay."""
+    _needs_training(method)
+    model, groups = method.fresh(), method.choice.groups
+    rates, decays = {name: 1e-3 / (1 + i) for i, name in enumerate(groups)}, {name: 0.1 + 0.1 * i for i, name in enumerate(groups)}
+    apart = {"lr_by_group": tuple(rates.items()), "weight_decay_by_group": tuple(decays.items())}
+    settings = replace(method.settings, lr=rates[groups[0]], weight_decay=decays[groups[0]], **apart)
+    optimizer, data = optimizer_of(model, settings), Rectangles()
+    next(fit(model, optimizer, data, data.support(1), settings, 0))
+    for name, tensor in model.tuned().items():
+        own = [group for group in optimizer.param_groups if any(tensor is one for one in group["params"])]
+        need(len(own) == 1, f"{name} is in {len(own)} of the optimizer's groups.")
+        factor, decay = model.rate_factor(name), decays[model.group_of(name)] * model.decays(name)
+        need(0 < factor < math.inf, f"Its factor on the learning rate of {name} is {factor}: a finite number above 0 is needed.")
+        rate = factor * rates[model.group_of(name)]
+        told = f"{name} has the rate {own[0]['lr']:g} and the weight decay {own[0]['weight_decay']:g}, and {rate:g} and {decay:g}"
+        need((own[0]["lr"], own[0]["weight_decay"]) == (rate, decay), f"{told} are what the method says.")
+    factors = sorted({model.rate_factor(name) for name in model.tuned()} - {1.0})
+    free = sum(not model.decays(name) for name in model.tuned())
+    times = f"factors on the rate: {', '.join(f'{factor:g}' for factor in factors)}; " * bool(factors)
+    return f"each is in one group, with its rate and weight decay; {times}{free} without decay"
+
+
 def leaves_the_backbone_as_it_is(method: MethodSubject) -> str:
     model, _ = method.trained
     logits_of(model)
@@ -284,6 +309,23 @@ def takes_every_kind_of_prompt(method: MethodSubject) -> str:
             )
             need(torch.isfinite(logits).all(), "It has logits that are not finite.")
     return "none, points, a mask and boxes"
+
+
+def is_asked_without_prompts_where_it_needs_none(method: MethodSubject) -> str:
+    if not method.choice.prompt_free:
+        raise NotPromised("it is trained and evaluated with the protocol's prompts")
+    (model, _), asked = method.trained, (method.settings.evaluation_prompt, *method.settings.prompt_types)
+    need(set(asked) == {"none"}, f"It needs no prompt, and its cells are asked with {', '.join(sorted(set(asked)))}.")
+    learned, start = model.decoder.no_prompt, model.sam.prompt_encoder.no_mask_embed.weight
+    need(learned is not None, "It needs no prompt, and its decoder learns no embedding of that.")
+    with _evaluating(model):
+        features = model.encode([toy_image(3)])
+        now = model.decode(features, [Prompts()])[0]
+        kept, learned.data = learned.data, start + 1  # type: ignore[union-attr]
+        other = model.decode(features, [Prompts()])[0]
+        learned.data = kept  # type: ignore[union-attr]
+    need(not torch.equal(now, other), "It needs no prompt, and its logits do not depend on the embedding that it learns of that.")
+    return "without a prompt its logits follow from an embedding that it learns"
 
 
 def micro_batches_give_the_same_gradients(method: MethodSubject) -> str:
@@ -438,6 +480,7 @@ def starts_as_the_frozen_model(method: MethodSubject) -> str:
 def merges_into_plain_sam_weights(method: MethodSubject) -> str:
     model, _ = method.trained
     parts = {"image_encoder.": model.tuner.merged(model.sam.image_encoder), "mask_decoder.": model.decoder.merged(model.sam)}
+    parts["prompt_encoder."] = model.decoder.prompt_tensors()
     lacking = [prefix.rstrip(".") for prefix, tensors in parts.items() if tensors is None]
     if lacking:
         raise NotPromised(f"no plain weights of the {' and '.join(lacking)} compute what it does")
@@ -493,6 +536,7 @@ METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
     its_tensors_are_of_the_groups_that_it_names,
     leaves_the_backbone_as_it_is,
     every_parameter_learns,
+    the_optimizer_steps_every_tensor_as_it_says,
     same_seed_same_numbers,
     another_seed_another_start,
     saved_and_loaded_is_the_same_model,
@@ -500,6 +544,7 @@ METHOD_CHECKS: tuple[Check[MethodSubject], ...] = (
     keeps_nothing_of_an_image,
     images_of_a_batch_do_not_see_each_other,
     takes_every_kind_of_prompt,
+    is_asked_without_prompts_where_it_needs_none,
     micro_batches_give_the_same_gradients,
     checkpointing_gives_the_same_gradients,
     the_fast_path_is_the_reference,

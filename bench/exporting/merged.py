@@ -29,6 +29,7 @@ def merged_tensors(model: PromptableSegmenter) -> dict[str, Tensor] | None:
         return None
     merged = {f"image_encoder.{name}": tensor for name, tensor in encoder.items()}
     merged |= {f"mask_decoder.{name}": tensor for name, tensor in decoder.items()}
+    merged |= {f"prompt_encoder.{name}": tensor for name, tensor in model.decoder.prompt_tensors().items()}
     own = model.sam.state_dict()
     wrong = [name for name, tensor in merged.items() if name not in own or own[name].shape != tensor.shape]
     if wrong:

@@ -88,7 +88,7 @@ class DecoderGraph(nn.Module):
         """(n, d, g, g)"""
         encoder = self.sam.prompt_encoder
         has = has_mask[:, None, None, None] > 0
-        return torch.where(has, encoder.mask_downscaling(masks), encoder.no_mask_embed.weight[..., None, None])
+        return torch.where(has, encoder.mask_downscaling(masks), self.decoder.no_mask(self.sam)[..., None, None])
 
     def example(self) -> tuple[Tensor, ...]:
         """Inputs to trace it with: three boxes, whose numbers are nobody else's size."""

@@ -173,10 +173,10 @@ def _trained(
     """The method and settings of a cell, where rates and parameters may be those that trials chose."""
     own = DATASETS.get(dataset).settings  # type: ignore[attr-defined]
     if tuned is None or not asked.trains:
-        return asked, protocol.resolve(asked.name, dataset, shots, asked.groups, asked.trains, of_dataset=own)
+        return asked, protocol.resolve(asked.name, dataset, shots, asked.groups, asked.trains, None, own, asked.prompt_free)
     best = tuned.of(asked.label, dataset)
     (method,) = [asked] if best.chosen == asked.label else choose(best.chosen)
-    settings = protocol.resolve(method.name, dataset, shots, method.groups, method.trains, best.rates, own)
+    settings = protocol.resolve(method.name, dataset, shots, method.groups, method.trains, best.rates, own, method.prompt_free)
     return method, replace(settings, trials=tuned.trials, tuned_as="" if method == asked else asked.label)
 
 

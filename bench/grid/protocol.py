@@ -2,7 +2,8 @@
 
 A protocol's file has the settings of every cell, a schedule (rows by number of shots) and overrides (rows by method, data set
 or shots). The settings of one cell are what remains when its rows are laid over the common ones, later rows last. The learning
-rate is a number, for all that a method trains, or a table with one for each group of parameters: `lr = { decoder = 1e-4 }`.
+rate and the weight decay are a number each, for all that a method trains, or a table with one for each group of parameters:
+`lr = { decoder = 1e-4 }`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,10 +19,12 @@ from bench.grid.toml_reader import NO_KEY, Kinds, build, kinds, load, not_empty,
 from bench.types import FULL, SEED, SHOTS, Range, Shots
 
 PROTOCOLS = ROOT / "configs" / "protocols"
+UNPROMPTED: Mapping[str, Any] = {"prompt_types": ("none",), "evaluation_prompt": "none"}
 ONE_GROUP = ("encoder",)  # of a method that does not part its parameters
 STREAM_REVISIONS = {"fresh": 1, "reseeded_workers": 2}  # raised when a stream's samples become others, so that their cells' keys do too
 Count = Annotated[int, Range(1, 1_000_000)]
 Rate = Annotated[float, Range(0.0, 1000.0)]
+BY_GROUP: Mapping[str, str] = {"lr": "learning rate", "weight_decay": "weight decay"}  # settings that groups may have of their own
 Prompt = Annotated[str, is_prompt]
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS = get_args(Precision)
@@ -44,7 +47,7 @@ class Settings:
     evaluate_every: Count  # epochs between two evaluations of the images that a selection is made on
     lr: Rate  # of the method's first group of parameters
     lr_min: Rate  # where the cosine ends
-    weight_decay: Rate
+    weight_decay: Rate  # of the same
     flips: bool  # vertical and horizontal, each with probability 0.5
     random_crop: bool  # a crop of area share U(crop_area_min, 1) at the image's aspect ratio
     crop_area_min: Annotated[float, Range(0.0, 1.0)]
@@ -65,9 +68,9 @@ class Settings:
     resize: Resize = field(default="square", repr=False)
     # Of STREAM_REVISIONS; no setting that a protocol has. 1 where nothing is trained, and in records from before there was another.
     stream_revision: int = field(default=1, repr=False, metadata=NO_KEY)
-    lr_by_group: tuple[tuple[str, float], ...] = field(
-        default=(), repr=False, metadata=NO_KEY
-    )  # of every group, where they are not all the same
+    # Of every group, where they are not all the same.
+    lr_by_group: tuple[tuple[str, float], ...] = field(default=(), repr=False, metadata=NO_KEY)
+    weight_decay_by_group: tuple[tuple[str, float], ...] = field(default=(), repr=False, metadata=NO_KEY)
     # That the rates were chosen from (`bench.grid.tuned`), 0 where they are the protocol's own; and the method as it was asked for, where
     # the trials chose parameters of it as well.
     trials: int = field(default=0, repr=False, metadata=NO_KEY)
@@ -75,7 +78,7 @@ class Settings:
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The learning rates of the optimizer's groups of parameters, in their order."""
+        """The learning rates of a method's groups of parameters, in their order."""
         return tuple(rate for _, rate in self.lr_by_group) or (self.lr,)
 
     @property
@@ -99,7 +102,8 @@ def _has_max_shots(row: Mapping[str, Any]) -> str:
 
 LATER: Mapping[str, Any] = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
 SELECTORS: Kinds = {"methods": Words, "datasets": Words, "shots": Annotated[tuple[CellShots, ...], not_empty]}
-CHANGES: Kinds = {**kinds(Settings), "lr": Rate | Mapping[str, Rate]}  # what files and `name(key=value)` may say of settings
+# What files and `name(key=value)` may say of settings.
+CHANGES: Kinds = {**kinds(Settings), **dict.fromkeys(BY_GROUP, Rate | Mapping[str, Rate])}
 CALL: Kinds = {**CHANGES, "tuned": str}  # `name(tuned=file)` besides: rates that were chosen by trials, see `bench.grid.tuned`
 Changes = Annotated[Mapping[str, Any], CHANGES]
 ScheduleRow = Annotated[Mapping[str, Any], {"max_shots": CellShots, **CHANGES}, _has_max_shots]
@@ -127,21 +131,24 @@ class Protocol:
         trains: bool = True,
         rates: Mapping[str, float] | None = None,
         of_dataset: Mapping[str, Any] | None = None,
+        prompt_free: bool = False,
     ) -> Settings:
         """The settings of one cell, whose method has these groups of parameters. trains: False where training samples change nothing, so
         that they are no part of its key. rates: by group, laid over those of the protocol. of_dataset: what the data set has in place of
-        the common settings."""
+        the common settings. prompt_free: whether the method is trained and evaluated without prompts, whatever is said of them."""
         merged = _laid(_laid({}, self.settings), of_dataset or {})
         for row in (self._row(shots), *self.overrides):
             if _applies(row, method, dataset, shots):
                 merged = _laid(merged, _without(row, "max_shots", *SELECTORS))
         merged = _laid(merged, {"lr": rates}) if rates else merged
+        merged |= UNPROMPTED if prompt_free else {}
         return _settings(self.name, merged, groups, trains)
 
     def check_rows(self, methods: Collection[str], datasets: Collection[str], groups: Collection[str]) -> None:
         """RequestError for a row that matches nothing: one of a method, data set or group of parameters that there is not."""
         for row in (self.settings, *self.schedule, *self.overrides):
-            named = {"method": row.get("methods", ()), "data set": row.get("datasets", ()), "group of parameters": _by_group(row.get("lr"))}
+            of_groups = [group for key in BY_GROUP for group in _by_group(row.get(key))]
+            named = {"method": row.get("methods", ()), "data set": row.get("datasets", ()), "group of parameters": of_groups}
             for (kind, names), known in zip(named.items(), (methods, datasets, groups), strict=True):
                 for name in names:
                     if name and name not in known:
@@ -184,26 +191,31 @@ def _read(path: Path) -> Protocol:
 
 
 def _laid(merged: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with a row's laid over them. A table of learning rates changes those of its groups, a number all of them."""
-    if not isinstance(row.get("lr"), Mapping):
-        return {**merged, **row}
-    return {**merged, **row, "lr": {**_by_group(merged.get("lr")), **row["lr"]}}
+    """The settings with a row's laid over them. A table by group changes what its groups have, a number that of all."""
+    tables = {key: {**_by_group(merged.get(key)), **row[key]} for key in BY_GROUP if isinstance(row.get(key), Mapping)}
+    return {**merged, **row, **tables}
 
 
-def _by_group(lr: Any) -> dict[str, Any]:
-    """Learning rates by group; that of the groups which have none of their own is under ""."""
-    return dict(lr) if isinstance(lr, Mapping) else {} if lr is None else {"": lr}
+def _by_group(value: Any) -> dict[str, Any]:
+    """Learning rates or weight decays by group; that of the groups which have none of their own is under ""."""
+    return dict(value) if isinstance(value, Mapping) else {} if value is None else {"": value}
+
+
+def _of_groups(name: str, key: str, value: Any, groups: Sequence[str]) -> dict[str, float]:
+    """What each of a method's groups has of a setting of BY_GROUP."""
+    given = _by_group(value)
+    if lacking := [group for group in groups if group not in given and "" not in given]:
+        raise RequestError(f"Protocol {name} has no {BY_GROUP[key]} for the group {lacking[0]}: give one, or a number for all groups.")
+    return {group: given.get(group, given.get("")) for group in groups}
 
 
 def _settings(name: str, merged: Mapping[str, Any], groups: Sequence[str], trains: bool) -> Settings:
-    rates = _by_group(merged.get("lr"))
-    if rates and (lacking := [group for group in groups if group not in rates and "" not in rates]):
-        raise RequestError(f"Protocol {name} has no learning rate for the group {lacking[0]}: give one, or a number for all groups.")
-    of_group: dict[str, Any] = {group: rates.get(group, rates.get("")) for group in groups if rates}
-    settings = build(f"Protocol {name}", {**merged, **({"lr": of_group[groups[0]]} if rates else {})}, Settings)
+    of_groups = {key: _of_groups(name, key, merged[key], groups) for key in BY_GROUP if merged.get(key) is not None}
+    settings = build(f"Protocol {name}", {**merged, **{key: of[groups[0]] for key, of in of_groups.items()}}, Settings)
     asked, shown = canonical_prompt(settings.evaluation_prompt), tuple(map(canonical_prompt, settings.prompt_types))
     settings = replace(settings, evaluation_prompt=asked, prompt_types=shown)
-    settings = replace(settings, lr_by_group=tuple(of_group.items()) if len(set(of_group.values())) > 1 else ())
+    apart = {f"{key}_by_group": tuple(of.items()) if len(set(of.values())) > 1 else () for key, of in of_groups.items()}
+    settings = replace(settings, **apart)
     return replace(settings, stream_revision=STREAM_REVISIONS[settings.augmentation_stream]) if trains else settings
 
 

@@ -40,7 +40,8 @@ class MethodChoice:
     `shown` lists the parameters that differ from the default, and always `decoder`: "decoder=sam,rank=8". A parameter that came later
     (`bench.model.method.LATER`) is among them only where it differs, so that older cells stay what they are. groups: of its trained
     parameters, for which a protocol may have a learning rate each. trains: whether there is anything to train. files: where the
-    files lie that parameters name by a hash of their content, (parameter, path) each; no part of a key.
+    files lie that parameters name by a hash of their content, (parameter, path) each; no part of a key. prompt_free: whether it needs no
+    prompt, so that its cells are trained and evaluated without.
     """
 
     name: str
@@ -50,6 +51,7 @@ class MethodChoice:
     groups: tuple[str, ...] = ONE_GROUP
     trains: bool = True
     files: tuple[tuple[str, str], ...] = ()
+    prompt_free: bool = False
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -273,7 +275,8 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     shown = ",".join(f"{k}={v}" for k, v in parameters if k in ALWAYS_SHOWN or v != defaults[k])
     groups = tuple(dict.fromkeys(method.groups().values())) if hasattr(method, "groups") else ONE_GROUP
     places = tuple((key, os.path.abspath(values[key])) for key in files)
-    return MethodChoice(name, parameters, method.revision, shown, groups, getattr(cls, "trains", True), places)
+    said = getattr(cls, "trains", True), places, getattr(cls, "prompt_free", False)
+    return MethodChoice(name, parameters, method.revision, shown, groups, *said)
 
 
 def _by_content(value: Any, files: Sequence[Path]) -> Any:

@@ -663,6 +663,8 @@ def _identities(spec: RunSpec) -> dict[str, str]:
     recipe: tuple[Any, ...] = (method, spec.settings, spec.dataset, spec.dataset_revision, spec.generated, spec.checkpoint_sha256)
     if spec.settings.lr_by_group:
         recipe = (*recipe, spec.settings.lr_by_group)
+    if spec.settings.weight_decay_by_group:
+        recipe = (*recipe, "weight_decay", spec.settings.weight_decay_by_group)
     if spec.released_sha256:
         method, recipe = (*method, RELEASED), (*recipe, spec.released_sha256)
     if spec.settings.stream_revision > 1:

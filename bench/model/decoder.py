@@ -51,16 +51,34 @@ class Decoder(nn.Module):
 
     The frozen modules are the caller's: a decoder holds its own parameters only.
     has_others: whether it has SAM's three other masks as they were pre-trained. SAM 2 and SAM 3 predict the best of them where the single
-    one is not stable (`HighResMaskDecoder`); training sees the single one.
+    one is not stable (`HighResMaskDecoder`); training sees the single one. no_prompt: what prompt-free methods learn in place of SAM's
+    embedding of no mask, (1, d).
     """
 
     has_others = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.no_prompt: nn.Parameter | None = None
+
+    def learn_no_prompt(self, sam: Sam) -> None:
+        """Trains the embedding of no mask, which with no points and boxes is all that a decoder is told, from SAM's own on."""
+        self.no_prompt = nn.Parameter(sam.prompt_encoder.no_mask_embed.weight.detach().clone())
+
+    def no_mask(self, sam: Sam) -> Tensor:
+        """What is added to every place of an image that is asked for without a mask, (1, d)."""
+        frozen: Tensor = sam.prompt_encoder.no_mask_embed.weight
+        return frozen if self.no_prompt is None else self.no_prompt
+
+    def prompt_tensors(self) -> dict[str, Tensor]:
+        """The tensors of `sam.prompt_encoder`, under its own names, in whose place others were learned."""
+        return {} if self.no_prompt is None else {"no_mask_embed.weight": self.no_prompt.detach()}
 
     def forward(self, sam: Sam, features: Features, prompts: Sequence[Prompts]) -> Decoded:
         """Decodes the prompts of each image; they must be in the pixels of the model's input. One Prompts an image."""
         if implementation() == "reference":
             return self._reference(sam, features, prompts)
-        batch = batched(sam, features.embedding, prompts)
+        batch = batched(sam, features.embedding, prompts, self.no_mask(sam))
         out, places, before = self._transformed(sam, batch)
         of = indices([i for i, rows in enumerate(batch.rows) for _ in range(rows.stop - rows.start)], places.device)
         source = Source(places, tuple(mask_maps.in_places(each, features.embedding.shape[-1]) for each in features.high_res), of)
@@ -134,7 +152,7 @@ class Decoder(nn.Module):
 
     def _reference(self, sam: Sam, features: Features, prompts: Sequence[Prompts]) -> Decoded:
         """`forward` as SAM writes it: the reference that the fast path is tested and timed against."""
-        encoded = [encode_prompts(sam, p) for p in prompts]
+        encoded = [encode_prompts(sam, p, self.no_mask(sam)) for p in prompts]
         image_maps = self.image_maps(features)
         logits: list[Tensor] = [features.embedding[:0]] * len(prompts)
         iou = list(logits)

@@ -32,6 +32,8 @@ class Method:
     the old one are not mistaken for it. also_loads: earlier revisions that differ in training alone. trains: False where there is
     nothing to train, so that its cells are short.
     space: the parameters that `bench.tune` tries besides the learning rates, and their values.
+    prompt_free: True where it needs no prompt: it learns SAM's "no prompt" embedding, and is trained and evaluated without prompts whatever
+    the protocol says.
     retunes_backbone: True where the model has a copy of the backbone's weights for itself, so that it is as large as SAM.
     """
 
@@ -42,6 +44,7 @@ class Method:
     also_loads: ClassVar[tuple[int, ...]] = ()
     trains: ClassVar[bool] = True
     space: ClassVar[Space] = {}
+    prompt_free: ClassVar[bool] = False
     retunes_backbone: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -68,6 +71,14 @@ class Method:
         decoder's new parts; a method may name others, which have the rate of all where a protocol does not know them.
         """
         return ALL_ONE_GROUP
+
+    def rate_factor(self, name: str) -> float:
+        """What the learning rate of a trained tensor is, as a multiple of its group's; name: of `PromptableSegmenter.tuned`."""
+        return 1.0
+
+    def decays(self, name: str) -> bool:
+        """Whether a trained tensor has its group's weight decay; else it has none, as norms and biases where a method's authors did so."""
+        return True
 
     def at_least(self, **least: float) -> None:
         """RequestError where a parameter is below what is given for it."""
@@ -101,7 +112,8 @@ class EncoderMethod(Method):
         return self.tuner(sam), DECODERS[self.decoder](sam)
 
     def groups(self) -> Mapping[str, str]:
-        return {"tuner": "encoder", **DECODER_GROUPS[self.decoder]}
+        no_prompt = {"decoder.no_prompt": "decoder"} if self.prompt_free else {}
+        return {"tuner": "encoder", **DECODER_GROUPS[self.decoder], **no_prompt}
 
 
 @cache
@@ -128,5 +140,8 @@ def build_parts(method: Method, sam: Sam, seed: int, normalise_native_size: bool
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tuner, decoder = method.build(sam)
+    if getattr(method, "prompt_free", False):
+        decoder.learn_no_prompt(sam)
     groups = method.groups() if hasattr(method, "groups") else ALL_ONE_GROUP
-    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size, groups, resize)
+    own: dict[str, Any] = {part: getattr(method, part) for part in ("rate_factor", "decays") if hasattr(method, part)}
+    return PromptableSegmenter(sam, tuner, decoder, normalise_native_size, groups, resize, **own)

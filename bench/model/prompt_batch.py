@@ -36,8 +36,8 @@ class PromptBatch(NamedTuple):
         return (torch.arange(-own, longest, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
-def batched(sam: Sam, embedding: Tensor, prompts: Sequence[Prompts]) -> PromptBatch:
-    """The batch of the prompts of images whose embeddings are (B, d, g, g)."""
+def batched(sam: Sam, embedding: Tensor, prompts: Sequence[Prompts], no_mask: Tensor) -> PromptBatch:
+    """The batch of the prompts of images whose embeddings are (B, d, g, g). no_mask: (1, d), in place of a mask's encoding."""
     rows = [slice(0)] * len(prompts)
     sparse: list[Tensor] = []
     sources: list[Tensor] = []
@@ -47,7 +47,7 @@ def batched(sam: Sam, embedding: Tensor, prompts: Sequence[Prompts]) -> PromptBa
         joined = _joined([prompts[i] for i in images])
         counts = [prompts[i].count for i in images] if joined else [1] * len(images)
         start, known = len(which), sum(map(len, sources))
-        tokens, of_images, shared = _encoded(sam, embedding, joined or Prompts(), images, counts)
+        tokens, of_images, shared = _encoded(sam, embedding, joined or Prompts(), images, counts, no_mask)
         sparse.append(tokens.expand(sum(counts), -1, -1))  # images without any prompt are encoded as one
         sources.append(of_images)
         which += [known + k for k, n in enumerate(counts) for _ in range(n)] if shared else range(known, known + sum(counts))
@@ -59,15 +59,17 @@ def batched(sam: Sam, embedding: Tensor, prompts: Sequence[Prompts]) -> PromptBa
     return PromptBatch(rows, even, lengths, torch.cat(sources).flatten(2).mT.contiguous(), indices(which, embedding.device))
 
 
-def _encoded(sam: Sam, embedding: Tensor, joined: Prompts, images: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor, bool]:
+def _encoded(
+    sam: Sam, embedding: Tensor, joined: Prompts, images: Sequence[int], counts: Sequence[int], no_mask: Tensor
+) -> tuple[Tensor, Tensor, bool]:
     """The sparse tokens of images whose prompts are of one kind, their sources (U, d, g, g), and whether an image's prompts share one."""
-    tokens, dense = encode_prompts(sam, replace(joined, points=None, labels=None))
+    tokens, dense = encode_prompts(sam, replace(joined, points=None, labels=None), no_mask)
     if joined.points is not None and joined.labels is not None:
         points = _points(sam, joined.points, joined.labels, pad=joined.boxes is None)
         tokens = points if joined.boxes is None else torch.cat([points, tokens.expand(len(points), -1, -1)], 1)
     of_images = embedding[indices(images, embedding.device)]
     if joined.masks is None:
-        return tokens, of_images + sam.prompt_encoder.no_mask_embed.weight[..., None, None], True
+        return tokens, of_images + no_mask[..., None, None], True
     repeated = indices([i for i, count in enumerate(counts) for _ in range(count)], embedding.device)
     return tokens, of_images.index_select(0, repeated) + dense, False
 
@@ -84,11 +86,11 @@ def _points(sam: Sam, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
     return torch.where(labels == -1, encoder.not_a_point_embed.weight, marked).to(places.dtype)
 
 
-def encode_prompts(sam: Sam, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """SAM's prompt encoder: sparse (n, t, d) and dense (n, d, g, g)."""
+def encode_prompts(sam: Sam, prompts: Prompts, no_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """SAM's prompt encoder: sparse (n, t, d) and dense (n, d, g, g), which without masks is `no_mask` (1, d) at every place."""
     points = None if prompts.points is None else (prompts.points, prompts.labels)
-    encoded: tuple[Tensor, Tensor] = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
-    return encoded
+    sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
+    return sparse, no_mask[..., None, None].expand_as(dense) if prompts.masks is None else dense
 
 
 def indices_by(keys: Iterable[Hashable]) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """PromptableSegmenter: a frozen SAM, a tuner and a decoder as one model that encodes images and decodes prompts."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from os import PathLike
@@ -46,8 +46,8 @@ class PromptableSegmenter(nn.Module):
     """A promptable segmentation model on a shared frozen backbone.
 
     tuner, decoder: hold all that is trained. normalise_native_size: False takes images of exactly the model's size raw, with
-    their prompts unrounded, as the reference does (see configs/protocols/paper.toml). groups: as of `Method.groups`. resize: how any other
-    image becomes the model's input, see `bench.grid.protocol.Settings`.
+    their prompts unrounded, as the reference does (see configs/protocols/paper.toml). groups, rate_factor, decays: as of
+    `bench.model.method.Method`. resize: how any other image becomes the model's input, see `bench.grid.protocol.Settings`.
     """
 
     def __init__(
@@ -58,9 +58,11 @@ class PromptableSegmenter(nn.Module):
         normalise_native_size: bool = True,
         groups: Mapping[str, str] = ALL_ONE_GROUP,
         resize: Resize = "square",
+        rate_factor: Callable[[str], float] = lambda name: 1.0,
+        decays: Callable[[str], bool] = lambda name: True,
     ) -> None:
         super().__init__()
-        self.groups = groups
+        self.groups, self.rate_factor, self.decays = groups, rate_factor, decays
         self.sam, self.decoder = sam, decoder
         self.encoder = ImageEncoder(sam.image_encoder, tuner)
         self.normalise_native_size, self.resize = normalise_native_size, resize

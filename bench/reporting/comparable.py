@@ -21,6 +21,7 @@ from bench.reporting.labels import Labels, shots_in_words
 from bench.reporting.table import Cell
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, with an ending and a temporary name's
+NO_PROMPT = "none"  # as `bench.grid.prompts` says it
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
 Gap = tuple[Run, str, str]  # of a cell that is not stored: its run, phase and reason
@@ -148,8 +149,19 @@ class ComparableCells:
     def naming(self) -> Labels:
         """How its methods and data sets are called in tables and figures."""
         return Labels.of(
-            self.labels_of(self.datasets), self.datasets, published_for(self.identity[2]), self.titles if self.titled else None
+            self.labels_of(self.datasets),
+            self.datasets,
+            published_for(self.identity[2]),
+            self.titles if self.titled else None,
+            self.unprompted,
         )
+
+    @cached_property
+    def unprompted(self) -> frozenset[str]:
+        """The methods that are asked without prompts, where others are asked with some."""
+        asked = self.frame.groupby("label")["evaluation_prompt"].agg(set) if len(self.frame) else {}
+        none = frozenset(str(label) for label, prompts in asked.items() if NO_PROMPT in prompts)
+        return none if len(none) < len(asked) else frozenset()
 
     def cell(self, label: str, dataset: str) -> Cell:
         """Mean ± standard deviation over draws and seeds, or why there is none; a missing run is never averaged away."""
@@ -217,6 +229,9 @@ class ComparableCells:
             shown = "; ".join(f"{sample} ({count} of {len(repeated)} cells)" for sample, count in counts.items())
             notes.append(f"ONE PICTURE: one-shot training repeats a single augmented sample in every epoch: {shown}.")
         stopped = map(self.naming.method, sorted(set(learnt.loc[learnt["eval_mode_after_first_look"], "label"])))
+        if self.unprompted:
+            names = ", ".join(map(self.naming.method, sorted(self.unprompted)))
+            notes.append(f"WITHOUT PROMPTS: {names}: it finds the objects by itself, and the others are told where they are.")
         if names := ", ".join(stopped):
             notes.append(f"Trained in evaluation mode, without dropout, after the first evaluation: {names}.")
         return tuple(notes)

@@ -15,29 +15,39 @@ Facts = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Labels:
-    """The names of one table or figure. shared: what a context says in place of every label, (("decoder", "sam"),); datasets: titles."""
+    """The names of one table or figure. shared: what a context says in place of every label, (("decoder", "sam"),); datasets: titles;
+    unprompted: the methods that are asked without prompts where others are asked with some."""
 
     published: Published
     shared: Facts = ()
     datasets: Mapping[str, str] = field(default_factory=dict)
     titled: bool = True
+    unprompted: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, methods: Iterable[str], datasets: Iterable[str], published: Published, stored: Mapping[str, str] | None) -> Self:
+    def of(
+        cls,
+        methods: Iterable[str],
+        datasets: Iterable[str],
+        published: Published,
+        stored: Mapping[str, str] | None,
+        unprompted: frozenset[str] = frozenset(),
+    ) -> Self:
         """The names of these methods (labels) and data sets; stored: titles that cells' records give data sets, None for names as commands
         take them. A title that two of the data sets have stands with the name."""
         if stored is None:
-            return cls(published, titled=False)
+            return cls(published, titled=False, unprompted=unprompted)
         known = {**titles(ROOT / "datasets"), **stored}
         called = {name: known.get(name, name) for name in datasets}
         count = Counter(called.values())
         told_apart = {name: f"{of} ({name})" for name, of in called.items() if count[of] > 1}
-        return cls(published, _shared(methods), {**known, **told_apart})
+        return cls(published, _shared(methods), {**known, **told_apart}, unprompted=unprompted)
 
     def method(self, label: str) -> str:
         """A method's title, with the parameters that it does not share with all others; what stands behind a tab follows it."""
         name, _, more = label.partition("\t")
-        return f"{heading(name, self.published, self.shared) if self.titled else name} {more}".rstrip()
+        said = heading(name, self.published, self.shared) if self.titled else name
+        return f"{said}{', no prompt' * (name in self.unprompted)} {more}".rstrip()
 
     def dataset(self, name: str) -> str:
         """A data set's title; any other name is itself."""

@@ -113,7 +113,8 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
     notes = tuple(dict.fromkeys(note for comparable in comparables for note in (*comparable.warnings, *comparable.notes)))
     known = _known(found, pivot)
     titles = {name: title for of in comparables for name, title in of.titles.items()} if query.titled else None
-    names = [_naming(of, published, titles) for _, of in parts]
+    unprompted = frozenset[str]().union(*(comparable.unprompted for comparable in comparables))
+    names = [_naming(of, published, titles, unprompted) for _, of in parts]
     tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), naming, known) for (key, of), naming in zip(parts, names, strict=True)]
     said = [
         interval_notes(_counted(of, pivot, known), naming) + _best(of, pivot, store, naming)
@@ -122,8 +123,8 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
     return [replace(table, notes=(*of, *notes)) for table, of in zip(tables, said, strict=True)]
 
 
-def _naming(found: Sequence[Entry], published: Published, titles: Mapping[str, str] | None) -> Labels:
-    return Labels.of({entry.at["label"] for entry in found}, {entry.at["dataset"] for entry in found}, published, titles)
+def _naming(found: Sequence[Entry], published: Published, titles: Mapping[str, str] | None, unprompted: frozenset[str]) -> Labels:
+    return Labels.of({entry.at["label"] for entry in found}, {entry.at["dataset"] for entry in found}, published, titles, unprompted)
 
 
 def _best(found: Sequence[Entry], pivot: Pivot, store: ResultStore, naming: Labels) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from bench.training.conditions import Condition
 from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
-from bench.training.train import Log, Step, optimizer_of, repeats_one_sample, samples_of, steps_of
+from bench.training.train import Log, Step, optimizer_of, parameter_groups, repeats_one_sample, samples_of, steps_of
 from bench.types import COMPILE_MODES, STEP_GRAPH, WHOLE, Dataset, Memory, ProgressCallback, Split, hash_order
 
 Tensors = dict[str, Tensor]
@@ -314,6 +314,7 @@ class Cell:
             "activation_checkpointing": self.memory.checkpointing,
             "steps": self.state.step,
             "looks": self.state.evaluations,
+            **({"optimizer": "; ".join(map(str, parameter_groups(self.model, self.settings)))} if self.optimizer else {}),
             "train_images": len(self.support) if self.optimizer else 0,
             "test_images": len(next(iter(rows.values()))),
         }

@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -101,11 +102,38 @@ class TrainingSample:
 ALL = slice(None)
 
 
+class ParameterGroup(NamedTuple):
+    """Trained tensors that are stepped alike, by name. rate: where their learning rate's cosine starts; factor: what it is multiplied
+    with in every epoch; decay: their weight decay."""
+
+    names: tuple[str, ...]
+    rate: float
+    factor: float
+    decay: float
+
+    def __str__(self) -> str:
+        return f"{len(self.names)} tensors: lr {self.factor * self.rate:g}, weight decay {self.decay:g}"
+
+
+def parameter_groups(model: PromptableSegmenter, settings: Settings) -> list[ParameterGroup]:
+    """The optimizer's groups: the protocol's rates and weight decays by group, in its order, and within each what the method says of
+    factors and of tensors without decay."""
+    rates, decays = dict(settings.lr_by_group), dict(settings.weight_decay_by_group)
+    found: dict[tuple[str, float, float], list[str]] = {}
+    for name in model.tuned():
+        group = model.group_of(name) if rates or decays else ""
+        decay = decays.get(group, settings.weight_decay) if model.decays(name) else 0.0
+        found.setdefault((group if rates else "", model.rate_factor(name), decay), []).append(name)
+    order = list(rates) or [""]
+    alike = sorted(found.items(), key=lambda item: order.index(item[0][0]))
+    return [ParameterGroup(tuple(names), rates.get(group, settings.lr), factor, decay) for (group, factor, decay), names in alike]
+
+
 def optimizer_of(model: PromptableSegmenter, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters only, those of one learning rate together, in the order of `Settings.rates`."""
+    """AdamW over the trainable parameters only, in the groups of `parameter_groups`."""
     tuned = model.tuned()
-    groups = [{"params": [p for name, p in tuned.items() if model.group_of(name) == group]} for group, _ in settings.lr_by_group]
-    return torch.optim.AdamW(groups or tuned.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    groups = [{"params": [tuned[n] for n in g.names], "weight_decay": g.decay} for g in parameter_groups(model, settings)]
+    return torch.optim.AdamW(groups, lr=settings.lr)
 
 
 @dataclass(frozen=True)
@@ -176,12 +204,13 @@ def steps_of(
         made = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid, part)
         return [example.pinned(device) for example in made]
 
+    groups = parameter_groups(model, settings)
     steps, alike = range(first_step, each * settings.epochs), repeats_one_sample(support, settings)
     kept = prepared if prepared and prepared.has_room(model, shown_images(support, settings), settings.precision) else None
     computed = CapturedStep(model, lambda given, seed: backward(model, given, seed, memory, settings.precision, place, kept))
     for step, examples in zip(steps, made_ahead(examples_of, steps, alike, lambda made: [e.there(device) for e in made]), strict=True):
         epoch, batch = divmod(step, each)
-        lrs = [cosine_lr(epoch, settings, rate) for rate in settings.rates]
+        lrs = [group.factor * cosine_lr(epoch, settings, group.rate) for group in groups]
         images = images_of(support, settings, batch)
         # The reference never calls train() again after its first evaluation.
         model.train(not (settings.eval_mode_after_first_look and epoch >= settings.evaluate_every))

@@ -432,7 +432,8 @@ def test_a_sound_method_breaks_nothing(registered):
     findings = list(examined(METHOD_CHECKS, MethodSubject("on_purpose")))
     assert len(findings) == len(METHOD_CHECKS) and not [f for f in findings if f.verdict == "broken"]
     unpromised = {f.check: f.said for f in findings if f.verdict == "not promised"}
-    assert set(unpromised) == {"starts as the frozen model", "merges into plain sam weights"}
+    choices = {"placed blocks alone are tuned", "is asked without prompts where it needs none"}
+    assert set(unpromised) == {"starts as the frozen model", "merges into plain sam weights", *choices}
     assert "differ from the zero-shot SAM's by" in unpromised["starts as the frozen model"]
 
 
@@ -495,6 +496,26 @@ def test_groups_that_are_not_those_of_its_tensors_are_told(groups, says, registe
     registered(METHODS, type("Grouped", (method_of(Sound),), {"__doc__": "Grouped.", "groups": lambda self: groups}))
     finding = found(METHOD_CHECKS, "its_tensors_are_of_the_groups_that_it_names", MethodSubject("on_purpose"))
     assert finding.verdict == "broken" and says in finding.said
+
+
+def test_a_rate_factor_that_is_no_rate_is_told(registered):
+    registered(METHODS, type("Still", (method_of(Sound),), {"__doc__": "Still.", "rate_factor": lambda self, name: 0.0}))
+    finding = found(METHOD_CHECKS, "the_optimizer_steps_every_tensor_as_it_says", MethodSubject("on_purpose"))
+    said = "Its factor on the learning rate of tuner.scale is 0.0: a finite number above 0 is needed."
+    assert (finding.verdict, finding.said) == ("broken", said)
+
+
+class AsksTheFrozen(Decoder):
+    def no_mask(self, sam):
+        return sam.prompt_encoder.no_mask_embed.weight
+
+
+def test_a_prompt_free_method_that_does_not_use_what_it_learns_is_told(registered):
+    free = type("Free", (method_of(Sound, lambda sam: AsksTheFrozen()),), {"__doc__": "Free.", "prompt_free": True})
+    registered(METHODS, free)
+    finding = found(METHOD_CHECKS, "is_asked_without_prompts_where_it_needs_none", MethodSubject("on_purpose"))
+    said = "It needs no prompt, and its logits do not depend on the embedding that it learns of that."
+    assert (finding.verdict, finding.said) == ("broken", said)
 
 
 class MissesAName(Sound):
@@ -650,6 +671,7 @@ def test_a_sound_data_set_breaks_nothing(name, registered):
 def test_every_check_has_been_seen_to_fail():
     methods = {check for check, *_ in BROKEN}
     methods |= {"describes_itself", "takes_every_kind_of_prompt", "its_tensors_are_of_the_groups_that_it_names"}
+    methods |= {"the_optimizer_steps_every_tensor_as_it_says", "is_asked_without_prompts_where_it_needs_none"}
     nobody_must = {"starts_as_the_frozen_model", "another_seed_another_start"}
     assert {check.__name__ for check in METHOD_CHECKS} - methods == nobody_must
     assert {check.__name__ for check in DATASET_CHECKS} == {check for check, *_ in BROKEN_DATA}
@@ -661,7 +683,7 @@ def test_every_check_has_been_seen_to_fail():
 def test_the_command_says_what_is_kept_and_what_is_broken(registered, capsys, tmp_path):
     assert main(["sam"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "sam" and lines[-1].startswith("15 of 22 checks pass, 7 not promised")
+    assert lines[0] == "sam" and lines[-1].startswith(f"15 of {len(METHOD_CHECKS)} checks pass, {len(METHOD_CHECKS) - 15} not promised")
     assert "not promised  every parameter learns" in "\n".join(lines)
     registered(DATASETS, changed(title=""), "nameless")
     assert main(["nameless"]) == 1

@@ -77,14 +77,28 @@ def test_a_number_is_for_all_groups_and_a_table_for_its_own() -> None:
             rates("demo", "lora(decoder=tuned)", lr={"decoder": wrong})
 
 
+def test_weight_decay_is_a_number_or_by_group_as_rates_are() -> None:
+    def decays(call: str, **changes: object) -> tuple[float, dict[str, float]]:
+        (choice,) = choose_methods(call)
+        settings = load_protocol("demo", changes).resolve(choice.name, "synth_polyps", 1, choice.groups)
+        return settings.weight_decay, dict(settings.weight_decay_by_group)
+
+    assert decays("lora(decoder=tuned)") == (1e-4, {})
+    assert decays("lora(decoder=tuned)", weight_decay=0.1) == decays("lora", weight_decay={"decoder": 0, "encoder": 0.1}) == (0.1, {})
+    assert decays("lora(decoder=tuned)", weight_decay={"encoder": 0}) == (0, {"encoder": 0, "decoder": 1e-4})
+    with pytest.raises(RequestError, match=r"Unknown group of parameters in a row of protocol demo.*'decodr'"):
+        specs_of(Request("lora", "synth_polyps", protocol="demo(weight_decay={'decodr': 0.1})"), "0" * 64)
+
+
 # By protocol, what was learned with before there were groups, but for the demo, whose rates are tuned; each method in it as it is,
 # without parameters given.
 PARTED = {"encoder": 3e-3, "decoder": 1e-4}
+OF_SAMED = {"encoder": 1e-3, "decoder": 1e-4}
 RATES = {
-    "paper": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4}),
-    "clean": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4}),
+    "paper": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4, "samed": OF_SAMED}),
+    "clean": (1e-3, {"decoder": 1e-4, "full": 1e-4, "sam_adapter": 2e-4, "samed": OF_SAMED}),
     "smoke": (1e-3, {}),
-    "demo": (3e-3, {"decoder": 1e-4, "sam_adapter": PARTED, "full": PARTED}),
+    "demo": (3e-3, {"decoder": 1e-4, "sam_adapter": PARTED, "full": PARTED, "samed": PARTED}),
 }
 
 

@@ -90,12 +90,15 @@ def test_a_setting_that_came_later_is_in_the_key_only_where_it_is_used() -> None
 def test_rates_by_group_are_in_the_key_the_recipe_and_the_record() -> None:
     """Where there are none, all three are as they were before there were groups; an older grid still names its cells."""
     apart = replace(SPEC, settings=replace(SETTINGS, lr_by_group=(("encoder", 1e-3), ("decoder", 1e-4))))
-    told = [_identities(spec)["recipe"] for spec in (SPEC, apart)]
-    assert told[0] == "f4dff0aacd65" != told[1] and apart.key != SPEC.key
+    decays = replace(SPEC, settings=replace(SETTINGS, weight_decay_by_group=(("encoder", 1e-3), ("decoder", 1e-4))))
+    told = [_identities(spec)["recipe"] for spec in (SPEC, apart, decays)]
+    assert told[0] == "f4dff0aacd65" and len({*told}) == len({SPEC.key, apart.key, decays.key}) == 3
+    assert "weight_decay_by_group" not in apart.canonical()["settings"]
+    assert spec_from_json(json.loads(json.dumps(spec_to_json(decays)))) == decays
     content = json.loads(json.dumps(spec_to_json(apart)))
     assert content["settings"]["lr_by_group"] == [["encoder", 1e-3], ["decoder", 1e-4]] and spec_from_json(content) == apart
     older = json.loads(json.dumps(spec_to_json(SPEC)))
-    del older["settings"]["lr_by_group"], older["method"]["groups"]
+    del older["settings"]["lr_by_group"], older["settings"]["weight_decay_by_group"], older["method"]["groups"]
     assert spec_from_json(older) == SPEC
 
 

@@ -231,6 +231,23 @@ def test_learning_rates_that_differ_within_a_table_stand_below_it(store: ResultS
         assert note in tables(store, CellQuery(), like)[0].notes, like
 
 
+def test_a_method_without_prompts_is_marked_beside_others_that_have_some(store: ResultStore) -> None:
+    unprompted = replace(SETTINGS, evaluation_prompt="none", prompt_types=("none",))
+    put(store, 60.0, method=LORA_8, settings=unprompted)
+    assert not any("no prompt" in text or "PROMPTS" in text for text in said(store, "plain"))  # it stands alone
+    put(store, 80.0)
+    warning = "WITHOUT PROMPTS: LoRA (rank: 8), no prompt: it finds the objects by itself, and the others are told where they are."
+    for like in ("plain", "paper", "shots", "efficiency"):
+        assert warning in tables(store, CellQuery(), like)[0].notes, like
+    assert "LoRA (rank: 8), no prompt" in said(store, "plain") and "LoRA" in said(store, "plain")
+
+
+def said(store: ResultStore, like: str) -> list[str]:
+    """The headings and notes of the first table."""
+    table = tables(store, CellQuery(), like)[0]
+    return [*(row.heading for row in table.rows), *table.notes]
+
+
 def test_a_cell_that_is_asked_for_anew_is_not_filled_with_the_old_number(store: ResultStore) -> None:
     put(store, 10.0)
     store.write_grid([replace(SPEC, settings=replace(SETTINGS, lr=1e-4))])

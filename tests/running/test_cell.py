@@ -60,6 +60,9 @@ def test_each_group_learns_at_its_own_rate_also_after_a_stop(still, smoke, tmp_p
     with pytest.raises(Stopped):
         run(spec, tmp_path / "stopped", StopAt(3))
     assert outcome(run(spec, tmp_path / "stopped")) == outcome(whole)
+    assert all(
+        f"lr {rate:g}, weight decay" in said for (_, rate), said in zip(rates, whole.record.cost["optimizer"].split("; "), strict=True)
+    )
     tuned, start = load(whole.tuned), build_model(spec, toy_backbone()).tuned()
     assert {name.startswith("decoder.") for name in tuned} == {True, False}
     for name, tensor in tuned.items():
