@@ -33,6 +33,10 @@ class Method:
     nothing to train, so that its cells are short.
     space: the parameters that `bench.tune` tries besides the learning rates, and their values.
     retunes_backbone: True where the model has a copy of the backbone's weights for itself, so that it is as large as SAM.
+
+    family: of `bench.grid.families`, by which methods are asked for (`@lora`) and shown. What methods/README.md says of it, "" where there
+    is nothing to say: trained: what is trained; pyramid: what that means on a block of SAM 2 that widens or pools; rates: its authors'
+    learning rate and weight decay; oracle: what its tests compare it with, and the largest difference that they allow.
     """
 
     name: ClassVar[str]
@@ -43,6 +47,11 @@ class Method:
     trains: ClassVar[bool] = True
     space: ClassVar[Space] = {}
     retunes_backbone: ClassVar[bool] = False
+    family: ClassVar[str] = ""
+    trained: ClassVar[str] = ""
+    pyramid: ClassVar[str] = ""
+    rates: ClassVar[str] = ""
+    oracle: ClassVar[str] = ""
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         """Newly initialised parts for this backbone, drawn from torch's current random state."""
