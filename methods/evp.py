@@ -70,7 +70,7 @@ class EVP(Explicit):
     family: ClassVar[str] = "prompt"
     trained: ClassVar[str] = "prompts of patch embedding and high frequencies before every block"
     pyramid: ClassVar[str] = (
-        "features on the decoder's grid; a prompt is repeated or averaged to the grid that the block gets, and blocks of one width share an Up"
+        "features on the decoder's grid; a prompt is repeated or averaged to the block's grid, and blocks of one width share an Up"
     )
     rates: ClassVar[str] = "AdamW 5e-4 (shadows)"
     oracle: ClassVar[str] = "its formula, 1e-4"

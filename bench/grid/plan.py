@@ -23,9 +23,9 @@ RANGE, MOST_OF_A_RANGE = re.compile("([0-9]{1,10}):([0-9]{1,10})"), 10_000
 @dataclass(frozen=True)
 class Request:
     """A grid as a user writes it, on the command line or in `configs/suites/*.toml`: comma-separated text, "all" for every
-    registered name. Among methods, "paper" stands for the rows of the published table and "@lora" for a family, all of whose members get the
-    values of "@lora(decoder=hq)". Methods and protocols may be sweeps, such as
-    "lora(rank=4|8)". seeds "" means the protocol's own; of seeds and draws "0:20" is 0 to 19."""
+    registered name. Among methods, "paper" stands for the rows of the published table and "@lora" for a family, whose members
+    all get the values of "@lora(decoder=hq)". Methods and protocols may be sweeps, such as "lora(rank=4|8)". seeds "" means the
+    protocol's own; of seeds and draws "0:20" is 0 to 19."""
 
     methods: str = "all"
     datasets: str = "whu,kvasir,sbu"
@@ -68,8 +68,8 @@ class RunContext:
 
 
 def choose_methods(text: str) -> list[MethodChoice]:
-    """The methods that a user names, groups, families, calls and sweeps mixed: "paper,@prompt,lora(rank=4|8)"; loads torch with them. RequestError for
-    what is not allowed."""
+    """The methods that a user names, groups, families, calls and sweeps mixed: "paper,@prompt,lora(rank=4|8)"; loads torch with
+    them. RequestError for what is not allowed."""
     calls = list(dict.fromkeys(call for word in split_calls(text) for call in _calls(word)))
     parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
     return [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
