@@ -1,4 +1,4 @@
-"""What names there are, a line each: python -m bench.list methods|datasets|protocols|backbones|suites|metrics [--data data]
+"""What names there are, a line each: python -m bench.list methods|families|datasets|protocols|backbones|suites|metrics [--data data]
 
 `datasets` also lists the user's own, which are described below --data.
 """
@@ -14,8 +14,9 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.errors import one_sentence
+from bench.grid.families import FAMILIES, SIGN, families, members
 from bench.grid.metrics import METRICS
-from bench.grid.plan import Request
+from bench.grid.plan import Request, families_by_method
 from bench.grid.plugins import add_option
 from bench.grid.protocol import load_protocol, protocol_names
 from bench.grid.registry import DATASETS, METHODS, Registry
@@ -45,6 +46,13 @@ def _registered(registry: Registry) -> Lines:
     for name in registry.names():
         cls = registry.get(name)
         yield name, f"{getattr(cls, 'title', name)}: {first_sentence(cls)}"
+
+
+def _families(_: Path) -> Lines:
+    methods = families_by_method()
+    for family in families(methods):
+        named = ", ".join(members(SIGN + family, methods))
+        yield SIGN + family, f"{named}: {FAMILIES[family]}" if family in FAMILIES else named
 
 
 def _datasets(data: Path) -> Lines:
@@ -84,6 +92,7 @@ def first_sentence(thing: object) -> str:
 
 KINDS: Mapping[str, Callable[[Path], Lines]] = {
     "methods": lambda _: _registered(METHODS),
+    "families": _families,
     "datasets": _datasets,
     "protocols": _protocols,
     "backbones": _backbones,

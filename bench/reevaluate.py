@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds, precisions = "gaussian_noise, blur, jpeg, brightness, contrast", ", ".join(PRECISIONS)
     parser.add_argument("--corruption", dest="corruptions", default="none", metavar="CORRUPTIONS", help=f"none, {kinds}; jpeg(1) … jpeg(5)")
     parser.add_argument("--backbone-precision", dest="precisions", default="", help=f"of {precisions}; default: each cell's own")
-    parser.add_argument("--methods", default="", help="of these cells only those of some methods, by name or label")
+    parser.add_argument("--methods", default="", help="of these cells only those of some methods, by name, label or family (@lora)")
     parser.add_argument("--data", type=Path, default=Options.data, help="folder of the data sets")
     parser.add_argument("--pretrained", type=Path, default=Options.pretrained, help="folder of SAM's checkpoints")
     parser.add_argument("--out", type=Path, default=Options.out, help="folder of the results, where the cells lie too")

@@ -54,6 +54,11 @@ class AdaptFormer(Placed, EncoderMethod):
     space: ClassVar[Space] = {"scale": LogUniform(0.01, 1.0)}
     title: ClassVar[str] = "AdaptFormer"
     source: ClassVar[str] = "Chen et al., AdaptFormer, NeurIPS 2022"
+    family: ClassVar[str] = "adapter"
+    trained: ClassVar[str] = "an adapter beside every MLP"
+    pyramid: ClassVar[str] = "at the width and grid that the block gives"
+    rates: ClassVar[str] = "SGD 0.1 × batch/256, decay 0"
+    oracle: ClassVar[str] = "its formula, 1e-5"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,6 +19,11 @@ class BitFit(EncoderMethod):
 
     title: ClassVar[str] = "BitFit"
     source: ClassVar[str] = "Ben Zaken et al., BitFit, ACL 2022"
+    family: ClassVar[str] = "selective"
+    trained: ClassVar[str] = "biases"
+    pyramid: ClassVar[str] = "all biases; the pyramid's convolutions have some"
+    rates: ClassVar[str] = "AdamW 1e-3 (BERT on GLUE)"
+    oracle: ClassVar[str] = "gradients of stock modules made trainable, 1e-3 of each"
 
     def tuner(self, sam: Sam) -> Tuner:
         return RetunedTuner(retuned(sam.image_encoder, lambda name: name.endswith(".bias")))

@@ -131,6 +131,11 @@ class CatSamT(Method):
     init: Init = field(default="random", metadata=LATER)  # of the decoder; "released": SAM-HQ's, on a backbone such as hq_vit_l
     title: ClassVar[str] = "CAT-SAM-T"
     source: ClassVar[str] = SOURCE
+    family: ClassVar[str] = "prompt"
+    trained: ClassVar[str] = "the HQ decoder's parts, bridged into the encoder as tokens"
+    pyramid: ClassVar[str] = "the bridge's token has the width that the block gets"
+    rates: ClassVar[str] = "AdamW 1e-3, decay 1e-4"
+    oracle: ClassVar[str] = "its authors' code, 1e-4"
 
     def __post_init__(self) -> None:
         self.at_least(hidden=1)
@@ -153,6 +158,11 @@ class CatSamA(Method):
     init: Init = field(default="random", metadata=LATER)  # of the decoder; "released": SAM-HQ's, on a backbone such as hq_vit_l
     title: ClassVar[str] = "CAT-SAM-A"
     source: ClassVar[str] = SOURCE
+    family: ClassVar[str] = "adapter"
+    trained: ClassVar[str] = "the HQ decoder's parts, bridged into the encoder as adapters"
+    pyramid: ClassVar[str] = "as `evp`"
+    rates: ClassVar[str] = "AdamW 1e-3, decay 1e-4"
+    oracle: ClassVar[str] = "its authors' code, 1e-4"
 
     def __post_init__(self) -> None:
         self.at_least(reduction=1, hidden=1)

@@ -131,6 +131,11 @@ class ConvLoRA(EncoderMethod):
     space: ClassVar[Space] = {"rank": OneOf((2, 3, 4, 8))}
     title: ClassVar[str] = "Conv-LoRA"
     source: ClassVar[str] = "Zhong et al., Convolution Meets LoRA, ICLR 2024 (arXiv 2401.17868)"
+    family: ClassVar[str] = "lora"
+    trained: ClassVar[str] = "low-rank additions with a mixture of convolutions at eight scales"
+    pyramid: ClassVar[str] = "as `lora`; z is on the grid that the block gets, before queries are pooled"
+    rates: ClassVar[str] = "1e-4; 3e-4 for leaves and roads"
+    oracle: ClassVar[str] = "its formula, 1e-4"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,6 +21,10 @@ class DecoderTuning(Method):
 
     title: ClassVar[str] = "Decoder fine-tuning"
     source: ClassVar[str] = "Kirillov et al., Segment Anything, ICCV 2023 (the mask decoder)"
+    family: ClassVar[str] = "decoder"
+    trained: ClassVar[str] = "SAM's own mask decoder"
+    pyramid: ClassVar[str] = "the single mask's weights; the two projections of finer maps are the encoder's here, computed once an image"
+    oracle: ClassVar[str] = "gradients of stock modules made trainable, 1e-3 of each"
 
     def groups(self) -> Mapping[str, str]:
         return {"decoder": "decoder"}

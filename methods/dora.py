@@ -103,6 +103,11 @@ class DoRA(EncoderMethod):
     space: ClassVar[Space] = {"rank": OneOf((2, 4, 8, 16))}
     title: ClassVar[str] = "DoRA"
     source: ClassVar[str] = "Liu et al., DoRA: Weight-Decomposed Low-Rank Adaptation, ICML 2024 (arXiv 2402.09353)"
+    family: ClassVar[str] = "lora"
+    trained: ClassVar[str] = "low-rank additions to q and v, with the rows' lengths learned apart"
+    pyramid: ClassVar[str] = "as `lora`"
+    rates: ClassVar[str] = "2e-4 (LLaMA-2 7B)"
+    oracle: ClassVar[str] = "peft's DoRA, 1e-4"
 
     def __post_init__(self) -> None:
         super().__post_init__()

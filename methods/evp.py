@@ -67,6 +67,13 @@ class EVP(Explicit):
 
     title: ClassVar[str] = "EVP"
     source: ClassVar[str] = "Liu et al., Explicit Visual Prompting for Low-Level Structure Segmentations, CVPR 2023 (arXiv 2303.10883)"
+    family: ClassVar[str] = "prompt"
+    trained: ClassVar[str] = "prompts of patch embedding and high frequencies before every block"
+    pyramid: ClassVar[str] = (
+        "features on the decoder's grid; a prompt is repeated or averaged to the block's grid, and blocks of one width share an Up"
+    )
+    rates: ClassVar[str] = "AdamW 5e-4 (shadows)"
+    oracle: ClassVar[str] = "its formula, 1e-4"
 
 
 @METHODS.register("sam_adapter")
@@ -86,3 +93,8 @@ class SamAdapter(Explicit):
     decoder: str = "tuned"
     title: ClassVar[str] = "SAM-Adapter"
     source: ClassVar[str] = "Chen et al., SAM-Adapter: Adapting Segment Anything in Underperformed Scenes, ICCVW 2023 (arXiv 2304.09148)"
+    family: ClassVar[str] = "adapter"
+    trained: ClassVar[str] = "EVP's prompts, and SAM's mask decoder"
+    pyramid: ClassVar[str] = "as `evp`"
+    rates: ClassVar[str] = "AdamW 2e-4"
+    oracle: ClassVar[str] = "its formula, 1e-4"

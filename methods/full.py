@@ -23,6 +23,11 @@ class FullFineTuning(Method):
     title: ClassVar[str] = "Full fine-tuning"
     source: ClassVar[str] = "Ma et al., Segment Anything in Medical Images, Nature Communications 2024"
     retunes_backbone: ClassVar[bool] = True
+    family: ClassVar[str] = "selective"
+    trained: ClassVar[str] = "image encoder and mask decoder, in a copy of SAM"
+    pyramid: ClassVar[str] = "all weights of the encoder, the pyramid and the finer maps' projections"
+    rates: ClassVar[str] = "AdamW 1e-4, decay 0.01"
+    oracle: ClassVar[str] = "gradients of stock modules made trainable, 1e-3 of each"
 
     def groups(self) -> Mapping[str, str]:
         return {"tuner": "encoder", "decoder": "decoder"}

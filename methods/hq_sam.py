@@ -48,6 +48,11 @@ class HQSam(Method):
     init: Init = field(default="random", metadata=LATER)
     title: ClassVar[str] = "HQ-SAM"
     source: ClassVar[str] = "Ke et al., Segment Anything in High Quality, NeurIPS 2023"
+    family: ClassVar[str] = "decoder"
+    trained: ClassVar[str] = "the HQ decoder's parts"
+    pyramid: ClassVar[str] = "reads the first global block, whose grid is the decoder's in every Hiera"
+    rates: ClassVar[str] = "Adam 1e-3, decay 0"
+    oracle: ClassVar[str] = "CAT-SAM's code, which has the same decoder, 1e-4"
 
     def groups(self) -> Mapping[str, str]:
         return {"decoder": "hq"}

@@ -74,6 +74,11 @@ class IA3(EncoderMethod):
 
     title: ClassVar[str] = "(IA)³"
     source: ClassVar[str] = "Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper, NeurIPS 2022 (arXiv 2205.05638)"
+    family: ClassVar[str] = "lora"
+    trained: ClassVar[str] = "a factor for each channel of k, v and the MLP"
+    pyramid: ClassVar[str] = "at the width that the block gives"
+    rates: ClassVar[str] = "Adafactor 3e-3"
+    oracle: ClassVar[str] = "peft's IA3, 1e-4"
 
     def tuner(self, sam: Sam) -> Tuner:
         return IA3Tuner(sam)

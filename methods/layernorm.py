@@ -21,6 +21,10 @@ class LayerNormTuning(EncoderMethod):
 
     title: ClassVar[str] = "LN-Tune"
     source: ClassVar[str] = "Basu et al., Strong Baselines for Parameter-Efficient Few-Shot Fine-Tuning, AAAI 2024"
+    family: ClassVar[str] = "selective"
+    trained: ClassVar[str] = "norms"
+    pyramid: ClassVar[str] = "the blocks' norms; the pyramid has none, SAM 3 has one before its first block"
+    oracle: ClassVar[str] = "gradients of stock modules made trainable, 1e-3 of each"
 
     def tuner(self, sam: Sam) -> Tuner:
         vit = sam.image_encoder

@@ -101,6 +101,11 @@ class LoRA(EncoderMethod):
     first_block: int = field(default=0, metadata=LATER)
     title: ClassVar[str] = "LoRA"
     source: ClassVar[str] = "Hu et al., LoRA, ICLR 2022"
+    family: ClassVar[str] = "lora"
+    trained: ClassVar[str] = "low-rank additions to q and v"
+    pyramid: ClassVar[str] = "A reads the width that the block gets, B writes the one it gives"
+    rates: ClassVar[str] = "AdamW 5e-4, decay 0.1 (RoBERTa on MNLI)"
+    oracle: ClassVar[str] = "peft's LoRA, 1e-4"
 
     def __post_init__(self) -> None:
         super().__post_init__()

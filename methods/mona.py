@@ -65,6 +65,11 @@ class Mona(EncoderMethod):
     dropout: float = 0.1
     title: ClassVar[str] = "Mona"
     source: ClassVar[str] = "Yin et al., 5%>100%: Breaking Performance Shackles of Full Fine-Tuning, CVPR 2025 (arXiv 2408.08345)"
+    family: ClassVar[str] = "adapter"
+    trained: ClassVar[str] = "adapters with depthwise filters after attention and MLP"
+    pyramid: ClassVar[str] = "at the width and grid that the block gives"
+    rates: ClassVar[str] = "AdamW 1e-4, decay 0.05"
+    oracle: ClassVar[str] = "its formula, 1e-4"
 
     def __post_init__(self) -> None:
         super().__post_init__()

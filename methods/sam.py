@@ -17,6 +17,8 @@ class ZeroShot(Method):
     title: ClassVar[str] = "SAM"
     trains: ClassVar[bool] = False
     source: ClassVar[str] = "Kirillov et al., Segment Anything, ICCV 2023"
+    trained: ClassVar[str] = "nothing: zero-shot"
+    oracle: ClassVar[str] = "segment-anything's decoder, 1e-5; its encoder bit for bit"
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         return Tuner(), Decoder()

@@ -84,6 +84,11 @@ class SSF(EncoderMethod):
 
     title: ClassVar[str] = "SSF"
     source: ClassVar[str] = "Lian et al., Scaling & Shifting Your Features, NeurIPS 2022"
+    family: ClassVar[str] = "lora"
+    trained: ClassVar[str] = "a scale and a shift after every operation"
+    pyramid: ClassVar[str] = "also behind the layer that widens the residual, and the pyramid's convolutions"
+    rates: ClassVar[str] = "AdamW 1e-3, decay 0.05 (CIFAR-100)"
+    oracle: ClassVar[str] = "hooks behind a stock ViT's layers, 1e-5"
 
     def tuner(self, sam: Sam) -> Tuner:
         return SSFTuner(sam)

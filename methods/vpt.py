@@ -57,6 +57,9 @@ class VPT(EncoderMethod):
     dropout: float = 0.0
     source: ClassVar[str] = "Jia et al., Visual Prompt Tuning, ECCV 2022"
     also_loads: ClassVar[tuple[int, ...]] = (1,)
+    family: ClassVar[str] = "prompt"
+    rates: ClassVar[str] = "SGD, searched: 0.1 to 50 × batch/256, decay 0 to 0.01"
+    oracle: ClassVar[str] = "its formula, 1e-4"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +83,8 @@ class VPTShallow(VPT):
     """
 
     title: ClassVar[str] = "VPT-shallow"
+    trained: ClassVar[str] = "prompt tokens at the first block"
+    pyramid: ClassVar[str] = "tokens have the first block's width; a block that widens image tokens widens them, none are pooled"
 
     def tuner(self, sam: Sam) -> Tuner:
         return ShallowTuner(sam, self.tokens, self.dropout)
@@ -91,6 +96,8 @@ class VPTDeep(VPT):
     """`tokens` new prompt tokens for every block (N·p·C parameters), initialised as in VPTShallow."""
 
     title: ClassVar[str] = "VPT-deep"
+    trained: ClassVar[str] = "prompt tokens at every block"
+    pyramid: ClassVar[str] = "tokens have the width that the block gets; they are not pooled"
 
     def tuner(self, sam: Sam) -> Tuner:
         return DeepTuner(sam, self.tokens, self.dropout)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import DataError, RequestError
+from bench.grid.families import SIGN, members
 from bench.grid.protocol import Protocol, Settings, load_protocol
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS, Registry
@@ -22,8 +23,9 @@ RANGE, MOST_OF_A_RANGE = re.compile("([0-9]{1,10}):([0-9]{1,10})"), 10_000
 @dataclass(frozen=True)
 class Request:
     """A grid as a user writes it, on the command line or in `configs/suites/*.toml`: comma-separated text, "all" for every
-    registered name. Among methods, "paper" stands for the rows of the published table. Methods and protocols may be sweeps, such as
-    "lora(rank=4|8)". seeds "" means the protocol's own; of seeds and draws "0:20" is 0 to 19."""
+    registered name. Among methods, "paper" stands for the rows of the published table and "@lora" for a family, whose members
+    all get the values of "@lora(decoder=hq)". Methods and protocols may be sweeps, such as "lora(rank=4|8)". seeds "" means the
+    protocol's own; of seeds and draws "0:20" is 0 to 19."""
 
     methods: str = "all"
     datasets: str = "whu,kvasir,sbu"
@@ -66,11 +68,25 @@ class RunContext:
 
 
 def choose_methods(text: str) -> list[MethodChoice]:
-    """The methods that a user names, groups, calls and sweeps mixed: "paper,ssf,lora(rank=4|8)"; loads torch with them. RequestError for
-    what is not allowed."""
-    calls = list(dict.fromkeys(call for word in split_calls(text) for call in (GROUPS[word]() if word in GROUPS else expanded(word))))
+    """The methods that a user names, groups, families, calls and sweeps mixed: "paper,@prompt,lora(rank=4|8)"; loads torch with
+    them. RequestError for what is not allowed."""
+    calls = list(dict.fromkeys(call for word in split_calls(text) for call in _calls(word)))
     parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
     return [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
+
+
+def _calls(word: str) -> list[str]:
+    """The calls of a name, group, family, call or sweep."""
+    if word in GROUPS:
+        return GROUPS[word]()
+    family, bracket, values = word.partition("(")
+    names = members(family.strip(), families_by_method()) if word.startswith(SIGN) else [family]
+    return [call for name in names for call in expanded(name + bracket + values)]
+
+
+def families_by_method() -> dict[str, str]:
+    """Every registered method with its family; loads torch."""
+    return {name: getattr(METHODS.get(name), "family", "") for name in METHODS.names()}
 
 
 def paper_methods() -> list[str]:

@@ -140,16 +140,38 @@ def heading(label: str, published: Published, shared: Iterable[tuple[str, str]] 
 
 @cache
 def titles(folder: Path = ROOT / "methods") -> Mapping[str, str]:
-    """The titles of the methods (or data sets) that lie in the folder, by name, read off their files: importing those would load torch. A
-    file that is no Python, or writes a title otherwise than as text, is left to those who import it."""
+    """The titles of the methods (or data sets) that lie in the folder, by name."""
+    return _written(folder, "title")
+
+
+@cache
+def method_families() -> Mapping[str, str]:
+    """The families of this project's methods, by name in the registry's order, "" for those of none."""
+    return {**dict.fromkeys(titles(), ""), **_written(ROOT / "methods", "family")}
+
+
+def _written(folder: Path, variable: str) -> dict[str, str]:
+    """The text of a variable of registered classes, by registered name, read off their files: importing those would load torch. A file that
+    is no Python, or writes it otherwise than as text, is left to those who import it."""
+    files = [{node.name: node for node in _classes(path)} for path in sorted(folder.glob("*.py"))]
+    anywhere = {name: node for classes in files for name, node in classes.items()}
     found = {}
-    for node in (node for path in sorted(folder.glob("*.py")) for node in _classes(path)):
-        calls = [call for call in node.decorator_list if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("S.register")]
-        lines = [line.value for line in node.body if isinstance(line, ast.AnnAssign | ast.Assign) and _target(line) == "title"]
-        written = [*(call.args[0] for call in calls), *lines]
-        if len(texts := [value.value for value in written if isinstance(value, ast.Constant)]) == 2:
-            found[str(texts[0])] = str(texts[1])
+    for classes in files:
+        for node in classes.values():
+            calls = [call for call in node.decorator_list if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("S.register")]
+            text = _text_of(variable, node, {**anywhere, **classes})
+            if calls and text is not None and isinstance(name := calls[0].args[0], ast.Constant):
+                found[str(name.value)] = text
     return found
+
+
+def _text_of(variable: str, node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> str | None:
+    """What a class, or the first of its bases that does, gives a variable as text."""
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign | ast.Assign) and _target(line) == variable:
+            return str(line.value.value) if isinstance(line.value, ast.Constant) else None
+    bases = (classes[name] for base in node.bases if (name := ast.unparse(base)) in classes and name != node.name)
+    return next((text for base in bases if (text := _text_of(variable, base, classes)) is not None), None)
 
 
 def _target(line: ast.AnnAssign | ast.Assign) -> str:

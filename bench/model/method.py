@@ -35,6 +35,10 @@ class Method:
     prompt_free: True where it needs no prompt: it learns SAM's "no prompt" embedding, and is trained and evaluated without prompts whatever
     the protocol says.
     retunes_backbone: True where the model has a copy of the backbone's weights for itself, so that it is as large as SAM.
+
+    family: of `bench.grid.families`, by which methods are asked for (`@lora`) and shown. What methods/README.md says of it, "" where there
+    is nothing to say: trained: what is trained; pyramid: what that means on a block of SAM 2 that widens or pools; rates: its authors'
+    learning rate and weight decay; oracle: what its tests compare it with, and the largest difference that they allow.
     """
 
     name: ClassVar[str]
@@ -46,6 +50,11 @@ class Method:
     space: ClassVar[Space] = {}
     prompt_free: ClassVar[bool] = False
     retunes_backbone: ClassVar[bool] = False
+    family: ClassVar[str] = ""
+    trained: ClassVar[str] = ""
+    pyramid: ClassVar[str] = ""
+    rates: ClassVar[str] = ""
+    oracle: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Checks the values: RequestError where one is not allowed."""

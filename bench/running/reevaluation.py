@@ -13,8 +13,9 @@ from typing import get_args, get_type_hints
 from bench.data.manifest import remember_data
 from bench.data.prompt_table import TablePrompt, read_prompts
 from bench.errors import STOPPED, CheckpointError, DataError, RequestError, unknown
+from bench.grid.families import SIGN, members
 from bench.grid.files import file_sha256, write_together
-from bench.grid.plan import names_of, open_dataset
+from bench.grid.plan import families_by_method, names_of, open_dataset
 from bench.grid.protocol import Settings
 from bench.grid.registry import DATASETS
 from bench.grid.spec import Reevaluation, RunSpec, split_calls
@@ -99,7 +100,8 @@ def _in_place(folder: Path, store: ResultStore) -> RunSpec:
 
 
 def _is_kept(spec: RunSpec, methods: str) -> bool:
-    return not methods or bool({spec.method.name, spec.method.label} & set(split_calls(methods)))
+    words = [name for word in split_calls(methods) for name in (members(word, families_by_method()) if word.startswith(SIGN) else [word])]
+    return not methods or spec.method.name in words or spec.method.label in words
 
 
 def _weights(spec: RunSpec) -> tuple[str, str]:

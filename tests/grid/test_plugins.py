@@ -38,7 +38,7 @@ class Scale(Tuner):
 @dataclass(frozen=True)
 class Scaled(Method):
     """x + s."""
-    title, source = "Scaled", "a test"
+    title, source, family = "Scaled", "a test", "scales"
 
     def build(self, sam):
         return Scale(), Decoder()
@@ -162,6 +162,7 @@ def test_the_catalogue_notices_that_a_plugin_was_edited(tmp_path, monkeypatch):
     mine.write_text(mine.read_text().replace("title, source", "revision = 2\n    title, source"))
     assert catalogue("mine", tmp_path / "cache").choices[0].revision == 2
     assert len(list((tmp_path / "cache" / "methods").iterdir())) == 2
+    assert [choice.name for choice in catalogue("@scales", tmp_path / "cache").choices] == ["mine"]  # a family of its own
 
 
 WRONG = {

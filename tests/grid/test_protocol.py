@@ -8,7 +8,7 @@ import pytest
 from bench.errors import RequestError
 from bench.grid.plan import Request, choose_methods, specs_of
 from bench.grid.protocol import PROTOCOLS, Settings, load_protocol, protocol_names
-from bench.grid.published import PUBLISHED, heading, published_for, read_published, titles
+from bench.grid.published import PUBLISHED, heading, method_families, published_for, read_published, titles
 from bench.grid.registry import METHODS
 from bench.grid.toml_reader import read_toml
 
@@ -242,9 +242,26 @@ def test_groups_of_methods_may_be_mixed_with_names() -> None:
     assert set(chosen("paper,all")) == set(chosen("all")) > set(chosen("paper"))
 
 
-def test_the_titles_of_all_methods_are_known_without_loading_them() -> None:
+def test_families_are_groups_whose_members_may_have_values() -> None:
+    def chosen(text: str) -> list[str]:
+        return [choice.label for choice in choose_methods(text)]
+
+    assert {"conv_lora(decoder=sam)", "lora(decoder=sam)", "ssf(decoder=sam)"} <= set(chosen("@lora")) < set(chosen("all"))
+    assert set(chosen("@lora,@adapter,@prompt,@decoder,@selective,sam")) == set(chosen("all"))
+    assert chosen("@lora(decoder=tuned)") == [label.replace("=sam", "=tuned") for label in chosen("@lora")]
+    assert chosen("hq_sam, @decoder")[0] == "hq_sam" and chosen("@selective,bitfit") == chosen("@selective")
+    assert "lora(decoder=hq)" in chosen("@lora(decoder=sam|hq)")
+    for wrong in ("@lor", "@", "@lor(decoder=hq)"):
+        with pytest.raises(RequestError, match=r"^Unknown family of methods '@(lor)?'\..* Known: @adapter, @decoder, @lora, "):
+            choose_methods(wrong)
+    with pytest.raises(RequestError, match="Unknown parameter of ia3 'rank'"):
+        choose_methods("@lora(rank=2)")
+
+
+def test_the_titles_and_families_of_all_methods_are_known_without_loading_them() -> None:
     known = [*METHODS.names(), "adapter"]  # which "all" does not name
     assert titles() == {name: METHODS.get(name).title for name in known}  # type: ignore[attr-defined]
+    assert method_families() == {name: METHODS.get(name).family for name in known}  # type: ignore[attr-defined]
     published = read_published(PUBLISHED["1"])
     assert heading("ssf(decoder=sam)", published) == "SSF (decoder: sam)"
     assert heading("lora(decoder=sam)", published) == "LoRA (decoder: sam)" and heading("elsewhere", published) == "elsewhere"
