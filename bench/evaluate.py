@@ -2,7 +2,8 @@
 
     python -m bench.evaluate --checkpoint whu_cat-a_vit-l_1shot.pth --datasets whu --data data
     python -m bench.evaluate --checkpoint FILE --datasets whu --store --shots 1     # stored, it is a row of every table
-    python -m bench.evaluate --adapter FOLDER --datasets whu --store
+    python -m bench.evaluate --adapter FOLDER --datasets whu --store                # on the backbone below --pretrained, or
+    python -m bench.evaluate --adapter FOLDER --checkpoint sam_vit_b.safetensors --backbone vit_b --datasets whu
 
 The method is told from the file's keys and the backbone from its shapes. Without --store the rows by image go to
 `<out>/evaluated/`, in the columns of a cell's images.csv. With it the result is a cell like any other, under a name of its own
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from bench.errors import STOPPED, one_sentence
+from bench.errors import STOPPED, RequestError, one_sentence
 from bench.grid.plugins import add_option
 from bench.model.backbones import PRETRAINED
 
@@ -30,6 +31,8 @@ from bench.model.backbones import PRETRAINED
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 all evaluated, 1 some failed, 2 wrong request, 130 stopped)."""
     given = _parser().parse_args(arguments)
+    if not (given.checkpoint or given.adapter):
+        raise RequestError("What is to be evaluated? --checkpoint FILE or --adapter FOLDER is needed.")
     from bench.running.released_cells import Evaluation, evaluate_adapter, evaluate_released  # not before the words are read
 
     evaluate = evaluate_adapter if given.adapter else evaluate_released
@@ -42,9 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.evaluate", description=(__doc__ or "").splitlines()[0])
-    weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--checkpoint", type=Path, help="a released CAT-SAM checkpoint, T or A")
-    weights.add_argument("--adapter", type=Path, metavar="FOLDER", help="of adapter_config.json and adapter_model.safetensors")
+    parser.add_argument("--checkpoint", type=Path, help="a released CAT-SAM checkpoint, T or A; with --adapter the backbone's own")
+    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="of adapter_config.json and adapter_model.safetensors")
     parser.add_argument("--datasets", required=True, help="names with commas between them, or 'all'")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--protocol", default="paper", help="how images are taken and prompts are made; default: paper")
@@ -52,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--store", action="store_true", help="keep the results as cells, rows of their own in every table")
     parser.add_argument("--shots", help="labelled images that the checkpoint was trained with, or 'full'; --store needs it")
-    parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="with --store: folder of SAM's checkpoints")
+    parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="folder of SAM's checkpoints: with --store, --adapter")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add_option(parser)
     return parser

@@ -70,7 +70,8 @@ def _backbones(_: Path) -> Lines:
         sizes = (
             f"{spec.config.depth} blocks, {spec.config.width} wide, images of {spec.config.image_size} × {spec.config.image_size} pixels"
         )
-        yield name, f"{spec.title}: {sizes}; {spec.file}; licence {spec.licence}"
+        files = " or Hugging Face's ".join((spec.file, *spec.names_there[:1]))
+        yield name, f"{spec.title}: {sizes}; {files}; licence {spec.licence}"
 
 
 def _suites(_: Path) -> Lines:

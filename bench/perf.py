@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add(commands)
     given = parser.parse_args(arguments)
     read_backbone(getattr(given, "backbone", "tiny"))  # or say what there is
-    for name in ("cells", "rounds", "at_once", "images", "side", "objects", "threads"):
+    for name in ("cells", "rounds", "at_once", "images", "side", "objects", "threads", "calls"):
         if (value := getattr(given, name, None)) is not None and value < 1:
             raise RequestError(f"--{name.replace('_', '-')} {value}: whole numbers from 1 are allowed.")
     return int(given.run(given))
@@ -85,6 +85,7 @@ def _add_cost(commands: Any) -> None:
     cost.add_argument("--backbone", default="vit_l")
     cost.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     cost.add_argument("--out", type=Path, default=Path("results"), help="the results folder; costs go to its costs/")
+    cost.add_argument("--calls", type=int, default=3, help="steps and images at least, after one that warms up; 1 where one takes minutes")
     cost.set_defaults(run=_cost)
 
 
@@ -109,7 +110,7 @@ def _add_gpu(commands: Any) -> None:
 def _cost(given: argparse.Namespace) -> int:
     store = ResultStore(given.out)
     store.check_writable()
-    return int(_late("cost", "measure_costs")(choose_methods(given.methods), given.backbone, _device(given), store))
+    return int(_late("cost", "measure_costs")(choose_methods(given.methods), given.backbone, _device(given), store, given.calls))
 
 
 def _compare(given: argparse.Namespace) -> int:

@@ -13,10 +13,11 @@ from bench.exporting.onnx_files import write_onnx
 from bench.exporting.peft_files import write_peft
 from bench.grid.files import make_room
 from bench.grid.store import Record, read_record
+from bench.model.backbones import read_backbone
 from bench.model.released import load_cat_sam, released_tensors
 from bench.model.segmenter import PromptableSegmenter
 from bench.model.sizes import PyramidConfig
-from bench.running.adapted import cell_folder, load_run
+from bench.running.adapted import cell_folder, load_run, tuned_spec
 
 EXPORTS = Path("results") / "export"
 
@@ -31,10 +32,14 @@ def export_cell(cell: str, name: str, out: Path | None, pretrained: Path) -> lis
     if name not in FORMATS:
         raise unknown("model format", name, FORMATS)
     folder = cell_folder(cell)
+    backbone = tuned_spec(folder).backbone
+    if isinstance(read_backbone(backbone).config, PyramidConfig):
+        raise RequestError(
+            f"--format {name} is {FIRST_SAM[name]}, of the first SAM alone, and {folder} is a cell of {backbone}: "
+            f"`python -m bench.predict --run` and bench.load_run use it as it is."
+        )
     model = load_run(folder, pretrained=pretrained)
     record = read_record(folder)
-    if isinstance(model.sam.config, PyramidConfig):
-        raise RequestError(f"This cell's backbone is {record.spec.backbone}: the formats {', '.join(FORMATS)} are of the first SAM alone.")
     path = out or EXPORTS / ("_".join(record.spec.folder.parts) + SUFFIX.get(name, ""))
     return FORMATS[name](model, record, path)
 
@@ -81,5 +86,11 @@ FORMATS: Mapping[str, Callable[[PromptableSegmenter, Record, Path], list[Path]]]
     "sam": _by_label(write_sam),
     "peft": write_peft,
     "onnx": _by_label(write_onnx),
+}
+FIRST_SAM = {
+    "cat-sam": "the released CAT-SAM checkpoints' format",
+    "sam": "that of segment-anything's files",
+    "peft": "for transformers' SamModel",
+    "onnx": "two graphs of segment-anything's encoder and decoder",
 }
 SUFFIX = {"cat-sam": ".pth", "sam": ".pth"}

@@ -15,7 +15,6 @@ from bench.grid.store import Record
 from bench.model.backbones import read_backbone
 from bench.model.hugging_face import PeftAdapter, hugging_face_name, sam_model_config, to_hugging_face
 from bench.model.segmenter import PromptableSegmenter
-from bench.model.sizes import PyramidConfig
 
 Files = dict[str, bytes]
 
@@ -24,8 +23,6 @@ def write_peft(model: PromptableSegmenter, record: Record, folder: Path) -> list
     """Writes a new folder that `PeftModel.from_pretrained(SamModel…, folder)`, or of other methods `SamModel.from_pretrained(folder)`,
     reads, with a README.md. RequestError for a method that has neither form."""
     label = record.spec.method.label
-    if isinstance(model.sam.config, PyramidConfig):
-        raise RequestError(f"{label} on {record.spec.backbone} has no form for Hugging Face's SamModel, which is SAM alone.")
     adapter, decoder = model.tuner.peft(model.sam.image_encoder), model.decoder.merged(model.sam)
     if adapter and decoder is not None:
         files = _adapter_files(model, adapter, decoder, read_backbone(record.spec.backbone).hugging_face)

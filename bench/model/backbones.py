@@ -1,6 +1,7 @@
 """The backbones: sizes of the architectures, and the files of configs/backbones/ that name pre-trained weights. Known without torch, so
 that a grid is planned at once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -27,8 +28,9 @@ class BackboneSpec:
     """A file of configs/backbones/: a SAM that somebody trained.
 
     name: as it is asked for, "vit_b" or "vit_b(image_size=512)". architecture: of CONFIGS. file: its checkpoint, below `pretrained`.
-    source: where to get that. sha256: of it, "" where nobody published one. hugging_face: the model's name there. normalisation: of the
-    encoder's input, by pixel_mean and pixel_std of RGB in 0–255, or every image to 0–1 by its own least and largest value.
+    source: where to get that. sha256: of it, "" where nobody published one. hugging_face: the name of its SamModel there. also: other
+    names there of the same weights. normalisation: of the encoder's input, by pixel_mean and pixel_std of RGB in 0–255, or every image
+    to 0–1 by its own least and largest value.
     """
 
     name: str = field(metadata=NO_KEY)
@@ -39,6 +41,7 @@ class BackboneSpec:
     licence: str
     sha256: str = ""
     hugging_face: str = ""
+    also: tuple[str, ...] = ()
     normalisation: Normalisation = "mean_std"
     pixel_mean: Three = (123.675, 116.28, 103.53)
     pixel_std: Three = (58.395, 57.12, 57.375)
@@ -49,6 +52,11 @@ class BackboneSpec:
         """The sizes of its model."""
         own = CONFIGS[self.architecture]
         return replace(own, image_size=self.image_size or own.image_size)
+
+    @property
+    def names_there(self) -> tuple[str, ...]:
+        """Its names on Hugging Face, "owner/model"."""
+        return tuple(filter(None, (self.hugging_face, *self.also)))
 
 
 def backbone_names() -> list[str]:
@@ -76,12 +84,32 @@ def _read(name: str) -> BackboneSpec:
 
 
 def checkpoint_path(backbone: str, pretrained: Path, checkpoint: Path | None = None) -> Path:
-    """The checkpoint of a named backbone: the file given in its place, or its own below `pretrained`, either also as a model's folder from
-    Hugging Face; CheckpointError where there is none."""
+    """The checkpoint of a named backbone: the file given in its place, or the first of `checkpoint_files`; either may be a model's folder
+    from Hugging Face. CheckpointError where there is none."""
     spec = read_backbone(backbone)
-    path = checkpoint or pretrained / spec.file
-    path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
-    if not path.is_file():
-        how = f"{spec.source}; put the file there, or give another by --checkpoint" if checkpoint is None else "a file is needed"
-        raise CheckpointError(f"The checkpoint of {backbone} is not at {path}. {how}.")
-    return path
+    found = _file_in(checkpoint, spec) if checkpoint else next(checkpoint_files(spec, pretrained), None)
+    if found is None:
+        how = "a file is needed" if checkpoint else f"{spec.source}; put the file there{_from_hugging_face(spec, pretrained)}"
+        raise CheckpointError(f"The checkpoint of {backbone} is not at {checkpoint or pretrained / spec.file}. {how}.")
+    return found
+
+
+def checkpoint_files(spec: BackboneSpec, pretrained: Path) -> Iterator[Path]:
+    """The files below `pretrained` that are a backbone's checkpoint, its own first, then those of the folders that `hf download` makes:
+    pretrained/MODEL, pretrained/OWNER/MODEL, or its cache's pretrained/models--OWNER--MODEL/snapshots/REVISION."""
+    places = [pretrained / spec.file]
+    for name in spec.names_there:
+        cached = pretrained / f"models--{name.replace('/', '--')}" / "snapshots"
+        places += [pretrained / name.partition("/")[2], pretrained / name, *sorted(cached.glob("*"))]
+    return filter(None, (_file_in(place, spec) for place in dict.fromkeys(places)))
+
+
+def _file_in(place: Path, spec: BackboneSpec) -> Path | None:
+    """A file, or that of a model's folder; None where there is none."""
+    return next((path for path in (place, *(place / name for name in (*FOLDER_FILES, spec.file))) if path.is_file()), None)
+
+
+def _from_hugging_face(spec: BackboneSpec, pretrained: Path) -> str:
+    """How else a backbone's checkpoint may come below `pretrained`, in words."""
+    downloads = [f", or `hf download {name} --local-dir {pretrained / name.partition('/')[2]}`" for name in spec.names_there[:1]]
+    return "".join((*downloads, ", or give another by --checkpoint"))

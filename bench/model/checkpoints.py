@@ -27,6 +27,7 @@ from bench.model.sizes import CONFIGS, PyramidConfig, SamConfig
 
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")  # keys of a mapping in which scripts keep a model's tensors
 PREFIXES = ("module.", "_orig_mod.", "model.", "sam.")  # of DistributedDataParallel, torch.compile, Lightning and scripts
+BLOCK = re.compile(r"(?:image_encoder\.blocks|vision_encoder\.layers)\.(\d+)\.")  # in SAM's names and Hugging Face's
 HQ_PARTS = re.compile(r"mask_decoder\.(hf_|compress_vit_feat|embedding_)")  # of SAM-HQ's decoder, and CAT-SAM's, beside SAM's own
 STORED_AS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -124,7 +125,7 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> str:
     """The named architecture that fits an encoder's width and depth, with the image size where that is another, or a description."""
     position = tensors.get("image_encoder.pos_embed")
     width = position.shape[-1] if position is not None and position.ndim == 4 else None
-    depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
+    depth = len({found[1] for name in tensors if (found := BLOCK.match(name))})
     names = [name for name, config in CONFIGS.items() if (config.width, config.depth) == (width, depth)]
     if not names or position is None:
         return f"an encoder of width {width} and depth {depth}"

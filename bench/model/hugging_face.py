@@ -38,6 +38,19 @@ RENAMED = (
     (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.layers\.2\.", r"\1.proj_out."),
     (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.layers\.1\.", r"\1.layers.0."),
 )
+# What a SamHQModel adds: Hugging Face's names, and those of SAM-HQ's files.
+HQ_RENAMED = (
+    (r"^mask_decoder\.hq_token\.", "mask_decoder.hf_token."),
+    (r"^mask_decoder\.hq_mask_mlp\.layers\.0\.", "mask_decoder.hf_mlp.layers.1."),
+    (r"^mask_decoder\.hq_mask_mlp\.proj_in\.", "mask_decoder.hf_mlp.layers.0."),
+    (r"^mask_decoder\.hq_mask_mlp\.proj_out\.", "mask_decoder.hf_mlp.layers.2."),
+    (r"^mask_decoder\.(compress_vit|encoder|mask)_conv1\.", r"mask_decoder.\1_0."),
+    (r"^mask_decoder\.(compress_vit|encoder|mask)_norm\.", r"mask_decoder.\1_1."),
+    (r"^mask_decoder\.(compress_vit|encoder|mask)_conv2\.", r"mask_decoder.\1_3."),
+    (r"^mask_decoder\.compress_vit_(?=\d)", "mask_decoder.compress_vit_feat."),
+    (r"^mask_decoder\.encoder_(?=\d)", "mask_decoder.embedding_encoder."),
+    (r"^mask_decoder\.mask_(?=\d)", "mask_decoder.embedding_maskfeature."),
+)
 
 
 class PeftAdapter(NamedTuple):
@@ -52,8 +65,12 @@ class PeftAdapter(NamedTuple):
 
 def hugging_face_name(name: str) -> str:
     """SamModel's name for a tensor of SAM."""
-    for meta, theirs in RENAMED:
-        name = re.sub(meta, theirs, name)
+    return _renamed(name, RENAMED)
+
+
+def _renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, new in rules:
+        name = re.sub(pattern, new, name)
     return name
 
 
@@ -63,10 +80,11 @@ def is_hugging_face(names: Iterable[str]) -> bool:
 
 
 def from_hugging_face(tensors: Mapping[str, V], expected: Iterable[str]) -> dict[str, V]:
-    """SamModel's tensors under SAM's names, as far as those are `expected`; what has none keeps its own."""
+    """SamModel's tensors under SAM's names, as far as those are `expected`, and a SamHQModel's under SAM-HQ's; what has none keeps its
+    own."""
     own = {hugging_face_name(name): name for name in expected}
     tied = own["prompt_encoder.shared_embedding.positional_embedding"]
-    found = {own.get(name, name): tensor for name, tensor in tensors.items() if name != SHARED}
+    found = {own.get(name) or _renamed(name, HQ_RENAMED): tensor for name, tensor in tensors.items() if name != SHARED}
     return found if tied in found or SHARED not in tensors else {**found, tied: tensors[SHARED]}
 
 

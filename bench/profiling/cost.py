@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from shlex import join
 from statistics import median
 
 import torch
@@ -29,8 +30,9 @@ SECONDS, LEAST, MOST = 2.0, 3, 20  # of measuring a kind of call, and calls, aft
 CPU_STEP_MB = 10  # to which the memory of a process is rounded: it differs by a few MB from run to run
 
 
-def measure_costs(choices: Sequence[MethodChoice], backbone: str, device: str, store: ResultStore) -> int:
-    """Measures and keeps the costs of methods that have none on this machine yet; 1 where a measurement failed."""
+def measure_costs(choices: Sequence[MethodChoice], backbone: str, device: str, store: ResultStore, calls: int = LEAST) -> int:
+    """Measures and keeps the costs of methods that have none on this machine yet; 1 where a measurement failed. calls: of each kind, at
+    least, after the one that warms up."""
     machine, failed = device_name(device) or device, 0
     for choice in choices:
         path = store.cost_file(choice, backbone, machine)
@@ -38,26 +40,29 @@ def measure_costs(choices: Sequence[MethodChoice], backbone: str, device: str, s
             print(f"{choice.label}: measured before; remove {path} to measure it again.")
             continue
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "bench.profiling.cost", backbone, choice.label, device]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        call = [sys.executable, "-m", "bench.profiling.cost", backbone, choice.label, device, str(calls)]
+        done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
             print(f"{choice.label}: failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", file=sys.stderr)
             failed = 1
             continue
         found = json.loads(done.stdout.splitlines()[-1])
-        store.keep_cost(choice, backbone, machine, {**found, "commit": git_state(ROOT)[0], "torch": torch.__version__})
+        command = ["python", "-m", "bench.perf", "cost", "--backbone", backbone, "--methods", choice.label, "--device", device]
+        how = {"command": join([*command, "--calls", str(calls)]), "commit": git_state(ROOT)[0], "torch": torch.__version__}
+        store.keep_cost(choice, backbone, machine, {**found, **how})
         print(f"{choice.label}: " + ", ".join(f"{name} {found[name]:.4g}" for name in COST_FIELDS if name in found), flush=True)
     return failed
 
 
-def measured(backbone: str, method: str, device: str) -> dict[str, float]:
+def measured(backbone: str, method: str, device: str, calls: int = LEAST) -> dict[str, float]:
     """COST_FIELDS of a method, on the one image of `bench.profiling.model`; no seconds of a step where nothing is trained."""
     torch.set_num_threads(1)
     model = build(method, load_sam(read_backbone(backbone).config, device=device), seed=0)
     reset_peak_memory(model.device)
     seconds = {}
     for work in reversed(works(method)):  # training first
-        seconds[work] = warm_seconds(call_of(model, Job(backbone, method, work, 1, BOXES[work], device, "fast")), device)
+        job = Job(backbone, method, work, 1, BOXES[work], device, "fast")
+        seconds[work] = warm_seconds(call_of(model, job), device, calls)
     peak = peak_memory_mb(model.device)
     memory = peak if device == "cuda" else CPU_STEP_MB * round(peak / CPU_STEP_MB)
     step = {"step_seconds": seconds["train"]} if "train" in seconds else {}
@@ -65,15 +70,15 @@ def measured(backbone: str, method: str, device: str) -> dict[str, float]:
     return {**step, "images_per_second": 1 / seconds["evaluate"], "peak_memory_mb": memory, "tuned_bytes": tuned}
 
 
-def warm_seconds(call: Callable[[], object], device: str) -> float:
+def warm_seconds(call: Callable[[], object], device: str, calls: int = LEAST) -> float:
     """The median of what some calls take, after a first one that is not counted: of a CPU's one thread the processor's seconds, which do
     not depend on what else runs."""
     timed(call)
     began, taken = time.monotonic(), list[float]()
-    while len(taken) < LEAST or (len(taken) < MOST and time.monotonic() - began < SECONDS):
+    while len(taken) < calls or (len(taken) < MOST and time.monotonic() - began < SECONDS):
         taken.append(timed(call)["wall" if device == "cuda" else "seconds"])
     return median(taken)
 
 
 if __name__ == "__main__":
-    print(json.dumps(measured(*sys.argv[1:])))
+    print(json.dumps(measured(*sys.argv[1:4], int(sys.argv[4]))))

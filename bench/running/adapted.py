@@ -11,7 +11,7 @@ from bench.errors import CheckpointError, RequestError
 from bench.grid.registry import METHODS
 from bench.grid.spec import MethodChoice, RunSpec, choose_method
 from bench.grid.store import RECORD, TUNED, DamagedRecord, read_record
-from bench.model.backbones import PRETRAINED, checkpoint_path
+from bench.model.backbones import PRETRAINED, checkpoint_files, checkpoint_path, read_backbone
 from bench.model.checkpoints import check_numbers, load_sam
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
@@ -55,9 +55,10 @@ def load_run(
 
 def tuned_on(folder: Path, spec: RunSpec, pretrained: Path) -> Path:
     """The backbone's checkpoint below `pretrained`: of the name that the cell's record has, which is another than the backbone's own where
-    --checkpoint was given. CheckpointError where neither is there."""
+    --checkpoint was given or Hugging Face's was there. CheckpointError where none is there."""
     name = (read_record(folder).provenance.get("checkpoint") or {}).get("name", "")
-    return pretrained / name if name and (pretrained / name).is_file() else checkpoint_path(spec.backbone, pretrained)
+    files = (pretrained / name, *checkpoint_files(read_backbone(spec.backbone), pretrained)) if name else ()
+    return next((path for path in files if path.name == name and path.is_file()), None) or checkpoint_path(spec.backbone, pretrained)
 
 
 def tuned_spec(folder: Path) -> RunSpec:

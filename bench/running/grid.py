@@ -92,7 +92,8 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     specs = specs_of(request, sha256, options.data, choose, registered, options.out)
     if is_main_process():
         _warn_of_tuning_elsewhere(request, options.out)
-        if not options.checkpoint and (published := read_backbone(request.backbone).sha256) not in ("", sha256):
+        named = read_backbone(request.backbone)
+        if checkpoint == options.pretrained / named.file and (published := named.sha256) not in ("", sha256):
             print(
                 f"Not the published file: {checkpoint} has the sha256 {sha256[:12]}…, and that of {request.backbone} is {published[:12]}…."
             )

@@ -36,7 +36,8 @@ SOURCE, ADAPTER = "released checkpoint", "adapter"  # of a record whose weights 
 @dataclass(frozen=True)
 class Evaluation:
     """What is asked for. datasets: names with commas, or "all"; backbone "": told from the checkpoint's shapes; store: as a cell of
-    so many `shots`, on the SAM in `pretrained`. adapter: a folder that is evaluated instead of a checkpoint."""
+    so many `shots`, on the SAM in `pretrained`. adapter: a folder that is evaluated on the backbone of `checkpoint`, which is then SAM's
+    own file, None for that in `pretrained`."""
 
     checkpoint: Path | None
     adapter: Path | None
@@ -63,7 +64,7 @@ def evaluate_adapter(given: Evaluation) -> int:
     datasets = {name: open_dataset(name, given.data) for name in names_of(given.datasets, DATASETS)}
     seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
     store.check_writable()
-    checkpoint = checkpoint_path(backbone, given.pretrained)
+    checkpoint = checkpoint_path(backbone, given.pretrained, given.checkpoint)
     sam = load_sam(backbone, checkpoint, device)
     specs = specs_of(Request(call, given.datasets, "1", str(seed), "0", backbone, given.protocol), sam.sha256, given.data)
     facts, model = {**provenance(device, checkpoint, given.out / "cache"), "source": ADAPTER}, build_model(specs[0], sam)
@@ -73,11 +74,14 @@ def evaluate_adapter(given: Evaluation) -> int:
 
 def _backbone_of(adapter: Path) -> str:
     """The backbone whose name on Hugging Face an adapter's config has; RequestError where none is told."""
-    folder = adapter if adapter.is_dir() else adapter.parent
-    base = str(json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or "nothing")
-    found = [name for name in backbone_names() if read_backbone(name).hugging_face == base]
-    if not found:
-        raise RequestError(f"{adapter} says that it is made for {base}, which no backbone has as its name: --backbone names one.")
+    path = (adapter if adapter.is_dir() else adapter.parent) / "adapter_config.json"
+    try:
+        base = str(json.loads(path.read_text()).get("base_model_name_or_path") or "nothing")
+    except (ValueError, AttributeError):
+        raise RequestError(f"{path} is no adapter_config.json: a table of values in JSON is needed.") from None
+    found = [name for name in backbone_names() if base in read_backbone(name).names_there]
+    if len(found) != 1:
+        raise RequestError(f"{adapter} says that it is made for {base}, which is the name of no one backbone: --backbone names one.")
     return found[0]
 
 
@@ -164,7 +168,11 @@ def _kept(result: Result, store: ResultStore, given: Evaluation) -> Path:
     spec = result.record.spec
     if given.store:
         return store.save(result.record, result.images, result.history, result.tuned)
-    of = f"{given.checkpoint.stem}_{spec.released_sha256[:12]}" if given.checkpoint else str(dict(spec.method.parameters)["file"])
+    name = given.checkpoint.stem if given.checkpoint else ""
+    if given.adapter:
+        of = "_".join(filter(None, (str(dict(spec.method.parameters)["file"]), name and f"{name}_{spec.checkpoint_sha256[:12]}")))
+    else:
+        of = f"{name}_{spec.released_sha256[:12]}"
     folder = store.root / "evaluated" / of
     folder.mkdir(parents=True, exist_ok=True)
     images = result.images[result.images["selection"] == spec.settings.selections[0]].drop(columns="selection")

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOY, toy_backbone
+from test_renderings import put
 
 import bench
 from bench.errors import RequestError
-from bench.export import main
+from bench.export import MODEL_FORMATS, main
 from bench.exporting import onnx_files
 from bench.exporting.merged import mergeable, merged_tensors
-from bench.exporting.model_files import write_cat_sam, write_sam
+from bench.exporting.model_files import FIRST_SAM, FORMATS, write_cat_sam, write_sam
 from bench.exporting.onnx_graphs import DecoderGraph, EncoderGraph, no_masks, traced
+from bench.grid.plan import choose_methods
 from bench.grid.registry import METHODS
+from bench.grid.store import TUNED, ResultStore
 from bench.model.backbones import CONFIGS
 from bench.model.method import build
 from bench.model.sam import Sam
@@ -90,6 +93,18 @@ def test_a_wrong_request_is_one_sentence(words, says, capsys):
     assert main(words) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", MODEL_FORMATS)
+def test_no_format_holds_a_sam_2_and_each_says_what_it_is(name, tmp_path, capsys):
+    """Before the cell's weights or its backbone's are read, and nothing is written."""
+    store = ResultStore(tmp_path)
+    folder = store.folder(put(store, 60.0, backbone="tiny_sam2", method=choose_methods("lora")[0]))
+    (folder / TUNED).touch()
+    assert main([str(folder), "--format", name, "--out", str(tmp_path / "exported"), "--pretrained", str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert f"--format {name} is {FIRST_SAM[name]}, of the first SAM alone" in error and "a cell of tiny_sam2" in error
+    assert error.count("\n") == 1 and not (tmp_path / "exported").exists() and set(MODEL_FORMATS) == set(FORMATS) == set(FIRST_SAM)
 
 
 def test_a_file_that_is_there_is_kept(tmp_path):

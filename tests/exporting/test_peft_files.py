@@ -155,6 +155,23 @@ def test_a_wrong_adapter_is_one_sentence(text, says, tiny):
         bench.build(text, tiny)
 
 
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("{", "adapter_config.json is no adapter_config.json: a table of values in JSON is needed"),
+        ("[1]", "a table of values in JSON is needed"),
+        ('{"base_model_name_or_path": "lkeab/hq-sam"}', "is made for lkeab/hq-sam, which is the name of no one backbone: --backbone names"),
+        ("{}", "is made for nothing, which"),
+    ],
+)
+def test_an_adapter_that_names_no_backbone_is_one_sentence(config, says, tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text(config)
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert evaluate(["--adapter", str(tmp_path), "--datasets", "synth_polyps", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_cell_goes_out_and_comes_back_with_its_scores(tmp_path):
     words = ["--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--out", str(tmp_path / "out")]
@@ -174,5 +191,19 @@ def test_a_cell_goes_out_and_comes_back_with_its_scores(tmp_path):
         [sys.executable, "-P", *asked], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
     )
     assert "2 cells, 0 to run" in done.stdout, done.stderr
+    other = tmp_path / "downloaded" / "model.safetensors"  # a SAM that is not the backbone's own, in Hugging Face's names
+    other.parent.mkdir()
+    tensors = to_hugging_face({key: value.clone() for key, value in bench.load_sam("tiny").state_dict().items()})
+    del tensors["prompt_encoder.shared_embedding.positional_embedding"]
+    save_file({key: value * 0.98 if "neck" in key else value for key, value in tensors.items()}, other)
+    given = ["--checkpoint", str(other.parent), "--pretrained", str(tmp_path / "nowhere"), *words]
+    assert evaluate(["--adapter", str(folder), *given]) == 0  # beside what is stored
+    (rows,) = (tmp_path / "out" / "evaluated").glob("exported@*_downloaded_*/synth_polyps.csv")
+    assert evaluate(["--adapter", str(folder), *given, "--store"]) == 0
+    assert run(["--methods", f"adapter(file={str(folder)!r})", *given]) == 0  # the same cell
+    cells = [read_record(path.parent) for path in tmp_path.rglob("record.json") if "adapter" in str(path.relative_to(tmp_path))]
+    (moved,) = (cell for cell in cells if cell.spec.key != found.spec.key)
+    assert moved.provenance["checkpoint"]["name"] == "model.safetensors" and moved.scores != found.scores and rows.stat().st_size
+    assert evaluate(["--adapter", str(folder), "--checkpoint", str(folder / "adapter_model.safetensors"), *words]) == 2
     tables = subprocess.run([sys.executable, "-m", "bench.tables", "--out", str(store.root)], cwd=ROOT, capture_output=True, text=True)
     assert "exported@" in tables.stdout + "".join(path.read_text() for path in Path(store.root).rglob("*.md")), tables.stderr

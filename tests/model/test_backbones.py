@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import bench
 from bench.errors import CheckpointError, RequestError
 from bench.grid.store import read_record
-from bench.model.backbones import CONFIGS, backbone_names, checkpoint_path, read_backbone
+from bench.model.backbones import CONFIGS, backbone_names, checkpoint_files, checkpoint_path, read_backbone
 from bench.model.checkpoints import weights_sha256
 from bench.model.decoder import HQDecoder
 from bench.model.hugging_face import SHARED, sam_model_config, to_hugging_face
@@ -76,6 +76,60 @@ def test_a_folder_from_hugging_face_is_a_checkpoint(tmp_path, name):
     save_file(tensors, tmp_path / name) if name.endswith("safetensors") else torch.save(tensors, tmp_path / name)
     path = checkpoint_path("tiny", tmp_path / "elsewhere", tmp_path)
     assert path == tmp_path / name and weights_sha256(bench.load_sam("tiny", path)) == weights_sha256(sam)
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("vit_b", ("sam-vit-base/model.safetensors", "facebook/sam-vit-base/pytorch_model.bin")),
+        ("vit_h", ("sam-vit-huge/model.safetensors", "models--facebook--sam-vit-huge/snapshots/1a2b/model.safetensors")),
+        ("medsam", ("medsam-vit-base/pytorch_model.bin", "flaviagiammarino/medsam-vit-base/model.safetensors")),
+        ("hq_vit_l", ("sam-hq-vit-large/model.safetensors", "hq-sam/sam_hq_vit_l.pth")),
+        ("sam2_tiny", ("sam2.1-hiera-tiny/model.safetensors", "sam2.1-hiera-tiny/sam2.1_hiera_tiny.pt")),
+        ("sam3(image_size=504)", ("sam3/model.safetensors", "sam3/sam3.pt")),
+    ],
+)
+def test_what_is_downloaded_from_hugging_face_is_found_by_the_backbones_name(tmp_path, name, places):
+    spec, own = read_backbone(name), tmp_path / read_backbone(name).file
+    with pytest.raises(CheckpointError, match=rf"is not at {own}.*hf download \S+/\S+ --local-dir {tmp_path}/\S+`, or give another by"):
+        checkpoint_path(name, tmp_path)
+    for place in places:
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        assert checkpoint_path(name, tmp_path) == path
+        path.unlink()
+    (tmp_path / places[0]).touch()
+    own.touch()
+    assert checkpoint_path(name, tmp_path) == own and list(checkpoint_files(spec, tmp_path)) == [own, tmp_path / places[0]]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+def test_the_hq_decoder_of_hugging_faces_files():
+    """Part by part: what transformers computes behind them upscales the image as it was before the decoder's transformer."""
+    from transformers import SamHQConfig, SamHQModel
+
+    torch.manual_seed(0)
+    config = sam_model_config(TOY)
+    config["mask_decoder_config"]["vit_dim"] = TOY.width
+    theirs = SamHQModel(SamHQConfig(**{name: value for name, value in config.items() if name.endswith("_config")})).eval()
+    for parameter in theirs.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    sam = bench.load_sam(TOY, theirs.state_dict())
+    ours, part = HQDecoder(sam, "released"), theirs.mask_decoder
+    features = bench.build("sam", sam).encode([torch.rand(3, 64, 64) * 255])
+
+    def upscaled(name, x):
+        first, norm, second = (getattr(part, f"{name}_{layer}") for layer in ("conv1", "norm", "conv2"))
+        return second(part.activation(norm(first(x))))
+
+    x, token = torch.randn(2, TOY.decoder_width // 8, 8, 8), torch.randn(2, TOY.decoder_width)
+    with torch.no_grad():
+        maps = upscaled("encoder", features.embedding) + upscaled("compress_vit", features.first_global.permute(0, 3, 1, 2))
+        torch.testing.assert_close(ours.image_maps(features), maps, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours.embedding_maskfeature(x), upscaled("mask", x), atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours.hf_mlp(token), part.hq_mask_mlp(token), atol=1e-5, rtol=0)
+    assert torch.equal(ours.hf_token.weight, part.hq_token.weight)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")

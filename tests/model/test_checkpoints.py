@@ -19,6 +19,7 @@ import bench
 from bench.errors import CheckpointError, RequestError
 from bench.model.backbones import CONFIGS, checkpoint_path, read_backbone
 from bench.model.checkpoints import weights_sha256
+from bench.model.hugging_face import to_hugging_face
 from bench.model.sam import Sam
 
 
@@ -53,10 +54,15 @@ def test_the_key_layout_is_metas(name):
     assert ours == theirs
 
 
-def test_a_vit_b_file_of_metas_name_and_size_loads(tmp_path):
+@pytest.mark.parametrize("file", [read_backbone("vit_b").file, "sam-vit-base/model.safetensors"])
+def test_a_vit_b_file_of_its_name_and_size_loads(tmp_path, file):
+    """Meta's, and Hugging Face's in the folder that `hf download` makes."""
     with torch.device("meta"):
-        shapes = {k: v.shape for k, v in Sam(CONFIGS["vit_b"]).state_dict().items()}
-    path = save(tmp_path / read_backbone("vit_b").file, {k: torch.full(shape, 0.01) for k, shape in shapes.items()})
+        own = Sam(CONFIGS["vit_b"]).state_dict()
+        shapes = {k: v.shape for k, v in (to_hugging_face(own) if "/" in file else own).items()}
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    tensors = {k: torch.full(shape, 0.01, dtype=torch.float16) for k, shape in shapes.items()}
+    path = (save_file(tensors, tmp_path / file) or tmp_path / file) if "/" in file else save(tmp_path / file, tensors)
     assert checkpoint_path("vit_b", tmp_path) == path
     assert bench.load_sam("vit_b", path).image_encoder.pos_embed.shape == (1, 64, 64, 768)
     with pytest.raises(CheckpointError, match="looks like vit_b"):
