@@ -20,7 +20,7 @@ from bench.grid.toml_reader import Kinds, kinds, part
 from bench.types import SEED, Range, Shots
 
 WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
-PROMPT = re.compile(r"\w+\((\w+=)?[\d.e-]+\)")  # a value that is itself a call, as points(3)
+CALL = re.compile(r"\w+\((\w+=)?[\w.+-]+(,\w+=[\w.+-]+)*\)")  # a value that is itself a call, as points(3) or lora(rank=8,alpha=4)
 UNQUOTED = re.compile(r"(?<=[=|])((?:\w+[+-])*(?:global|\d+-)(?:\+[\w+-]+)?)(?=[,)|])")  # 0+3-5+8- and global are not Python: see `Placed`
 LATER = ("released_sha256", "draw_revision", "reevaluation")  # fields that are no part of a key while they are empty
 RELEASED = "released"  # shown with a method whose weights somebody else trained
@@ -134,7 +134,7 @@ class RunSpec:
 
     def _folder(self, dataset: str, end: str) -> Path:
         method = ",".join(filter(None, [self.method.name, self.method.shown]))
-        backbone = self.backbone.replace("(", ",").replace(")", "")
+        method, backbone = (name.replace("(", ",").replace(")", "") for name in (method, self.backbone))
         return Path(dataset) / method / f"{backbone}_{self.shots}shot_draw{self.draw}_seed{self.seed}{end}"
 
     @property
@@ -183,11 +183,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 def expanded(text: str) -> list[str]:
     """The calls that "lora(rank=4|8)" stands for, the last value named changing first; text without alternatives is itself."""
-    if "|" not in text:
-        return [text]
-    call = _call(text)
-    choices = [[ast.keyword(word.arg, value) for value in _alternatives(word.value)] for word in call.keywords]
-    return [ast.unparse(ast.Call(call.func, [], list(chosen))) for chosen in itertools.product(*choices)]
+    return [text] if "|" not in text else [ast.unparse(each) for each in _alternatives(_call(text))]
 
 
 def _call(text: str) -> ast.Call:
@@ -213,11 +209,14 @@ def _unreadable(text: str) -> RequestError:
 def _alternatives(node: ast.expr) -> list[ast.expr]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return [*_alternatives(node.left), *_alternatives(node.right)]
+    if isinstance(node, ast.Call):
+        choices = [[ast.keyword(word.arg, value) for value in _alternatives(word.value)] for word in node.keywords]
+        return [ast.Call(node.func, node.args, list(chosen)) for chosen in itertools.product(*choices)]
     return [node]
 
 
 def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) and PROMPT.fullmatch(text := ast.unparse(node)):
+    if isinstance(node, ast.Call) and CALL.fullmatch(text := ast.unparse(node).replace(" ", "")):
         return text
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub) and not isinstance(getattr(node.right, "value", 0), complex):
         return ast.unparse(node).replace(" ", "")  # words joined by +
@@ -265,8 +264,8 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     except Exception as error:
         raise RequestError(f"The method {name} cannot be made: {reason(error, place_in(error, cls))}") from error
     files: Mapping[str, Sequence[Path]] = method.files() if hasattr(method, "files") else {}
-    for key, value in values.items():
-        if isinstance(value, str) and key not in files and not WORD.fullmatch(value):
+    for key, value in ((key, getattr(method, key)) for key in values):
+        if isinstance(value, str) and key not in files and not WORD.fullmatch(value) and not _is_call(value):
             allowed = "letters, digits and what else a folder's name can have, without spaces, brackets and quotes,"
             raise RequestError(f"{name}({key}={value[:60]!a}): {allowed} are allowed.")
     given_all = ((f, _by_content(getattr(method, f.name), files.get(f.name, ()))) for f in fields(cls))
@@ -277,6 +276,11 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     places = tuple((key, os.path.abspath(values[key])) for key in files)
     said = getattr(cls, "trains", True), places, getattr(cls, "prompt_free", False)
     return MethodChoice(name, parameters, method.revision, shown, groups, *said)
+
+
+def _is_call(text: str) -> bool:
+    """Whether a value is a call that is read back as it is written."""
+    return bool(CALL.fullmatch(text)) and parse_call(f"method(value={text})")[1] == {"value": text}
 
 
 def _by_content(value: Any, files: Sequence[Path]) -> Any:

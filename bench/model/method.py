@@ -1,6 +1,6 @@
 """What a tuning method is, and how one is built on a frozen SAM."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -13,15 +13,13 @@ from bench.grid.registry import METHODS
 from bench.grid.space import Space
 from bench.grid.spec import choose_method, parse_call
 from bench.model.backbones import read_backbone
-from bench.model.decoder import Decoder, HQDecoder
-from bench.model.retuned import RetunedDecoder
+from bench.model.decoder import Decoder
+from bench.model.decoder_choice import DecoderChoice
 from bench.model.sam import Sam, Tuner
 from bench.model.segmenter import ALL_ONE_GROUP, PromptableSegmenter
 from bench.model.sizes import SamConfig, frozen_bytes
 
 LATER = {"later": True}  # metadata of a parameter that came after cells were stored: its default means what they have
-DECODERS: Mapping[str, Callable[[Sam], Decoder]] = {"sam": lambda sam: Decoder(), "hq": HQDecoder, "tuned": RetunedDecoder}
-DECODER_GROUPS: Mapping[str, Mapping[str, str]] = {"sam": {}, "hq": {"decoder": "hq"}, "tuned": {"decoder": "decoder"}}
 
 
 @dataclass(frozen=True)
@@ -105,24 +103,28 @@ class Method:
 @dataclass(frozen=True)
 class EncoderMethod(Method):
     """A method of the encoder. Nobody published which decoder the paper's baselines have, so it is a visible choice:
-    `decoder` is "sam" (SAM's own, frozen), "hq" (the CAT decoder's parts are trained too) or "tuned" (SAM's own is fine-tuned)."""
+    `decoder` is one of `bench.model.decoder_choice`, "sam" (SAM's own, frozen), "hq" (the CAT decoder's parts are trained too),
+    "tuned" (SAM's own is fine-tuned), or a method for it, "lora(rank=8)"."""
 
     decoder: str = "sam"
 
     def __post_init__(self) -> None:
-        if self.decoder not in DECODERS:
-            raise RequestError(f"{self.name}(decoder={self.decoder}): only {', '.join(DECODERS)} are allowed.")
+        object.__setattr__(self, "decoder", self._decoder.text)
+
+    @property
+    def _decoder(self) -> DecoderChoice:
+        return DecoderChoice.of(self.decoder)
 
     def tuner(self, sam: Sam) -> Tuner:
         """The part in the encoder."""
         raise NotImplementedError
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
-        return self.tuner(sam), DECODERS[self.decoder](sam)
+        return self.tuner(sam), self._decoder.build(sam)
 
     def groups(self) -> Mapping[str, str]:
         no_prompt = {"decoder.no_prompt": "decoder"} if self.prompt_free else {}
-        return {"tuner": "encoder", **DECODER_GROUPS[self.decoder], **no_prompt}
+        return {"tuner": "encoder", **self._decoder.groups, **no_prompt}
 
 
 @cache

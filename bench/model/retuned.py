@@ -59,7 +59,7 @@ class RetunedTuner(Tuner):
 
 
 class RetunedDecoder(Decoder):
-    """SAM's mask decoder, fine-tuned: every weight that its single mask is made with.
+    """SAM's mask decoder, fine-tuned: every weight that its single mask is made with, as far as `own` says so of its name.
 
     The mask is all that the loss sees, so the hypernetworks of the other three masks and the head that estimates the IoU would
     get no gradient; they stay SAM's, as does the one that tells whether there is an object. So it has the single mask alone.
@@ -68,9 +68,9 @@ class RetunedDecoder(Decoder):
     has_others = False
     UNREACHED = ("iou_prediction_head.", "pred_obj_score_head.", *(f"output_hypernetworks_mlps.{i}." for i in (1, 2, 3)))
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, own: Callable[[str], bool] = lambda name: True) -> None:
         super().__init__()
-        self.own = retuned(sam.mask_decoder, lambda name: not name.startswith(self.UNREACHED))
+        self.own = retuned(sam.mask_decoder, lambda name: own(name) and not name.startswith(self.UNREACHED))
 
     def mask_decoder(self, sam: Sam) -> MaskDecoder:
         return self.own

@@ -21,7 +21,8 @@ from bench.training.train import batch_of
 from bench.types import Prompts
 
 ENCODER_METHODS = [name for name in METHODS.names() if "decoder" in METHODS.get(name).__dataclass_fields__]
-ALL = [*METHODS.names(), *(f"{name}(decoder=hq)" for name in ENCODER_METHODS)]
+IN_DECODER = ["decoder(how=lora)", "adaptformer(decoder=lora(rank=2,targets=qkv+proj+mlp))"]
+ALL = [*METHODS.names(), *(f"{name}(decoder=hq)" for name in ENCODER_METHODS), *IN_DECODER]
 TRAINED = [name for name in ALL if name != "sam"]
 
 
@@ -59,7 +60,7 @@ def test_saved_and_loaded_gives_the_same_logits(name):
     methods.saved_and_loaded_is_the_same_model(subject(name))
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", [*METHODS.names(), IN_DECODER[0]])
 def test_nothing_else_of_the_suite_is_broken(name):
     found = list(examined(REST, subject(name)))
     assert [finding for finding in found if finding.verdict == "broken"] == []
@@ -92,6 +93,8 @@ COUNTS = {
     "layernorm": (37_888, 99_328, 164_864),  # 4CN + 4d
     "ssf": (205_312, 543_744, 904_704),  # C(2 + 22N) + 4d
     "lora(decoder=tuned)": (147_456 + 3_506_304, 393_216 + 3_506_304, 655_360 + 3_506_304),
+    "decoder(how=lora)": (23_552,) * 3,  # r·2·(2·512 + 4·384 + 384): two self-attentions, four across, the last
+    "lora(decoder=lora(rank=8))": (147_456 + 47_104, 393_216 + 47_104, 655_360 + 47_104),
     "lora(decoder=hq)": (147_456 + 1_071_104, 393_216 + 1_333_248, 655_360 + 1_595_392),
 }
 
@@ -157,7 +160,7 @@ def test_a_batch_holds_what_its_settings_say(smoke, rectangles):
         ("lorra", "lora"),
         ("lora(rnk=3)", "rank"),
         ("lora(rank='big')", "int"),
-        ("lora(decoder=sem)", "sam, hq, tuned"),
+        ("lora(decoder=sem)", "Unknown decoder 'sem'. Did you mean sam? Known: bitfit, hq, layernorm, lora, sam, tuned."),
         ("lora(rank=", "write a name"),
     ],
 )
