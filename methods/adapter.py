@@ -22,21 +22,29 @@ from bench.model.retuned import RetunedTuner, retuned
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import MaskDecoder
 from bench.model.sizes import PyramidConfig
+from methods.boft import BOFTTuner
 from methods.dora import DoRATuner
 from methods.ia3 import IA3Tuner
 from methods.lora import LoRATuner
+from methods.oft import OFTTuner
+from methods.vera import VeRATuner
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-LAYERS = "base_model.model.vision_encoder.layers."
-MEANING = ("peft_type", "r", "lora_alpha", "use_dora")  # of a config, what this project's own adapters say
+MODEL, LAYERS = "base_model.", "base_model.model.vision_encoder.layers."
+MEANING = {  # of a config, what this project's own adapters say
+    *("peft_type", "r", "lora_alpha", "use_dora", "projection_prng_key", "oft_block_size", "use_cayley_neumann"),
+    *("boft_block_size", "boft_n_butterfly_factor"),
+}
 # What changes nothing, or stands in the tensors' names and shapes; any other key with a value is left to peft.
 HARMLESS = {
     *("target_modules", "feedforward_modules", "base_model_name_or_path", "inference_mode", "task_type", "revision", "peft_version"),
     *("auto_mapping", "lora_dropout", "init_lora_weights", "init_ia3_weights", "megatron_core", "qalora_group_size", "runtime_config"),
+    *("vera_dropout", "d_initial", "save_projection", "module_dropout", "boft_dropout", "init_weights"),
+    *("eps", "num_cayley_neumann_terms"),  # of what `coft` and `use_cayley_neumann` would turn on
 }
 WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.original_module(?=\.)")  # what peft adds to the names of what is frozen
-Own = type[LoRATuner] | type[IA3Tuner]
-OWN: tuple[Own, ...] = (LoRATuner, DoRATuner, IA3Tuner)
+Own = type[LoRATuner] | type[IA3Tuner] | type[VeRATuner] | type[OFTTuner]
+OWN: tuple[Own, ...] = (LoRATuner, DoRATuner, IA3Tuner, VeRATuner, OFTTuner, BOFTTuner)
 
 
 class AdaptedDecoder(Decoder):
@@ -110,12 +118,13 @@ def _config(path: Path) -> dict[str, Any]:
 
 def own_tuner(sam: Sam, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tuner | None:
     """The tuner of this project that makes exactly this adapter; None where none does."""
-    if not all(name.startswith(LAYERS) for name in tensors) or any(
+    names = {name: f"blocks.{name.removeprefix(LAYERS)}" if name.startswith(LAYERS) else name.removeprefix(MODEL) for name in tensors}
+    if not all(name.startswith(("blocks.", "vera_")) for name in names.values()) or any(
         value and value != "none" for key, value in config.items() if key not in {*HARMLESS, *MEANING}
     ):
         return None
     meaning = {key: config[key] for key in MEANING if config.get(key)}
-    adapter = PeftAdapter(meaning, {f"blocks.{name.removeprefix(LAYERS)}": tensor for name, tensor in tensors.items()})
+    adapter = PeftAdapter(meaning, {names[name]: tensor for name, tensor in tensors.items()})
     for kind in OWN:
         with suppress(KeyError, IndexError, RuntimeError, TypeError, ZeroDivisionError):
             tuner = kind.of_peft(sam, adapter)
@@ -124,8 +133,11 @@ def own_tuner(sam: Sam, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     return None
 
 
-def _same(a: PeftAdapter, b: PeftAdapter) -> bool:
-    return a.config == b.config and a.tensors.keys() == b.tensors.keys() and all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+def _same(a: PeftAdapter | None, b: PeftAdapter) -> bool:
+    """Whether they say the same; a value that is 0 or false is as good as none."""
+    if a is None or {key: value for key, value in a.config.items() if value} != b.config:
+        return False
+    return a.tensors.keys() == b.tensors.keys() and all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
 
 
 def merged_by_peft(sam: Sam, folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -74,3 +74,19 @@ def plugins_leave(monkeypatch):
     for registry, names in zip((METHODS, DATASETS), known, strict=True):
         for name in set(registry.names()) - set(names):
             del registry._classes[name]
+
+
+class BlockDiagonal:
+    """What peft's kernel for CUDA computes: rotations (m, D, b, b) -> (m, C, C)."""
+
+    @staticmethod
+    def apply(rotations):
+        return torch.stack([torch.block_diag(*factor) for factor in rotations])
+
+
+@pytest.fixture
+def any_butterfly(monkeypatch):
+    """peft's BOFT with as many factors as asked for, of which it has one where it cannot compile its kernel."""
+    layer = pytest.importorskip("peft.tuners.boft.layer")
+    monkeypatch.setattr(layer, "_FBD_CUDA", True)
+    monkeypatch.setattr(layer, "FastBlockDiag", BlockDiagonal)

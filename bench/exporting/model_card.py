@@ -42,7 +42,8 @@ USE = {
     True: """from peft import PeftModel
 from transformers import SamModel
 
-model = PeftModel.from_pretrained(SamModel.from_pretrained("{base}"), "THIS FOLDER OR REPOSITORY")""",
+model = PeftModel.from_pretrained(SamModel.from_pretrained("{base}"), "THIS FOLDER OR REPOSITORY")
+model = model.merge_and_unload()  # a SamModel again; needed of OFT alone, whose layers in peft do not take SAM's maps (B, h, w, C)""",
     False: """from transformers import SamModel
 
 model = SamModel.from_pretrained("THIS FOLDER OR REPOSITORY")""",

@@ -1,6 +1,7 @@
 """A tuned model for Hugging Face: a peft adapter on SamModel where the method has one, else the whole model; each with its card."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bench.model.hugging_face import PeftAdapter, hugging_face_name, sam_model_c
 from bench.model.segmenter import PromptableSegmenter
 
 Files = dict[str, bytes]
+OF_LAYER = re.compile(r"\.(?:lora|ia3|vera|b?oft)_")  # between a layer's name and what peft has there
 
 
 def write_peft(model: PromptableSegmenter, record: Record, folder: Path) -> list[Path]:
@@ -37,8 +39,9 @@ def write_peft(model: PromptableSegmenter, record: Record, folder: Path) -> list
 
 def _adapter_files(model: PromptableSegmenter, adapter: PeftAdapter, decoder: dict[str, Tensor], base: str) -> Files:
     """A peft adapter; a decoder that is tuned too stands in it whole, as peft saves modules that it trains beside an adapter."""
-    tensors = {hugging_face_name(f"image_encoder.{name}"): tensor for name, tensor in adapter.tensors.items()}
-    modules = sorted({name.rpartition(".lora_")[0] or name.rpartition(".ia3_")[0] for name in tensors})
+    shared = {name: tensor for name, tensor in adapter.tensors.items() if not name.startswith("blocks.")}
+    tensors = {hugging_face_name(f"image_encoder.{name}"): tensor for name, tensor in adapter.tensors.items() if name not in shared}
+    modules = sorted({OF_LAYER.split(name)[0] for name in tensors})
     config: dict[str, Any] = {**adapter.config, "base_model_name_or_path": base, "inference_mode": True, "target_modules": modules}
     if adapter.config["peft_type"] == "IA3":
         config["feedforward_modules"] = [name for name in modules if name.endswith(".lin2")]
@@ -47,6 +50,7 @@ def _adapter_files(model: PromptableSegmenter, adapter: PeftAdapter, decoder: di
         tensors |= {hugging_face_name(name): tensor for name, tensor in own.items()}
         config["modules_to_save"] = ["mask_decoder"]
     named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    named |= {f"base_model.{name}": tensor for name, tensor in shared.items()}
     return {"adapter_config.json": _json(config), "adapter_model.safetensors": _tensors(named)}
 
 

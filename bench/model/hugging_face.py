@@ -56,7 +56,8 @@ HQ_RENAMED = (
 class PeftAdapter(NamedTuple):
     """An adapter of Hugging Face's peft on SAM's image encoder.
 
-    config: its adapter_config.json, without where it belongs. tensors: by the encoder's own names, "blocks.0.attn.qkv.lora_A.weight".
+    config: its adapter_config.json, without where it belongs. tensors: by the encoder's own names, "blocks.0.attn.qkv.lora_A.weight"; what
+    all layers share has no block's, "vera_A".
     """
 
     config: dict[str, Any]

@@ -69,13 +69,19 @@ def sam_model(sam):
 
 
 @pytest.mark.parametrize(
-    "name", ["lora(rank=2,alpha=6)", "lora(first_block=3)", "dora", "ia3", "lora(decoder=tuned)", "lora(decoder=lora(rank=2))"]
+    "name",
+    [
+        *("lora(rank=2,alpha=6)", "lora(first_block=3)", "dora", "ia3", "lora(decoder=tuned)", "lora(decoder=lora(rank=2))"),
+        *("vera(rank=8,d_initial=5.0)", "vera(rank=8,d_initial=5.0,projection_seed=4,targets=k,blocks=1-3)"),
+        *("oft", "oft(block_size=20,targets=qkv+mlp,blocks=last2)", "boft", "boft(block_size=6,factors=1,targets=proj)"),
+    ],
 )
-def test_an_adapter_says_in_peft_what_it_says_here_and_comes_back(name, tiny, tmp_path):
+def test_an_adapter_says_in_peft_what_it_says_here_and_comes_back(name, tiny, tmp_path, any_butterfly):
     peft, model = pytest.importorskip("peft"), moved(name, tiny)
     folder = tmp_path / "my lora"
     assert {path.name for path in write_peft(model, record(name), folder)} == {path.name for path in folder.iterdir()}
-    theirs = of_hugging_face(peft.PeftModel.from_pretrained(sam_model(tiny), folder), tiny)
+    adapted = peft.PeftModel.from_pretrained(sam_model(tiny), folder)
+    theirs = of_hugging_face(adapted.merge_and_unload() if name.startswith("oft") else adapted, tiny)
     assert (logits(model) - logits(bench.build("sam", tiny))).abs().max() > 0.1
     torch.testing.assert_close(logits(model), theirs, atol=2e-4, rtol=0)
     again = bench.build(f"adapter(file={str(folder)!r})", tiny)
@@ -129,6 +135,20 @@ def test_somebody_elses_adapter_is_computed_as_peft_computes_it(tiny, tmp_path):
     save_file({name: tensor for name, tensor in tensors.items() if "layers.1." not in name}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(RequestError, match=r"does not fit this backbone: it lacks .*layers\.1\."):
         bench.build(f"adapter(file={str(tmp_path)!r})", tiny)
+
+
+@pytest.mark.parametrize("neumann", [False, True])
+def test_pefts_own_oft_is_computed_as_it_was_trained(neumann, tiny, tmp_path):
+    peft = pytest.importorskip("peft")
+    how = peft.OFTConfig(oft_block_size=24, use_cayley_neumann=neumann, target_modules=["qkv"], init_weights=False)
+    torch.manual_seed(3)
+    theirs = peft.get_peft_model(sam_model(tiny), how)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError):  # a map (B, h, w, C) is a convolution's, so the card says to merge
+        of_hugging_face(theirs, tiny)
+    ours = bench.build(f"adapter(file={str(tmp_path)!r})", tiny)
+    assert (type(ours.tuner).__name__ == "OFTTuner") == (not neumann)  # of the series, which is none of a rotation, peft makes weights
+    torch.testing.assert_close(logits(ours), of_hugging_face(theirs.merge_and_unload(), tiny), atol=2e-4, rtol=0)
 
 
 def test_a_key_is_of_the_content_and_not_of_the_place(tiny, tmp_path):
