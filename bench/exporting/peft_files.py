@@ -27,7 +27,7 @@ def write_peft(model: PromptableSegmenter, record: Record, folder: Path) -> list
     if isinstance(model.sam.config, PyramidConfig):
         raise RequestError(f"{label} on {record.spec.backbone} has no form for Hugging Face's SamModel, which is SAM alone.")
     adapter, decoder = model.tuner.peft(model.sam.image_encoder), model.decoder.merged(model.sam)
-    if adapter and decoder is not None:
+    if adapter and decoder is not None and not model.decoder.prompt_tensors():
         files = _adapter_files(model, adapter, decoder, read_backbone(record.spec.backbone).hugging_face)
     else:
         files = _model_files(model, label)
