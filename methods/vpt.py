@@ -22,7 +22,7 @@ class DeepTuner(Tuner):
 
     def __init__(self, sam: Sam, tokens: int, dropout: float) -> None:
         super().__init__()
-        self.tokens = by_block([(tokens, block.before) for block in sam.config.blocks], partial(_draw, sam.config.patch_size))
+        self.tokens = by_block([(tokens, block.before) for block in sam.config.blocks], partial(drawn, sam.config.patch_size))
         self.dropout = Dropout(dropout)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
@@ -37,7 +37,7 @@ class ShallowTuner(Tuner):
 
     def __init__(self, sam: Sam, tokens: int, dropout: float) -> None:
         super().__init__()
-        self.tokens = nn.Parameter(_draw(sam.config.patch_size, torch.empty(tokens, sam.config.blocks[0].before)))
+        self.tokens = nn.Parameter(drawn(sam.config.patch_size, torch.empty(tokens, sam.config.blocks[0].before)))
         self.dropout = Dropout(dropout)
 
     def begin(self, image: Tensor, x: Tensor) -> Tensor:
@@ -103,6 +103,6 @@ class VPTDeep(VPT):
         return DeepTuner(sam, self.tokens, self.dropout)
 
 
-def _draw(patch: int, tokens: Tensor) -> Tensor:
+def drawn(patch: int, tokens: Tensor) -> Tensor:
     bound = math.sqrt(6 / (3 * patch * patch + tokens.shape[-1]))
     return tokens.uniform_(-bound, bound)

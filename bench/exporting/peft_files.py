@@ -26,7 +26,7 @@ def write_peft(model: PromptableSegmenter, record: Record, folder: Path) -> list
     reads, with a README.md. RequestError for a method that has neither form."""
     label = record.spec.method.label
     adapter, decoder = model.tuner.peft(model.sam.image_encoder), model.decoder.merged(model.sam)
-    if adapter and decoder is not None:
+    if adapter and decoder is not None and not model.decoder.prompt_tensors():
         files = _adapter_files(model, adapter, decoder, read_backbone(record.spec.backbone).hugging_face)
     else:
         files = _model_files(model, label)

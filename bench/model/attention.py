@@ -29,6 +29,31 @@ WHOLE_WINDOWS = (
 )  # of vit_l's 64×64 places in windows of 14 they make 70×70, which are a fifth more, and one call of four
 
 
+class KeyValues(NamedTuple):
+    """Keys and values that every window sees besides those of its tokens, and that ask nothing: (B, 2, K, C), keys first, all heads
+    together, with no position.
+
+    gate: (heads,), with which image tokens alone see them, by a softmax of their own whose result is multiplied with it and added to the
+    attention's, so that 0 leaves the block as it is (LLaMA-Adapter, Zhang et al., ICLR 2024); None for one softmax over
+    all keys.
+    """
+
+    pairs: Tensor
+    gate: Tensor | None = None
+
+    def repeated(self, windows: int) -> "KeyValues":
+        """The same for images that are cut into so many windows each."""
+        return self._replace(pairs=self.pairs.repeat_interleave(windows, 0))
+
+    def read(self, q: Tensor, scale: float) -> Tensor | None:
+        """What queries (B, t, heads, c) read behind the gate, (B, t, C); None where there is none."""
+        if self.gate is None:
+            return None
+        keys, values = self.pairs.to(q.dtype).unflatten(-1, q.shape[-2:]).transpose(2, 3).unbind(1)  # (B, heads, K, c)
+        out = (q.transpose(1, 2) * scale @ keys.mT).softmax(-1) @ values * self.gate[:, None, None].to(q.dtype)
+        return out.transpose(1, 2).flatten(2)
+
+
 def choose(device: torch.device, places: int) -> str:
     """The kernel of ATTENTION for a device and an image of so many places, by what `python -m bench.perf kernels` measured: on a CPU chunks
     are three times as fast as the folded one on a global block, and twice as fast with its gradients; of few places the whole one is
@@ -47,13 +72,14 @@ def attention(
     onto: Tensor | None = None,
     prompt_qkv: Projection | None = None,
     proj: Projection | None = None,
+    besides: KeyValues | None = None,
 ) -> tuple[Tensor, Tensor]:
     """SAM's attention over y (B, h, w, C), in windows of a side or, where `window` is 0, at once; every window also sees prompts
     (B, P, C). Returns what it made of y, (B, h, w, C), on top of `onto` if that is given, and what it made of the prompts, (B, P, C),
     averaged over the windows.
 
     qkv is called with y, and once more with the prompts and the padding (B, E, C) where there are any; the prompts are left to
-    prompt_qkv if that is given. proj: in place of the output's projection."""
+    prompt_qkv if that is given. proj: in place of the output's projection. besides: seen by every window too."""
     b, h, w, _ = y.shape
     n, side = prompts.shape[1], (window, window) if window else (h, w)
     name = choose(y.device, max(h * w, b * h * w // 8))  # of windows that come as images there are many
@@ -70,13 +96,19 @@ def attention(
         extra = qkv(torch.cat([prompts, *padding], 1)).unflatten(-1, parts)
     few_kernels = fills and not torch.compiler.is_compiling()  # a compiler joins small steps itself
     kernel, tables = ATTENTION[name], (attn.rel_pos_h, attn.rel_pos_w)
-    shape, windowed, out = places.shape, _Windowed.apply(places, extra, side, n), []
+    read = besides.read(places[:, :h, :w, 0].flatten(1, 2), attn.scale) if besides else None
+    joined = besides.pairs.shape[2] if besides and read is None else 0
+    if besides and joined:
+        asking_nothing = F.pad(besides.pairs.transpose(1, 2), (0, 0, 1, 0)).unflatten(-1, parts[1:]).to(extra.dtype)  # (B, K, 3, heads, c)
+        extra = torch.cat([extra[:, :n], asking_nothing, extra[:, n:]], 1)
+    shape, windowed, out = places.shape, _Windowed.apply(places, extra, side, n, joined), []
     del places  # as much memory as the windows of all three
     for i, cut in enumerate(_cuts((shape[1], shape[2]), side)):
         q, k, v = windowed[3 * i : 3 * i + 3]
         bias_of = partial(_bias_of_whole, side) if few_kernels else partial(_bias, cut.size, side, n)
         out.append(kernel(q, k, v, bias_of, tables, attn.scale))
     image, attended = _Joined.apply(shape, (h, w), side, n, *out)
+    image = image if read is None else image + read.unflatten(1, (h, w))
     proj = proj or attn.proj
     return project(proj, image, onto), project(proj, attended) if n else attended
 
@@ -147,20 +179,21 @@ def _take_apart(rows: Tensor, image: Tensor) -> Tensor:
 
 class _Windowed(torch.autograd.Function):
     """q, k and v of the windows of each cut, one cut after the other, from places (B, h, w, 3, heads, c) and extra tokens
-    (B, E, 3, heads, c): the prompts and, where any window is padded, the padding. They stand after each window's places: in q the
-    prompts, since nothing is asked of padding, in k and v all that the window sees. One copy each way, where PyTorch's own operators
-    make several."""
+    (B, E, 3, heads, c): the prompts, what is seen besides and, where any window is padded, the padding. They stand after each window's
+    places: in q the prompts, since the others ask nothing, in k and v all that the window sees. One copy each way, where PyTorch's own
+    operators make several."""
 
     @staticmethod
-    def forward(ctx: Any, places: Tensor, extra: Tensor, side: tuple[int, int], prompts: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, places: Tensor, extra: Tensor, side: tuple[int, int], prompts: int, besides: int) -> tuple[Tensor, ...]:
         ctx.cuts, ctx.shapes = _cuts((places.shape[1], places.shape[2]), side), (places.shape, extra.shape)
         found: list[Tensor] = []
         tokens = extra.permute(2, 0, 3, 1, 4)  # (3, B, heads, E, c)
         for cut in ctx.cuts:
-            if cut.size == side:
+            if cut.size == side and not besides:
                 found += _with_tokens(cut.of(places), tokens[..., :prompts, :]).unbind()
             else:
-                of_cut = (tokens[0, ..., :prompts, :], *tokens[1:])
+                seen = tokens[1:, ..., : prompts + besides, :] if cut.size == side else tokens[1:]
+                of_cut = (tokens[0, ..., :prompts, :], *seen)
                 found += [_with_tokens(image, seen) for image, seen in zip(cut.of(places), of_cut, strict=True)]
         return tuple(found)
 
@@ -172,12 +205,12 @@ class _Windowed(torch.autograd.Function):
             images = enumerate(cut.of(d_places))
             of_tokens.append([_take_apart(grads[3 * at + i], image).transpose(1, 2) for i, image in images])
         if len(of_tokens) == 1 and ctx.shapes[1][1] == of_tokens[0][0].shape[1]:
-            return d_places, torch.stack(of_tokens[0], 2), None, None
+            return d_places, torch.stack(of_tokens[0], 2), None, None, None
         d_extra = grads[0].new_zeros(ctx.shapes[1])
         for of_cut in of_tokens:
             for i, tokens in enumerate(of_cut):
                 d_extra[:, : tokens.shape[1], i] += tokens
-        return d_places, d_extra, None, None
+        return d_places, d_extra, None, None, None
 
 
 class _Joined(torch.autograd.Function):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.model.attention import KeyValues
 from bench.model.implementation import implementation
 from bench.model.products import Projection, project
 from bench.model.sam_modules import MLPBlock, window_partition, window_unpartition
@@ -85,6 +86,7 @@ def attend_plain(
     by_window: bool,
     prompt_qkv: Projection | None,
     proj: Projection | None,
+    besides: KeyValues | None,
 ) -> tuple[Tensor, Tensor]:
     """`bench.model.sam.attend` of such a block. Prompts are not pooled, and have no position."""
     attn, b, n = block.attn, len(x), prompts.shape[1]
@@ -108,8 +110,14 @@ def attend_plain(
     if n:
         of_prompts = (prompt_qkv or projection)(prompts).repeat_interleave(windows, 0).chunk(3, -1)
         q, k, v = (torch.cat(both, 1) for both in zip(of_prompts, (q, k, v), strict=True))
+    besides = besides.repeated(windows) if besides else None
+    if besides and besides.gate is None:
+        k, v = (torch.cat(both, 1) for both in zip((k, v), besides.pairs.to(k.dtype).unbind(1), strict=True))
     out = _attended(q, k, v, attn.num_heads)
-    image, attended = cut.together(out[:, n:].unflatten(1, cut.side)), out[:, :n].unflatten(0, (b, windows)).mean(1)
+    of_image, width = out[:, n:], out.shape[-1] // attn.num_heads
+    read = besides.read(q[:, n:].unflatten(-1, (attn.num_heads, -1)), width**-0.5) if besides else None
+    of_image = of_image if read is None else of_image + read
+    image, attended = cut.together(of_image.unflatten(1, cut.side)), out[:, :n].unflatten(0, (b, windows)).mean(1)
     proj = proj or attn.proj
     return project(proj, image, onto), project(proj, attended) if n else attended
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bench.model.attention import attention
+from bench.model.attention import KeyValues, attention
 from bench.model.backbones import BackboneSpec, Normalisation
 from bench.model.dropout import show_part_to_compiler
 from bench.model.hugging_face import PeftAdapter
@@ -369,6 +369,7 @@ def attend(
     by_window: bool = False,
     prompt_qkv: Projection | None = None,
     proj: Projection | None = None,
+    besides: KeyValues | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The block's first half: x + attention(norm1(x)), where every window also sees `prompts`.
 
@@ -380,6 +381,7 @@ def attend(
     come in any number and order: padding may reach it once for all windows. prompt_qkv: the same for the prompts, which it gets by
     themselves, (B or B·windows, P, C); None leaves them to qkv. proj: stands in for the output's projection (…, C) -> (…, C), of image
     tokens and prompts alike.
+    besides: learned keys and values, of the width that the block gives, which every window sees as well.
     by_window: qkv is given every window by itself, with its padding, row by row, (B·windows, side², C), as a layer in SAM's place
     would be; prompts need a prompt_qkv then.
     Returns x and what the attention made of the prompts, (B, P, C), averaged over the windows of an image.
@@ -389,12 +391,13 @@ def attend(
     if by_window and prompts.shape[1] and prompt_qkv is None:
         raise ValueError("attend(by_window=True) gives qkv the image tokens of a window alone: prompts need a prompt_qkv.")
     if isinstance(block, PlainBlock):
-        return attend_plain(block, x, prompts, qkv, by_window, prompt_qkv, proj)
+        return attend_plain(block, x, prompts, qkv, by_window, prompt_qkv, proj, besides)
     if implementation() == "reference":
-        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, partial(_attention, proj=proj))
+        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, besides, partial(_attention, proj=proj))
     if by_window:
-        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, partial(_attention_at_once, proj=proj))
-    return attention(block.attn, block.norm1(x), block.window_size, prompts, qkv or partial(project, block.attn.qkv), x, prompt_qkv, proj)
+        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, besides, partial(_attention_at_once, proj=proj))
+    own = qkv or partial(project, block.attn.qkv)
+    return attention(block.attn, block.norm1(x), block.window_size, prompts, own, x, prompt_qkv, proj, besides)
 
 
 def residual(block: Block, tokens: Tensor) -> Tensor:
@@ -408,11 +411,17 @@ def feed_forward(block: Block, x: Tensor, lin1: Projection | None = None, lin2: 
     return perceptron(block.mlp, block.norm2(x), x, lin1, lin2)
 
 
-Inner = Callable[[Attention, Tensor, Tensor, Projection, Projection | None], tuple[Tensor, Tensor]]
+Inner = Callable[[Attention, Tensor, Tensor, Projection, Projection | None, KeyValues | None], tuple[Tensor, Tensor]]
 
 
 def _attend_by_window(
-    block: Block, x: Tensor, prompts: Tensor, qkv: Projection, prompt_qkv: Projection | None, inner: Inner
+    block: Block,
+    x: Tensor,
+    prompts: Tensor,
+    qkv: Projection,
+    prompt_qkv: Projection | None,
+    besides: KeyValues | None,
+    inner: Inner,
 ) -> tuple[Tensor, Tensor]:
     """`attend` as SAM writes it, window by window; with `_attention` it is the reference that `bench.model.attention` is tested and timed
     against."""
@@ -421,21 +430,33 @@ def _attend_by_window(
     if block.window_size:
         y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
     windows = y.shape[0] // b
-    y, p = inner(block.attn, y, prompts.repeat_interleave(windows, 0), qkv, prompt_qkv)
+    y, p = inner(block.attn, y, prompts.repeat_interleave(windows, 0), qkv, prompt_qkv, besides.repeated(windows) if besides else None)
     if block.window_size:
         y = window_unpartition(y, block.window_size, padded, (h, w))
     return x + y, p.unflatten(0, (b, windows)).mean(1)
 
 
 def _attention_at_once(
-    attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection, prompt_qkv: Projection | None, proj: Projection | None
+    attn: Attention,
+    x: Tensor,
+    prompts: Tensor,
+    qkv: Projection,
+    prompt_qkv: Projection | None,
+    besides: KeyValues | None,
+    proj: Projection | None,
 ) -> tuple[Tensor, Tensor]:
     """As `_attention`, with the kernels of `bench.model.attention`."""
-    return attention(attn, x, 0, prompts, qkv, prompt_qkv=prompt_qkv, proj=proj)
+    return attention(attn, x, 0, prompts, qkv, prompt_qkv=prompt_qkv, proj=proj, besides=besides)
 
 
 def _attention(
-    attn: Attention, x: Tensor, prompts: Tensor, qkv: Projection, prompt_qkv: Projection | None, proj: Projection | None
+    attn: Attention,
+    x: Tensor,
+    prompts: Tensor,
+    qkv: Projection,
+    prompt_qkv: Projection | None,
+    besides: KeyValues | None,
+    proj: Projection | None,
 ) -> tuple[Tensor, Tensor]:
     """SAM's attention over x (B, H, W, C) with P tokens in front of it; relative positions between image tokens only."""
     b, h, w, _ = x.shape
@@ -443,9 +464,15 @@ def _attention(
     image = x.flatten(1, 2)
     projected = qkv(torch.cat([prompts, image], 1)) if prompt_qkv is None else torch.cat([prompt_qkv(prompts), qkv(image)], 1)
     q, k, v = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)  # each (B·heads, P + H·W, c)
+    if besides and besides.gate is None:
+        seen = besides.pairs.unflatten(-1, (heads, -1)).permute(1, 0, 3, 2, 4).flatten(1, 2)  # (2, B·heads, K, c)
+        k, v = (torch.cat(both, 1) for both in zip((k, v), seen, strict=True))
     logits = (q * attn.scale) @ k.transpose(-2, -1)
-    between = logits[:, n:, n:].contiguous()
-    logits[:, n:, n:] = add_decomposed_rel_pos(between, q[:, n:], attn.rel_pos_h, attn.rel_pos_w, (h, w), (h, w))
+    places = slice(n, n + h * w)
+    between = logits[:, places, places].contiguous()
+    logits[:, places, places] = add_decomposed_rel_pos(between, q[:, n:], attn.rel_pos_h, attn.rel_pos_w, (h, w), (h, w))
     out = (logits.softmax(-1) @ v).unflatten(0, (b, heads)).transpose(1, 2).flatten(2)  # (B, P + H·W, C)
+    read = besides.read(projected[:, n:].unflatten(-1, (3, heads, -1))[:, :, 0], attn.scale) if besides else None
+    out = out if read is None else torch.cat([out[:, :n], out[:, n:] + read], 1)
     out = (proj or attn.proj)(out)
     return out[:, n:].unflatten(1, (h, w)), out[:, :n]

@@ -16,6 +16,7 @@ from bench.conformance.checks import Finding, examined
 from bench.conformance.datasets import DATASET_CHECKS, DatasetSubject
 from bench.conformance.methods import METHOD_CHECKS, MethodSubject
 from bench.grid.registry import DATASETS, METHODS
+from bench.model.attention import KeyValues
 from bench.model.decoder import Decoded, Decoder
 from bench.model.implementation import implementation
 from bench.model.method import Method
@@ -320,6 +321,19 @@ class KeyValuePrompts(PutsKeysByPlace):
         return feed_forward(block, x), carry
 
 
+class Gated(Tuner):
+    """Learned keys and values behind a gate that starts at 0; every other block gives them to windows one by one."""
+
+    def __init__(self, sam):
+        super().__init__()
+        self.pairs = nn.Parameter(0.1 * torch.randn(sam.config.depth, 2, 3, sam.config.width))
+        self.gates = nn.Parameter(torch.zeros(sam.config.depth, sam.config.heads))
+
+    def step(self, i, block, x, carry):
+        besides = KeyValues(self.pairs[i].expand(len(x), -1, -1, -1), self.gates[i])
+        return feed_forward(block, attend(block, x, by_window=i % 2 == 0, besides=besides)[0]), carry
+
+
 class ComputedDecoder(Decoder):
     """SAM's decoder whose projections of queries and keys are computed."""
 
@@ -390,7 +404,7 @@ BROKEN = [
 ]
 
 
-SOUND = [WalksWithLowRank, WalksWithRotations, WalksWithSingularValues, PatchesForward, Hooks, KeyValuePrompts]
+SOUND = [WalksWithLowRank, WalksWithRotations, WalksWithSingularValues, PatchesForward, Hooks, KeyValuePrompts, Gated]
 
 
 @pytest.fixture
@@ -421,6 +435,17 @@ def method_of(tuner, decoder=lambda sam: Decoder()):
             return tuner(sam), decoder(sam)
 
     return OnPurpose
+
+
+def test_a_gate_of_zero_is_the_frozen_model(registered):
+    """By the suite's own check, which an open gate is not promised by."""
+    registered(METHODS, method_of(Gated))
+    subject = MethodSubject("on_purpose")
+    assert found(METHOD_CHECKS, "starts_as_the_frozen_model", subject).verdict == "pass"
+    open_gate = type("Open", (Gated,), {"__init__": lambda self, sam: (Gated.__init__(self, sam), nn.init.ones_(self.gates))[0]})
+    METHODS._classes.pop("on_purpose")
+    registered(METHODS, method_of(open_gate))
+    assert found(METHOD_CHECKS, "starts_as_the_frozen_model", MethodSubject("on_purpose")).verdict == "not promised"
 
 
 def found(checks, name, subject) -> Finding:

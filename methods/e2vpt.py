@@ -1,0 +1,72 @@
+"""E²VPT (Han et al., ICCV 2023): prompts among the image tokens, and among the keys and values of every attention."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bench.errors import RequestError
+from bench.grid.registry import METHODS
+from bench.grid.space import OneOf, Space
+from bench.model.attention import KeyValues
+from bench.model.by_block import by_block
+from bench.model.method import EncoderMethod
+from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.sam_modules import Block
+from methods.vpt import drawn
+
+
+class E2VPTTuner(Tuner):
+    """New tokens for every block, whose outputs are dropped, weighed by masks that all blocks share: a number for each token, and one for
+    each of its segments. Keys and values of a block are the same vectors, (K, C)."""
+
+    def __init__(self, sam: Sam, tokens: int, pairs: int, segments: int) -> None:
+        super().__init__()
+        blocks = sam.config.blocks
+        self.tokens = by_block([(tokens, block.before) for block in blocks], partial(drawn, sam.config.patch_size))
+        bound = math.sqrt(6 * sam.image_encoder.blocks[0].attn.num_heads / (pairs * blocks[0].width))  # He et al.'s, of (heads, K, c)
+        self.pairs = by_block([(pairs, block.width) for block in blocks], lambda tensor: tensor.uniform_(-bound, bound))
+        self.token_mask, self.segment_mask = nn.Parameter(torch.ones(tokens)), nn.Parameter(torch.ones(tokens, segments))
+
+    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        tokens, segments = self.tokens[i], self.segment_mask.shape[1]
+        mask = self.token_mask[:, None] * self.segment_mask.repeat(1, tokens.shape[1] // segments)  # channel j is of segment j mod R
+        pairs = self.pairs[i].expand(len(x), 2, -1, -1)
+        x, _ = attend(block, x, block.norm1((tokens * mask).expand(len(x), -1, -1)), besides=KeyValues(pairs))
+        return feed_forward(block, x), None
+
+
+@METHODS.register("e2vpt")
+@dataclass(frozen=True)
+class E2VPT(EncoderMethod):
+    """`tokens` prompts for every block, as VPT-deep has them, with a learned mask of tokens and one of their `segments`; and `pairs`
+    learned keys, which are the values too (the paper's parameter sharing), that every window's attention sees.
+
+    This is what the original trains first. It then prunes the prompts whose masks matter least, by a share that it chooses from ten on
+    validation images, and trains the rest again from the start: several trainings, of which a cell is one, so that masks stay soft here.
+    """
+
+    tokens: int = 5
+    pairs: int = 5
+    segments: int = 16
+    space: ClassVar[Space] = {"tokens": OneOf((1, 5, 10, 50)), "pairs": OneOf((1, 5, 10, 50))}
+    family: ClassVar[str] = "prompt"
+    title: ClassVar[str] = "E²VPT"
+    source: ClassVar[str] = "Han et al., E²VPT: An Effective and Efficient Approach for Visual Prompt Tuning, ICCV 2023"
+    trained: ClassVar[str] = "prompt tokens, keys and values at every block, and masks of the tokens"
+    pyramid: ClassVar[str] = "tokens have the width that the block gets, keys and values the one it gives; they are not pooled"
+    rates: ClassVar[str] = "SGD, weight decay 1e-4 (learning rate searched for each task)"
+    oracle: ClassVar[str] = "authors' code, 1e-5"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(tokens=1, pairs=1, segments=1)
+
+    def tuner(self, sam: Sam) -> Tuner:
+        widths = {block.before for block in sam.config.blocks}
+        if wrong := sorted(width for width in widths if width % self.segments):
+            raise RequestError(f"{self.name}(segments={self.segments}): tokens of {wrong[0]} channels cannot be cut into so many alike.")
+        return E2VPTTuner(sam, self.tokens, self.pairs, self.segments)
