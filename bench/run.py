@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     for field in fields(Request):
         parser.add_argument(f"--{field.name}", help=f"default: {field.default or 'the protocol’s'}{LISTED.get(field.name, '')}")
     parser.add_argument("--config", type=Path, help="a suite, configs/suites/….toml; flags go before it")
-    for name, what in (("data", "data sets"), ("pretrained", "SAM's checkpoints"), ("out", "results")):
+    for name, what in (("data", "data sets"), ("pretrained", "SAM's checkpoints"), ("out", "results"), ("embeddings", "kept embeddings")):
         parser.add_argument(f"--{name}", type=Path, default=getattr(Options, name), help=f"folder of the {what}")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="in place of the backbone's own; of its architecture")
     parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="here, or as jobs of a cluster")

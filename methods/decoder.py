@@ -7,7 +7,7 @@ from typing import ClassVar
 from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.model.decoder import Decoder
-from bench.model.decoder_choice import TUNED, DecoderChoice
+from bench.model.decoder_choice import DecoderChoice
 from bench.model.method import LATER, Method
 from bench.model.sam import Sam, Tuner
 
@@ -31,12 +31,12 @@ class DecoderTuning(Method):
 
     def __post_init__(self) -> None:
         choice = DecoderChoice.of(self.how)
-        if choice.groups != TUNED:
+        if choice.name in ("sam", "hq"):
             raise RequestError(f"decoder(how={self.how}): a word that tunes SAM's own decoder is needed, as tuned or lora(rank=8).")
         object.__setattr__(self, "how", choice.text)
 
     def groups(self) -> Mapping[str, str]:
-        return TUNED
+        return DecoderChoice.of(self.how).groups
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         return Tuner(), DecoderChoice.of(self.how).build(sam)

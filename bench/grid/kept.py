@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.grid.spec import RunSpec
 from bench.types import SPLITS, Dataset, Split
@@ -36,11 +37,14 @@ def needs(specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], frozen: Fro
     return sorted((need for need in found if need.bytes), key=lambda need: -need.bytes)
 
 
-def in_words(needs: Sequence[Need], keep_gb: float, spill_gb: float) -> str:
-    """The needs in one sentence, and what of the largest fits; "" where there are none. One data set's are kept at a time."""
+def in_words(needs: Sequence[Need], keep_gb: float, spill_gb: float, folder: Path | None = None) -> str:
+    """The needs in one sentence, and what of the largest fits; "" where there are none. One data set's are kept at a time, and all of
+    them in a folder."""
     if not needs:
         return ""
     said = ", ".join(f"{need.bytes / 2**30:.1f} GiB for {need.dataset} ({need.images} images)" for need in needs)
+    if folder:
+        return f"Frozen embeddings to keep in {folder}: {said}."
     first, room = needs[0].bytes / 2**30, keep_gb + spill_gb
     fits = "which fits" if first <= room else f"of which {100 * room / first:.0f} % fit, and the rest is computed again at every evaluation"
     return f"Frozen embeddings to keep, one data set's at a time: {said}; --keep-gb {keep_gb:g} --spill-gb {spill_gb:g}, {fits}."

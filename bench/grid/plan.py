@@ -49,7 +49,7 @@ class RunContext:
     memory: how a training step is cut to fit the device. kept_bytes: of prepared test images and embeddings that stay in memory.
     devices: processes that run each cell together, which a SLURM job starts by itself. compile: torch.compile's mode for the encoder,
     "" for none. steal: cells that another process computes are computed here too. spilled_bytes: of embeddings in a file.
-    log: the loggers that follow training."""
+    log: the loggers that follow training. embeddings: the folder where frozen ones stay, "" for none."""
 
     backbone: str
     checkpoint: Path
@@ -65,6 +65,7 @@ class RunContext:
     steal: bool = False
     spilled_bytes: int = 0
     log: str = ""
+    embeddings: str = ""
 
 
 def choose_methods(text: str) -> list[MethodChoice]:

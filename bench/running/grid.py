@@ -64,6 +64,7 @@ class Options:
 
     log: str = ""  # loggers that follow training, "tensorboard,wandb"
     spill_gb: Annotated[float, Range(0.0, 1e6)] = 0.0  # of frozen embeddings beyond those, in a temporary file, over all workers
+    embeddings: Path | None = None  # a folder for all frozen embeddings, which later runs read
     checkpoint: Path | None = None  # in place of the backbone's own file below `pretrained`
 
     def __post_init__(self) -> None:
@@ -122,12 +123,14 @@ def run_specs(
     datasets = open_datasets(missing, options.data)
     if options.dry_run:
         list_cells(specs, states, missing)
-        if frozen and (said := in_words(needs(missing, datasets, frozen), options.keep_gb, options.spill_gb)):
+        if frozen and (said := in_words(needs(missing, datasets, frozen), options.keep_gb, options.spill_gb, options.embeddings)):
             print(said)
         here = options.device if options.launcher == "local" else ""
         print(*estimate_in_words(missing, datasets, options.out, here, options.workers), sep="\n")
     elif is_main_process():
         store.check_writable(missing)
+        if options.embeddings:
+            options.embeddings.mkdir(parents=True, exist_ok=True)
         remember_data(datasets.values(), options.out / "cache")
     if launcher:
         return launcher(specs, missing, checkpoint, backbone, options)
@@ -243,6 +246,7 @@ def run_context(backbone: str, checkpoint: Path, device: str, options: Options) 
         options.steal,
         int(options.spill_gb * 2**30),
         options.log,
+        "" if options.embeddings is None else str(options.embeddings.absolute()),
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from itertools import groupby
 from multiprocessing.queues import Queue
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -33,6 +34,7 @@ from bench.running.adapted import load_run
 from bench.running.cell import Cell, Stopped
 from bench.running.loggers import Recorder, loggers_of
 from bench.training.conditions import Condition, prompt_file, read_boxes
+from bench.training.embedding_files import EmbeddingFiles
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup, is_lost
 from bench.types import Dataset, Memory, ProgressCallback
@@ -168,7 +170,7 @@ class CellRunner:
         on_progress(0.0, "starting")
         dataset, context = self.datasets[spec.dataset], self.context
         if self.prepared is None or self.prepared.dataset is not dataset:  # one data set's at a time, which bounds the memory
-            self.prepared = Prepared(dataset, context.kept_bytes, context.spilled_bytes)
+            self.prepared = Prepared(dataset, context.kept_bytes, context.spilled_bytes, self._embeddings())
         data = self.process_group.broadcast(self._facts_of(dataset))
         adapted, condition = self._reevaluated(spec) if spec.reevaluation else (None, None)
         cell = Cell(
@@ -194,6 +196,11 @@ class CellRunner:
             self.store.save(result.record, result.images, result.history, tuned, replaces)
         first = spec.settings.selections[0]
         return f"mIoU {result.record.scores[first]['miou_all']:.1f} ({first})"
+
+    def _embeddings(self) -> EmbeddingFiles | None:
+        """The files of frozen embeddings, where they are to stay."""
+        weights = f"{self.context.backbone}_{self.facts['checkpoint']['sha256'][:16]}"
+        return EmbeddingFiles(Path(self.context.embeddings), weights, self.sam.device) if self.context.embeddings else None
 
     def _reevaluated(self, spec: RunSpec) -> tuple[PromptableSegmenter, Condition]:
         """The model of a re-evaluation's parent, read once for all that follow each other, and how test images are shown to it."""

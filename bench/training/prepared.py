@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from bench.model.sizes import frozen_bytes
 from bench.model.transfer import pinned, uploaded
 from bench.training.by_object import ObjectTruth
 from bench.training.conditions import Condition
+from bench.training.embedding_files import EmbeddingFiles
 from bench.types import KEPT_BYTES, Dataset, Features, Prompts, Sample, Split
 
 BATCHES_AHEAD = 2
@@ -55,14 +57,18 @@ class Prepared:
     """The items of a data set, and what the frozen part of an encoder said of its images.
 
     Both are kept in the process's memory while their sum is below `limit_bytes`, then what was encoded in a file of at most
-    `spilled_bytes`, which is gone with the process; what comes later is made again each time.
+    `spilled_bytes`, which is gone with the process; what comes later is made again each time. files: keep all that was encoded, for
+    later runs too.
     """
 
-    def __init__(self, dataset: Dataset, limit_bytes: int = KEPT_BYTES, spilled_bytes: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, limit_bytes: int = KEPT_BYTES, spilled_bytes: int = 0, files: EmbeddingFiles | None = None
+    ) -> None:
         self.dataset, self.limit_bytes, self.used_bytes = dataset, limit_bytes, 0
         self._items: dict[Hashable, Item] = {}
         self._encoded: dict[Hashable, Tensor] = {}
-        self._spill = Spill(spilled_bytes)
+        self._spill, self._files = Spill(spilled_bytes), files
+        self._paths: dict[Hashable, Path] = {}  # of what was asked for last, where the memory has not all of it
         self._reused: PromptableSegmenter | None = None
         self._features: dict[Hashable, Features] = {}
         self._lock = threading.Lock()
@@ -142,9 +148,12 @@ class Prepared:
             return None
         names = ["x", *["first_global"] * (model.decoder.reads_first_global and model.encoder.reaches_global(parts))]
         names += [f"maps{i}" for i in range(model.encoder.maps_after(parts))]
-        how = id(model.sam), model.normalise_native_size, model.resize, precision, torch.get_float32_matmul_precision(), implementation()
+        how = model.normalise_native_size, model.resize, precision, torch.get_float32_matmul_precision(), implementation()
         place = model.encoder.is_compiled, parts, len(images)  # the same place in a batch of that size: a sum's order may depend on it
-        keys = {name: [(identity, i, name, *how, *place) for i, identity in enumerate(identities)] for name in names}
+        halved = precision == "bf16" and model.decoder.halves_first_global
+        keys = {name: [(identity, id(model.sam), i, name, *how, *place) for i, identity in enumerate(identities)] for name in names}
+        if self._files and not all(key in self._encoded for of_name in keys.values() for key in of_name):
+            self._paths = {key: self._files.path(images[key[2]], (*key[2:], halved, model.execution)) for of in keys.values() for key in of}
         found = {name: [self._kept(key) for key in of_name] for name, of_name in keys.items()}
         if all(tensor is not None for of_name in found.values() for tensor in of_name):
             kept = {name: _together([x for x in of_name if x is not None], model.device) for name, of_name in found.items()}
@@ -152,7 +161,7 @@ class Prepared:
         made = model.prefix(images)
         for name, of_name in keys.items():
             rows = made.maps[int(name[4:])] if name.startswith("maps") else getattr(made, name)
-            low = name == "first_global" and precision == "bf16" and model.decoder.halves_first_global
+            low = name == "first_global" and halved
             for i, key in enumerate(of_name):
                 self._keep(key, rows[i : i + 1].to(torch.bfloat16) if low else rows[i : i + 1])
         return made
@@ -162,20 +171,31 @@ class Prepared:
         the other half is for evaluation."""
         parts, config = model.encoder.frozen_parts, model.sam.config
         size = frozen_bytes(config, parts, model.decoder.reads_first_global, precision)
-        return bool(parts) and images is not None and images * size <= self.limit_bytes / 2
+        return bool(parts) and images is not None and (self._files is not None or images * size <= self.limit_bytes / 2)
 
     def _kept(self, key: Hashable) -> Tensor | None:
         found = self._encoded.get(key)
-        return self._spill.get(key) if found is None else found
+        found = self._spill.get(key) if found is None else found
+        if found is None and self._files:
+            found = self._files.read(self._paths[key])
+            if found is not None:
+                self._remember(key, found)
+        return found
 
     def _keep(self, key: Hashable, value: Tensor) -> None:
         """Keeps a copy of a row, (1, …), on the host, unless there is one already."""
-        if key in self._encoded or key in self._spill:
-            return
-        if self._takes(value.nbytes):
-            self._encoded[key] = value.to("cpu", non_blocking=True) if value.is_cuda else value.clone()  # in pinned memory: see `Download`
-        else:
+        if self._files:
+            self._files.write(self._paths[key], value)
+        if not self._remember(key, value) and not self._files:
             self._spill.put(key, value)
+
+    def _remember(self, key: Hashable, value: Tensor) -> bool:
+        """Keeps a copy in memory; whether there is one, or one in the file."""
+        if key in self._encoded or key in self._spill:
+            return True
+        if fits := self._takes(value.nbytes):
+            self._encoded[key] = value.to("cpu", non_blocking=True) if value.is_cuda else value.clone()  # in pinned memory: see `Download`
+        return fits
 
     def _takes(self, size: int) -> bool:
         if self.used_bytes + size > self.limit_bytes:

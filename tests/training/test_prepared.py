@@ -23,9 +23,10 @@ from bench.grid.plan import Request, specs_of
 from bench.grid.protocol import load_protocol
 from bench.model.sizes import frozen_bytes
 from bench.training.ahead import made_ahead
+from bench.training.embedding_files import EmbeddingFiles
 from bench.training.evaluation import evaluate
 from bench.training.losses import upsampled_loss
-from bench.training.prepared import Prepared
+from bench.training.prepared import CPU, Prepared
 from bench.training.prompts import box_prompts, mask_prompts, point_prompts
 from bench.training.streams import FreshStream, ReferenceStream
 from bench.training.targets import stacked, target_of
@@ -144,16 +145,50 @@ def course(method, protocol, shots, seed=3407, prepared=None, **changes):
 @pytest.mark.parametrize(
     ("method", "which", "precision"), [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in ALL]
 )
-def test_what_is_kept_changes_no_bit_and_is_encoded_once(method, which, precision):
+def test_what_is_kept_changes_no_bit_and_is_encoded_once(method, which, precision, tmp_path):
     protocol, shots, changes, encoded = COURSES[which]
     plain = course(method, protocol, shots, precision=precision, **changes)
     kept = course(method, protocol, shots, prepared=Prepared(Counted()), precision=precision, **changes)
     spilled = course(method, protocol, shots, prepared=Prepared(Counted(), 0, 2**30), precision=precision, **changes)
-    for found in (kept, spilled):
+    in_files = [Prepared(Counted(), limit, files=EmbeddingFiles(tmp_path, "toy", CPU)) for limit in (2**30, 2**30, 0)]
+    first, later, without_memory = (course(method, protocol, shots, prepared=each, precision=precision, **changes) for each in in_files)
+    for found in (kept, spilled, first, later, without_memory):
         assert found[0] == plain[0] and found[2] == plain[2]
         assert all(torch.equal(a, b) for a, b in zip(found[1], plain[1], strict=True))
     assert plain[3] == len(plain[0]) and kept[3] == encoded
     assert plain[4] == 2 * kept[4] == 2 * spilled[4] == 2 * len(Rectangles().names("test"))
+    assert first[3:5] == kept[3:5]
+    for again in (later, without_memory):  # crops never come again
+        assert again[3:5] == (kept[3] if which == "crops" else 0, 0)
+
+
+def test_a_file_of_an_embedding_is_of_its_pixels_weights_and_ways(tmp_path):
+    model, files = bench.build("sam", toy_backbone()), EmbeddingFiles(tmp_path, "toy", CPU)
+    images = [torch.zeros(3, 40, 50, dtype=torch.uint8) + value for value in (0, 9)]
+
+    def prefix(images, precision="fp32", files=files):
+        return Prepared(Counted(), files=files).prefix(model, images, [("test", "same name")] * len(images), precision)
+
+    def count():
+        return len(list(tmp_path.rglob("*.pt")))
+
+    made = prefix(images[:1])
+    assert count() == 1 and torch.equal(prefix(images[:1]).x, made.x) and count() == 1
+    assert not torch.equal(prefix(images[1:]).x, made.x) and count() == 2  # of the same name, as after other images took its place
+    prefix(images[:1], "bf16"), prefix(images[:1], files=EmbeddingFiles(tmp_path, "other weights", CPU))
+    assert count() == 4
+    for path in tmp_path.rglob("*.pt"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(prefix(images[:1]).x, made.x)  # made again
+
+
+def test_a_folder_that_takes_nothing_is_said_once(tmp_path, capsys):
+    (tmp_path / "toy").write_text("a file")
+    model, files = bench.build("sam", toy_backbone()), EmbeddingFiles(tmp_path, "toy", CPU)
+    prepared = Prepared(Counted(), files=files)
+    for value in (0, 9):
+        assert prepared.prefix(model, [torch.zeros(3, 40, 50) + value], [value], "fp32") is not None
+    assert capsys.readouterr().err == f"No more embeddings are written to {tmp_path / 'toy'}: Not a directory.\n"
 
 
 def test_micro_batches_and_checkpoints_keep_their_own_bits():
