@@ -5,6 +5,7 @@
     python -m bench.check --plugin mine.py my_method
     python -m bench.check synth_polyps --data DIR                    # a data set, on its own files
     python -m bench.check statistics                                 # what tables say of their numbers, by simulation; a minute or two
+    python -m bench.check --all                                      # what all methods are: the tables of methods/README.md
 
 A check passes, is broken, or is about something that is not promised. The exit code is 1 where one is broken.
 """
@@ -12,15 +13,17 @@ A check passes, is broken, or is about something that is not promised. The exit 
 import argparse
 import sys
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from bench.conformance.checks import Finding, examined
-from bench.errors import one_sentence, unknown
+from bench.errors import RequestError, one_sentence, unknown
 from bench.grid.plugins import add_option
 from bench.grid.registry import DATASETS, METHODS
 from bench.grid.spec import parse_call
@@ -36,16 +39,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, 1 where a check is broken, 2 where nothing of that name can be checked."""
     lines = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(prog="python -m bench.check", description=lines[0])
-    parser.add_argument("name", help=f"a method, also with parameters, a data set, or {STATISTICS!r}")
+    parser.add_argument("name", nargs="?", help=f"a method, also with parameters, a data set, or {STATISTICS!r}")
+    parser.add_argument("--all", action="store_true", help="instead of a name: prints what all methods are")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="with --all: writes its tables between the marks of that file instead")
     parser.add_argument("--backbone", metavar="NAME", help="of a method: that backbone's sizes, with random weights; default: a toy SAM")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--images", type=int, default=16, metavar="N", help="of a data set: images read of each split; 0: all")
     add_option(parser)
     given = parser.parse_args(arguments)
+    if given.all == bool(given.name) or (given.readme and not given.all):
+        raise RequestError("Either a name or --all is needed, and --readme goes with --all.")
+    if given.all:
+        return everything(given.readme)
     if given.name == STATISTICS:
         return simulated()
     found = findings(given.name, given.data, given.images, given.backbone)
     return show(given.name, found)
+
+
+def everything(readme: Path | None) -> int:
+    """Prints what all methods are, as wide as the terminal or as markdown; or writes it into a README."""
+    from bench.conformance.overview import OVERVIEWS, overview, renewed
+
+    if readme:
+        readme.write_text(renewed(readme.read_text(), OVERVIEWS))
+        return 0
+    console = Console(highlight=False)
+    for made in map(overview, OVERVIEWS):
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for head in made.heads:
+            number = head in made.numbers
+            table.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=number or head == "name")
+        for row in made.rows:
+            table.add_row(*(Text(cell.strip("`")) for cell in row))
+        console.print(table if console.is_terminal else made.markdown(), "", sep="\n", soft_wrap=not console.is_terminal)
+    return 0
 
 
 def simulated() -> int:
@@ -80,12 +108,13 @@ def show(name: str, found: Iterator[Finding]) -> int:
     width = console.width if console.is_terminal else 10**6
     counts: Counter[str] = Counter()
     console.print(Text(name, "bold"))
+    started = time.process_time()
     for finding in found:
         counts[finding.verdict] += 1
         verdict = f"{finding.verdict:{VERDICT}}", COLOURS[finding.verdict]
         console.print(Text.assemble(verdict, _lines(finding, width)), soft_wrap=True)
     rest = "".join(f", {counts[verdict]} {verdict}" for verdict in ("broken", "not promised") if counts[verdict])
-    console.print(f"{counts['pass']} of {counts.total()} checks pass{rest}.")
+    console.print(f"{counts['pass']} of {counts.total()} checks pass{rest}, in {time.process_time() - started:.1f} s of CPU.")
     return int(counts["broken"] > 0)
 
 

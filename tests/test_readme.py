@@ -230,27 +230,15 @@ def test_the_front_page_is_short():
     assert max(len(part.splitlines()) for part in "\n".join(prose).split("\n\n")) <= 6
 
 
-def test_every_method_stands_in_the_methods_readme():
-    """With the number of its trained parameters on vit_b."""
-    from bench.model.backbones import CONFIGS
-    from bench.model.sam import Sam
-
-    with torch.device("meta"):
-        sam = Sam(CONFIGS["vit_b"])
-        for name in bench.methods():
-            trained = sum(parameter.numel() for parameter in bench.build(name, sam, seed=0).tuned().values())
-            row = re.search(rf"^\| `{name}` \| (.*)$", READMES["methods"], re.MULTILINE)
-            assert row and row[1].split(" | ")[2] == f"{trained:,}", name
+OVERVIEW = {"facts": False, "pyramid": False, "sam": True, "newer": True}  # whether it takes seconds
 
 
-@pytest.mark.slow
-def test_every_method_stands_there_with_its_size_on_sam_2_and_sam_3():
-    from bench.conformance.methods import parameters_on
-    from bench.model.backbones import read_backbone
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * slow) for kind, slow in OVERVIEW.items()])
+def test_the_tables_of_the_methods_readme_are_as_the_methods_are(kind):
+    """`python -m bench.check --all --readme methods/README.md` makes them so."""
+    from bench.conformance.overview import renewed
 
-    head = re.search(r"^\| name \| (sam2_tiny .*) \| on a block", READMES["methods"], re.MULTILINE)
-    names = head[1].split(" | ")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \| [^|]* \|$", READMES["methods"][head.end() :], re.MULTILINE))
-    assert list(rows) and set(rows) == set(bench.methods())
-    for name, row in rows.items():
-        assert row.split(" | ") == [f"{parameters_on(name, read_backbone(of).architecture):,}" for of in names], name
+    text, mark = READMES["methods"], f"<!-- table: {kind} -->"
+    before, rest = text.split(f"{mark}\n")
+    assert renewed(f"{before}{mark}\n| lost |\n<!-- end -->{rest.partition('<!-- end -->')[2]}", [kind]) == text
+    assert kind == "pyramid" or all(f"\n| `{name}` |" in rest.partition("<!-- end -->")[0] for name in bench.methods())

@@ -1,0 +1,104 @@
+"""What all registered methods are, in four tables that also stand in methods/README.md: `python -m bench.check --all`."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+
+from bench.conformance.methods import SIZES, parameters_on
+from bench.errors import RequestError
+from bench.grid.families import by_family
+from bench.grid.plan import families_by_method
+from bench.grid.registry import METHODS
+from bench.model.backbones import read_backbone
+
+EACH = {"tiny": "SAM", "tiny_sam2": "SAM 2", "tiny_sam3": "SAM 3"}  # a small backbone of each kind
+NEWER = ("sam2_tiny", "sam2_small", "sam2_base_plus", "sam2_large", "sam3")
+DECODERS = {"hq": "HQ's parts", "decoder": "SAM's, tuned"}  # by the group of parameters that is trained in it
+BLOCK = re.compile(r"(<!-- table: (\w+) -->).*?(?=\n<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A table of words, a row a method. numbers: the heads of columns that have numbers."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: tuple[str, ...]
+
+    def markdown(self) -> str:
+        """As GitHub shows it."""
+        rule = ["--:" if head in self.numbers else "---" for head in self.heads]
+        return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (self.heads, rule, *self.rows))
+
+
+def overview(kind: str) -> Overview:
+    """A table of OVERVIEWS, of every registered method, family by family."""
+    heads, cells, numbers = OVERVIEWS[kind]
+    methods = families_by_method()
+    rows = ((f"`{name}`", *cells(METHODS.get(name), name)) for name in by_family(methods, methods))
+    return Overview(("name", *heads), tuple(row for row in rows if any(row[1:])), numbers)
+
+
+def renewed(text: str, kinds: Iterable[str]) -> str:
+    """A README's text with these tables as they are now, each between `<!-- table: KIND -->` and `<!-- end -->`."""
+    made = {kind: overview(kind).markdown() for kind in kinds}
+    return BLOCK.sub(lambda block: f"{block[1]}\n{made[block[2]]}" if block[2] in made else block[0], text)
+
+
+def _of_sam(cls: type, name: str) -> tuple[str, ...]:
+    return _said(cls, "family"), _said(cls, "trained"), *_counts(SIZES, name)
+
+
+def _facts(cls: type, name: str) -> tuple[str, ...]:
+    counts = zip(EACH.values(), _counts(EACH, name), strict=True)
+    built = [kind for kind, count in counts if count != "-"]
+    backbones = "all" if len(built) == len(EACH) else ", ".join(built)
+    return _said(cls, "title"), _said(cls, "source"), _decoder(cls), backbones, _said(cls, "rates"), _said(cls, "oracle")
+
+
+def _of_newer(cls: type, name: str) -> tuple[str, ...]:
+    return _counts(NEWER, name)
+
+
+def _pyramid(cls: type, name: str) -> tuple[str, ...]:
+    return (_said(cls, "pyramid"),)
+
+
+def _said(cls: type, what: str) -> str:
+    return str(getattr(cls, what, ""))
+
+
+def _counts(backbones: Iterable[str], name: str) -> tuple[str, ...]:
+    return tuple(_or_dash(partial(_count, name, backbone)) for backbone in backbones)
+
+
+def _count(name: str, backbone: str) -> str:
+    return f"{parameters_on(name, read_backbone(backbone).architecture):,}"
+
+
+def _decoder(cls: type) -> str:
+    """Which decoder a method has: "any" where `decoder` says it."""
+    chosen = next((f.default for f in fields(cls) if f.name == "decoder"), None)  # type: ignore[arg-type]
+    return _or_dash(partial(_own_decoder, cls)) if chosen is None else f"any ({chosen})"
+
+
+def _own_decoder(cls: type) -> str:
+    return next((DECODERS[group] for group in cls().groups().values() if group in DECODERS), "SAM's")
+
+
+def _or_dash(of: Callable[[], str]) -> str:
+    """A dash where a method that needs parameters, or this backbone cannot have, is asked without."""
+    try:
+        return of()
+    except RequestError:
+        return "-"
+
+
+Cells = Callable[[type, str], tuple[str, ...]]
+OVERVIEWS: Mapping[str, tuple[tuple[str, ...], Cells, tuple[str, ...]]] = {
+    "sam": (("family", "what is trained", *SIZES), _of_sam, SIZES),
+    "facts": (("title", "source", "decoder", "backbones", "authors' rates", "compared with, to"), _facts, ()),
+    "newer": (NEWER, _of_newer, NEWER),
+    "pyramid": (("on a block that widens or pools",), _pyramid, ()),
+}
