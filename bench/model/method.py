@@ -73,9 +73,10 @@ class Method:
     def groups(self) -> Mapping[str, str]:
         """Which of the trained tensors belong to which group, for which a protocol may have a learning rate of its own.
 
-        The start of a name of `PromptableSegmenter.tuned` ("decoder", "tuner.bridges") -> group; the longest start counts, and "" is
-        that of all names. By convention "encoder" is what is trained in the encoder, "decoder" SAM's own decoder, "decoder_peft" what a
-        tuning method trains in it, and "hq" the HQ decoder's new parts; a method may name others, which have the rate of all where a protocol does not know them.
+        The start of a name of `PromptableSegmenter.tuned` ("decoder", "tuner.bridges") -> group; the longest start counts, and "" is that
+        of all names. By convention "encoder" is what is trained in the encoder, "decoder" SAM's own decoder, "decoder_peft" what a tuning
+        method trains in it, and "hq" the HQ decoder's new parts; a method may name others, which have the rate of all where a protocol
+        does not know them.
         """
         return ALL_ONE_GROUP
 
