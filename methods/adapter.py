@@ -33,7 +33,7 @@ CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_
 MODEL, LAYERS = "base_model.", "base_model.model.vision_encoder.layers."
 MEANING = {  # of a config, what this project's own adapters say
     *("peft_type", "r", "lora_alpha", "use_dora", "projection_prng_key", "oft_block_size", "use_cayley_neumann"),
-    *("boft_block_size", "boft_n_butterfly_factor"),
+    *("boft_block_size", "boft_n_butterfly_factor", "rank_pattern", "alpha_pattern"),
 }
 # What changes nothing, or stands in the tensors' names and shapes; any other key with a value is left to peft.
 HARMLESS = {

@@ -1,7 +1,7 @@
 """AdaptFormer (Chen et al., NeurIPS 2022): a bottleneck beside the MLP of every block."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.grid.space import LogUniform, Space
 from bench.model.dropout import Dropout
-from bench.model.method import EncoderMethod
-from bench.model.placement import Placed, PlacedTuner
-from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.method import LATER, EncoderMethod
+from bench.model.placement import HALVES, Placed, PlacedTuner
+from bench.model.sam import Sam, Tuner, attend, feed_forward, shortcut
 from bench.model.sam_modules import Block
 
 
@@ -31,27 +31,37 @@ class Adapter(nn.Module):
 
 
 class AdaptFormerTuner(PlacedTuner):
-    """y = x + MLP(norm2(x)) + scale·adapter(x). The adapter reads x as it is before norm2, where the block has the width that it gives."""
+    """y = x + MLP(norm2(x)) + scale·adapter(x). The adapter reads x as it is before norm2, where the block has the width that it gives;
+    one beside the attention reads what that is added to."""
 
-    def __init__(self, sam: Sam, blocks: tuple[int, ...], bottleneck: int, scale: float, dropout: float) -> None:
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], targets: tuple[str, ...], bottleneck: int, scale: float, dropout: float) -> None:
         super().__init__(sam, blocks)
         self.scale = scale
-        self.adapters = nn.ModuleList(Adapter(size.width, bottleneck, dropout) for size in self.sizes)
+        self.beside_attention, self.adapters = (
+            nn.ModuleList(Adapter(size.width, bottleneck, dropout) for size in self.sizes if half in targets) for half in HALVES
+        )
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        x, _ = attend(block, x)
-        return feed_forward(block, x) + self.scale * self.adapters[i](x), None
+        y, _ = attend(block, x)
+        if self.beside_attention:
+            y = y + self.scale * self.beside_attention[i](shortcut(block, x))
+        out = feed_forward(block, y)
+        return out + self.scale * self.adapters[i](y) if self.adapters else out, None
 
 
 @METHODS.register("adaptformer")
 @dataclass(frozen=True)
 class AdaptFormer(Placed, EncoderMethod):
-    """Equation 5 of the paper with its defaults; no layer norm in the adapter."""
+    """Equation 5 of the paper with its defaults; no layer norm in the adapter.
+
+    targets: the halves of a block with an adapter beside them, mlp as in the paper, attention, or attention+mlp.
+    """
 
     bottleneck: int = 64
     scale: float = 0.1
     dropout: float = 0.1
     space: ClassVar[Space] = {"scale": LogUniform(0.01, 1.0)}
+    targets: str = field(default="mlp", metadata=LATER)
     title: ClassVar[str] = "AdaptFormer"
     source: ClassVar[str] = "Chen et al., AdaptFormer, NeurIPS 2022"
     family: ClassVar[str] = "adapter"
@@ -59,6 +69,7 @@ class AdaptFormer(Placed, EncoderMethod):
     pyramid: ClassVar[str] = "at the width and grid that the block gives"
     rates: ClassVar[str] = "SGD 0.1 × batch/256, decay 0"
     oracle: ClassVar[str] = "its formula, 1e-5"
+    target_words = HALVES
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,4 +77,4 @@ class AdaptFormer(Placed, EncoderMethod):
         self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
-        return AdaptFormerTuner(sam, self.placed(sam), self.bottleneck, self.scale, self.dropout)
+        return AdaptFormerTuner(sam, self.placed(sam), self.targeted, self.bottleneck, self.scale, self.dropout)

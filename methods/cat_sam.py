@@ -13,6 +13,7 @@ from bench.grid.registry import METHODS
 from bench.model.by_block import by_width, of_width, regridded
 from bench.model.decoder import Decoder, HQDecoder, Init
 from bench.model.method import LATER, Method
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
 
@@ -20,23 +21,21 @@ GROUPS = {"tuner": "encoder", "decoder": "hq"}  # the shared token is named, and
 SOURCE = "Xiao et al., CAT-SAM, ECCV 2024 (arXiv 2402.03631)"
 
 
-class TokenTuner(Tuner):
+class TokenTuner(PlacedTuner):
     """CAT-SAM-T. P_i = Linear(GELU(Linear(T))), (1, C), joins block i's attention as it is, not through norm1."""
 
-    def __init__(self, sam: Sam, token: nn.Embedding, hidden: int) -> None:
-        super().__init__()
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], token: nn.Embedding, hidden: int) -> None:
+        super().__init__(sam, blocks)
         self.token = token  # shared with the decoder
         d = sam.config.decoder_width
-        self.bridges = nn.ModuleList(
-            nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, block.before)) for block in sam.config.blocks
-        )
+        self.bridges = nn.ModuleList(nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, size.before)) for size in self.sizes)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         x, _ = attend(block, x, self.bridges[i](self.token.weight).expand(len(x), 1, -1))
         return feed_forward(block, x), None
 
 
-class AdapterTuner(Tuner):
+class AdapterTuner(PlacedTuner):
     """CAT-SAM-A. u_i = Shared(GELU(Linear_i(F_e + F_h + F_b))) is added to the input of block i, with F_e the embedding
     feature, F_h the hand-crafted feature and F_b the bridge feature, each (B or 1, n, e) for n patches and e = C/32.
 
@@ -44,8 +43,8 @@ class AdapterTuner(Tuner):
     a Shared of their own.
     """
 
-    def __init__(self, sam: Sam, token: nn.Embedding, reduction: int, hidden: int) -> None:
-        super().__init__()
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], token: nn.Embedding, reduction: int, hidden: int) -> None:
+        super().__init__(sam, blocks)
         config = sam.config
         self.token = token  # shared with the decoder
         e, patches = config.width // reduction, config.grid**2
@@ -54,8 +53,8 @@ class AdapterTuner(Tuner):
         self.handcrafted = patch_filters(config.patch_size, e)
         self.bridge_in = nn.ModuleList(nn.Linear(config.decoder_width, hidden) for _ in range(e))
         self.bridge_out = nn.Linear(hidden, patches)
-        self.light = nn.ModuleList(linear(e, e) for _ in range(config.depth))
-        self.shared = by_width(config, lambda width: linear(e, width))
+        self.light = nn.ModuleList(linear(e, e) for _ in blocks)
+        self.shared = by_width(self.sizes, lambda width: linear(e, width))
 
     def begin(self, image: Tensor, x: Tensor) -> Tensor:
         embedded = self.embedding(regridded(x, self.grid))  # (B, g, g, e)
@@ -124,7 +123,7 @@ def linear(inner: int, outer: int) -> nn.Linear:
 
 @METHODS.register("cat_sam_t")
 @dataclass(frozen=True)
-class CatSamT(Method):
+class CatSamT(Placed, Method):
     """The prompt bridge as one token per block, with the CAT decoder (section 3.3 of the paper)."""
 
     hidden: int = 64
@@ -138,6 +137,7 @@ class CatSamT(Method):
     oracle: ClassVar[str] = "its authors' code, 1e-4"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.at_least(hidden=1)
 
     def groups(self) -> Mapping[str, str]:
@@ -145,12 +145,12 @@ class CatSamT(Method):
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         decoder = HQDecoder(sam, self.init)
-        return TokenTuner(sam, decoder.hf_token, self.hidden), decoder
+        return TokenTuner(sam, self.placed(sam), decoder.hf_token, self.hidden), decoder
 
 
 @METHODS.register("cat_sam_a")
 @dataclass(frozen=True)
-class CatSamA(Method):
+class CatSamA(Placed, Method):
     """The prompt bridge as one channel-wise addition per block, with the CAT decoder (section 3.3 of the paper)."""
 
     reduction: int = 32
@@ -165,6 +165,7 @@ class CatSamA(Method):
     oracle: ClassVar[str] = "its authors' code, 1e-4"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.at_least(reduction=1, hidden=1)
 
     def groups(self) -> Mapping[str, str]:
@@ -173,4 +174,4 @@ class CatSamA(Method):
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         self.at_most(reduction=sam.config.width)
         decoder = HQDecoder(sam, self.init)
-        return AdapterTuner(sam, decoder.hf_token, self.reduction, self.hidden), decoder
+        return AdapterTuner(sam, self.placed(sam), decoder.hf_token, self.reduction, self.hidden), decoder

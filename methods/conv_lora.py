@@ -13,6 +13,7 @@ from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
 from bench.model.dropout import noise
 from bench.model.method import EncoderMethod
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
@@ -22,7 +23,7 @@ from methods.lora import uniform_rows
 NOISE_FLOOR = 1e-2  # the least standard deviation of the gates' noise
 
 
-class ConvLoRATuner(Tuner):
+class ConvLoRATuner(PlacedTuner):
     """qkv(x) + s·B(z + E_e(z)) with z = Ax, a map (r, side, side) of one window, for which one expert e of M is chosen.
 
     E_e: to (e + 1) times the side (bicubic), 3×3 convolution, GELU, and back. The expert is the one with the largest gate, a linear
@@ -32,28 +33,25 @@ class ConvLoRATuner(Tuner):
     The carry is the load-balancing loss of each image, (B,), summed over blocks.
     """
 
-    def __init__(self, sam: Sam, rank: int, scale: float, experts: int, balance: float) -> None:
-        super().__init__()
-        blocks, depth = sam.config.blocks, sam.config.depth
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], rank: int, scale: float, experts: int, balance: float) -> None:
+        super().__init__(sam, blocks)
+        depth = len(blocks)
         self.scale, self.balance = scale, balance
-        self.a = by_block([(rank, block.before) for block in blocks], uniform_rows)
-        self.b = by_block([(3 * block.width, rank) for block in blocks], nn.init.zeros_)
+        self.a = by_block([(rank, size.before) for size in self.sizes], uniform_rows)
+        self.b = by_block([(3 * size.width, rank) for size in self.sizes], nn.init.zeros_)
         self.gates, self.deviations = (nn.Parameter(torch.zeros(depth, rank, experts)) for _ in range(2))
         self.filters = nn.Parameter(torch.empty(depth, experts, rank, rank, 3, 3))
         self.biases = nn.Parameter(torch.zeros(depth, experts, rank))
         nn.init.kaiming_uniform_(self.filters.data.view(-1, 9 * rank), a=math.sqrt(5))
 
-    def begin(self, image: Tensor, x: Tensor) -> Tensor:
-        return x.new_zeros(len(x))
-
-    def step(self, i: int, block: Block, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, i: int, block: Block, x: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
         side = block.window_size or x.shape[1]
 
         def qkv(tokens: Tensor) -> Tensor:  # (B·windows, side², C)
             nonlocal carry
             z = (tokens @ self.a[i].T).mT.unflatten(-1, (side, side))  # (B·windows, r, side, side)
             chosen, unbalanced = self._routed(i, z, len(x))
-            carry = carry + unbalanced
+            carry = unbalanced if carry is None else carry + unbalanced
             z = z + self._mixed(i, z, chosen)
             return project(block.attn.qkv, tokens) + self.scale * (z.flatten(2).mT @ self.b[i].T)
 
@@ -112,7 +110,7 @@ def _spread(shares: Tensor) -> Tensor:
 
 @METHODS.register("conv_lora")
 @dataclass(frozen=True)
-class ConvLoRA(EncoderMethod):
+class ConvLoRA(Placed, EncoderMethod):
     """The authors' released code with its settings for SAM: one LoRA around the fused projection of q, k and v, rank 3, alpha 32,
     8 experts at 1 to 8 times the side, one of them for each map, load-balancing loss times 0.01. The skip connection around the
     experts, their GELU and the bicubic interpolation are the code's too.
@@ -142,4 +140,4 @@ class ConvLoRA(EncoderMethod):
         self.at_least(rank=1, experts=2, balance=0)
 
     def tuner(self, sam: Sam) -> Tuner:
-        return ConvLoRATuner(sam, self.rank, self.alpha / self.rank, self.experts, self.balance)
+        return ConvLoRATuner(sam, self.placed(sam), self.rank, self.alpha / self.rank, self.experts, self.balance)

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.model.by_block import by_width, of_width, regridded
 from bench.model.method import EncoderMethod
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
 from methods.cat_sam import high_pass, linear, patch_filters
 
 
-class ExplicitTuner(Tuner):
+class ExplicitTuner(PlacedTuner):
     """P_i = Up(GELU(Tune_i(F_pe + F_hfc))) is added to the input of block i, with Up shared by all blocks.
 
     F_pe: a linear projection of the patch embedding, positions not yet added; F_hfc: the high-frequency components of the normalised
@@ -24,14 +25,14 @@ class ExplicitTuner(Tuner):
     their own.
     """
 
-    def __init__(self, sam: Sam, reduction: int) -> None:
-        super().__init__()
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], reduction: int) -> None:
+        super().__init__(sam, blocks)
         config = sam.config
         e = config.width // reduction
         self.grid = config.grid
         self.embedding, self.handcrafted = linear(config.blocks[0].before, e), patch_filters(config.patch_size, e)
-        self.tune = nn.ModuleList(linear(e, e) for _ in range(config.depth))
-        self.up = by_width(config, lambda width: linear(e, width))
+        self.tune = nn.ModuleList(linear(e, e) for _ in blocks)
+        self.up = by_width(self.sizes, lambda width: linear(e, width))
 
     def begin(self, image: Tensor, x: Tensor) -> Tensor:
         return self.embedding(regridded(x, self.grid)) + self.handcrafted(high_pass(image)).permute(0, 2, 3, 1)
@@ -42,7 +43,7 @@ class ExplicitTuner(Tuner):
 
 
 @dataclass(frozen=True)
-class Explicit(EncoderMethod):
+class Explicit(Placed, EncoderMethod):
     """What EVP and SAM-Adapter have in common: all of what they add to the encoder."""
 
     reduction: int = 32
@@ -53,7 +54,7 @@ class Explicit(EncoderMethod):
 
     def tuner(self, sam: Sam) -> Tuner:
         self.at_most(reduction=sam.config.width)  # this backbone's
-        return ExplicitTuner(sam, self.reduction)
+        return ExplicitTuner(sam, self.placed(sam), self.reduction)
 
 
 @METHODS.register("evp")

@@ -9,21 +9,23 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.model.by_block import by_block
 from bench.model.hugging_face import PeftAdapter
+from bench.model.linear_layers import places
 from bench.model.method import EncoderMethod
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend
 from bench.model.sam_modules import Block, ImageEncoderViT
 
 
-class IA3Tuner(Tuner):
+class IA3Tuner(PlacedTuner):
     """softmax(q·(l_k ⊙ k)ᵀ)·(l_v ⊙ v), and in the MLP W₂(l_ff ⊙ γ(W₁x)). keys l_k, values l_v: (N, C); hidden l_ff: (N, 4C); all 1 at
     first. Keys and values are scaled with their biases, which the paper's model does not have."""
 
-    def __init__(self, sam: Sam) -> None:
-        super().__init__()
-        widths = [(block.width,) for block in sam.config.blocks]
+    def __init__(self, sam: Sam, blocks: tuple[int, ...]) -> None:
+        super().__init__(sam, blocks)
+        widths = [(size.width,) for size in self.sizes]
         self.keys, self.values = by_block(widths, nn.init.ones_), by_block(widths, nn.init.ones_)
-        self.hidden = by_block([(block.mlp.lin1.out_features,) for block in sam.image_encoder.blocks], nn.init.ones_)
+        self.hidden = by_block([(block.mlp.lin1.out_features,) for _, block in self.of(sam.image_encoder)], nn.init.ones_)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         x, _ = attend(block, x, qkv=lambda tokens: project(block.attn.qkv, tokens) * self._rows(i))
@@ -38,8 +40,8 @@ class IA3Tuner(Tuner):
     @torch.no_grad()
     def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor]:
         tensors = {}
-        for i, block in enumerate(vit.blocks):
-            rows, name = self._rows(i), f"blocks.{i}"
+        for i, (name, block) in enumerate(self.of(vit)):
+            rows = self._rows(i)
             tensors[f"{name}.attn.qkv.weight"] = block.attn.qkv.weight * rows[:, None]
             tensors[f"{name}.attn.qkv.bias"] = block.attn.qkv.bias * rows
             tensors[f"{name}.mlp.lin2.weight"] = block.mlp.lin2.weight * self.hidden[i]
@@ -49,19 +51,19 @@ class IA3Tuner(Tuner):
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
         """On the fused projection, whose queries are times 1, and on what enters the MLP's second layer."""
         tensors = {}
-        for i in range(len(vit.blocks)):
-            tensors[f"blocks.{i}.attn.qkv.ia3_l"] = self._rows(i)[:, None]
-            tensors[f"blocks.{i}.mlp.lin2.ia3_l"] = self.hidden[i].detach()[None]
+        for i, (name, _) in enumerate(self.of(vit)):
+            tensors[f"{name}.attn.qkv.ia3_l"] = self._rows(i)[:, None]
+            tensors[f"{name}.mlp.lin2.ia3_l"] = self.hidden[i].detach()[None]
         return PeftAdapter({"peft_type": "IA3"}, tensors)
 
     @classmethod
     @torch.no_grad()
     def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
         """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
-        tuner = cls(sam)
-        for i in range(sam.config.depth):
-            _, keys, values = adapter.tensors[f"blocks.{i}.attn.qkv.ia3_l"][:, 0].chunk(3)
-            own = (tuner.keys, keys), (tuner.values, values), (tuner.hidden, adapter.tensors[f"blocks.{i}.mlp.lin2.ia3_l"][0])
+        tuner = cls(sam, places(adapter)[0])
+        for i, (name, _) in enumerate(tuner.of(sam.image_encoder)):
+            _, keys, values = adapter.tensors[f"{name}.attn.qkv.ia3_l"][:, 0].chunk(3)
+            own = (tuner.keys, keys), (tuner.values, values), (tuner.hidden, adapter.tensors[f"{name}.mlp.lin2.ia3_l"][0])
             for parameter, tensor in own:
                 parameter[i].copy_(tensor)
         return tuner
@@ -69,7 +71,7 @@ class IA3Tuner(Tuner):
 
 @METHODS.register("ia3")
 @dataclass(frozen=True)
-class IA3(EncoderMethod):
+class IA3(Placed, EncoderMethod):
     """6·C numbers a block. Equal to Hugging Face peft's IA3 on k, v and the MLP's second layer."""
 
     title: ClassVar[str] = "(IA)³"
@@ -81,4 +83,4 @@ class IA3(EncoderMethod):
     oracle: ClassVar[str] = "peft's IA3, 1e-4"
 
     def tuner(self, sam: Sam) -> Tuner:
-        return IA3Tuner(sam)
+        return IA3Tuner(sam, self.placed(sam))

@@ -1,20 +1,26 @@
-"""LoRA (Hu et al., ICLR 2022) on the query and value projections of every block."""
+"""LoRA (Hu et al., ICLR 2022) on a block's linear layers, with its later variants: rsLoRA, LoRA+ and PiSSA."""
 
 import math
+import re
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
 from bench.model.hugging_face import PeftAdapter
+from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner, part, places
 from bench.model.method import LATER, EncoderMethod
-from bench.model.products import project
-from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.placement import LINEAR, Placed
+from bench.model.products import Projection, project
+from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
+
+Init = Literal["zero", "pissa"]
 
 
 def uniform_rows(matrices: Tensor) -> None:
@@ -22,83 +28,160 @@ def uniform_rows(matrices: Tensor) -> None:
     nn.init.kaiming_uniform_(matrices.view(-1, matrices.shape[-1]), a=math.sqrt(5))
 
 
-class LoRATuner(Tuner):
-    """q + s·B_q A_q x and v + s·B_v A_v x around the frozen projection, which is called and never replaced.
+class LoRATuner(LinearTuner):
+    """W x + s·BA x for each of `targets`, around the frozen layer, which is called and never replaced.
 
-    a: (N, 2, r, C), b: (N, 2, C, r) of the N blocks from `first_block` on, or one each block where they differ in width; index 0 is q, 1
-    is v.
+    parts: of each tuned layer, "qkv", "proj", "lin1" or "lin2", which of its parts are tuned: of "qkv" 0, 1 and 2 are q, k and v, others
+    have one. a: (N, n, r, c), b: (N, n, o, r) of N blocks and n parts of "qkv", or one each block where blocks differ in width; those of
+    the other layers are proj_a, proj_b and so on. With PiSSA, s·BA as it was at first is taken away again.
     """
 
-    def __init__(self, sam: Sam, rank: int, scale: float, first_block: int = 0) -> None:
-        super().__init__()
-        blocks = sam.config.blocks[first_block:]
-        self.scale, self.first_block = scale, first_block
-        self.a = by_block([(2, rank, block.before) for block in blocks], uniform_rows)
-        self.b = by_block([(2, block.width, rank) for block in blocks], nn.init.zeros_)
+    def __init__(
+        self, sam: Sam, blocks: tuple[int, ...], rank: int, scale: float, targets: tuple[str, ...] = ("q", "v"), init: Init = "zero"
+    ) -> None:
+        super().__init__(sam, blocks)
+        self.scale, self.layers = scale, targets
+        thirds = tuple(THIRDS.index(name) for name in targets if name in THIRDS)
+        self.parts = {"qkv": thirds} if thirds else {}
+        self.parts |= {name: (0,) for name in targets if name not in THIRDS}
+        for name, parts in self.parts.items():
+            shapes = [by_parts(name, block.get_submodule(LAYERS[name]).weight).shape for _, block in self.of(sam.image_encoder)]
+            self._add(name, "a", by_block([(len(parts), rank, c) for _, _, c in shapes], uniform_rows))
+            self._add(name, "b", by_block([(len(parts), o, rank) for _, o, _ in shapes], nn.init.zeros_))
+        self.has_start = init == "pissa"
+        if self.has_start:
+            self._start_from_principal_parts(sam.image_encoder)
 
-    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        at = i - self.first_block
-        if at < 0:
-            return super().step(i, block, x, carry)
-        down, up = self.a[at].flatten(0, 1), self.b[at]  # (2r, C), (2, C, r)
-        to_q, to_v = (up if self.scale == 1 else self.scale * up).mT  # each (r, C)
-        none = torch.zeros_like(to_q)
-        to_qkv = torch.cat([torch.cat([to_q, none, none], 1), torch.cat([none, none, to_v], 1)])  # (2r, 3C)
+    def _add(self, layer: str, name: str, tensors: nn.Module | nn.Parameter) -> None:
+        setattr(self, name if layer == "qkv" else f"{layer}_{name}", tensors)
 
-        def qkv(tokens: Tensor) -> Tensor:
-            frozen, low = project(block.attn.qkv, tokens), tokens @ down.T
-            return torch.addmm(frozen.flatten(0, -2), low.flatten(0, -2), to_qkv).view(frozen.shape)  # one pass over a wide map
-
-        x, _ = attend(block, x, qkv=qkv)
-        return feed_forward(block, x), None
-
-    @torch.no_grad()
-    def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor]:
-        found = {}
-        for i, block in enumerate(vit.blocks[self.first_block :]):
-            weight = block.attn.qkv.weight  # (3C, C)
-            q, k, v = weight.double().chunk(3)
-            to_q, to_v = (self.scale * (b.double() @ a.double()) for a, b in zip(self.a[i], self.b[i], strict=True))
-            found[f"blocks.{self.first_block + i}.attn.qkv.weight"] = torch.cat([q + to_q, k, v + to_v]).to(weight.dtype)
+    def own(self, layer: str, name: str, i: int) -> Tensor:
+        """What is trained under a name for a layer of tuned block i: "a" (n, r, c) or "b" (n, o, r)."""
+        found: Tensor = getattr(self, name if layer == "qkv" else f"{layer}_{name}")[i]
         return found
 
     @torch.no_grad()
+    def _start_from_principal_parts(self, vit: ImageEncoderViT) -> None:
+        """A and B as the largest singular values and vectors of W = UΣVᵀ make them: s·BA = U_r Σ_r V_rᵀ."""
+        for i, (_, block) in enumerate(self.of(vit)):
+            for name, parts in self.parts.items():
+                a, b = self.own(name, "a", i), self.own(name, "b", i)
+                u, s, v = torch.linalg.svd(by_parts(name, block.get_submodule(LAYERS[name]).weight)[list(parts)], full_matrices=False)
+                rank = a.shape[1]
+                root = (s[:, :rank] / self.scale).sqrt()
+                a.copy_(root[..., None] * v[:, :rank])
+                b.copy_(u[..., :rank] * root[:, None])
+                self.register_buffer(f"start_a_{name}_{i}", a.clone(), persistent=False)
+                self.register_buffer(f"start_b_{name}_{i}", b.clone(), persistent=False)
+
+    def terms(self, layer: str, i: int) -> tuple[Tensor, Tensor]:
+        """A (n, R, c) and B (n, o, R) of all that is added to a layer of tuned block i. R is r, or 2r where BA did not start at 0."""
+        a, b = self.own(layer, "a", i), self.own(layer, "b", i)
+        if not self.has_start:
+            return a, b
+        start_a, start_b = (getattr(self, f"start_{name}_{layer}_{i}") for name in "ab")
+        return torch.cat([a, start_a], 1), torch.cat([b, -start_b], 2)
+
+    def layer(self, i: int, block: Block, name: str) -> Projection | None:
+        return self.around(i, block.get_submodule(LAYERS[name]), name) if name in self.parts else None
+
+    def qkv(self, i: int, block: Block) -> Projection | None:
+        return self.layer(i, block, "qkv")
+
+    def around(self, i: int, layer: nn.Linear, name: str) -> Projection:
+        """What stands in for a layer of tuned block i."""
+        a, b = self.terms(name, i)
+        down = a.flatten(0, 1)  # (n·R, c)
+        up = (b if self.scale == 1 else self.scale * b).mT  # (n, R, o)
+        none = torch.zeros_like(up[0])
+        of = [[up[j] if third == at else none for third in range(_count(name))] for j, at in enumerate(self.parts[name])]
+        to_all = torch.cat([torch.cat(row, 1) for row in of])  # (n·R, 3C or o)
+
+        def projection(tokens: Tensor) -> Tensor:
+            frozen, low = project(layer, tokens), tokens @ down.T
+            return torch.addmm(frozen.flatten(0, -2), low.flatten(0, -2), to_all).view(frozen.shape)  # one pass over a wide map
+
+        return projection
+
+    def merged_layer(self, i: int, name: str, weight: Tensor) -> Tensor:
+        layer = "qkv" if name in THIRDS else name
+        a, b = (terms[self._at(name)].to(weight.dtype) for terms in self.terms(layer, i))
+        return weight + self.scale * (b @ a)
+
+    def _at(self, name: str) -> int:
+        """Where one of the targets stands among the tuned parts of its layer."""
+        return self.parts["qkv"].index(THIRDS.index(name)) if name in THIRDS else 0
+
+    @torch.no_grad()
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
-        """Of rank 2r on the fused projection: q's rows read the first r channels, v's the others, k's none."""
-        tensors, rank = {}, self.a[0].shape[1]
-        for i, (a, b) in enumerate(zip(self.a, self.b, strict=True), self.first_block):
-            up = b.new_zeros(3, b.shape[1], 2, rank)  # (q k v, C, of q and v, r)
-            up[0, :, 0], up[2, :, 1] = b
-            tensors[f"blocks.{i}.attn.qkv.lora_A.weight"] = a.detach().flatten(0, 1)
-            tensors[f"blocks.{i}.attn.qkv.lora_B.weight"] = up.flatten(2).flatten(0, 1)
-        return PeftAdapter({"peft_type": "LORA", "r": 2 * rank, "lora_alpha": 2 * rank * self.scale}, tensors)
+        """On the fused projection of the rank of its tuned parts together: each reads the channels of its own, the others none."""
+        tensors, ranks = {}, {}
+        for i, (above, _) in enumerate(self.of(vit)):
+            for name, parts in self.parts.items():
+                a, b = self.terms(name, i)
+                up = b.new_zeros(_count(name), b.shape[1], len(parts), b.shape[2])  # (q k v, o, of those that are tuned, R)
+                for j, at in enumerate(parts):
+                    up[at, :, j] = b[j]
+                tensors[f"{above}.{LAYERS[name]}.lora_A.weight"] = a.detach().flatten(0, 1)
+                tensors[f"{above}.{LAYERS[name]}.lora_B.weight"] = up.flatten(2).flatten(0, 1)
+                ranks[LAYERS[name]] = len(parts) * b.shape[2]
+        rank = next(iter(ranks.values()))
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank * self.scale}
+        if others := {name: own for name, own in ranks.items() if own != rank}:
+            config |= {"rank_pattern": others, "alpha_pattern": {name: own * self.scale for name, own in others.items()}}
+        return PeftAdapter(config, tensors)
 
     @classmethod
     @torch.no_grad()
     def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
         """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
-        tensors, rank = adapter.tensors, adapter.config["r"] // 2
-        first = min(int(name.split(".")[1]) for name in tensors)
-        tuner = cls(sam, rank, adapter.config["lora_alpha"] / adapter.config["r"], *([first] if first else []))
-        for i in range(sam.config.depth - first):
-            up = tensors[f"blocks.{first + i}.attn.qkv.lora_B.weight"].unflatten(0, (3, -1)).unflatten(2, (2, rank))
-            tuner.a[i].copy_(tensors[f"blocks.{first + i}.attn.qkv.lora_A.weight"].unflatten(0, (2, rank)))
-            tuner.b[i].copy_(torch.stack([up[0, :, 0], up[2, :, 1]]))
+        tensors, rank = adapter.tensors, adapter.config["r"]
+        blocks, layers = places(adapter)
+        fused = [tensor for name, tensor in tensors.items() if name.endswith("qkv.lora_B.weight")]
+        thirds = [name for name in THIRDS if any(part(tensor, name).any() for tensor in fused)] or ["q", "v"]
+        chosen = {*layers, *(thirds if fused else ())} - {"qkv"}
+        targets = tuple(name for name in LINEAR if name in chosen)
+        tuner = cls(sam, blocks, rank // len(thirds) if fused else rank, adapter.config["lora_alpha"] / rank, targets)
+        for i, (above, _) in enumerate(tuner.of(sam.image_encoder)):
+            for name, parts in tuner.parts.items():
+                a, b = tuner.own(name, "a", i), tuner.own(name, "b", i)
+                up = tensors[f"{above}.{LAYERS[name]}.lora_B.weight"].unflatten(0, (_count(name), -1)).unflatten(2, (len(parts), -1))
+                a.copy_(tensors[f"{above}.{LAYERS[name]}.lora_A.weight"].unflatten(0, (len(parts), -1)))
+                b.copy_(torch.stack([up[at, :, j] for j, at in enumerate(parts)]))
         return tuner
+
+
+def _count(layer: str) -> int:
+    """How many parts a layer has."""
+    return 3 if layer == "qkv" else 1
+
+
+def by_parts(layer: str, tensor: Tensor) -> Tensor:
+    """A layer's weight or bias by its parts: (3C, …) -> (3, C, …), (o, …) -> (1, o, …)."""
+    return tensor.unflatten(0, (_count(layer), -1))
 
 
 @METHODS.register("lora")
 @dataclass(frozen=True)
-class LoRA(EncoderMethod):
+class LoRA(Placed, EncoderMethod):
     """Rank `rank`, scaled by alpha/rank; alpha 0 means alpha = rank. Equal to Hugging Face peft's LoRA on the same layers.
 
-    first_block: the first one that is tuned, counted from 0; what the blocks before it say of an image is computed once and kept.
+    targets: q, k, v, proj (the attention's output), lin1 and lin2 (the MLP's layers), joined by +; qkv and mlp stand for theirs.
+    scaling: "rslora" is alpha/√rank (Kalajdzievski, rsLoRA, 2023). init: "zero" starts BA at 0, with A as PyTorch starts a linear layer;
+    "pissa" at the largest singular values and vectors of the frozen weight, and the rest of it is what stays frozen (Meng et al., PiSSA,
+    NeurIPS 2024); exported for peft it is a LoRA of twice the rank. b_rate: B's learning rate is so many times A's (Hayou et al., LoRA+,
+    ICML 2024, who recommend 16).
+    first_block: N is the older spelling of blocks=N-, whose cells it names.
     """
 
     rank: int = 4
     alpha: float = 0.0
     space: ClassVar[Space] = {"rank": OneOf((2, 4, 8, 16))}
     first_block: int = field(default=0, metadata=LATER)
+    targets: str = field(default="q+v", metadata=LATER)
+    scaling: Literal["lora", "rslora"] = field(default="lora", metadata=LATER)
+    init: Init = field(default="zero", metadata=LATER)
+    b_rate: float = field(default=1.0, metadata=LATER)
     title: ClassVar[str] = "LoRA"
     source: ClassVar[str] = "Hu et al., LoRA, ICLR 2022"
     family: ClassVar[str] = "lora"
@@ -106,11 +189,33 @@ class LoRA(EncoderMethod):
     pyramid: ClassVar[str] = "A reads the width that the block gets, B writes the one it gives"
     rates: ClassVar[str] = "AdamW 5e-4, decay 0.1 (RoBERTa on MNLI)"
     oracle: ClassVar[str] = "peft's LoRA, 1e-4"
+    target_words = LINEAR
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(rank=1, first_block=0)
+        self.at_least(rank=1, first_block=0, b_rate=1)
+        if self.first_block and self.blocks != "all":
+            raise RequestError(
+                f"{self.name}(first_block={self.first_block},blocks={self.blocks}): blocks says it all, without first_block."
+            )
+
+    @property
+    def scale(self) -> float:
+        """What BA is multiplied with."""
+        return (self.alpha or self.rank) / (self.rank if self.scaling == "lora" else math.sqrt(self.rank))
+
+    def placed(self, sam: Sam) -> tuple[int, ...]:
+        if not self.first_block:
+            return super().placed(sam)
+        self.at_most(first_block=sam.config.depth - 1)
+        return tuple(range(self.first_block, sam.config.depth))
+
+    def rate_factor(self, name: str) -> float:
+        """`b_rate` of B."""
+        return self.b_rate if re.match(r"tuner\.(\w+_)?b(\.|$)", name) else 1.0
 
     def tuner(self, sam: Sam) -> Tuner:
-        self.at_most(first_block=sam.config.depth - 1)
-        return LoRATuner(sam, self.rank, (self.alpha or self.rank) / self.rank, self.first_block)
+        blocks = self.placed(sam)
+        if self.init == "pissa":
+            self.at_most(rank=min(sam.config.blocks[i].before for i in blocks))
+        return LoRATuner(sam, blocks, self.rank, self.scale, self.targeted, self.init)

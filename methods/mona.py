@@ -1,6 +1,6 @@
 """Mona (Yin et al., CVPR 2025): two adapters a block, whose bottleneck filters the map at three scales."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
 from bench.model.dropout import Dropout
-from bench.model.method import EncoderMethod
+from bench.model.method import LATER, EncoderMethod
+from bench.model.placement import HALVES, Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
 
@@ -39,30 +40,37 @@ class Adapter(nn.Module):
         return x + self.up(self.dropout(F.gelu(z).permute(0, 2, 3, 1)))
 
 
-class MonaTuner(Tuner):
+class MonaTuner(PlacedTuner):
     """One adapter after the attention with its residual connection, and one after the MLP with its own."""
 
-    def __init__(self, sam: Sam, bottleneck: int, dropout: float) -> None:
-        super().__init__()
-        widths = [block.width for block in sam.config.blocks]
-        self.after_attention, self.after_mlp = (nn.ModuleList(Adapter(width, bottleneck, dropout) for width in widths) for _ in range(2))
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], targets: tuple[str, ...], bottleneck: int, dropout: float) -> None:
+        super().__init__(sam, blocks)
+        for target in targets:
+            setattr(self, f"after_{target}", nn.ModuleList(Adapter(size.width, bottleneck, dropout) for size in self.sizes))
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        x = self.after_attention[i](attend(block, x)[0])
-        return self.after_mlp[i](feed_forward(block, x)), None
+        x = self._after("attention", i, attend(block, x)[0])
+        return self._after("mlp", i, feed_forward(block, x)), None
+
+    def _after(self, target: str, i: int, x: Tensor) -> Tensor:
+        adapters = getattr(self, f"after_{target}", None)
+        return x if adapters is None else adapters[i](x)
 
 
 @METHODS.register("mona")
 @dataclass(frozen=True)
-class Mona(EncoderMethod):
+class Mona(Placed, EncoderMethod):
     """The authors' defaults and initialisation; it does not start as the frozen model.
 
     Defined on Swin, whose windows are put together before an adapter reads the map; so they are here, and the filters see the whole
     map in every block. On vit_l its 7.0 M numbers make a file of 28 MB, the largest of all methods that add to the encoder.
+
+    targets: after which halves of a block there is an adapter, attention+mlp, or one of them.
     """
 
     bottleneck: int = 64
     dropout: float = 0.1
+    targets: str = field(default="attention+mlp", metadata=LATER)
     title: ClassVar[str] = "Mona"
     source: ClassVar[str] = "Yin et al., 5%>100%: Breaking Performance Shackles of Full Fine-Tuning, CVPR 2025 (arXiv 2408.08345)"
     family: ClassVar[str] = "adapter"
@@ -70,6 +78,7 @@ class Mona(EncoderMethod):
     pyramid: ClassVar[str] = "at the width and grid that the block gives"
     rates: ClassVar[str] = "AdamW 1e-4, decay 0.05"
     oracle: ClassVar[str] = "its formula, 1e-4"
+    target_words = HALVES
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,4 +86,4 @@ class Mona(EncoderMethod):
         self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
-        return MonaTuner(sam, self.bottleneck, self.dropout)
+        return MonaTuner(sam, self.placed(sam), self.targeted, self.bottleneck, self.dropout)

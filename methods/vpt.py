@@ -13,16 +13,17 @@ from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
 from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward, residual
 from bench.model.sam_modules import Block
 
 
-class DeepTuner(Tuner):
-    """New tokens for every block; what the block makes of them is dropped."""
+class DeepTuner(PlacedTuner):
+    """New tokens for every tuned block; what the block makes of them is dropped."""
 
-    def __init__(self, sam: Sam, tokens: int, dropout: float) -> None:
-        super().__init__()
-        self.tokens = by_block([(tokens, block.before) for block in sam.config.blocks], partial(drawn, sam.config.patch_size))
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], tokens: int, dropout: float) -> None:
+        super().__init__(sam, blocks)
+        self.tokens = by_block([(tokens, size.before) for size in self.sizes], partial(drawn, sam.config.patch_size))
         self.dropout = Dropout(dropout)
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
@@ -92,7 +93,7 @@ class VPTShallow(VPT):
 
 @METHODS.register("vpt_deep")
 @dataclass(frozen=True)
-class VPTDeep(VPT):
+class VPTDeep(Placed, VPT):
     """`tokens` new prompt tokens for every block (N·p·C parameters), initialised as in VPTShallow."""
 
     title: ClassVar[str] = "VPT-deep"
@@ -100,7 +101,7 @@ class VPTDeep(VPT):
     pyramid: ClassVar[str] = "tokens have the width that the block gets; they are not pooled"
 
     def tuner(self, sam: Sam) -> Tuner:
-        return DeepTuner(sam, self.tokens, self.dropout)
+        return DeepTuner(sam, self.placed(sam), self.tokens, self.dropout)
 
 
 def drawn(patch: int, tokens: Tensor) -> Tensor:

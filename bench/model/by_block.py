@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bench.model.sizes import SamConfig
+from bench.model.sizes import BlockSize
 
 
 def by_block(shapes: Sequence[Sequence[int]], start: Callable[[Tensor], object]) -> nn.Parameter | nn.ParameterList:
@@ -20,9 +20,9 @@ def by_block(shapes: Sequence[Sequence[int]], start: Callable[[Tensor], object])
     return made(len(shapes), *shapes[0]) if alike else nn.ParameterList(made(*shape) for shape in shapes)
 
 
-def by_width(config: SamConfig, make: Callable[[int], nn.Module]) -> nn.Module:
-    """A layer that all blocks share, or, where what they get differs in width, all blocks of one width: see `of_width`."""
-    widths = list(dict.fromkeys(block.before for block in config.blocks))
+def by_width(sizes: Sequence[BlockSize], make: Callable[[int], nn.Module]) -> nn.Module:
+    """A layer that blocks of these sizes share, or, where what they get differs in width, all blocks of one width: see `of_width`."""
+    widths = list(dict.fromkeys(size.before for size in sizes))
     return make(widths[0]) if len(widths) == 1 else nn.ModuleDict({str(width): make(width) for width in widths})
 
 

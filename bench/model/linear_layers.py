@@ -1,9 +1,10 @@
 """Tuners that compute some of a block's linear layers otherwise: its q, k and v, which are thirds of one, its output's and its MLP's."""
 
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.model.hugging_face import PeftAdapter
 from bench.model.placement import PlacedTuner
@@ -38,11 +39,12 @@ def bias_of(block: Block, name: str) -> Tensor:
 class LinearTuner(PlacedTuner):
     """Computes `layers` otherwise in every tuned block.
 
-    layers: by their names in LAYERS, either "qkv" or thirds of it, what is trained for each. It is called with the number of a tuned block,
+    layers: by their names in LAYERS, either "qkv" or thirds of it, what is trained for each, an nn.ModuleDict; of a tuner that has `layer`
+    and `merged_layer` of its own their names are enough. It is called with the number of a tuned block,
     its weight (o, c) and bias (o,) for what stands in for the layer; `merged(i, weight)` is the weight with which a linear layer does that.
     """
 
-    layers: nn.ModuleDict
+    layers: Any
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
         x, _ = attend(block, x, qkv=self.qkv(i, block), proj=self.layer(i, block, "proj"))

@@ -46,6 +46,11 @@ class PlainBlock(nn.Module):
         """What the attention is added to, of tokens (…, before): themselves, or widened."""
         return project(self.proj, self.norm1(tokens)) if hasattr(self, "proj") else tokens
 
+    def shortcut(self, x: Tensor) -> Tensor:
+        """The same of a map (B, h, w, before), which is pooled too where the queries are."""
+        onto = self.residual(x)
+        return pooled(onto) if self.halves else onto
+
 
 def pooled(x: Tensor) -> Tensor:
     """(B, h, w, C) -> (B, h/2, w/2, C): the largest of 2×2 places."""
@@ -90,9 +95,7 @@ def attend_plain(
 ) -> tuple[Tensor, Tensor]:
     """`bench.model.sam.attend` of such a block. Prompts are not pooled, and have no position."""
     attn, b, n = block.attn, len(x), prompts.shape[1]
-    onto, y = block.residual(x), block.norm1(x)
-    if block.halves:
-        onto = pooled(onto)
+    onto, y = block.shortcut(x), block.norm1(x)
     projection = qkv or partial(project, attn.qkv)
     cut = _Cut.of(block.window_size, (x.shape[1], x.shape[2]))
     if by_window or implementation() == "reference":

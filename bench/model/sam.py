@@ -405,6 +405,11 @@ def residual(block: Block, tokens: Tensor) -> Tensor:
     return block.residual(tokens) if isinstance(block, PlainBlock) else tokens
 
 
+def shortcut(block: Block, x: Tensor) -> Tensor:
+    """The same of a map (B, g, g, C), of the block's width and grid."""
+    return block.shortcut(x) if isinstance(block, PlainBlock) else x
+
+
 def feed_forward(block: Block, x: Tensor, lin1: Projection | None = None, lin2: Projection | None = None) -> Tensor:
     """The block's second half: x + mlp(norm2(x)), for any (…, C). lin1, lin2: stand in for the MLP's layers, (…, C) to its width inside
     and back."""

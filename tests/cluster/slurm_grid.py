@@ -47,7 +47,7 @@ class BrakedTuner(LoRATuner):
 @dataclass(frozen=True)
 class Braked(LoRA):
     def tuner(self, sam):
-        return BrakedTuner(sam, self.rank, (self.alpha or self.rank) / self.rank)
+        return BrakedTuner(sam, self.placed(sam), self.rank, self.scale)
 
 @METHODS.register("diverging")
 @dataclass(frozen=True)
