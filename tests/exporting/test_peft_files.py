@@ -71,7 +71,8 @@ def sam_model(sam):
 @pytest.mark.parametrize(
     "name",
     [
-        *("lora(rank=2,alpha=6)", "lora(first_block=3)", "dora", "ia3", "lora(decoder=tuned)", "lora(decoder=lora(rank=2))"),
+        *("lora(rank=2,alpha=6)", "lora(first_block=3)", "dora", "ia3(blocks=0-2)", "lora(decoder=tuned)", "lora(decoder=lora(rank=2))"),
+        *("lora(rank=3,alpha=7,targets=qkv+proj+mlp,blocks=last2)", "lora(targets=k+lin1,init=pissa)", "dora(targets=v+mlp,blocks=1+3)"),
         *("vera(rank=8,d_initial=5.0)", "vera(rank=8,d_initial=5.0,projection_seed=4,targets=k,blocks=1-3)"),
         *("oft", "oft(block_size=20,targets=qkv+mlp,blocks=last2)", "boft", "boft(block_size=6,factors=1,targets=proj)"),
     ],

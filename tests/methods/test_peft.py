@@ -11,7 +11,15 @@ from conftest import toy_backbone
 
 from bench.model.method import build
 
-METHODS = {"lora": "lora(rank=3,alpha=6)", "dora": "dora(rank=3,alpha=6)", "ia3": "ia3"}
+METHODS = {
+    "lora": "lora(rank=3,alpha=6)",
+    "lora of all": "lora(rank=3,alpha=6,targets=qkv+proj+mlp,blocks=0+2)",
+    "rslora": "lora(rank=3,alpha=6,targets=k+lin2,scaling=rslora)",
+    "pissa": "lora(rank=3,alpha=6,targets=q+v+lin1,init=pissa)",
+    "dora": "dora(rank=3,alpha=6)",
+    "dora of all": "dora(rank=3,alpha=6,targets=qkv+proj+mlp,blocks=1)",
+    "ia3": "ia3",
+}
 
 
 def moved(name):
@@ -58,3 +66,12 @@ def test_outputs_and_gradients_equal_pefts(method, case, oracle):
         expected = oracle[method]["gradients"][name]
         assert expected.abs().max() > 0
         torch.testing.assert_close(weight.grad / expected.abs().max(), expected / expected.abs().max(), atol=1e-4, rtol=0)
+
+
+def test_pissa_starts_as_pefts(oracle):
+    """The singular vectors' signs are anybody's; the model starts as the frozen one."""
+    model = build(METHODS["pissa"], toy_backbone())
+    for name, weight in own(model).items():
+        torch.testing.assert_close(weight.abs(), oracle["pissa"]["starts"][name].abs(), atol=1e-4, rtol=1e-4)
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.encoder(image)[0], build("sam", toy_backbone()).encoder(image)[0], atol=1e-5, rtol=0)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import toy_backbone
 
 import bench
+from bench.conformance.methods import parameters_on
 from bench.errors import RequestError
 from bench.grid.plan import choose_methods
 from bench.model.implementation import use
@@ -41,6 +42,37 @@ def test_words_for_blocks(word, tiny):
     assert ("blocks" in dict(choice.parameters)) == (word != "all") and choose_methods(choice.label) == [choice]
 
 
+def test_lora_says_where_it_is():
+    """By default it is what it was before there was a choice, and so is its key; an older spelling still reads its cells."""
+    (default,) = choose_methods("lora")
+    assert default.parameters == (("decoder", "sam"), ("rank", 4), ("alpha", 0.0)) and default.label == "lora(decoder=sam)"
+    assert choose_methods("lora(targets=q+v,blocks=all,scaling=lora,init=zero,b_rate=1.0)") == [default]
+    (older,) = choose_methods("lora(first_block=8)")
+    assert older.parameters == (*default.parameters, ("first_block", 8)) and older.label == "lora(decoder=sam,first_block=8)"
+    (placed,) = choose_methods("lora(targets=qkv+proj+mlp,blocks=last6,rank=8)")
+    assert placed.label == "lora(decoder=sam,blocks=last6,rank=8,targets=qkv+proj+mlp)" and choose_methods(placed.label) == [placed]
+
+
+def test_only_what_is_placed_has_parameters():
+    """By the papers' formulas on vit_b: rank·(inputs + outputs) for each layer that is tuned."""
+    c, rank = 768, 4
+    per_block = rank * (4 * 2 * c + 2 * 5 * c)
+    assert parameters_on("lora(targets=qkv+proj+mlp,blocks=last6)", "vit_b") == 6 * per_block
+    assert parameters_on("dora(targets=qkv+proj+mlp,blocks=3)", "vit_b") == per_block + 4 * c + 5 * c
+    assert parameters_on("lora(targets=k,blocks=global)", "vit_b") == 4 * rank * 2 * c
+    assert parameters_on("mona(targets=mlp)", "vit_b") * 2 == parameters_on("mona", "vit_b")
+
+
+@pytest.mark.parametrize("call", ["lora(targets=proj,blocks=last2)", "evp(blocks=4)", "adaptformer(targets=attention,blocks=4)"])
+def test_blocks_before_the_first_tuned_one_have_no_graph(call, tiny):
+    model, graphs = bench.build(call, tiny).train(), []
+    seen = [block.norm2.register_forward_hook(lambda _, x, y: graphs.append(y.requires_grad)) for block in tiny.image_encoder.blocks]
+    model.encoder(torch.randn(1, 3, 128, 128))
+    for hook in seen:
+        hook.remove()
+    assert graphs == [False, False, False, False, True, True]
+
+
 def test_a_sweep_over_placements():
     assert [choice.shown for choice in choose_methods("adaptformer(decoder=sam|hq,blocks=last2|4-)")] == [
         f"decoder={decoder},blocks={blocks}" for decoder in ("sam", "hq") for blocks in ("last2", "4-")
@@ -52,6 +84,7 @@ def test_a_sweep_over_placements():
     [
         ("blocks=top3", r"adaptformer\(blocks=top3\): 'top3' is not known; all, first6, last6, global, windowed, 3, 3-5 and 8- are, "),
         ("blocks='first2+'", r"'' is not known"),
+        ("targets=mlp+qkv", r"adaptformer\(targets=mlp\+qkv\): 'qkv' is not known; attention, mlp are, joined by \+"),
         ("blocks=last7", r"adaptformer\(blocks=last7\): last7 is none of this backbone's 6 blocks, 0 to 5."),
         ("blocks=1+4-6", r"4-6 is none of"),
         ("blocks=6", r"6 is none of"),
@@ -63,6 +96,22 @@ def test_a_sweep_over_placements():
 def test_a_wrong_placement_is_one_sentence(call, says, tiny):
     with pytest.raises(RequestError, match=says):
         bench.build(f"adaptformer({call})", tiny)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("first_block=2,blocks=3-", r"lora\(first_block=2,blocks=3-\): blocks says it all, without first_block."),
+        ("first_block=6", r"lora\(first_block=6\): at most 5 is allowed."),
+        ("targets=head", r"lora\(targets=head\): 'head' is not known; q, k, v, proj, lin1, lin2, qkv, mlp are, joined by \+."),
+        ("init=pissa,rank=193", r"lora\(rank=193\): at most 192 is allowed."),
+        ("b_rate=0.5", r"at least 1 is needed"),
+        ("scaling=rs", r"rslora"),
+    ],
+)
+def test_a_wrong_lora_is_one_sentence(call, says, tiny):
+    with pytest.raises(RequestError, match=says):
+        bench.build(f"lora({call})", tiny)
 
 
 @pytest.mark.parametrize("path", ["fast", "reference"])
