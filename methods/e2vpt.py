@@ -20,8 +20,8 @@ from methods.vpt import drawn
 
 
 class E2VPTTuner(Tuner):
-    """New tokens for every block, whose outputs are dropped, weighed by masks that all blocks share: a number for each token, and one for
-    each of its segments. Keys and values of a block are the same vectors, (K, C)."""
+    """New tokens for every block, whose outputs are dropped, weighed by a mask that all blocks share: a number for each segment of each
+    token. Keys and values of a block are the same vectors, (K, C)."""
 
     def __init__(self, sam: Sam, tokens: int, pairs: int, segments: int) -> None:
         super().__init__()
@@ -29,11 +29,11 @@ class E2VPTTuner(Tuner):
         self.tokens = by_block([(tokens, block.before) for block in blocks], partial(drawn, sam.config.patch_size))
         bound = math.sqrt(6 * sam.image_encoder.blocks[0].attn.num_heads / (pairs * blocks[0].width))  # He et al.'s, of (heads, K, c)
         self.pairs = by_block([(pairs, block.width) for block in blocks], lambda tensor: tensor.uniform_(-bound, bound))
-        self.token_mask, self.segment_mask = nn.Parameter(torch.ones(tokens)), nn.Parameter(torch.ones(tokens, segments))
+        self.mask = nn.Parameter(torch.ones(tokens, segments))
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        tokens, segments = self.tokens[i], self.segment_mask.shape[1]
-        mask = self.token_mask[:, None] * self.segment_mask.repeat(1, tokens.shape[1] // segments)  # channel j is of segment j mod R
+        tokens = self.tokens[i]
+        mask = self.mask.repeat(1, tokens.shape[1] // self.mask.shape[1])  # channel j is of segment j mod R, as in the original
         pairs = self.pairs[i].expand(len(x), 2, -1, -1)
         x, _ = attend(block, x, block.norm1((tokens * mask).expand(len(x), -1, -1)), besides=KeyValues(pairs))
         return feed_forward(block, x), None
@@ -42,11 +42,13 @@ class E2VPTTuner(Tuner):
 @METHODS.register("e2vpt")
 @dataclass(frozen=True)
 class E2VPT(EncoderMethod):
-    """`tokens` prompts for every block, as VPT-deep has them, with a learned mask of tokens and one of their `segments`; and `pairs`
-    learned keys, which are the values too (the paper's parameter sharing), that every window's attention sees.
+    """`tokens` prompts for every block, as VPT-deep has them, with a learned soft mask of their `segments`; and `pairs` learned keys,
+    which are the values too (the paper's parameter sharing), that every window's attention sees.
 
-    This is what the original trains first. It then prunes the prompts whose masks matter least, by a share that it chooses from ten on
-    validation images, and trains the rest again from the start: several trainings, of which a cell is one, so that masks stay soft here.
+    This is what the original trains first. It then sets to 0 the parts of the mask whose gradients are smallest, in nine shares of which
+    validation images choose one, and trains each anew from the start: ten trainings, of which a cell is one, so nothing is pruned here. Its
+    other mask, a number for each whole token, is left out: the norm in front of attention undoes it, so that it has no gradient but
+    rounding (1e-4 of the segments', in the authors' code).
     """
 
     tokens: int = 5
@@ -56,7 +58,7 @@ class E2VPT(EncoderMethod):
     family: ClassVar[str] = "prompt"
     title: ClassVar[str] = "E²VPT"
     source: ClassVar[str] = "Han et al., E²VPT: An Effective and Efficient Approach for Visual Prompt Tuning, ICCV 2023"
-    trained: ClassVar[str] = "prompt tokens, keys and values at every block, and masks of the tokens"
+    trained: ClassVar[str] = "prompt tokens, keys and values at every block, and a mask of the tokens"
     pyramid: ClassVar[str] = "tokens have the width that the block gets, keys and values the one it gives; they are not pooled"
     rates: ClassVar[str] = "SGD, weight decay 1e-4 (learning rate searched for each task)"
     oracle: ClassVar[str] = "authors' code, 1e-5"
