@@ -14,21 +14,22 @@ from bench.grid.space import OneOf, Space
 from bench.model.attention import KeyValues
 from bench.model.by_block import by_block
 from bench.model.method import EncoderMethod
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
 from methods.vpt import drawn
 
 
-class E2VPTTuner(Tuner):
-    """New tokens for every block, whose outputs are dropped, weighed by a mask that all blocks share: a number for each segment of each
-    token. Keys and values of a block are the same vectors, (K, C)."""
+class E2VPTTuner(PlacedTuner):
+    """New tokens for every tuned block, whose outputs are dropped, weighed by a mask that all blocks share: a number for each segment of
+    each token. Keys and values of a block are the same vectors, (K, C)."""
 
-    def __init__(self, sam: Sam, tokens: int, pairs: int, segments: int) -> None:
-        super().__init__()
-        blocks = sam.config.blocks
-        self.tokens = by_block([(tokens, block.before) for block in blocks], partial(drawn, sam.config.patch_size))
-        bound = math.sqrt(6 * sam.image_encoder.blocks[0].attn.num_heads / (pairs * blocks[0].width))  # He et al.'s, of (heads, K, c)
-        self.pairs = by_block([(pairs, block.width) for block in blocks], lambda tensor: tensor.uniform_(-bound, bound))
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], tokens: int, pairs: int, segments: int) -> None:
+        super().__init__(sam, blocks)
+        self.tokens = by_block([(tokens, size.before) for size in self.sizes], partial(drawn, sam.config.patch_size))
+        head = sam.config.blocks[0].width // sam.image_encoder.blocks[0].attn.num_heads  # channels, as many in all blocks
+        bound = math.sqrt(6 / (pairs * head))  # He et al.'s initialisation of (heads, K, c)
+        self.pairs = by_block([(pairs, size.width) for size in self.sizes], lambda tensor: tensor.uniform_(-bound, bound))
         self.mask = nn.Parameter(torch.ones(tokens, segments))
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
@@ -41,7 +42,7 @@ class E2VPTTuner(Tuner):
 
 @METHODS.register("e2vpt")
 @dataclass(frozen=True)
-class E2VPT(EncoderMethod):
+class E2VPT(Placed, EncoderMethod):
     """`tokens` prompts for every block, as VPT-deep has them, with a learned soft mask of their `segments`; and `pairs` learned keys,
     which are the values too (the paper's parameter sharing), that every window's attention sees.
 
@@ -68,7 +69,8 @@ class E2VPT(EncoderMethod):
         self.at_least(tokens=1, pairs=1, segments=1)
 
     def tuner(self, sam: Sam) -> Tuner:
-        widths = {block.before for block in sam.config.blocks}
+        blocks = self.placed(sam)
+        widths = {sam.config.blocks[i].before for i in blocks}
         if wrong := sorted(width for width in widths if width % self.segments):
             raise RequestError(f"{self.name}(segments={self.segments}): tokens of {wrong[0]} channels cannot be cut into so many alike.")
-        return E2VPTTuner(sam, self.tokens, self.pairs, self.segments)
+        return E2VPTTuner(sam, blocks, self.tokens, self.pairs, self.segments)
