@@ -20,6 +20,9 @@ OWN = {  # of those that take more, and why
     "dora": (4_600, 1_450),  # directions, lengths and gains of the rows of q and v apart, of every block
     "mona": (4_000, 1_650),  # two adapters in every block, of a norm, three depthwise convolutions and their sums each
     "vera": (2_550, 900),  # two vectors around the matrix of each of q and v
+    "convpass": (3_400, 1_300),  # two bypasses in every block, of a norm, a convolution and two activations each
+    "fact": (3_900, 1_300),  # three factors around each of four layers of every block
+    "repadapter": (3_000, 1_100),  # two adapters in every block
     "ssf": (2_800, 950),  # a scale and a shift after every layer and norm
     "vpt_shallow": (2_500, 960),  # its tokens pass every MLP too
 }

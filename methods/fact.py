@@ -1,0 +1,123 @@
+"""FacT (Jie & Deng, AAAI 2023): the changes of all weights of all blocks are one tensor, of which a few small factors are trained."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.errors import RequestError
+from bench.grid.registry import METHODS
+from bench.grid.space import OneOf, Space
+from bench.model.dropout import Dropout
+from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner
+from bench.model.method import EncoderMethod
+from bench.model.placement import LINEAR, Placed
+from bench.model.products import project
+from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.sam_modules import Block
+
+
+class FacTTuner(LinearTuner):
+    """W + s·V Σ U for each square slice of a block's weights: q, k, v and proj are one each, lin1 and lin2 as many as cover them, one below
+    the other and side by side.
+
+    u and v, both (r, C), are shared by all blocks of a width C. layers: of each, for every tuned block, Σ transposed in the tensor train:
+    of slices that write, side by side, (r, n·r), and of lin2, whose slices read, (n·r, r). Tucker's form has (r, n) there, and shares
+    c (r, r, r) as well.
+    """
+
+    layers: nn.ParameterDict  # type: ignore[assignment]
+
+    def __init__(self, sam: Sam, method: "FacT") -> None:
+        super().__init__(sam, method.placed(sam))
+        blocks, r, lin1 = len(self.sizes), method.rank, sam.image_encoder.blocks[0].mlp.lin1
+        self.scale, self.dropout, self.thirds = method.scale, Dropout(method.dropout), [name in method.targeted for name in THIRDS]
+        high = -(-lin1.out_features // lin1.in_features)
+        slices = {"qkv": sum(self.thirds), "proj": 1, "lin1": high, "lin2": high}
+        slices = {name: n for name, n in slices.items() if n and name in ("qkv", *method.targeted)}
+        read = {size.before if name == "qkv" else size.width for size in self.sizes for name in slices}
+        self.u = nn.ParameterDict({str(width): nn.Linear(width, r, bias=False).weight for width in sorted(read)})
+        self.v = nn.ParameterDict({str(size.width): torch.zeros(r, size.width) for size in self.sizes})
+        self.c = nn.ParameterDict({width: nn.init.xavier_uniform_(torch.empty(r, r, r)) for width in self.v if method.form == "tk"})
+        self.layers = nn.ParameterDict()
+        for name, n in slices.items():
+            shape = (r, n) if self.c else (n * r, r) if name == "lin2" else (r, n * r)
+            bound = (6 / (r + blocks * sum(slices.values()))) ** 0.5 if self.c else shape[0] ** -0.5
+            self.layers[name] = torch.empty(blocks, *shape).uniform_(-bound, bound)
+
+    def factors(self, i: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """U, Σ and V of a layer. Tucker's numbers are read across the slices of the MLP, as the authors' code does."""
+        size, sigma = self.sizes[i], self.layers[name][i]
+        u, v = self.u[str(size.before if name == "qkv" else size.width)], self.v[str(size.width)]
+        if self.c:
+            made = self.c[str(size.width)] @ sigma  # (r, r, n)
+            sigma = {"lin1": made, "lin2": made.flatten(1).T}.get(name, made.mT).flatten(1)
+        if name == "qkv" and not all(self.thirds):
+            own, none = iter(sigma.split(len(u), 1)), torch.zeros_like(sigma[:, : len(u)])
+            sigma = torch.cat([next(own) if third else none for third in self.thirds], 1)
+        return u, sigma, v
+
+    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        tuned = {name: partial(self.tuned, block.get_submodule(LAYERS[name]), len(x), *self.factors(i, name)) for name in self.layers}
+        x, _ = attend(block, x, qkv=tuned.get("qkv"), proj=tuned.get("proj"))
+        return feed_forward(block, x, tuned.get("lin1"), tuned.get("lin2")), None
+
+    def tuned(self, layer: nn.Linear, images: int, u: Tensor, sigma: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
+        """A layer with what it adds; tokens (…, in) are so many images', one after the other."""
+        frozen, low = project(layer, tokens), lowered(tokens, u, sigma)
+        low = self.dropout(low.reshape(images, -1, low.shape[-1])).reshape(-1, len(v))  # of each slice
+        if frozen.shape[-1] % v.shape[1]:
+            return torch.add(frozen, (low @ v).view(*frozen.shape[:-1], -1)[..., : frozen.shape[-1]], alpha=self.scale)
+        return torch.addmm(frozen.view(-1, v.shape[1]), low, v, alpha=self.scale).view(frozen.shape)  # one pass over a wide map
+
+    def merged_layer(self, i: int, name: str, weight: Tensor) -> Tensor:
+        u, sigma, v = (factor.to(weight.dtype) for factor in self.factors(i, name))
+        one = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        return weight + self.scale * (lowered(one, u, sigma).unflatten(1, (-1, len(v))) @ v).flatten(1)[:, : len(weight)].T
+
+
+def lowered(tokens: Tensor, u: Tensor, sigma: Tensor) -> Tensor:
+    """(…, slices·C) -> (…, r of each slice that writes); what lacks of the last slice is zero."""
+    lacking = -tokens.shape[-1] % u.shape[1]
+    tokens = F.pad(tokens, (0, lacking)) if lacking else tokens
+    return (tokens.unflatten(-1, (-1, u.shape[1])) @ u.T).flatten(-2) @ sigma
+
+
+@METHODS.register("fact")
+@dataclass(frozen=True)
+class FacT(Placed, EncoderMethod):
+    """FacT-TT, or FacT-TK by `form` "tk", on the layers of the paper and as the authors start it; dropout between Σ and V.
+
+    Rank and scale are their code's defaults; for each data set they chose a scale of 0.01, 0.1, 1, 10 or 100 and a rank of up to 16 (TT) or
+    32 (TK). Windows, and relative positions, change nothing: it is of weights alone, and merges into them. The tensor has the tuned blocks
+    and layers only. SAM 2's blocks have four widths: each has U, V and C of its own. SAM 3's MLP is 4.6 times as wide as its blocks: of the
+    last of five slices a part is used.
+    """
+
+    form: str = "tt"
+    rank: int = 8
+    scale: float = 1.0
+    dropout: float = 0.1
+    targets: str = "qkv+proj+mlp"
+    target_words: ClassVar = LINEAR
+    space: ClassVar[Space] = {"rank": OneOf((4, 8, 16)), "scale": OneOf((0.01, 0.1, 1.0, 10.0, 100.0))}
+    title: ClassVar[str] = "FacT"
+    source: ClassVar[str] = "Jie & Deng, FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer, AAAI 2023 (arXiv 2212.03145)"
+    family: ClassVar[str] = "lora"
+    trained: ClassVar[str] = "low-rank factors that the weights of all blocks' attention and MLP share"
+    pyramid: ClassVar[str] = "blocks of one width share U, V and C; q, k and v read by the U of the width that the block gets"
+    rates: ClassVar[str] = "1e-3, AdamW, weight decay 1e-4"
+    oracle: ClassVar[str] = "the authors' code, 1e-5"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.form not in ("tt", "tk"):
+            raise RequestError(f"fact(form={self.form}): only tt and tk are allowed.")
+        self.at_least(rank=1, dropout=0)
+        self.at_most(dropout=1)
+
+    def tuner(self, sam: Sam) -> Tuner:
+        return FacTTuner(sam, self)

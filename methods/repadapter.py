@@ -1,0 +1,116 @@
+"""RepAdapter (Luo et al., 2023): a linear bottleneck in front of the attention's and the MLP's first layer, into which it merges."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.errors import RequestError
+from bench.grid.registry import METHODS
+from bench.grid.space import OneOf, Space
+from bench.model.dropout import Dropout
+from bench.model.linear_layers import LAYERS
+from bench.model.method import EncoderMethod
+from bench.model.placement import HALVES, Placed, PlacedTuner
+from bench.model.products import Projection, project
+from bench.model.sam import Sam, Tuner, attend, feed_forward
+from bench.model.sam_modules import Block, ImageEncoderViT
+
+
+class Adapter(nn.Module):
+    """x + s·(Up(dropout(Down(x))) + shift), whose Up is in groups: each writes its part of the channels from its part of the bottleneck."""
+
+    def __init__(self, width: int, method: "RepAdapter") -> None:
+        super().__init__()
+        groups, self.scale, self.dropout = method.up_groups, method.scale, Dropout(method.dropout)
+        self.down = nn.Linear(width, method.hidden)
+        self.up = nn.Parameter(torch.zeros(groups, width // groups, method.hidden // groups))
+        self.shift = nn.Parameter(torch.zeros(width))
+        self.register_buffer("own", method.scale * torch.eye(groups)[:, None, :, None], persistent=False)
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def scaled(self) -> tuple[Tensor, Tensor]:
+        """s·Up (C, hidden), zero where a group reads another's part, and s·shift (C,)."""
+        return (self.own * self.up[:, :, None]).flatten(2).flatten(0, 1), self.scale * self.shift
+
+    def before(self, layer: nn.Linear, images: int) -> Projection:
+        """The layer with the adapter in front, for tokens of so many images, one after the other."""
+        up, shift = self.scaled()
+
+        def adapted(tokens: Tensor) -> Tensor:
+            low = self.down(tokens)
+            low = self.dropout(low.reshape(images, -1, low.shape[-1])).view(low.shape)
+            return project(layer, tokens + F.linear(low, up, shift))
+
+        return adapted
+
+    def merged(self, layer: nn.Linear) -> dict[str, Tensor]:
+        """The layer's weight and bias with which it is the whole."""
+        weight, up, shift = (tensor.double() for tensor in (layer.weight, *self.scaled()))
+        bias = layer.bias + weight @ (up @ self.down.bias.double() + shift)
+        merged = {"weight": weight + weight @ up @ self.down.weight.double(), "bias": bias}
+        return {kind: tensor.to(layer.weight.dtype) for kind, tensor in merged.items()}
+
+
+class RepAdapterTuner(PlacedTuner):
+    """adapters: by the layer that they stand before, one for each tuned block; between norm1 and q, k and v, and between norm2 and lin1."""
+
+    def __init__(self, sam: Sam, method: "RepAdapter") -> None:
+        super().__init__(sam, method.placed(sam))
+        widths = {"attention": ("qkv", [size.before for size in self.sizes]), "mlp": ("lin1", [size.width for size in self.sizes])}
+        placed = [widths[half] for half in method.targeted]
+        self.adapters = nn.ModuleDict({name: nn.ModuleList(Adapter(width, method) for width in of_blocks) for name, of_blocks in placed})
+
+    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
+        tuned = {name: own[i].before(block.get_submodule(LAYERS[name]), len(x)) for name, own in self.adapters.items()}
+        return feed_forward(block, attend(block, x, qkv=tuned.get("qkv"))[0], tuned.get("lin1")), None
+
+    @torch.no_grad()
+    def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor]:
+        found = {}
+        for i, (above, block) in enumerate(self.of(vit)):
+            for name, own in self.adapters.items():
+                merged = own[i].merged(block.get_submodule(LAYERS[name]))
+                found |= {f"{above}.{LAYERS[name]}.{kind}": tensor for kind, tensor in merged.items()}
+        return found
+
+
+@METHODS.register("repadapter")
+@dataclass(frozen=True)
+class RepAdapter(Placed, EncoderMethod):
+    """The authors' adapter in both places (their RepBlock) or, with `targets` "attention", in the first (RepAttn), as they start it.
+
+    up_groups: of Up, in the authors' code `groups`. They chose scale among 0.1, 0.5, 1, 5 and 10 for each data set. SAM fills windows up
+    with zeros behind norm1: the adapter stands between them and the projection, as what it merges into does.
+    """
+
+    hidden: int = 8
+    up_groups: int = 2
+    scale: float = 1.0
+    dropout: float = 0.1
+    targets: str = "attention+mlp"
+    target_words: ClassVar = HALVES
+    space: ClassVar[Space] = {"scale": OneOf((0.1, 0.5, 1.0, 5.0, 10.0))}
+    title: ClassVar[str] = "RepAdapter"
+    source: ClassVar[str] = "Luo et al., Towards Efficient Visual Adaption via Structural Re-parameterization, 2023 (arXiv 2302.08106)"
+    family: ClassVar[str] = "adapter"
+    trained: ClassVar[str] = "a linear bottleneck before attention and MLP"
+    pyramid: ClassVar[str] = "at the width that the attention and the MLP read; what the block widens is read without it"
+    rates: ClassVar[str] = "1e-3, AdamW, weight decay 1e-4"
+    oracle: ClassVar[str] = "the authors' code, 1e-5"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(hidden=1, up_groups=1, dropout=0)
+        self.at_most(dropout=1)
+
+    def tuner(self, sam: Sam) -> Tuner:
+        widths = [self.hidden, *(width for size in sam.config.blocks for width in (size.before, size.width))]
+        if odd := [width for width in widths if width % self.up_groups]:
+            raise RequestError(
+                f"repadapter(up_groups={self.up_groups}): a divisor of hidden and the blocks' widths is needed, so of {odd[0]}."
+            )
+        return RepAdapterTuner(sam, self)
