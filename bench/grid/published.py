@@ -73,6 +73,7 @@ class Published:
         return [*(f"Published for {title(name)}: {caveat}." for name, caveat in told), *also]
 
 
+@cache
 def read_published(path: Path) -> Published:
     """A file of `results/paper`: method, label, a column a data set, average, source."""
     import pandas as pd  # planning must not wait for it

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bench.grid.files import remember, remembered
 from bench.grid.metrics import ImageRow, metric_of, scores
 
 IMAGES = "images.csv"
-COUNTS = ("objects", "intersection", "union", "truth", "predicted")
+COUNTS = ("objects", "intersection", "union", "truth", "predicted")  # in the order of an ImageRow's fields
 LATER: Mapping[str, Callable[[str], Any]] = {  # columns that not every cell has, and how they are read
     **dict.fromkeys(("pixels", "boundary_intersection", "boundary_union", "boundary_truth"), lambda text: int(text) if text else None),
     "confusion": lambda text: text or None,
@@ -39,13 +40,12 @@ def read_image_rows(folder: Path) -> dict[str, list[ImageRow]] | None:
         with open(folder / IMAGES, newline="", encoding="utf-8") as file:
             lines = csv.reader(file)
             heads = next(lines)
-            at = [heads.index(name) for name in ("selection", "name", *COUNTS)]
+            own = itemgetter(*(heads.index(name) for name in ("selection", "name", *COUNTS)))
             later = {name: (heads.index(name), read) for name, read in LATER.items() if name in heads}
             for line in lines:
-                selection, name, *counts = (line[i] for i in at)
-                values: dict[str, Any] = dict(zip(COUNTS, map(int, counts), strict=True))
-                values |= {key: read(line[i]) for key, (i, read) in later.items()}
-                found.setdefault(selection, []).append(ImageRow(name, **values))
+                selection, name, *counts = own(line)
+                more = {key: read(line[i]) for key, (i, read) in later.items()}
+                found.setdefault(selection, []).append(ImageRow(name, *map(int, counts), **more))
     except (OSError, ValueError, IndexError, StopIteration, csv.Error):
         return None
     return found

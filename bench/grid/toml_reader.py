@@ -93,7 +93,7 @@ def typed(where: str, key: str, value: Any, kind: Any) -> Any:
     elif origin is tuple and isinstance(value, list | tuple) and (inner[-1] is ... or len(value) == len(inner)):
         names = [f"{key} {at}" if isinstance(item, dict) else key for at, item in enumerate(value, 1)]
         return tuple(typed(where, name, item, inner[0]) for name, item in zip(names, value, strict=True))
-    elif needed(kind) == "a table" and isinstance(value, Mapping):
+    elif isinstance(value, Mapping) and needed(kind) == "a table":
         try:
             return _table(_below(where, key), value, kind)
         except WrongType as error:  # in the table: no other type of a union can be meant

@@ -7,22 +7,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench import ROOT
 from bench.grid.files import write_together
-from bench.grid.metrics import RULES
+from bench.grid.metrics import RULES, ImageRow, scores
 from bench.grid.plan import Request, specs_of
 from bench.grid.provenance import PACKAGES
 from bench.grid.published import PUBLISHED, read_published
 from bench.grid.registry import DATASETS, METHODS
+from bench.grid.rows import COUNTS, IMAGES
 from bench.grid.spec import RunSpec
 from bench.grid.store import RECORD, Record, ResultStore, record_bytes
 
 LIMIT_SECONDS = 10.0  # for each 10,000 cells
 LIMIT_MB = 2000.0
 SUBMIT_SECONDS = 5.0  # for each 1,000 cells
+REPORT_CELLS, REPORT_IMAGES, REPORT_SECONDS = 500, 64, 4.0
 COMMANDS = {  # of a cluster that answers at once: what is timed is the launcher, not SLURM
     "sbatch": 'case "$*" in *--test-only*) cat >/dev/null;; *--parsable*) bash -s; echo 1;; *) echo "Submitted batch job 7";; esac',
     "scontrol": 'echo "MaxArraySize = 1001"; echo "MaxJobCount = 100000"',
@@ -75,9 +78,47 @@ def fill(store: ResultStore, specs: Iterable[RunSpec]) -> None:
         write_together(folder, {RECORD: record_bytes(made_up(spec))}, durable=False)
 
 
+def fill_with_rows(store: ResultStore, specs: Sequence[RunSpec]) -> None:
+    """As `fill`, with rows of REPORT_IMAGES images in every cell, and the scores that they have."""
+    for spec in specs:
+        draw, rows = random.Random(spec.key), []
+        for i in range(REPORT_IMAGES):
+            truth, added = draw.randrange(500, 5000), draw.randrange(500)
+            both = int(truth * draw.uniform(0.5, 0.95))
+            rows.append(ImageRow(f"image{i}", draw.randrange(1, 5), both, truth + added, truth, both + added))
+        lines = [
+            ",".join(map(str, (kind, row.name, *(getattr(row, name) for name in COUNTS))))
+            for kind in spec.settings.selections
+            for row in rows
+        ]
+        record = replace(made_up(spec), scores={kind: scores(rows) for kind in spec.settings.selections})
+        folder = store.folder(spec)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = "\n".join((",".join(("selection", "name", *COUNTS)), *lines, ""))
+        write_together(folder, {IMAGES: content.encode(), RECORD: record_bytes(record)}, durable=False)
+
+
+def time_report(cells: int) -> bool:
+    """Prints the seconds of a processor of `bench.report` in a process of its own, on a store of that many cells that also have rows by
+    image; whether they are within the limit, which is of REPORT_CELLS or fewer."""
+    seeds = ",".join(map(str, range(-(-cells // 20))))
+    with tempfile.TemporaryDirectory() as folder:
+        store = ResultStore(Path(folder))
+        specs = specs_of(Request(methods="paper", datasets=",".join(DATA_SETS), seeds=seeds), "0" * 64)[:cells]
+        store.write_grid(specs)
+        fill_with_rows(store, specs)
+        before = _cpu_of_children()
+        subprocess.run([sys.executable, "-m", "bench.report", "--out", folder], cwd=ROOT, check=True, capture_output=True)
+        took, limit = _cpu_of_children() - before, REPORT_SECONDS * max(1.0, cells / REPORT_CELLS)
+    print(
+        f"bench.report of {len(specs)} cells with {REPORT_IMAGES} images: {took:.2f} s of a processor; the limit is {limit:g} s", flush=True
+    )
+    return took <= limit
+
+
 def time_store(cells: int, read_back: Callable[[ResultStore], int]) -> int:
-    """Prints the seconds of a processor, which do not depend on what else runs, for planning, reading back and loading, and the loading's
-    peak memory; 1 where a limit is exceeded.
+    """Prints the seconds of a processor, which depend little on what else runs, for planning, reading back, loading and the report of
+    some, and the loading's peak memory; 1 where a limit is exceeded.
 
     read_back: makes tables of a store and returns how many.
     """
@@ -101,6 +142,7 @@ def time_store(cells: int, read_back: Callable[[ResultStore], int]) -> int:
         reading = _print_seconds(f"read them back into the paper's table ({made} tables)", began)
         loading, peak = _load_in_subprocess(store.root)
     kept = planning + reading <= limit and loading <= limit and peak <= LIMIT_MB
+    kept &= time_report(min(cells, REPORT_CELLS))
     print(
         f"planning and reading back: {planning + reading:.2f} s, loading: {loading:.2f} s; the limit of each is {limit:g} s of a processor"
     )

@@ -9,7 +9,7 @@ independent.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -71,9 +71,16 @@ def interval(statistic: Statistic, scores: Values, picks: Values | None = None) 
 
 def improvement_interval(x: Values, y: Values, picks: tuple[Values, Values] | None = None) -> Interval:
     """That of `improvement`, both methods resampled by themselves."""
-    chosen = picks or tuple(picked(of.shape[0], of.shape[2], stream) for stream, of in enumerate((x, y)))
-    one, other = (_times(picks, len(of)) for picks, of in zip(chosen, (x, y), strict=True))
+    if picks:
+        one, other = (_times(picks, len(of)) for picks, of in zip(picks, (x, y), strict=True))
+    else:
+        one, other = (_times_picked(len(of), of.shape[2], stream) for stream, of in enumerate((x, y)))
     return ends(np.einsum("aid,ijd,ajd->a", one, _won(x, y), other, optimize=True))
+
+
+@lru_cache(maxsize=8)  # a figure compares many methods of as many units
+def _times_picked(units: int, datasets: int, stream: int) -> Values:
+    return _times(picked(units, datasets, stream), units)
 
 
 def _times(picks: Values, units: int) -> Values:

@@ -141,9 +141,10 @@ def _scale(ax: Axes, highest: float) -> None:
 def _points(view: View, dataset: str, column: str) -> list[tuple[int, float, float]]:
     """(method, cost, mIoU) of the methods that have both."""
     frame, found = view.comparable.frame, []
+    here = frame[frame["dataset"] == dataset]
+    costs = {label: mine.astype(float).mean() for label, mine in here.groupby("label")[column]}
     for i, label in enumerate(view.labels):
-        mine = frame[(frame["label"] == label) & (frame["dataset"] == dataset)]
-        cost, score = mine.get(column, pd.Series(dtype=float)).astype(float).mean(), view.score(label, dataset)
+        cost, score = costs.get(label, math.nan), view.score(label, dataset)
         if score is not None and not np.isnan(cost):
             found.append((i, float(cost), score))
     return found

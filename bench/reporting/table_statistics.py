@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import combinations, groupby
+from itertools import chain, combinations, groupby
 from pathlib import Path
 
 import numpy as np
@@ -253,22 +253,23 @@ def _rows_by_rule(folder: Path, stamp: tuple[int, int], metric: str) -> Mapping[
     found: dict[tuple[str, str], Rows] = {}
     for selection, rows in read.items():
         rows.sort(key=lambda row: row.name)
+        names = [sys.intern(row.name) for row in rows]
         for rule in RULES:
             counted, of = under_rule(rows, rule), METRICS[metric]
             if of.terms is None or of.lacks(counted):
                 return None
             pixels = linear_parts([of.terms(row, worth_of_empty(rule)) for row in counted])
-            found[selection, rule] = [sys.intern(row.name) for row in counted], pixels
+            found[selection, rule] = names if len(counted) == len(rows) else [sys.intern(row.name) for row in counted], pixels
     return found
 
 
 def linear_parts(terms: Sequence[Terms]) -> np.ndarray:
     """Parts and wholes (images, 2) whose pooled ratio is the mean of the terms' pooled ratios, and on which every image has the same
     influence: of one ratio its own; else each image's share of the mean, with a whole of 1, as the infinitesimal jackknife has it."""
-    names = dict.fromkeys(name for of_image in terms for name in of_image)
-    parts = np.array([[of_image.get(name, (0, 0)) for name in names] for of_image in terms], float).reshape(len(terms), len(names), 2)
+    names = list(dict.fromkeys(chain.from_iterable(terms)))
     if len(names) == 1:
-        return parts[:, 0]
+        return np.array([of_image.get(names[0], (0, 0)) for of_image in terms], float)
+    parts = np.array([[of_image.get(name, (0, 0)) for name in names] for of_image in terms], float).reshape(len(terms), len(names), 2)
     parts = parts[:, parts[:, :, 1].sum(axis=0) > 0]
     sums = parts.sum(axis=0)  # (ratios, 2)
     ratios = sums[:, 0] / sums[:, 1]
