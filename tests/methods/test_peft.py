@@ -11,6 +11,8 @@ from conftest import toy_backbone
 
 from bench.model.method import build
 
+pytestmark = pytest.mark.xdist_group("hugging_face")  # whose models take long to import
+
 METHODS = {"lora": "lora(rank=3,alpha=6)", "dora": "dora(rank=3,alpha=6)", "ia3": "ia3"}
 
 
