@@ -17,9 +17,15 @@ from bench.grid.protocol import Settings, load_protocol
 from bench.grid.registry import DATASETS, METHODS
 from bench.model.sam import Sam
 from datasets import prepare
+from datasets.synth import LAYOUTS, write_layout
 
 __all__ = ["TOY", "Rectangles", "toy_backbone"]
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests come first: a worker that has nothing more to do then waits for a short one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture
@@ -35,6 +41,14 @@ def rectangles() -> Rectangles:
 @pytest.fixture
 def smoke() -> Settings:
     return load_protocol("smoke").resolve("any", "any", 1)
+
+
+@pytest.fixture(scope="session")
+def polyps(tmp_path_factory) -> Path:
+    """A data folder with a generated kvasir of four test images, for cells of seconds: the generated domains have 64."""
+    data = tmp_path_factory.mktemp("polyps")
+    write_layout(LAYOUTS["kvasir"], data / "kvasir", 20, 4)
+    return data
 
 
 @pytest.fixture(scope="session")

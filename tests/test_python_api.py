@@ -13,9 +13,10 @@ from bench import list as names
 SCRIPT = """
 import bench, bench.run
 from bench.errors import RequestError
-cells = bench.run(["sam", "lora(rank=2|4)"], "synth_polyps", backbone="tiny", protocol="smoke(epochs=1)", seeds=[0])
+SHORT = "smoke(epochs=1,selections=['last'])"
+cells = bench.run(["sam", "lora(rank=2|4)"], "synth_polyps", backbone="tiny", protocol=SHORT, seeds=[0])
 assert list(cells["label"]) == ["lora(decoder=sam,rank=2)", "lora(decoder=sam)", "sam"], list(cells["label"])
-again = bench.run("sam", "synth_polyps", backbone="tiny", protocol="smoke(epochs=1)")
+again = bench.run("sam", "synth_polyps", backbone="tiny", protocol=SHORT)
 assert list(again["label"]) == ["sam"] and again["key"][0] in set(cells["key"])
 table = bench.table()
 frame = table.frame()

@@ -158,6 +158,7 @@ def short(command, place):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("place")  # which takes a while to make: one worker does
 @pytest.mark.parametrize(("readme", "command"), [pytest.param(*pair, id=f"{pair[0]}: {pair[1]}") for pair in SHOWN])
 def test_a_command_that_is_shown_runs(readme, command, place, plugins_leave, monkeypatch, capsys):
     if not command.startswith("python -m"):
@@ -186,6 +187,7 @@ def the_file_or_target_exists(command):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("place")
 def test_the_python_that_is_shown_runs(place, monkeypatch):
     monkeypatch.chdir(place)
     block = re.search(r"^    import bench\n(?:    .*\n|\n)+", READMES["bench"], re.MULTILINE)[0]

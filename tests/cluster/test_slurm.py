@@ -19,6 +19,7 @@ MISSING = absent("slurmctld", "slurmd", "sbatch", "munged")
 if MISSING and os.environ.get("REQUIRE_SLURM"):
     raise RuntimeError(f"REQUIRE_SLURM is set, but {', '.join(MISSING)} is not installed.")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(bool(MISSING), reason=f"no SLURM on this machine ({', '.join(MISSING)} not found); make test-slurm installs it"),
 ]

@@ -37,36 +37,41 @@ ALONE = [
 REST = [check for check in METHOD_CHECKS if check not in ALONE]
 
 
-@pytest.mark.parametrize("name", ALL)
+def by_method(names):
+    """One worker takes all tests of a method, which is trained once for them."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+
+
+@pytest.mark.parametrize("name", by_method(ALL))
 def test_describes_itself(name):
     methods.describes_itself(subject(name))
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", by_method(TRAINED))
 def test_training_touches_the_methods_own_parameters_only(name):
     methods.leaves_the_backbone_as_it_is(subject(name))
     methods.every_parameter_learns(subject(name))
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", by_method(TRAINED))
 def test_same_seed_same_numbers_other_seed_other_numbers(name):
     methods.same_seed_same_numbers(subject(name))
     losses = [log.loss for log in subject(name).train(subject(name).fresh(seed=1), seed=1)]
     assert losses != [log.loss for log in subject(name).trained[1]]
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", by_method(TRAINED))
 def test_saved_and_loaded_gives_the_same_logits(name):
     methods.saved_and_loaded_is_the_same_model(subject(name))
 
 
-@pytest.mark.parametrize("name", [*METHODS.names(), IN_DECODER[0]])
+@pytest.mark.parametrize("name", by_method([*METHODS.names(), IN_DECODER[0]]))
 def test_nothing_else_of_the_suite_is_broken(name):
     found = list(examined(REST, subject(name)))
     assert [finding for finding in found if finding.verdict == "broken"] == []
 
 
-@pytest.mark.parametrize("name", ["lora", "adaptformer", "decoder", "full", "bitfit", "layernorm", "dora", "ia3", "conv_lora"])
+@pytest.mark.parametrize("name", by_method(["lora", "adaptformer", "decoder", "full", "bitfit", "layernorm", "dora", "ia3", "conv_lora"]))
 def test_starts_as_the_frozen_model(name):
     methods.starts_as_the_frozen_model(subject(name))
 

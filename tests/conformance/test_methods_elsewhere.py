@@ -12,29 +12,14 @@ from bench.model.sizes import CONFIGS
 
 SMALL = {"tiny_sam2": replace(CONFIGS["tiny_sam2"], image_size=64), "tiny_sam3": replace(CONFIGS["tiny_sam3"], image_size=56)}
 CHECKS = [each for each in methods.METHOD_CHECKS if each not in (methods.has_a_size_on_every_backbone, methods.works_on_another_backbone)]
-QUICK = [
-    methods.leaves_the_backbone_as_it_is,
-    methods.every_parameter_learns,
-    methods.the_fast_path_is_the_reference,
-    methods.merges_into_plain_sam_weights,
-]
-
-
-def broken(name, backbone, checks):
-    return [f"{one.check}: {one.said}" for one in examined(checks, methods.MethodSubject(name, SMALL[backbone])) if one.verdict == "broken"]
+AT_ONCE = ("lora", "vpt_shallow", "cat_sam_a")  # of the others the slow tests ask
 
 
 @pytest.mark.parametrize("backbone", SMALL)
-@pytest.mark.parametrize("name", ["lora", "vpt_shallow", "cat_sam_a"])
-def test_methods_work_there(name, backbone):
-    assert not broken(name, backbone, QUICK)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backbone", SMALL)
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in AT_ONCE else pytest.mark.slow) for name in METHODS.names()])
 def test_every_method_keeps_its_promises_there(name, backbone):
-    assert not broken(name, backbone, CHECKS)
+    found = examined(CHECKS, methods.MethodSubject(name, SMALL[backbone]))
+    assert not [f"{one.check}: {one.said}" for one in found if one.verdict == "broken"]
 
 
 @pytest.mark.slow

@@ -175,7 +175,7 @@ def test_val_is_held_out_of_the_training_images_that_no_list_names(reader, writt
     assert dataset.support("full") == dataset.names("train")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(draw=st.integers(1, 10**6), shots=st.integers(1, 16), domain=st.sampled_from(DOMAINS))
 def test_a_random_draw_is_a_fixed_part_of_the_pool(draw, shots, domain):
     dataset = domain.open(Path("anywhere"))

@@ -25,6 +25,8 @@ from datasets import fls, hqseg44k, jsrt
 from datasets.folder import GENERATED_MARK
 from datasets.synth import LAYOUTS, write_layout
 
+pytestmark = pytest.mark.xdist_group("paper_archives")  # one worker makes what its tests share
+
 TRAIN, TEST = 16, 1
 TOPS = {
     "mass_roads": ["mass_roads"],

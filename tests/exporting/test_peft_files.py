@@ -26,6 +26,8 @@ from bench.model.checkpoints import weights_sha256
 from bench.model.hugging_face import sam_model_config, to_hugging_face
 from bench.run import main as run
 
+pytestmark = pytest.mark.xdist_group("hugging_face")  # whose models take long to import
+
 IMAGE = torch.randint(0, 256, (3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 BOX = torch.tensor([[20.0, 30.0, 90.0, 110.0]])
 
@@ -196,8 +198,8 @@ def test_an_adapter_that_names_no_backbone_is_one_sentence(config, says, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_cell_goes_out_and_comes_back_with_its_scores(tmp_path):
-    words = ["--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--out", str(tmp_path / "out")]
+def test_a_cell_goes_out_and_comes_back_with_its_scores(tmp_path, polyps):
+    words = ["--datasets", "kvasir", "--data", str(polyps), "--backbone", "tiny", "--protocol", "smoke", "--out", str(tmp_path / "out")]
     assert run(["--methods", "lora,sam", *words]) == 0
     cell = next(path.parent for path in tmp_path.rglob("record.json") if "lora" in str(path))
     folder = tmp_path / "exported"

@@ -11,6 +11,8 @@ from conftest import toy_backbone
 
 from bench.model.method import build
 
+pytestmark = pytest.mark.xdist_group("hugging_face")  # whose models take long to import
+
 METHODS = {
     "lora": "lora(rank=3,alpha=6)",
     "lora of all": "lora(rank=3,alpha=6,targets=qkv+proj+mlp,blocks=0+2)",

@@ -180,14 +180,15 @@ def test_sam_hqs_decoder_is_where_a_method_starts_if_asked(tmp_path, method):
 
 
 @pytest.mark.slow
-def test_another_file_at_another_size_is_a_cell_of_its_own_and_found_again(tmp_path, capsys):
+def test_another_file_at_another_size_is_a_cell_of_its_own_and_found_again(tmp_path, polyps, capsys):
     """Trained, evaluated once more and loaded, on a file that is not the backbone's own."""
     tensors = bench.load_sam("tiny").state_dict()
     tensors["image_encoder.neck.3.bias"] = tensors["image_encoder.neck.3.bias"] + 0.01
     save_file(
         {name: tensor.contiguous() for name, tensor in to_hugging_face(tensors).items() if name != SHARED}, tmp_path / "mine.safetensors"
     )
-    words = ["--datasets", "synth_polyps", "--out", str(tmp_path / "out"), "--protocol", "smoke(resize=longest_side)", "--seeds", "0"]
+    place = ["--data", str(polyps), "--out", str(tmp_path / "out")]
+    words = ["--datasets", "kvasir", *place, "--protocol", "smoke(resize=longest_side)", "--seeds", "0"]
     words += ["--backbone", "tiny( image_size=64 )", "--checkpoint", str(tmp_path / "mine.safetensors")]
     assert run(["--methods", "lora", *words]) == 0
     (cell,) = (path.parent for path in tmp_path.rglob("record.json"))
@@ -198,7 +199,7 @@ def test_another_file_at_another_size_is_a_cell_of_its_own_and_found_again(tmp_p
     assert model.resize == "longest_side" and model.sam.config.image_size == 64
     with pytest.raises(CheckpointError, match=r"was tuned on the tiny\(image_size=64\) checkpoint of sha256"):
         bench.load_run(cell)
-    assert reevaluate([str(cell), "--prompt", "none", "--pretrained", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert reevaluate([str(cell), "--prompt", "none", "--pretrained", str(tmp_path), *place]) == 0
     capsys.readouterr()
     assert run(["--methods", "lora", *words, "--dry-run"]) == 0
     assert "1 cell, 0 to run" in capsys.readouterr().out

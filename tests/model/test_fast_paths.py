@@ -21,6 +21,7 @@ from bench.training.train import backward
 from bench.types import Prompts
 
 METHODS = [*TRAINED, "lora(decoder=hq)"]
+TWO_BLOCKS = replace(TOY, depth=2, global_blocks=(1,))  # of windows, and of the whole image: tracing costs seconds a block
 CHEAP = ("cat_sam_t", "cat_sam_a", "lora", "vpt_shallow")  # of the kernel for GPUs; the other methods are in the slow tests
 KERNELS = [(method, "whole") for method in METHODS]  # what the small backbone of these tests gets on a CPU
 KERNELS += [
@@ -30,9 +31,9 @@ KERNELS += [
 ]
 
 
-def of_path(path, method):
+def of_path(path, method, config=TOY):
     with use(path):
-        model = started(method)
+        model = started(method, config)
         loss = backward(model, examples(), 7)
         gradients = {name: p.grad for name, p in model.tuned().items()}
         with torch.no_grad():
@@ -173,10 +174,12 @@ def test_keys_that_are_kept_are_those_that_are_made():
     assert torch.equal(kept.sum(1), torch.tensor([8.0] * 12 + [0.0, 4.0]))
 
 
-@pytest.mark.parametrize("method", ["cat_sam_t", "cat_sam_a", "adaptformer(dropout=0.5)"])
+@pytest.mark.parametrize(
+    "method", ["cat_sam_t", *(pytest.param(m, marks=pytest.mark.slow) for m in ("cat_sam_a", "adaptformer(dropout=0.5)"))]
+)
 def test_a_compiled_encoder_computes_the_same(method):
     """What a GPU's compiler would get, traced and run without generated code; evaluated in another size of batch."""
-    (loss, plain, outputs), compiled = of_path("fast", method), started(method)
+    (loss, plain, outputs), compiled = of_path("fast", method, TWO_BLOCKS), started(method, TWO_BLOCKS)
     compiled.encoder.compile_walk("default", "aot_eager")
     assert "encoder=compiled" in compiled.execution
     torch.testing.assert_close(backward(compiled, examples(), 7), loss, rtol=1e-5, atol=1e-6)
@@ -222,9 +225,8 @@ def test_a_trained_bias_of_a_frozen_layer_learns(sam):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [*TRAINED, "adaptformer(dropout=0.5)", "vpt_deep(dropout=0.5)"])
 def test_the_whole_encoder_compiles_without_a_break(method):
-    """Training and evaluating, with the kernel that a GPU gets; on two images, which are a variant that compiles without a break too.
-    One block of each kind, of windows and of the whole image: tracing costs seconds a block."""
-    model = started(method, replace(TOY, depth=2, global_blocks=(1,)))
+    """Training and evaluating, with the kernel that a GPU gets; on two images, which are a variant that compiles without a break too."""
+    model = started(method, TWO_BLOCKS)
     batch = torch.stack([model._input(example.image) for example in examples()[:2]])
     torch._dynamo.reset()  # it allows few variants of a function, of which other methods' are some
     walk = torch.compile(model.encoder._walk, dynamic=False, fullgraph=True, backend="eager")
@@ -246,7 +248,7 @@ def test_a_model_of_the_same_kind_and_a_last_shorter_batch_compile_nothing_more(
         return graph.forward
 
     for k in range(2):
-        model, plain = started(method), started(method)
+        model, plain = started(method, TWO_BLOCKS), started(method, TWO_BLOCKS)
         model.encoder.compile_walk("default", backend)
         backward(model, examples()[:2], 7)
         model.zero_grad()

@@ -17,6 +17,8 @@ from bench.model.pyramid_files import LAYOUTS, name_in
 from bench.model.sam import attend, feed_forward
 from bench.model.sizes import CONFIGS, HieraConfig, frozen_bytes
 
+pytestmark = pytest.mark.xdist_group("hugging_face")  # whose models take long to import
+
 pytest.importorskip("transformers")
 TINY = {"tiny_sam2": (128, 160), "tiny_sam3": (112, 140)}  # and the sides of images
 NAMES = [(name, side) for name, sides in TINY.items() for side in sides]

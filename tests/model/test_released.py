@@ -32,6 +32,8 @@ from bench.run import main as run
 from bench.running.adapted import load_run
 from datasets import synth
 
+pytestmark = pytest.mark.xdist_group("released")  # one worker makes what its tests share
+
 PROTOCOL = "smoke(epochs=12,evaluate_every=12,lr=3e-3,prompt_types=['box'],random_crop=False,selections=['best','last'])"
 
 

@@ -23,6 +23,8 @@ from bench.pretraining.data import held_out, object_masks, open_cache, training_
 from bench.pretraining.muon import Muon, orthogonal
 from bench.pretraining.trainer import grown, initialised, pooled_iou
 
+pytestmark = pytest.mark.xdist_group("pretrain")  # one worker makes what its tests share
+
 SMOKE = ROOT / "configs" / "pretrain" / "smoke.toml"
 SHIPPED = PRETRAINED / "tiny.safetensors"
 MARGIN = 1.0  # IoU points between the first 60 held-out images and the 128 of the card; there, 86.05 against 86.03 was measured

@@ -23,6 +23,8 @@ from bench.reporting.formats import render
 from bench.reporting.report import Image, inlined
 from bench.reporting.tables import tables
 
+pytestmark = pytest.mark.xdist_group("report")  # one worker makes what its tests share
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync", "--window-size=1280,900")

@@ -24,6 +24,8 @@ from bench.reporting.tables import tables
 from bench.run import main as run
 from datasets.synth import LAYOUTS, write_layout
 
+pytestmark = pytest.mark.xdist_group("reevaluation")  # one worker makes what its tests share
+
 PROTOCOL = "smoke(selections=['last'],epochs=1)"
 
 

@@ -8,7 +8,9 @@ import csv
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
 from bench.grid.published import heading, published_for
 from bench.grid.store import ResultStore
@@ -84,8 +86,15 @@ def test_the_tables_have_the_same_numbers(out):
 
 @pytest.mark.slow
 def test_the_interrupted_cell_goes_on_where_it_was(out, capsys):
-    cell = next(out.rglob("resume.pt")).parent
+    """Its resume file, of step 3, is set to step 190 here: of the 197 steps that are left, ten are enough."""
+    path = next(out.rglob("resume.pt"))
+    content, cell = torch.load(path, weights_only=True), path.parent
+    course, first = content["course"], content["course"]["history"]
+    course["history"] = first + [{**first[-1], "step": step, "epoch": step} for step in range(4, 191)]
+    torch.save({**content, "course": {**course, "step": 190}}, path)
     assert main([*INTERRUPTED, *PLACE, "--out", str(out)]) == 0
     assert "starts from the beginning" not in capsys.readouterr().err
     assert (cell / "record.json").exists() and not (cell / "resume.pt").exists()
-    assert len((cell / "history.csv").read_text().splitlines()) == 201  # the steps before and after
+    curve = pd.read_csv(cell / "history.csv")  # the steps before and after
+    assert [*curve["step"]] == [*range(1, 201)] and [*curve["loss"][:3]] == [row["loss"] for row in first]
+    assert curve["loss"][3:190].nunique() == 1 and curve["loss"][190:].nunique() == 10

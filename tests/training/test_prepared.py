@@ -1,5 +1,6 @@
 """What is prepared ahead, kept and sent: the same bits as without, nothing made twice, and nobody waiting on the host."""
 
+import itertools
 import threading
 import warnings
 from collections import Counter
@@ -42,7 +43,8 @@ COURSES = {
     "crops": ("clean", 2, {"epochs": 3, "batch": 1}, 6),  # which never come again
 }
 QUICK = [("hq_sam", "one_shot", "bf16"), ("lora(decoder=hq,first_block=1)", "no_augmentation", "fp32")]
-ALL = [(method, course, precision) for method in KEEPING for course in COURSES for precision in ("fp32", "bf16")]
+ALL = [(method, course, "fp32") for method in KEEPING for course in COURSES]
+ALL += zip(KEEPING, itertools.cycle(COURSES), itertools.repeat("bf16"))  # each method and each course once
 
 
 def streams(seed):
