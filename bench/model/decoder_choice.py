@@ -103,7 +103,7 @@ DECODERS: Mapping[str, Callable[..., Decoder]] = {
     "bitfit": bitfit,
     "layernorm": layernorm,
 }
-GROUPS = {"hq": "hq", "tuned": "decoder"}
+GROUPS = {"sam": "", "hq": "hq", "tuned": "decoder"}
 PEFT = "decoder_peft"  # of the others: protocols give SAM's fine-tuned decoder a low rate, at which these few numbers hardly move
 
 
@@ -128,7 +128,8 @@ class DecoderChoice(NamedTuple):
     @property
     def groups(self) -> Mapping[str, str]:
         """As of `Method.groups`."""
-        return {} if self.name == "sam" else {"decoder": GROUPS.get(self.name, PEFT)}
+        group = GROUPS.get(self.name, PEFT)
+        return {"decoder": group} if group else {}
 
     def build(self, sam: Sam) -> Decoder:
         """The decoder, newly initialised."""
