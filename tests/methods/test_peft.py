@@ -9,7 +9,11 @@ import pytest
 import torch
 from conftest import toy_backbone
 
+from bench.conformance.methods import MethodSubject
+from bench.conformance.toys import TOY, Rectangles
 from bench.model.method import build
+from bench.model.sizes import CONFIGS
+from bench.training.train import fit, optimizer_of
 
 METHODS = {
     "lora": "lora(rank=3,alpha=6)",
@@ -75,3 +79,19 @@ def test_pissa_starts_as_pefts(oracle):
         torch.testing.assert_close(weight.abs(), oracle["pissa"]["starts"][name].abs(), atol=1e-4, rtol=1e-4)
     image = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model.encoder(image)[0], build("sam", toy_backbone()).encoder(image)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["toy", "tiny_sam2"])  # whose blocks have one tensor for all, and one each
+def test_lora_plus_moves_b_by_so_many_times_its_rate(name):
+    """Of AdamW's first step, whose length is the rate's: A moves as ever."""
+    moved_by = {}
+    for factor in (1, 16):
+        subject = MethodSubject(f"lora(init=pissa,targets=q+lin1,b_rate={factor})", CONFIGS.get(name, TOY))
+        model, data = subject.fresh(), Rectangles()
+        before = {name: weight.detach().clone() for name, weight in model.tuned().items()}
+        next(iter(fit(model, optimizer_of(model, subject.settings), data, data.support(1), subject.settings, 0)))
+        moved_by[factor] = {name: weight.detach() - before[name] for name, weight in model.tuned().items()}
+    for weight, step in moved_by[1].items():
+        assert step.abs().max() > 0
+        times = 16 if weight.removeprefix("tuner.").removeprefix("lin1_").startswith("b") else 1
+        torch.testing.assert_close(moved_by[16][weight], times * step, atol=1e-6, rtol=1e-3)
