@@ -24,6 +24,7 @@ METHODS = {
     "dora of all": "dora(rank=3,alpha=6,targets=qkv+proj+mlp,blocks=1)",
     "ia3": "ia3",
 }
+CLOSE = 1e-5  # of the largest value
 
 
 def moved(name):
@@ -64,12 +65,14 @@ def oracle(case, tmp_path_factory):
 def test_outputs_and_gradients_equal_pefts(method, case, oracle):
     model = moved(METHODS[method])
     out = model.encoder(case["image"])[0]
-    torch.testing.assert_close(out, oracle[method]["out"], atol=1e-4, rtol=1e-4)
+    expected = oracle[method]["out"]
+    assert (out - expected).abs().max() <= CLOSE * expected.abs().max()
     (out * case["probe"]).sum().backward()
     for name, weight in own(model).items():
         expected = oracle[method]["gradients"][name]
         assert expected.abs().max() > 0
-        torch.testing.assert_close(weight.grad / expected.abs().max(), expected / expected.abs().max(), atol=1e-4, rtol=0)
+        assert (weight.grad - expected).abs().max() <= CLOSE * expected.abs().max(), name
+        print(method, name, float((weight.grad - expected).abs().max() / expected.abs().max()))
 
 
 def test_pissa_starts_as_pefts(oracle):
