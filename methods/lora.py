@@ -189,7 +189,7 @@ class LoRA(Placed, EncoderMethod):
     trained: ClassVar[str] = "low-rank additions to q and v"
     pyramid: ClassVar[str] = "A reads the width that the block gets, B writes the one it gives"
     rates: ClassVar[str] = "AdamW 5e-4, decay 0.1 (RoBERTa on MNLI)"
-    oracle: ClassVar[str] = "peft's LoRA, 1e-4"
+    oracle: ClassVar[str] = "peft's LoRA, rsLoRA and PiSSA, 1e-5"
     target_words = LINEAR
 
     def __post_init__(self) -> None:

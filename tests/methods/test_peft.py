@@ -24,7 +24,7 @@ METHODS = {
     "dora of all": "dora(rank=3,alpha=6,targets=qkv+proj+mlp,blocks=1)",
     "ia3": "ia3",
 }
-CLOSE = 1e-5  # of the largest value
+CLOSE = 1e-5  # of the largest value; measured: 5e-6
 
 
 def moved(name):
@@ -72,7 +72,6 @@ def test_outputs_and_gradients_equal_pefts(method, case, oracle):
         expected = oracle[method]["gradients"][name]
         assert expected.abs().max() > 0
         assert (weight.grad - expected).abs().max() <= CLOSE * expected.abs().max(), name
-        print(method, name, float((weight.grad - expected).abs().max() / expected.abs().max()))
 
 
 def test_pissa_starts_as_pefts(oracle):
