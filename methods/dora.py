@@ -101,7 +101,7 @@ class DoRA(Placed, EncoderMethod):
     trained: ClassVar[str] = "low-rank additions to q and v, with the rows' lengths learned apart"
     pyramid: ClassVar[str] = "as `lora`"
     rates: ClassVar[str] = "2e-4 (LLaMA-2 7B)"
-    oracle: ClassVar[str] = "peft's DoRA, 1e-4"
+    oracle: ClassVar[str] = "peft's DoRA, 1e-5"
     target_words = LINEAR
 
     def __post_init__(self) -> None:

@@ -80,7 +80,7 @@ class IA3(Placed, EncoderMethod):
     trained: ClassVar[str] = "a factor for each channel of k, v and the MLP"
     pyramid: ClassVar[str] = "at the width that the block gives"
     rates: ClassVar[str] = "Adafactor 3e-3"
-    oracle: ClassVar[str] = "peft's IA3, 1e-4"
+    oracle: ClassVar[str] = "peft's IA3, 1e-5"
 
     def tuner(self, sam: Sam) -> Tuner:
         return IA3Tuner(sam, self.placed(sam))

@@ -19,6 +19,7 @@ from bench.model.placement import LINEAR, Placed
 from bench.model.products import Projection, project
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
+from bench.model.sizes import SamConfig
 
 Init = Literal["zero", "pissa"]
 
@@ -188,7 +189,7 @@ class LoRA(Placed, EncoderMethod):
     trained: ClassVar[str] = "low-rank additions to q and v"
     pyramid: ClassVar[str] = "A reads the width that the block gets, B writes the one it gives"
     rates: ClassVar[str] = "AdamW 5e-4, decay 0.1 (RoBERTa on MNLI)"
-    oracle: ClassVar[str] = "peft's LoRA, 1e-4"
+    oracle: ClassVar[str] = "peft's LoRA, rsLoRA and PiSSA, 1e-5"
     target_words = LINEAR
 
     def __post_init__(self) -> None:
@@ -204,11 +205,11 @@ class LoRA(Placed, EncoderMethod):
         """What BA is multiplied with."""
         return (self.alpha or self.rank) / (self.rank if self.scaling == "lora" else math.sqrt(self.rank))
 
-    def placed(self, sam: Sam) -> tuple[int, ...]:
+    def blocks_of(self, config: SamConfig) -> tuple[int, ...]:
         if not self.first_block:
-            return super().placed(sam)
-        self.at_most(first_block=sam.config.depth - 1)
-        return tuple(range(self.first_block, sam.config.depth))
+            return super().blocks_of(config)
+        self.at_most(first_block=config.depth - 1)
+        return tuple(range(self.first_block, config.depth))
 
     def rate_factor(self, name: str) -> float:
         """`b_rate` of B."""

@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the choices of a text of methods; 2 where it is wrong."""
     text, *backbones = sys.argv[1:] if arguments is None else arguments
     try:
-        choices = choose_methods(text)
+        choices = choose_methods(text, *backbones)
     except RequestError as error:
         print(error, file=sys.stderr)
         return 2

@@ -68,12 +68,17 @@ class RunContext:
     embeddings: str = ""
 
 
-def choose_methods(text: str) -> list[MethodChoice]:
+def choose_methods(text: str, backbone: str = "") -> list[MethodChoice]:
     """The methods that a user names, groups, families, calls and sweeps mixed: "paper,@prompt,lora(rank=4|8)"; loads torch with
-    them. RequestError for what is not allowed."""
+    them. RequestError for what is not allowed, or not on the backbone."""
     calls = list(dict.fromkeys(call for word in split_calls(text) for call in _calls(word)))
     parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
-    return [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
+    choices = [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
+    for choice in choices:
+        cls = METHODS.get(choice.name)
+        if backbone and hasattr(cls, "check_backbone"):
+            cls(**choice.arguments).check_backbone(backbone)
+    return choices
 
 
 def _calls(word: str) -> list[str]:

@@ -57,6 +57,9 @@ class Method:
     def __post_init__(self) -> None:
         """Checks the values: RequestError where one is not allowed."""
 
+    def check_backbone(self, name: str) -> None:
+        """RequestError where that backbone cannot have it; a grid is told before its first cell."""
+
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         """Newly initialised parts for this backbone, drawn from torch's current random state."""
         raise NotImplementedError

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from bench.errors import RequestError
+from bench.model.backbones import read_backbone
 from bench.model.method import LATER, Method
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
@@ -56,7 +57,14 @@ class Placed(Method):
 
     def placed(self, sam: Sam) -> tuple[int, ...]:
         """The numbers of the tuned blocks, in rising order; RequestError where this backbone lacks one, or there is none."""
-        return tuple(sorted({block for word in self.blocks.split("+") for block in self._meant(word, sam.config)}))
+        return self.blocks_of(sam.config)
+
+    def blocks_of(self, config: SamConfig) -> tuple[int, ...]:
+        """As `placed`, of a backbone of these sizes."""
+        return tuple(sorted({block for word in self.blocks.split("+") for block in self._meant(word, config)}))
+
+    def check_backbone(self, name: str) -> None:
+        self.blocks_of(read_backbone(name).config)
 
     def _meant(self, word: str, config: SamConfig) -> range | list[int]:
         """The blocks that a word means."""

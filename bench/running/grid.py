@@ -4,6 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -87,7 +88,11 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     request = replace(request, backbone=read_backbone(request.backbone).name)
     checkpoint = checkpoint_path(request.backbone, options.pretrained, options.checkpoint)
     known = catalogue(request.methods, cache, request.backbone) if launcher or options.dry_run else None
-    choose = (lambda text: list(catalogue(text, cache, request.backbone).choices)) if known else choose_methods
+    choose = (
+        (lambda text: list(catalogue(text, cache, request.backbone).choices))
+        if known
+        else partial(choose_methods, backbone=request.backbone)
+    )
     registered = known.registered if known else groups_by_method
     sha256 = file_sha256(checkpoint, cache)
     specs = specs_of(request, sha256, options.data, choose, registered, options.out)

@@ -20,6 +20,7 @@ from bench.model.attention import KeyValues
 from bench.model.decoder import Decoded, Decoder
 from bench.model.implementation import implementation
 from bench.model.method import Method
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.retuned import retuned
 from bench.model.sam import Tuner, attend, feed_forward
 from bench.types import Sample
@@ -499,6 +500,65 @@ def test_a_method_that_is_broken_on_purpose_is_told_so(check, tuner, says, regis
     registered(METHODS, method_of(tuner))
     finding = found(METHOD_CHECKS, check, MethodSubject("on_purpose"))
     assert finding.verdict == "broken" and says in finding.said and "\n" not in finding.said, finding
+
+
+class Shifts(PlacedTuner):
+    """A shift of every tuned block's input; what is broken on purpose is a subclass."""
+
+    def __init__(self, sam, blocks):
+        super().__init__(sam, blocks)
+        self.shifts = nn.Parameter(0.01 * torch.randn(len(self.sizes), sam.config.width))
+
+    def step(self, i, block, x, carry):
+        return super().step(i, block, x + self.shifts[i], carry)
+
+
+class IsEverywhere(Shifts):
+    def __init__(self, sam, blocks):
+        super().__init__(sam, tuple(range(sam.config.depth)))
+
+
+class HasPartsForAll(Shifts):
+    def __init__(self, sam, blocks):
+        super().__init__(sam, blocks)
+        self.others = nn.ParameterList(torch.ones(2) for i in range(sam.config.depth) if i not in blocks)
+
+
+class TouchesOthers(Shifts):
+    def walk(self, i, block, x, carry):
+        return super().walk(i, block, x + self.shifts[0], carry)
+
+
+class KeepsNothing(Shifts):
+    def __init__(self, sam, blocks):
+        super().__init__(sam, blocks)
+        self.first_block = 0
+
+
+@pytest.mark.parametrize(
+    ("tuner", "says"),
+    [
+        (Shifts, ""),
+        (IsEverywhere, "its tuner's tuned_blocks are (0, 1, 2)."),
+        (HasPartsForAll, "2 of 3 tensors had no gradient but 0"),
+        (TouchesOthers, "the outputs of block 0, which is not tuned, and of the stock block differ by up to"),
+        (KeepsNothing, "what 0 parts say is kept, 2 is expected."),
+    ],
+)
+def test_a_placed_method_that_is_broken_on_purpose_is_told_so(tuner, says, registered):
+    @dataclass(frozen=True)
+    class OnPurpose(Placed, Method):
+        """A method for a test."""
+
+        title: ClassVar[str] = "On purpose"
+        source: ClassVar[str] = "a test"
+
+        def build(self, sam):
+            return tuner(sam, self.placed(sam)), Decoder()
+
+    registered(METHODS, OnPurpose)
+    finding = found(METHOD_CHECKS, "placed_blocks_alone_are_tuned", MethodSubject("on_purpose"))
+    assert finding.verdict == ("broken" if says else "pass") and says in finding.said
 
 
 def test_a_decoder_that_is_broken_on_purpose_is_told_so(registered):

@@ -13,6 +13,7 @@ from bench.errors import RequestError
 from bench.grid.plan import choose_methods
 from bench.model.implementation import use
 from bench.model.sam import attend, feed_forward
+from bench.run import main as run
 
 WORDS = {  # of the 6 blocks of "tiny", of which 2 and 5 are global
     "all": (0, 1, 2, 3, 4, 5),
@@ -147,3 +148,11 @@ def test_stand_ins_for_a_blocks_layers(name, path):
                 setattr(changed.mlp, one, others[one])
                 found = feed_forward(block, stock[0], **{one: by[one]})
                 torch.testing.assert_close(found, feed_forward(changed, stock[0]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_block_that_the_backbone_lacks_is_told_before_the_first_cell(how, tmp_path, capsys):
+    words = ["--methods", "sam,lora(blocks=last9)", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke"]
+    assert run([*words, "--out", str(tmp_path), *how]) == 2
+    assert "error: lora(blocks=last9): last9 is none of this backbone's 6 blocks, 0 to 5." in capsys.readouterr().err
+    assert not (tmp_path / "synth_polyps").exists()
