@@ -65,12 +65,14 @@ class Mona(Placed, EncoderMethod):
     Defined on Swin, whose windows are put together before an adapter reads the map; so they are here, and the filters see the whole
     map in every block. On vit_l its 7.0 M numbers make a file of 28 MB, the largest of all methods that add to the encoder.
 
-    targets: after which halves of a block there is an adapter, attention+mlp, or one of them.
+    targets: after which halves of a block there is an adapter, attention+mlp, or one of them. norm_decay: whether the adapters' norms have
+    weight decay, which they have not in the original.
     """
 
     bottleneck: int = 64
     dropout: float = 0.1
     targets: str = field(default="attention+mlp", metadata=LATER)
+    norm_decay: bool = field(default=True, metadata=LATER)
     title: ClassVar[str] = "Mona"
     source: ClassVar[str] = "Yin et al., 5%>100%: Breaking Performance Shackles of Full Fine-Tuning, CVPR 2025 (arXiv 2408.08345)"
     family: ClassVar[str] = "adapter"
@@ -84,6 +86,9 @@ class Mona(Placed, EncoderMethod):
         super().__post_init__()
         self.at_least(bottleneck=1, dropout=0)
         self.at_most(dropout=1)
+
+    def decays(self, name: str) -> bool:
+        return self.norm_decay or not (name.startswith("tuner.") and ".norm." in name)
 
     def tuner(self, sam: Sam) -> Tuner:
         return MonaTuner(sam, self.placed(sam), self.targeted, self.bottleneck, self.dropout)

@@ -1,14 +1,14 @@
 """SSF (Lian et al., Scaling & Shifting Your Features, NeurIPS 2022): a scale and a shift after every operation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
-from bench.model.method import EncoderMethod
+from bench.model.method import LATER, EncoderMethod
 from bench.model.retuned import RetunedTuner, retuned
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import ImageEncoderViT, LayerNorm2d
@@ -80,8 +80,11 @@ class SSF(EncoderMethod):
     """After the patch embedding, norm1, qkv, proj, norm2, and both layers of the MLP, as in the official ViT; for its last norm
     stand the two of SAM's neck. Its convolutions have no bias that a shift could be merged into, and get none; those of the newer necks
     have one.
+
+    decay: whether scales and shifts have weight decay, which they have not in the original.
     """
 
+    decay: bool = field(default=True, metadata=LATER)
     title: ClassVar[str] = "SSF"
     source: ClassVar[str] = "Lian et al., Scaling & Shifting Your Features, NeurIPS 2022"
     family: ClassVar[str] = "lora"
@@ -89,6 +92,9 @@ class SSF(EncoderMethod):
     pyramid: ClassVar[str] = "also behind the layer that widens the residual, and the pyramid's convolutions"
     rates: ClassVar[str] = "AdamW 1e-3, decay 0.05 (CIFAR-100)"
     oracle: ClassVar[str] = "hooks behind a stock ViT's layers, 1e-5"
+
+    def decays(self, name: str) -> bool:
+        return self.decay or not name.startswith("tuner.")
 
     def tuner(self, sam: Sam) -> Tuner:
         return SSFTuner(sam)

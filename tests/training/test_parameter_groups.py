@@ -87,3 +87,20 @@ def test_an_optimizer_that_an_earlier_version_stored_is_taken_over(smoke, by_gro
     now.load_state_dict(earlier.state_dict())
     steps(half, now, settings, 2)
     assert all(torch.equal(tensor, whole.tuned()[name]) for name, tensor in half.tuned().items())
+
+
+@pytest.mark.parametrize(
+    ("call", "without"),
+    [
+        ("ssf(decay=False,decoder=tuned)", lambda name: name.startswith("tuner.")),
+        ("mona(norm_decay=False)", lambda name: name.endswith((".norm.weight", ".norm.bias"))),
+        ("ssf", lambda name: False),
+        ("mona", lambda name: False),
+    ],
+)
+def test_norms_and_shifts_have_no_decay_where_it_is_asked_as_in_their_authors_code(smoke, call, without):
+    model = bench.build(call, toy_backbone())
+    groups = parameter_groups(model, replace(smoke, weight_decay=0.5))
+    decays = {name: group.decay for group in groups for name in group.names}
+    assert decays == {name: 0.0 if without(name) else 0.5 for name in model.tuned()}
+    assert len(groups) == len(set(decays.values())) == (2 if "(" in call else 1)
