@@ -16,7 +16,7 @@ from bench.model.method import EncoderMethod
 from bench.model.placement import LINEAR, Placed
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import ImageEncoderViT
-from methods.oft import OFTTuner, above_diagonal, skew, whole_layers
+from methods.oft import OFTTuner, above_diagonal, whole_layers
 
 
 class BOFTTuner(OFTTuner):
@@ -34,7 +34,7 @@ class BOFTTuner(OFTTuner):
         tensors = {}
         for i, (above, _) in enumerate(self.of(vit)):
             for name, layer in self.layers.items():
-                tensors[f"{above}.{LAYERS[name]}.boft_R"] = skew(layer.turns[i], self.block_size)
+                tensors[f"{above}.{LAYERS[name]}.boft_R"] = layer.cayley[str(self.block_size)].skew(layer.turns[i])
                 tensors[f"{above}.{LAYERS[name]}.boft_s"] = layer.scale[i][:, None].clone()
         return PeftAdapter(config, tensors)
 

@@ -19,34 +19,41 @@ from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import ImageEncoderViT
 
 
-def skew(above: Tensor, size: int) -> Tensor:
-    """(…, size, size) with Q = −Qᵀ, of the numbers above the diagonal row by row, (…, size·(size − 1)/2)."""
-    rows, columns = torch.triu_indices(size, size, 1, device=above.device)
-    found = above.new_zeros(*above.shape[:-1], size, size)
-    found[..., rows, columns] = above
-    return found - found.mT
+class Cayley(nn.Module):
+    """(I − Q)(I + Q)⁻¹, which is orthogonal, of skew matrices Q (…, b, b), which are b(b − 1)/2 numbers: those above the diagonal, row by
+    row."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        rows, columns = torch.triu_indices(size, size, 1)
+        index = torch.zeros(size, size, dtype=torch.long)
+        index[rows, columns] = torch.arange(len(rows))
+        sign = torch.ones(size, size).triu(1)
+        for name, tensor in {"index": index + index.T, "sign": sign - sign.T, "one": torch.eye(size)}.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def skew(self, above: Tensor) -> Tensor:
+        """Q, (…, b, b)."""
+        return above[..., self.index] * self.sign
+
+    def forward(self, above: Tensor) -> Tensor:
+        both = torch.addcmul(self.one, above[..., self.index], self.sign)  # I + Q, whose transpose is I − Q
+        return torch.linalg.solve_ex(both, both.mT, left=False)[0]  # it always has an inverse, so no host has to ask a GPU
 
 
 def above_diagonal(q: Tensor) -> Tensor:
-    """What `skew` makes its matrices of."""
+    """The numbers that `Cayley` makes its matrices of."""
     rows, columns = torch.triu_indices(*q.shape[-2:], 1)
     return q[..., rows, columns]
-
-
-def cayley(q: Tensor) -> Tensor:
-    """(I − Q)(I + Q)⁻¹, which is orthogonal where Q is skew: (…, b, b)."""
-    one = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
-    return torch.linalg.solve_ex(one + q, one - q, left=False)[0]  # I + Q always has an inverse, so none waits for a GPU to say so
 
 
 def turned(x: Tensor, turns: Tensor, level: int) -> Tensor:
     """x (…, C) times a butterfly factor: on level 0, turns (D, b, b) are of b channels side by side, on level l of two runs of b/2 that lie
     2^l runs apart."""
-    half, apart = turns.shape[-1] // 2, 2**level
-    if level:
-        x = x.unflatten(-1, (-1, 2, apart, half)).transpose(-2, -3).flatten(-4)
-    out = torch.bmm(x.reshape(-1, *turns.shape[:2]).transpose(0, 1), turns).transpose(0, 1).reshape(x.shape)
-    return out.unflatten(-1, (-1, apart, 2, half)).transpose(-2, -3).flatten(-4) if level else out
+    (count, size, _), sides, apart = turns.shape, 2 if level else 1, 2**level
+    runs = x.reshape(-1, count // apart, sides, apart, size // sides).permute(1, 3, 0, 2, 4)  # (D/2^l, 2^l, n, 2, b/2)
+    out = torch.bmm(runs.reshape(count, -1, size), turns).view(runs.shape)
+    return out.permute(2, 0, 3, 1, 4).reshape(x.shape)
 
 
 class Rotation(nn.Module):
@@ -62,9 +69,15 @@ class Rotation(nn.Module):
         shapes = [(factors, weight.shape[1] // size, size * (size - 1) // 2) for weight, size in zip(weights, sizes, strict=True)]
         self.turns = by_block(shapes, nn.init.zeros_)
         self.scale = by_block([(len(weight),) for weight in weights], nn.init.ones_) if scaled else None
+        self.cayley = nn.ModuleDict({str(size): Cayley(size) for size in sizes})
+
+    def rotations(self, i: int, kind: torch.dtype = torch.float32) -> Tensor:
+        """Those of tuned block i, (m, D, b, b)."""
+        found: Tensor = self.cayley[str(self.sizes[i])](self.turns[i].to(kind))
+        return found
 
     def forward(self, i: int, weight: Tensor, bias: Tensor) -> Projection:
-        rotations = list(enumerate(cayley(skew(self.turns[i], self.sizes[i]))))
+        rotations = list(enumerate(self.rotations(i)))
 
         def projection(x: Tensor) -> Tensor:
             for level, turns in reversed(rotations):
@@ -75,7 +88,7 @@ class Rotation(nn.Module):
 
     def merged(self, i: int, weight: Tensor) -> Tensor:
         """W·Rᵀ, or that times the scale, (o, c) as precise as `weight`."""
-        for level, turns in enumerate(cayley(skew(self.turns[i].to(weight.dtype), self.sizes[i]))):
+        for level, turns in enumerate(self.rotations(i, weight.dtype)):
             weight = turned(weight, turns.mT, level)
         return weight if self.scale is None else weight * self.scale[i][:, None]
 

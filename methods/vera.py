@@ -13,7 +13,7 @@ from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
 from bench.model.hugging_face import PeftAdapter
-from bench.model.linear_layers import THIRDS, LinearTuner, bias_of, part, places, weight_of
+from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner, part, places, weight_of
 from bench.model.method import EncoderMethod
 from bench.model.placement import LINEAR, Placed
 from bench.model.products import Projection, product, project
@@ -40,9 +40,9 @@ class Vectors(nn.Module):
         self.d = by_block([(rank,)] * len(weights), partial(nn.init.constant_, val=d_initial))
         self.b = by_block([(len(weight),) for weight in weights], nn.init.zeros_)
 
-    def added(self, i: int, onto: Tensor, low: Tensor, up: Tensor) -> Tensor:
-        """onto + b ⊙ B·(d ⊙ low), with low = A·x (…, r) and up = B (o, r)."""
-        return torch.addcmul(onto, self.b[i], product(self.d[i] * low, up))
+    def around(self, i: int, up: Tensor) -> Tensor:
+        """diag(d) Bᵀ diag(b), (r, o), of Bᵀ."""
+        return self.d[i][:, None] * up * self.b[i]
 
 
 class VeRATuner(LinearTuner):
@@ -62,29 +62,27 @@ class VeRATuner(LinearTuner):
             self.register_buffer(name, matrix.to(sam.device), persistent=False)
 
     def layer(self, i: int, block: Block, name: str) -> Projection | None:
-        if name not in self.layers:
-            return None
-        weight, bias, vectors = weight_of(block, name), bias_of(block, name), self.layers[name]
-        return lambda x: vectors.added(i, product(x, weight, bias), product(x, self.down[:, : x.shape[-1]]), self.up[: len(weight)])
+        return self._around(i, block.get_submodule(LAYERS[name]), (name,)) if name in self.layers else None
 
     def qkv(self, i: int, block: Block) -> Projection | None:
-        """A·x is the same for q, k and v."""
-        if not any(name in self.layers for name in THIRDS):
-            return None
-        before, width = block.attn.qkv.in_features, block.attn.qkv.out_features // 3
-        down, up = self.down[:, :before], self.up[:width]
+        return self._around(i, block.attn.qkv, THIRDS) if any(name in self.layers for name in THIRDS) else None
+
+    def _around(self, i: int, layer: nn.Linear, parts: Sequence[str]) -> Projection:
+        """What stands in for a layer of tuned block i that has these parts, which all read A·x."""
+        down, up = self.down[:, : layer.in_features], self.up[: layer.out_features // len(parts)].T
+        none = torch.zeros_like(up)
+        to_all = torch.cat([self.layers[name].around(i, up) if name in self.layers else none for name in parts], 1)  # (r, 3C or o)
 
         def projection(x: Tensor) -> Tensor:
-            low, frozen = product(x, down), project(block.attn.qkv, x).chunk(3, -1)
-            thirds = zip(THIRDS, frozen, strict=True)
-            return torch.cat([self.layers[name].added(i, third, low, up) if name in self.layers else third for name, third in thirds], -1)
+            frozen, low = project(layer, x), product(x, down)
+            return torch.addmm(frozen.flatten(0, -2), low.flatten(0, -2), to_all).view(frozen.shape)
 
         return projection
 
     def merged_layer(self, i: int, name: str, weight: Tensor) -> Tensor:
-        vectors, (rows, columns) = self.layers[name], weight.shape
-        up, down = self.up[:rows].to(weight.dtype), self.down[:, :columns].to(weight.dtype)
-        return weight + (vectors.b[i][:, None] * up) @ (vectors.d[i][:, None] * down)
+        rows, columns = weight.shape
+        up, down = self.up[:rows].T.to(weight.dtype), self.down[:, :columns].to(weight.dtype)
+        return weight + self.layers[name].around(i, up).T @ down
 
     @torch.no_grad()
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter | None:

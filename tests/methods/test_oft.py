@@ -8,7 +8,7 @@ from peft_layers import assert_same, moved, with_peft
 from bench.conformance.methods import parameters_on
 from bench.errors import RequestError
 from bench.model.method import build
-from methods.oft import above_diagonal, cayley, skew
+from methods.oft import Cayley, above_diagonal
 
 
 @pytest.mark.parametrize("call", ["oft", "oft(block_size=16,targets=q+v+proj+mlp)"])
@@ -35,7 +35,7 @@ def test_boft_is_pefts(call, any_butterfly):
     for i, name, layer in layers:
         own, rotations, scale = model.tuner.layers[name], layer.boft_R["default"], layer.boft_s["default"]
         assert not rotations.any() and (scale == 1).all()  # the same start
-        rotations.data.copy_(skew(own.turns[i], size))
+        rotations.data.copy_(Cayley(size).skew(own.turns[i]))
         scale.data.copy_(own.scale[i][:, None])
         pairs.append((own.turns, i, rotations, lambda gradient: 2 * above_diagonal(gradient)))  # of half the difference from its transpose
         pairs.append((own.scale, i, scale, lambda gradient: gradient[:, 0]))
@@ -51,10 +51,10 @@ def test_counts_are_the_papers():
 
 
 def test_a_rotation_keeps_lengths_and_has_more_channels_mix_with_every_factor():
-    q = skew(torch.randn(3, 28, generator=torch.Generator().manual_seed(0), dtype=torch.double), 8)
-    turns = cayley(q)
+    cayley, above = Cayley(8), torch.randn(3, 28, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    turns, q = cayley(above), cayley.skew(above)
     torch.testing.assert_close(turns @ turns.mT, torch.eye(8, dtype=torch.double).expand(3, 8, 8))
-    assert torch.equal(above_diagonal(q), above_diagonal(skew(above_diagonal(q), 8)))
+    assert torch.equal(q, -q.mT) and torch.equal(above_diagonal(q), above)
     for factors, mixed in ((1, 8), (2, 16), (3, 32)):
         layer = moved(f"boft(factors={factors})").tuner.layers["qkv"]
         layer.scale = None

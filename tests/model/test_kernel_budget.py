@@ -16,8 +16,10 @@ from bench.types import Prompts
 META = torch.device("meta")
 TRAINING, ENCODING = 2_500, 900  # of vit_l, one image with one box, in float32; before 10,800 and 5,400
 OWN = {  # of those that take more, and why
+    "boft": (2_900, 900),  # two factors, of channels that are brought together and back, and a scale
     "dora": (4_600, 1_450),  # directions, lengths and gains of the rows of q and v apart, of every block
     "mona": (4_000, 1_650),  # two adapters in every block, of a norm, three depthwise convolutions and their sums each
+    "vera": (2_550, 900),  # two vectors around the matrix of each of q and v
     "ssf": (2_800, 950),  # a scale and a shift after every layer and norm
     "vpt_shallow": (2_500, 960),  # its tokens pass every MLP too
 }
