@@ -21,18 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from bench.model.implementation import use
+from bench.model.retuned import retuned
+from bench.model.sam import ImageEncoder, Tuner
 from bench.model.segmenter import PromptableSegmenter
 from bench.types import Features
 
 
 class EncoderGraph(nn.Module):
-    """The encoder on one image as the model takes it; both outputs are `bench.model.sam.ImageEncoder`'s."""
+    """The encoder on one image as the model takes it; both outputs are `bench.model.sam.ImageEncoder`'s. What merges into SAM's weights is
+    merged: ONNX has no inverse of a matrix, which rotations follow from, and the graph is SAM's own."""
 
     names = ("image",), ("image_embedding", "first_global")
 
     def __init__(self, model: PromptableSegmenter) -> None:
         super().__init__()
-        self.encoder, self.side = model.encoder, model.sam.config.image_size
+        self.encoder, self.side = _merged(model) or model.encoder, model.sam.config.image_size
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         with use("reference"):
@@ -109,6 +112,18 @@ Graph = EncoderGraph | DecoderGraph
 def no_masks(coords: Tensor, labels: Tensor, grid: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The decoder's last four inputs for points without a mask prompt."""
     return coords, labels, torch.zeros(len(coords), 1, 4 * grid, 4 * grid), torch.zeros(len(coords))
+
+
+@torch.no_grad()
+def _merged(model: PromptableSegmenter) -> ImageEncoder | None:
+    """The encoder as a stock one of other weights; None where there is none, or none are other."""
+    tensors = model.tuner.merged(model.sam.image_encoder)
+    if not tensors:
+        return None
+    vit = retuned(model.sam.image_encoder, tensors.__contains__)
+    for name, parameter in vit.named_parameters():
+        parameter.copy_(tensors[name])
+    return ImageEncoder(vit, Tuner())
 
 
 @torch.no_grad()

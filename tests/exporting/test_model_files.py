@@ -136,7 +136,7 @@ def saved(graph, path):
     return onnx_files.session(path)
 
 
-@pytest.mark.parametrize("name", ["cat_sam_t", "cat_sam_a"])
+@pytest.mark.parametrize("name", ["cat_sam_t", "cat_sam_a", pytest.param("oft", marks=pytest.mark.slow)])
 def test_an_encoder_in_onnx(name, tmp_path):
     model, image = short(name), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     parts = saved(EncoderGraph(model), tmp_path / "encoder.onnx").run(None, {"image": image.numpy()})
