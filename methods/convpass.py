@@ -62,12 +62,12 @@ class ConvpassTuner(PlacedTuner):
 @METHODS.register("convpass")
 @dataclass(frozen=True)
 class Convpass(Placed, EncoderMethod):
-    """The authors' bypasses in both places or, with `targets` "attention", in the first alone (their Convpass-attn).
+    """Both bypasses of a block or, by `targets` "attention", the first alone (Convpass-attn), with the authors' initialisation.
 
-    Their initialisation, with the convolution the identity or, by `xavier`, drawn as all else is: they chose this, and scale among 0.01,
-    0.1, 1, 10 and 100, for each data set. The convolution sees the whole grid also where the attention is in windows, as in the authors'
-    Swin. SAM has no class token, which they convolve by itself. Where a block of SAM 2 widens its tokens and pools them, Up widens, and
-    the bypass is averaged to the new grid.
+    xavier: the convolution starts as Xavier's uniform numbers, else as the identity. This, and one scale of 0.01, 0.1, 1, 10 and 100, the
+    authors took for each data set. Their training's stochastic depth is left out. The convolution sees the whole grid, also of a block
+    whose attention is in windows, as in the authors' Swin; they convolve a class token by itself, and SAM has none. Where a block of SAM 2
+    widens and pools its tokens, Up widens and the bypass is averaged to the new grid.
     """
 
     hidden: int = 8

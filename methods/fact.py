@@ -89,12 +89,12 @@ def lowered(tokens: Tensor, u: Tensor, sigma: Tensor) -> Tensor:
 @METHODS.register("fact")
 @dataclass(frozen=True)
 class FacT(Placed, EncoderMethod):
-    """FacT-TT, or FacT-TK by `form` "tk", on the layers of the paper and as the authors start it; dropout between Σ and V.
+    """FacT-TT or, by `form` "tk", FacT-TK, on the paper's layers, with the authors' initialisation and dropout (between Σ and V).
 
-    Rank and scale are their code's defaults; for each data set they chose a scale of 0.01, 0.1, 1, 10 or 100 and a rank of up to 16 (TT) or
-    32 (TK). Windows, and relative positions, change nothing: it is of weights alone, and merges into them. The tensor has the tuned blocks
-    and layers only. SAM 2's blocks have four widths: each has U, V and C of its own. SAM 3's MLP is 4.6 times as wide as its blocks: of the
-    last of five slices a part is used.
+    rank and scale are defaults of their code; for each data set they took one scale of 0.01, 0.1, 1, 10 and 100, and a rank of at most 16
+    (TT) or 32 (TK). Their training's stochastic depth is left out. Weights alone change, so that windows and relative positions are SAM's.
+    Blocks and layers that are not tuned have no part of the tensor. On SAM 2, blocks of each width have U, V and C of their own. SAM 3's
+    MLP is 4.6 times as wide as its blocks: of the last of its five slices a part is used.
     """
 
     form: str = "tt"

@@ -81,10 +81,11 @@ class RepAdapterTuner(PlacedTuner):
 @METHODS.register("repadapter")
 @dataclass(frozen=True)
 class RepAdapter(Placed, EncoderMethod):
-    """The authors' adapter in both places (their RepBlock) or, with `targets` "attention", in the first (RepAttn), as they start it.
+    """Both adapters of a block (the authors' RepBlock) or, by `targets` "attention", the first alone (RepAttn), with their initialisation.
 
-    up_groups: of Up, in the authors' code `groups`. They chose scale among 0.1, 0.5, 1, 5 and 10 for each data set. SAM fills windows up
-    with zeros behind norm1: the adapter stands between them and the projection, as what it merges into does.
+    up_groups: the groups of Up. scale: for each data set the authors took one of 0.1, 0.5, 1, 5 and 10. Their training's stochastic depth
+    is left out. SAM pads windows with zeros between norm1 and the projection: the adapter comes after that, so that it reads the padding
+    too and merges exactly.
     """
 
     hidden: int = 8
