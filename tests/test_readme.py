@@ -31,6 +31,7 @@ SHORT = [  # what makes a shown command short; everything else of it is run as i
     (r"--profile mine", "--profile a100"),
     (r"(bench\.run (?!.*--backbone)(?!.*--config).*)", r"\1 --backbone tiny"),
     (r"(bench\.run (?!.*--protocol)(?!.*--config).*)", r"\1 --protocol smoke"),
+    (r"epochs=200", "epochs=2"),
     (r'"clean\((lr=[^)]*)\)"', r'"clean(\1,epochs=2)"'),
     (r"(bench\.run .*(--launcher slurm|--config).*)", r"\1 --dry-run"),
     (r"configs/pretrain/smoke.toml", "configs/pretrain/smoke.toml --steps 4 --work work"),

@@ -48,3 +48,11 @@ def in_words(needs: Sequence[Need], keep_gb: float, spill_gb: float, folder: Pat
     first, room = needs[0].bytes / 2**30, keep_gb + spill_gb
     fits = "which fits" if first <= room else f"of which {100 * room / first:.0f} % fit, and the rest is computed again at every evaluation"
     return f"Frozen embeddings to keep, one data set's at a time: {said}; --keep-gb {keep_gb:g} --spill-gb {spill_gb:g}, {fits}."
+
+
+def of_crops(specs: Iterable[RunSpec]) -> str:
+    """Under which protocols training shows ever new images, of which nothing is kept, in a sentence; "" for none."""
+    trained = (spec for spec in specs if spec.method.trains and spec.settings.random_crop and spec.settings.augmentation_stream == "fresh")
+    names = ", ".join(dict.fromkeys(spec.protocol for spec in trained))
+    says = "each step shows a new crop: of test images alone embeddings are kept, but for random_crop=False."
+    return f"Under {names} {says}" if names else ""

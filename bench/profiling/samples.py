@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Self
 
 import cv2
@@ -20,22 +21,29 @@ from bench.model.backbones import read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
 from bench.model.sam import Sam
+from bench.training.embedding_files import EmbeddingFiles
+from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared
 from bench.training.train import backward, batch_of, optimizer_of, steps_of
 from bench.types import Dataset, ObjectRule, Sample, Split
 
 RULE = ObjectRule(min_area=0)
 STEPS = 6  # a turn
+CELLS = ("decoder", "decoder(how=lora)")
+ON_ONE_PICTURE = "clean(random_crop=False,flips=False,epochs=12)"  # nothing changes an image, so that each is encoded once
 
 
 def compare_samples(side: int, objects: int, threads: int, methods: Sequence[str], backbone: str, rounds: int) -> int:
-    """Prints seconds and peak memory of a large mask's boxes, one and a thread each, and the processor's seconds of a one-shot step."""
+    """Prints seconds and peak memory of a large mask's boxes, one and a thread each, and the processor's seconds of a one-shot step, and of
+    small cells of frozen encoders, whose embeddings stay in a folder."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     rows = [_boxes(_squares(side, objects), at_once) for at_once in sorted({1, threads})]
     print(f"Boxes of {objects} objects in {side}×{side} pixels; `plain`: read off a map of each\n\n{_table(rows)}", flush=True)
     rows = [_steps(method, backbone, protocol, rounds) for protocol in ("paper", "clean") for method in methods]
-    print(f"\nOne-shot steps of {backbone}; `plain`: all made again in each step\n\n{_table(rows)}")
+    print(f"\nOne-shot steps of {backbone}; `plain`: all made again in each step\n\n{_table(rows)}", flush=True)
+    rows = [_cells(method, backbone, rounds) for method in CELLS]
+    print(f"\nCells of {backbone}, 12 steps and 4 test images; `plain`: encoded whenever they are shown\n\n{_table(rows)}")
     return 0
 
 
@@ -44,7 +52,7 @@ def _table(rows: Sequence[dict[str, object]]) -> str:
 
 
 class Squares(Dataset):
-    """One training image."""
+    """One training image, and four to test on."""
 
     name, title, rule = "squares", "Squares", RULE
 
@@ -53,10 +61,10 @@ class Squares(Dataset):
         return cls()
 
     def names(self, split: Split) -> tuple[str, ...]:
-        return ("squares",) if split == "train" else ()
+        return ("9",) if split == "train" else ("1", "4", "16", "25") if split == "test" else ()
 
     def load(self, split: Split, name: str) -> Sample:
-        mask = _squares(512, 9)
+        mask = _squares(512, int(name))
         return Sample(name, np.dstack([200 * mask] * 3), mask)
 
 
@@ -131,3 +139,28 @@ def _seconds_of_a_step(call: str, sam: Sam, settings: Settings, keeps: bool) -> 
     for _ in range(STEPS):
         next(course)
     return (time.process_time() - began) / STEPS
+
+
+def _cells(call: str, backbone: str, rounds: int) -> dict[str, object]:
+    """One row: a cell whose images are encoded whenever they are shown, once, and not at all, as an earlier run's embeddings are read."""
+    sam, found = load_sam(read_backbone(backbone).config), {"plain s": 0.0, "first run s": 0.0, "later run s": 0.0}
+    for _ in range(rounds):
+        with TemporaryDirectory() as folder:
+            files = EmbeddingFiles(Path(folder), backbone, sam.device)
+            for how in found:
+                found[how] += _seconds_of_a_cell(call, sam, None if how == "plain s" else Prepared(Squares(), files=files)) / rounds
+    plain, first, later = found.values()
+    row = {"method": call, **{how: round(seconds, 2) for how, seconds in found.items()}}
+    return {**row, "first ratio": round(plain / first, 1), "later ratio": round(plain / later, 1)}
+
+
+def _seconds_of_a_cell(call: str, sam: Sam, prepared: Prepared | None) -> float:
+    """The processor's seconds of training and evaluation."""
+    name, changes = parse_call(ON_ONE_PICTURE)
+    data, settings = Squares(), load_protocol(name, changes).resolve(parse_call(call)[0], "whu", 1)
+    began = time.process_time()
+    model = build(call, sam, seed=0)
+    for step in steps_of(model, optimizer_of(model, settings), data, data.support(1), settings, 0, prepared=prepared):
+        step.losses.read()
+    list(evaluate(model, data, "test", settings, prepared or Prepared(data, 0)))
+    return time.process_time() - began

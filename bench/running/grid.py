@@ -12,7 +12,7 @@ from bench.data.manifest import manifest_of, remember_data
 from bench.errors import STOPPED, RequestError, counted
 from bench.grid.catalogue import catalogue
 from bench.grid.files import file_sha256
-from bench.grid.kept import Frozen, in_words, needs
+from bench.grid.kept import Frozen, in_words, needs, of_crops
 from bench.grid.plan import (
     Request,
     RunContext,
@@ -136,6 +136,7 @@ def run_specs(
         store.check_writable(missing)
         if options.embeddings:
             options.embeddings.mkdir(parents=True, exist_ok=True)
+            print(end=f"{said}\n" if (said := of_crops(missing)) else "")
         remember_data(datasets.values(), options.out / "cache")
     if launcher:
         return launcher(specs, missing, checkpoint, backbone, options)

@@ -213,7 +213,9 @@ def steps_of(
         lrs = [group.factor * cosine_lr(epoch, settings, group.rate) for group in groups]
         images = images_of(support, settings, batch)
         # The reference never calls train() again after its first evaluation.
-        model.train(not (settings.eval_mode_after_first_look and epoch >= settings.evaluate_every))
+        training = not (settings.eval_mode_after_first_look and epoch >= settings.evaluate_every)
+        if model.training != training:  # it takes 2 ms
+            model.train(training)
         optimizer.zero_grad()
         dropout_seed = int(_random("dropout", seed, step).integers(2**63))
         place = process_group.share(images)[0], images
