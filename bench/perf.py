@@ -1,9 +1,8 @@
 """How long things take: python -m bench.perf store [--cells 10000], … submit [--cells 1000], … model [--device cpu], … cost
 
-`store` plans that many cells, writes a made-up record for each into a temporary folder, reads them back into the paper's table, and
-loads them with `bench.results()` in a process of its own, by the code that runs and tables use. It exits with 1 where planning and
-the table take more than 10 s of a processor for each 10,000 cells, or loading does, or needs more than 2 GB of memory, or where
-`bench.report` of 500 cells with rows by image takes more than 4 s.
+`store` plans that many cells, stores made-up records for them in a temporary folder, reads them back into the paper's table, loads them
+with `bench.results()`, and makes a report of 500, by the code that runs and tables use. It exits with 1 where a limit is exceeded: 10 s
+of a processor for each 10,000 cells for planning and the table, 10 s and 2 GB of memory for loading, 4 s for the report.
 `submit` sends that many cells to a SLURM whose commands answer at once, by the launcher itself in a process of its own, and exits
 with 1 where that takes more than 5 s of a processor for each 1,000 cells, or imports torch.
 `cost` measures what each method costs here, once: a step, an image, and the peak memory (`bench.profiling.cost`).

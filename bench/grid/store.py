@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -501,14 +501,26 @@ def spec_to_json(spec: RunSpec) -> dict[str, Any]:
 
 def spec_from_json(content: Mapping[str, Any]) -> RunSpec:
     """The spec that `spec_to_json` wrote; TypeError or ValueError where a field is missing, unknown or cannot have its value."""
-    method = method_from_json(content["method"])
-    settings = Settings(**{name: _tuples(value) for name, value in content["settings"].items()})
-    again = Reevaluation(**content["reevaluation"]) if content.get("reevaluation") else None
-    spec = RunSpec(**{**content, "method": method, "settings": settings, "reevaluation": again})
-    for item in (spec, method, settings, *filter(None, [again])):
-        known = kinds(type(item))  # type: ignore[arg-type]
-        part("it", {name: value for name, value in vars(item).items() if name in known}, known)
-    return spec
+    parts = {"method": _method(json.dumps(content["method"])), "settings": _settings(json.dumps(content["settings"]))}
+    again = _whole(Reevaluation(**content["reevaluation"])) if content.get("reevaluation") else None
+    return _whole(RunSpec(**{**content, **parts, "reevaluation": again}))
+
+
+@lru_cache(maxsize=1024)  # thousands of cells have few of them
+def _method(text: str) -> MethodChoice:
+    return _whole(method_from_json(json.loads(text)))
+
+
+@lru_cache(maxsize=1024)
+def _settings(text: str) -> Settings:
+    return _whole(Settings(**{name: _tuples(value) for name, value in json.loads(text).items()}))
+
+
+def _whole(item: T) -> T:
+    """A part of a spec, each of whose fields can have its value."""
+    known = kinds(type(item))
+    part("it", {name: value for name, value in vars(item).items() if name in known}, known)
+    return item
 
 
 def method_from_json(content: Mapping[str, Any]) -> MethodChoice:
