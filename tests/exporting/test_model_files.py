@@ -136,6 +136,7 @@ def saved(graph, path):
     return onnx_files.session(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cat_sam_t", "cat_sam_a"])
 def test_an_encoder_in_onnx(name, tmp_path):
     model, image = short(name), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
@@ -185,6 +186,7 @@ def test_a_model_in_onnx_with_any_number_of_prompts_of_any_kind(tmp_path):
     assert not agrees(session, model, bench.Prompts(boxes=BOXES), corners, of_box.flip(1))
 
 
+@pytest.mark.slow
 def test_sams_own_decoder_in_onnx(tmp_path):
     model = short("sam")
     session = saved(DecoderGraph(model), tmp_path / "decoder.onnx")
