@@ -14,14 +14,14 @@ SCRIPT = """
 import bench, bench.run
 from bench.errors import RequestError
 SHORT = "smoke(epochs=1,selections=['last'])"
-cells = bench.run(["sam", "lora(rank=2|4)"], "synth_polyps", backbone="tiny", protocol=SHORT, seeds=[0])
+cells = bench.run(["sam", "lora(rank=2|4)"], "kvasir", backbone="tiny", protocol=SHORT, seeds=[0])
 assert list(cells["label"]) == ["lora(decoder=sam,rank=2)", "lora(decoder=sam)", "sam"], list(cells["label"])
-again = bench.run("sam", "synth_polyps", backbone="tiny", protocol=SHORT)
+again = bench.run("sam", "kvasir", backbone="tiny", protocol=SHORT)
 assert list(again["label"]) == ["sam"] and again["key"][0] in set(cells["key"])
 table = bench.table()
 frame = table.frame()
 assert list(frame.index) == ["SAM", "LoRA", "LoRA (rank: 2)"], frame
-assert frame.loc["SAM", "Polyps (generated)"] == float(cells.set_index("label").loc["sam", "last.miou_all"])
+assert frame.loc["SAM", "Kvasir-SEG"] == float(cells.set_index("label").loc["sam", "last.miou_all"])
 assert table._repr_markdown_().startswith("### Foreground mIoU")
 bench.figure("bars").savefig("bars.png")
 for call in (lambda: bench.figure("bras"), lambda: bench.table(shot="1"), lambda: bench.table(rows="method,rank", columns="seed"),
@@ -34,7 +34,8 @@ for call in (lambda: bench.figure("bras"), lambda: bench.table(shot="1"), lambda
 
 
 @pytest.mark.slow
-def test_a_script_in_any_folder_runs_cells_and_shows_them(tmp_path):
+def test_a_script_in_any_folder_runs_cells_and_shows_them(tmp_path, polyps):
+    (tmp_path / "data").symlink_to(polyps)
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
@@ -43,7 +44,7 @@ def test_a_script_in_any_folder_runs_cells_and_shows_them(tmp_path):
     assert "refused: Unknown figure 'bras'. Did you mean bars?" in said and "refused: Unknown option 'shot'. Did you mean shots?" in said
     assert "refused: Unknown method 'lorra'. Did you mean lora" in said
     assert "refused: These are 2 tables: choose one by" in said and (tmp_path / "bars.png").stat().st_size > 1000
-    assert {path.name for path in tmp_path.iterdir()} == {"script.py", "bars.png", "results"}
+    assert {path.name for path in tmp_path.iterdir()} == {"script.py", "bars.png", "data", "results"}
 
 
 @pytest.mark.parametrize("kind", names.KINDS)

@@ -136,7 +136,12 @@ def saved(graph, path):
     return onnx_files.session(path)
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("name", ["cat_sam_t", "cat_sam_a", pytest.param("oft", marks=pytest.mark.slow)])
+=======
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cat_sam_t", "cat_sam_a"])
+>>>>>>> 178bdd8c3859f7badea9f3d6e4357317ba65e683
 def test_an_encoder_in_onnx(name, tmp_path):
     model, image = short(name), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     parts = saved(EncoderGraph(model), tmp_path / "encoder.onnx").run(None, {"image": image.numpy()})
@@ -185,6 +190,7 @@ def test_a_model_in_onnx_with_any_number_of_prompts_of_any_kind(tmp_path):
     assert not agrees(session, model, bench.Prompts(boxes=BOXES), corners, of_box.flip(1))
 
 
+@pytest.mark.slow
 def test_sams_own_decoder_in_onnx(tmp_path):
     model = short("sam")
     session = saved(DecoderGraph(model), tmp_path / "decoder.onnx")

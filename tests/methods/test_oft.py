@@ -10,6 +10,8 @@ from bench.errors import RequestError
 from bench.model.method import build
 from methods.oft import Cayley, above_diagonal
 
+pytestmark = pytest.mark.xdist_group("hugging_face")  # whose models take long to import
+
 
 @pytest.mark.parametrize("call", ["oft", "oft(block_size=16,targets=q+v+proj+mlp)"])
 def test_oft_is_pefts(call):

@@ -8,6 +8,8 @@ from peft_layers import assert_same, moved, with_peft
 from bench.conformance.methods import parameters_on
 from bench.model.method import build
 
+pytestmark = pytest.mark.xdist_group("hugging_face")  # whose models take long to import
+
 
 @pytest.mark.parametrize("call", ["vera(rank=24)", "vera(rank=8,projection_seed=3,targets=k+proj+mlp)"])
 def test_vera_is_pefts(call):

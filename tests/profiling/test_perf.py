@@ -60,6 +60,7 @@ def test_operations_are_counted():
     assert counted.flop == 2 * (3 * 5 * 7 + 6 * 3 * 5 * 3 + 4 * 2 * 9 * 64)
 
 
+@pytest.mark.slow
 def test_measurements_become_a_table_and_a_file(tmp_path, monkeypatch, capsys):
     pair = tuple(replace(job, backbone="tiny", boxes=2) for job in cpu_jobs(["hq_sam"])[0])
     monkeypatch.setattr("bench.profiling.turns.cpu_jobs", lambda methods: [pair])

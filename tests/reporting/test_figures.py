@@ -62,7 +62,7 @@ def test_no_text_is_cut_or_covered_with_thirty_methods(store: ResultStore) -> No
     assert len({picture.name for picture in found}) == len(found)
     for picture in found:
         figure = picture.draw()
-        figure.draw_without_rendering()  # texts are where this puts them
+        rendered(figure, "png")  # texts are where this puts them
         renderer = figure.canvas.get_renderer()
         inside, (width, height) = figure.get_tightbbox(renderer), figure.get_size_inches()
         assert inside.x0 > -0.02 and inside.y0 > -0.02 and inside.x1 < width + 0.02 and inside.y1 < height + 0.02, picture.name

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,8 @@ from bench.grid.plan import Request, paper_methods, specs_of
 from bench.grid.store import ResultStore
 from bench.model.backbones import CONFIGS
 from bench.run import main
+from bench.tables import main as tables
+from datasets.synth import LAYOUTS, write_layout
 
 
 @pytest.fixture(scope="session")
@@ -31,20 +32,7 @@ def place(tmp_path_factory):
     """Generated archives of the three data sets, and a random tiny checkpoint."""
     place = tmp_path_factory.mktemp("place")
     for layout in ("whu", "kvasir", "sbu"):
-        command = [
-            sys.executable,
-            "-m",
-            "datasets.synth",
-            "--layout",
-            layout,
-            "--out",
-            place / "data" / layout,
-            "--train",
-            "20",
-            "--test",
-            "4",
-        ]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        write_layout(LAYOUTS[layout], place / "data" / layout, 20, 4)
     (place / "pretrained").mkdir()
     sam = bench.load_sam(CONFIGS["tiny"], seed=0)
     save_file({k: v.contiguous() for k, v in sam.state_dict().items()}, place / "pretrained" / "tiny.safetensors")
@@ -69,8 +57,9 @@ def records(out):
     return {path.parent.name: json.loads(path.read_text())["scores"] for path in sorted(Path(out).rglob("record.json"))}
 
 
-def test_the_whole_job_on_real_files(place, tmp_path):
-    done = run(place, tmp_path, methods="paper", datasets="whu,kvasir,sbu", shots="1")
+def test_the_whole_job_on_real_files(place, tmp_path, capsys):
+    what = {"methods": "paper", "datasets": "whu,kvasir,sbu", "shots": "1", "protocol": "smoke(epochs=2)"}
+    done = run(place, tmp_path, **what)
     assert done.returncode == 0, done.stderr
     cells = sorted(tmp_path.rglob("record.json"))
     assert len(cells) == 3 * len(paper_methods())
@@ -80,13 +69,12 @@ def test_the_whole_job_on_real_files(place, tmp_path):
     assert {"git", "packages", "device", "checkpoint", "host"} <= set(provenance) and len(provenance["checkpoint"]["sha256"]) == 64
     images = pd.read_csv(cells[0].parent / "images.csv")
     assert len(images) == 3 * 4 and {"selection", "name", "objects", "intersection", "union", "iou", "dice"} <= set(images)
-    table = subprocess.run(
-        [sys.executable, "-m", "bench.tables", "--like", "paper", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True
-    )
-    assert table.returncode == 0 and "CAT-SAM-A" in table.stdout and "88.2" in table.stdout
+    assert tables(["--like", "paper", "--out", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert "CAT-SAM-A" in table and "88.2" in table
     before = {path: path.stat().st_mtime_ns for path in cells}
-    again = run(place, tmp_path, methods="paper", datasets="whu,kvasir,sbu", shots="1")
-    assert again.returncode == 0 and {path: path.stat().st_mtime_ns for path in cells} == before
+    assert main(words(place, tmp_path, **what)) == 0
+    assert {path: path.stat().st_mtime_ns for path in cells} == before
 
 
 def test_an_adapted_model_comes_back_from_its_cell(place, tmp_path):
@@ -232,18 +220,26 @@ def test_a_cell_that_fails_stops_no_other_and_is_retried_when_asked(place, tmp_p
     assert all(path.stat().st_mtime_ns != stamp for path, stamp in stamps.items())
 
 
-LONG = {"methods": "adaptformer", "protocol": "smoke(epochs=30,evaluate_every=10)"}
+LONG = {"methods": "adaptformer", "protocol": "smoke(epochs=20,evaluate_every=10)"}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(place, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
-    assert run(place, out, **LONG).returncode == 0
+    assert main(words(place, out, **LONG)) == 0
     return records(out)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("after_step", [1, 12])
+@pytest.mark.xdist_group("uninterrupted")
+@pytest.mark.parametrize(
+    ("how", "after_step"),
+    [
+        (signal.SIGINT, 12),
+        (signal.SIGKILL, 12),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 12, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_run_ends_with_the_same_scores(place, tmp_path, uninterrupted, how, after_step):
     """Every step writes a resume file here, so the kill comes after a known one."""
     command = [sys.executable, "-m", "bench.run", *words(place, tmp_path, **LONG, save_every=0)]
@@ -259,12 +255,12 @@ def test_an_interrupted_run_ends_with_the_same_scores(place, tmp_path, uninterru
     assert process.returncode != 0 and not records(tmp_path), output
     if how != signal.SIGKILL:
         assert process.returncode == 130 and "goes on from here" in output and "Traceback" not in output
-    done = run(place, tmp_path, **LONG)
-    assert done.returncode == 0, done.stderr
+    assert main(words(place, tmp_path, **LONG)) == 0
     assert records(tmp_path) == uninterrupted
     assert not list(tmp_path.rglob("resume.pt"))
 
 
+@pytest.mark.xdist_group("uninterrupted")
 def test_a_damaged_resume_file_costs_time_only(place, tmp_path, uninterrupted, capfd):
     request = Request(LONG["methods"], "kvasir", protocol=LONG["protocol"], backbone="tiny")
     spec = specs_of(request, file_sha256(place / "pretrained" / "tiny.safetensors"), place / "data")[0]
@@ -277,9 +273,7 @@ def test_a_damaged_resume_file_costs_time_only(place, tmp_path, uninterrupted, c
 
 
 def test_workers_give_the_same_numbers(place, tmp_path):
-    what = {"methods": "lora,vpt_deep", "seeds": "0,1"}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for workers in ("1", "2"):
-        command = [sys.executable, "-m", "bench.run", *words(place, tmp_path / workers, **what, workers=workers)]
-        assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300).returncode == 0
-    assert records(tmp_path / "1") == records(tmp_path / "2") and len(records(tmp_path / "1")) == 4
+    what = {"methods": "lora,vpt_deep,bitfit"}
+    for workers in ("1", "2"):  # the first in this process
+        assert main(words(place, tmp_path / workers, **what, workers=workers)) == 0
+    assert records(tmp_path / "1") == records(tmp_path / "2") and len(records(tmp_path / "1")) == 3

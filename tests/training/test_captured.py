@@ -81,8 +81,7 @@ def test_what_is_captured_reads_nothing_of_the_hosts(method, monkeypatch):
         model = build(method, Sam(TOY), seed=1)
     model.sam.to(meta)
     model.to(meta).train()
-    three_and_none = examples()[1:3]  # objects
-    given = [_placed(model, replace(example.there(meta), prompts=example.prompts)) for example in three_and_none]
+    given = [_placed(model, replace(example.there(meta), prompts=example.prompts)) for example in examples()]
     with held_indices() as held:
         for _ in range(2):
             with FromHost() as asked:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench import ROOT
+from bench.run import main
 from bench.training.launch import launch_processes
 
 GRADIENTS = """
@@ -37,6 +38,7 @@ if group.rank == 0:
 """
 
 
+@pytest.mark.slow
 def test_gradients_of_two_processes_are_those_of_one(tmp_path):
     from test_levers import TRAINED, examples, started
 
@@ -60,17 +62,19 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path):
                 assert (theirs - parameter.grad).abs().max() <= 1e-5 * scale, f"{method} {name}"
 
 
-def cell(out, *options):
-    command = [sys.executable, "-m", "bench.run", "--methods", "adaptformer", "--datasets", "synth_polyps", "--backbone", "tiny"]
-    command += ["--protocol", "smoke", "--shots", "3", "--out", str(out), "--device", "cpu", *options]
+def stored(out):
+    folder = next((out / "runs").rglob("record.json")).parent
+    return json.loads((folder / "record.json").read_text()), pd.read_csv(folder / "history.csv"), pd.read_csv(folder / "images.csv")
+
+
+def test_a_cell_on_two_devices_is_the_cell_of_one(tmp_path, polyps):
+    words = ["--methods", "adaptformer", "--datasets", "kvasir", "--data", str(polyps), "--backbone", "tiny", "--protocol", "smoke"]
+    words += ["--shots", "3", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "1")]) == 0
+    command = [sys.executable, "-m", "bench.run", *words, "--out", str(tmp_path / "2"), "--devices", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    folder = next((out / "runs").rglob("record.json")).parent
-    return json.loads((folder / "record.json").read_text()), pd.read_csv(folder / "history.csv"), pd.read_csv(folder / "images.csv"), done
-
-
-def test_a_cell_on_two_devices_is_the_cell_of_one(tmp_path):
-    (one, curve, images, _), (two, shared_curve, shared_images, done) = cell(tmp_path / "1"), cell(tmp_path / "2", "--devices", "2")
+    (one, curve, images), (two, shared_curve, shared_images) = stored(tmp_path / "1"), stored(tmp_path / "2")
     assert one["spec"] == two["spec"] and (one["cost"]["devices"], two["cost"]["devices"]) == (1, 2)
     assert shared_curve["loss"].tolist() == pytest.approx(curve["loss"].tolist(), rel=1e-3)
     assert shared_images[["name", "objects", "truth"]].equals(images[["name", "objects", "truth"]])
@@ -89,8 +93,6 @@ def test_a_process_that_is_killed_ends_all_with_one_sentence(tmp_path, capfd):
 
 @pytest.mark.parametrize("options", [["--devices", "0"], ["--devices", "2", "--workers", "2"], ["--micro-batch", "-1"]])
 def test_impossible_options_are_refused_in_a_sentence(options, capsys):
-    from bench.run import main
-
     assert main(["--methods", "sam", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", *options]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: --") and said.count("\n") == 1
