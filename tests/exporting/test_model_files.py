@@ -136,12 +136,8 @@ def saved(graph, path):
     return onnx_files.session(path)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", ["cat_sam_t", "cat_sam_a", pytest.param("oft", marks=pytest.mark.slow)])
-=======
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cat_sam_t", "cat_sam_a"])
->>>>>>> 178bdd8c3859f7badea9f3d6e4357317ba65e683
+@pytest.mark.parametrize("name", ["cat_sam_t", "cat_sam_a", "oft"])
 def test_an_encoder_in_onnx(name, tmp_path):
     model, image = short(name), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     parts = saved(EncoderGraph(model), tmp_path / "encoder.onnx").run(None, {"image": image.numpy()})
