@@ -29,8 +29,6 @@ class FacTTuner(LinearTuner):
     c (r, r, r) as well.
     """
 
-    layers: nn.ParameterDict  # type: ignore[assignment]
-
     def __init__(self, sam: Sam, method: "FacT") -> None:
         super().__init__(sam, method.placed(sam))
         blocks, r, lin1 = len(self.sizes), method.rank, sam.image_encoder.blocks[0].mlp.lin1
