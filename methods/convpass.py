@@ -1,7 +1,7 @@
 """Convpass (Jie & Deng, 2022): a bottleneck with a 3×3 convolution beside the attention and beside the MLP of every block."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,8 @@ class Bypass(nn.Module):
         self.down, self.up = nn.Linear(before, method.hidden), nn.Linear(method.hidden, width)
         self.conv = nn.Conv2d(method.hidden, method.hidden, 3, padding=1)
         self.dropout = Dropout(method.dropout)
-        for weight in (self.down.weight, self.conv.weight):
-            nn.init.xavier_uniform_(weight)
-        for zero in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
+        for name, parameter in self.named_parameters():
+            (nn.init.xavier_uniform_ if name in ("down.weight", "conv.weight") else nn.init.zeros_)(parameter)
         if not method.xavier:
             nn.init.dirac_(self.conv.weight)  # what comes in goes out
 
@@ -44,6 +42,8 @@ def quick_gelu(x: Tensor) -> Tensor:
 class ConvpassTuner(PlacedTuner):
     """x + attention(norm1(x)) + s·bypass(norm1(x)), then the same of the MLP and norm2. bypasses: of each half, one a tuned block."""
 
+    bypasses: Any
+
     def __init__(self, sam: Sam, method: "Convpass") -> None:
         super().__init__(sam, method.placed(sam))
         self.scale = method.scale
@@ -56,7 +56,9 @@ class ConvpassTuner(PlacedTuner):
 
     def beside(self, half: str, i: int, norm: nn.Module, x: Tensor, out: Tensor) -> Tensor:
         """What a half of the block made of x, with its bypass."""
-        return torch.add(out, self.bypasses[half][i](norm(x), out.shape[1]), alpha=self.scale) if half in self.bypasses else out
+        if half not in self.bypasses:
+            return out
+        return torch.add(out, self.bypasses[half][i](norm(x), out.shape[1]), alpha=self.scale)
 
 
 @METHODS.register("convpass")

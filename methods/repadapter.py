@@ -1,7 +1,7 @@
 """RepAdapter (Luo et al., 2023): a linear bottleneck in front of the attention's and the MLP's first layer, into which it merges."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from bench.model.sam_modules import Block, ImageEncoderViT
 
 class Adapter(nn.Module):
     """x + s·(Up(dropout(Down(x))) + shift), whose Up is in groups: each writes its part of the channels from its part of the bottleneck."""
+
+    own: Tensor  # s for what a group of Up reads of its own part, 0 elsewhere
 
     def __init__(self, width: int, method: "RepAdapter") -> None:
         super().__init__()
@@ -58,6 +60,8 @@ class Adapter(nn.Module):
 class RepAdapterTuner(PlacedTuner):
     """adapters: by the layer that they stand before, one for each tuned block; between norm1 and q, k and v, and between norm2 and lin1."""
 
+    adapters: Any
+
     def __init__(self, sam: Sam, method: "RepAdapter") -> None:
         super().__init__(sam, method.placed(sam))
         widths = {"attention": ("qkv", [size.before for size in self.sizes]), "mlp": ("lin1", [size.width for size in self.sizes])}
@@ -70,7 +74,7 @@ class RepAdapterTuner(PlacedTuner):
 
     @torch.no_grad()
     def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for i, (above, block) in enumerate(self.of(vit)):
             for name, own in self.adapters.items():
                 merged = own[i].merged(block.get_submodule(LAYERS[name]))
