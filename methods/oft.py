@@ -23,6 +23,10 @@ class Cayley(nn.Module):
     """(I − Q)(I + Q)⁻¹, which is orthogonal, of skew matrices Q (…, b, b), which are b(b − 1)/2 numbers: those above the diagonal, row by
     row."""
 
+    index: Tensor
+    sign: Tensor
+    one: Tensor
+
     def __init__(self, size: int) -> None:
         super().__init__()
         rows, columns = torch.triu_indices(size, size, 1)
@@ -43,7 +47,7 @@ class Cayley(nn.Module):
 
 def above_diagonal(q: Tensor) -> Tensor:
     """The numbers that `Cayley` makes its matrices of."""
-    rows, columns = torch.triu_indices(*q.shape[-2:], 1)
+    rows, columns = torch.triu_indices(q.shape[-2], q.shape[-1], 1)
     return q[..., rows, columns]
 
 
@@ -121,7 +125,7 @@ class OFTTuner(LinearTuner):
     def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
         """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
         tuner = cls(sam, *places(adapter), adapter.config["oft_block_size"])
-        for name, own in tuner.peft(sam.image_encoder).tensors.items():
+        for name, own in (tuner.peft(sam.image_encoder) or adapter).tensors.items():
             own.copy_(adapter.tensors[name])
         return tuner
 

@@ -52,6 +52,9 @@ class VeRATuner(LinearTuner):
     from a seed: they are not trained, and not stored among what is.
     """
 
+    down: Tensor
+    up: Tensor
+
     def __init__(self, sam: Sam, blocks: tuple[int, ...], names: Sequence[str], rank: int, d_initial: float, seed: int) -> None:
         super().__init__(sam, blocks)
         weights = {name: [weight_of(block, name) for _, block in self.of(sam.image_encoder)] for name in names}
