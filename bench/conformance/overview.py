@@ -7,7 +7,7 @@ from functools import partial
 
 from bench.conformance.methods import SIZES, parameters_on
 from bench.errors import RequestError
-from bench.grid.families import by_family
+from bench.grid.families import place
 from bench.grid.plan import families_by_method
 from bench.grid.registry import METHODS
 from bench.model.backbones import read_backbone
@@ -36,7 +36,7 @@ def overview(kind: str) -> Overview:
     """A table of OVERVIEWS, of every registered method, family by family."""
     heads, cells, numbers = OVERVIEWS[kind]
     methods = families_by_method()
-    rows = ((f"`{name}`", *cells(METHODS.get(name), name)) for name in by_family(methods, methods))
+    rows = ((f"`{name}`", *cells(METHODS.get(name), name)) for name in sorted(methods, key=lambda name: place(name, methods)))
     return Overview(("name", *heads), tuple(row for row in rows if any(row[1:])), numbers)
 
 

@@ -5,7 +5,7 @@ is a reparameterisation as OFT is, because it merges into the layer's weights; E
 and go by what their authors call them, as CAT-SAM's tokens and adapters do; full fine-tuning selects all weights.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from bench.errors import unknown
 
@@ -32,11 +32,7 @@ def members(word: str, methods: Mapping[str, str]) -> list[str]:
     return [name for name, family in methods.items() if SIGN + family == word]
 
 
-def by_family(names: Iterable[str], methods: Mapping[str, str]) -> list[str]:
-    """Names of methods family by family, those of none first, each family in the order of `methods` (name -> family)."""
-    order, places = ["", *families(methods)], list(methods)
-
-    def rank(name: str) -> tuple[int, int]:
-        return order.index(methods.get(name, "")), places.index(name) if name in methods else len(places)
-
-    return sorted(names, key=rank)
+def place(name: str, methods: Mapping[str, str]) -> tuple[int, int]:
+    """Where a method stands among these (name -> family): those of no family first, then family by family; what is not known comes last."""
+    order, names = ["", *families(methods)], list(methods)
+    return (order.index(methods[name]), names.index(name)) if name in methods else (len(order), 0)

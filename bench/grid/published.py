@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import ROOT
+from bench.grid.families import place
 from bench.grid.metrics import USUAL
 from bench.grid.spec import ALWAYS_SHOWN, RELEASED, split_calls
 
@@ -110,6 +111,24 @@ def _by_task() -> "pd.DataFrame":
 
 
 def ordered(labels: Iterable[str], published: Published) -> list[str]:
+    """Rows in the paper's order where all are of its methods, else family by family, the variants of a method behind it."""
+    labels, methods = list(labels), method_families()
+    if not by_family(labels, published):
+        return in_the_papers_order(labels, published)
+
+    def rank(label: str) -> tuple[tuple[int, int], bool, str]:
+        name, others = _parts(label)
+        return place(name, methods), bool(others), label
+
+    return sorted(labels, key=rank)
+
+
+def by_family(labels: Iterable[str], published: Published) -> bool:
+    """Whether rows stand family by family: not all are of the published table's methods."""
+    return any(_parts(label)[0] not in published.titles for label in labels)
+
+
+def in_the_papers_order(labels: Iterable[str], published: Published) -> list[str]:
     """Rows in the paper's order, then other methods, then variants with other parameters."""
     order = {name: i for i, name in enumerate(published.titles)}
 
@@ -118,6 +137,11 @@ def ordered(labels: Iterable[str], published: Published) -> list[str]:
         return bool(others), order.get(name, len(order)), label
 
     return sorted(labels, key=rank)
+
+
+def family_of(label: str) -> str:
+    """The family of a row's method; "" for those of none, and where the method is not one of this project's."""
+    return method_families().get(_parts(label.partition("\t")[0])[0], "")
 
 
 def _parts(label: str) -> tuple[str, list[str]]:

@@ -15,11 +15,10 @@ from bench.reporting.statistics import Interval, Values
 from bench.reporting.style import (
     COLOURS,
     GREY,
-    colour,
-    dash,
+    Look,
     height_of_rows,
     legend_below,
-    marker,
+    looks,
     panels,
     panels_of_rows,
     rows,
@@ -39,9 +38,10 @@ def official_draw(comparable: ComparableCells, dataset: str, published: Publishe
     behind = {b: differences_by_draw(means[a], means[b]) for a, b in pairs}
     titles = [naming.dataset(dataset), *([f"behind {naming.method(pairs[0][0])}"] if pairs else [])]
     with panels_of_rows(titles, [naming.method(label) for label in labels]) as (figure, axes):
+        drawn = looks(labels)
         for ax, of in zip(axes, (means, behind), strict=False):
             for i, label in enumerate(labels):
-                _dots(ax, i, of.get(label, {}))
+                _dots(ax, i, of.get(label, {}), drawn[label])
         axes[0].set_xlabel(f"{comparable.quantity} (%)\ndiamond: official; line: median")
         if pairs:
             axes[1].set_xlabel("points")
@@ -49,13 +49,13 @@ def official_draw(comparable: ComparableCells, dataset: str, published: Publishe
         return figure
 
 
-def _dots(ax: Axes, i: int, means: Means) -> None:
+def _dots(ax: Axes, i: int, means: Means, look: Look) -> None:
     place = Place.of(means)
-    ax.plot(place.others, np.full(len(place.others), i), "o", markersize=3.5, color=colour(i), alpha=0.55, markeredgewidth=0)
+    ax.plot(place.others, np.full(len(place.others), i), "o", markersize=3.5, color=look.colour, alpha=0.55, markeredgewidth=0)
     if len(place.others):
-        ax.vlines(float(np.median(place.others)), i - 0.32, i + 0.32, color=colour(i), linewidth=1.6)
+        ax.vlines(float(np.median(place.others)), i - 0.32, i + 0.32, color=look.colour, linewidth=1.6)
     if place.official is not None:
-        ax.plot(place.official, i, "D", markersize=4.5, color=colour(i), markeredgecolor="black", markeredgewidth=0.7, zorder=3)
+        ax.plot(place.official, i, "D", markersize=4.5, color=look.colour, markeredgecolor="black", markeredgewidth=0.7, zorder=3)
 
 
 def _says(ax: Axes, text: str) -> None:
@@ -89,13 +89,13 @@ def _scaled(found: Interval, by: float) -> Interval:
 
 def _forest(scores: Scores, shown: Mapping[str, tuple[float, Interval | None]], naming: Labels, words: str, sign: int = 1) -> Figure:
     order = sorted(shown, key=lambda label: -sign * shown[label][0])
-    labels, names = list(scores.of), [naming.method(label) for label in order]
+    drawn, names = looks(scores.of), [naming.method(label) for label in order]
     with panels(1, height_of_rows(names, 0.7)) as (figure, (ax,)):
         for y, label in enumerate(order):
-            i, (value, found) = labels.index(label), shown[label]
+            look, (value, found) = drawn[label], shown[label]
             if found:
-                ax.plot([found.low, found.high], [y, y], color=colour(i), linewidth=2.2, alpha=0.45, solid_capstyle="butt")
-            ax.plot(value, y, marker(i), color=colour(i), markersize=4)
+                ax.plot([found.low, found.high], [y, y], color=look.colour, linewidth=2.2, alpha=0.45, solid_capstyle="butt")
+            ax.plot(value, y, markersize=4, **look.point)
         rows(ax, names)
         _says(ax, words)
         return figure
@@ -105,13 +105,15 @@ def profile(scores: Scores, naming: Labels, measured: str) -> Figure:
     """How many runs are above a value, for every value of what is measured; bands, of as many methods as there are colours, are the
     bootstrap's intervals."""
     with panels(1, 2.1) as (figure, (ax,)):
+        drawn = looks(scores.of)
         for i, (label, of) in enumerate(scores.of.items()):
-            ax.plot(THRESHOLDS, 100 * above(of, THRESHOLDS), color=colour(i), linestyle=dash(i), label=naming.method(label))
+            look, how = drawn[label], {"markevery": (5 * i % 20, 20), "markersize": 2.5}
+            ax.plot(THRESHOLDS, 100 * above(of, THRESHOLDS), linestyle=look.dash, label=naming.method(label), **look.point, **how)
             if label in scores.trained and len(scores.of) <= len(COLOURS):
                 low, high = np.quantile(above(resampled(of, picked(of.shape[0], of.shape[2])[:500]), THRESHOLDS), (0.025, 0.975), axis=0)
-                ax.fill_between(THRESHOLDS, 100 * low, 100 * high, color=colour(i), alpha=0.15, linewidth=0)
+                ax.fill_between(THRESHOLDS, 100 * low, 100 * high, color=look.colour, alpha=0.15, linewidth=0)
         ax.set(xlabel=f"τ: {measured}", ylabel="runs above τ (%)", xlim=_span(scores.of), ylim=(-2, 102))
-        legend_below(figure, [ax])
+        legend_below(figure, [ax], drawn.values())
         return figure
 
 
@@ -124,14 +126,13 @@ def _span(scores: Mapping[str, Values]) -> tuple[float, float]:
 def ranks(ranked: Ranking, naming: Labels) -> Figure:
     """Mean ranks, best above; a bar joins methods that are nearer than Nemenyi's critical difference, where that is on the scale."""
     order = sorted(ranked.ranks, key=lambda label: ranked.ranks[label])
-    labels, names, last = list(ranked.ranks), [naming.method(label) for label in order], len(ranked.ranks)
+    drawn, names, last = looks(ranked.ranks), [naming.method(label) for label in order], len(ranked.ranks)
     gap = f"the critical difference, {ranked.critical:.2f}"
     joined = cliques([ranked.ranks[label] for label in order], ranked.critical) if ranked.critical < last - 1 else []
     told = f"bars: not told apart (< {gap})" if joined else f"{gap}, exceeds the scale" if ranked.critical >= last - 1 else ""
     with panels(1, height_of_rows(names, 0.75)) as (figure, (ax,)):
         for y, label in enumerate(order):
-            i = labels.index(label)
-            ax.plot(ranked.ranks[label], y, marker(i), color=colour(i), markersize=4)
+            ax.plot(ranked.ranks[label], y, markersize=4, **drawn[label].point)
         step = 0.035 * last
         for k, (first, end) in enumerate(joined):
             x = last + (k + 1.5) * step

@@ -4,11 +4,12 @@ What has no cells is not drawn.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 from warnings import catch_warnings
 
 import numpy as np
@@ -32,12 +33,14 @@ from bench.reporting.style import (
     COLUMN,
     GREY,
     PAGE,
+    Look,
+    Spot,
     colour,
-    dash,
     dodged,
     height_of_rows,
     legend_below,
-    marker,
+    looks,
+    named_points,
     panels,
     panels_of_rows,
     rows,
@@ -73,6 +76,15 @@ class View:
         titles = tuple(map(comparable.naming.method, labels))
         return cls(comparable, table_statistics(comparable, comparable.datasets, averaged=len(comparable.datasets) > 1), labels, titles)
 
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """How its methods are drawn."""
+        return looks(self.labels)
+
+    def title(self, label: str) -> str:
+        """What a method is called."""
+        return self.comparable.naming.method(label)
+
     @property
     def datasets(self) -> dict[str, str]:
         """The data sets on which a method is stored, by name, and their titles."""
@@ -96,57 +108,75 @@ def bars(view: View) -> Figure:
     with panels_of_rows(list(view.datasets.values()), view.titles) as (figure, axes):
         for ax, dataset in zip(axes, view.datasets, strict=True):
             for i, label in enumerate(view.labels):
-                _bar(ax, i, view.cell(label, dataset))
+                _bar(ax, i, view.cell(label, dataset), view.looks[label])
             ax.set_xlabel(f"{view.comparable.quantity} (%)")
         return figure
 
 
-def _bar(ax: Axes, i: int, cell: Cell) -> None:
+def _bar(ax: Axes, i: int, cell: Cell, look: Look) -> None:
     if cell.value is None:
         ax.text(0.02, i, cell.reason, va="center", color=GREY, fontsize=5.5, transform=ax.get_yaxis_transform())
         return
     if cell.low is not None and cell.high is not None:
-        ax.plot([cell.low, cell.high], [i, i], color=colour(i), linewidth=1.4, solid_capstyle="butt")
-    ax.plot(cell.value, i, marker(i), color=colour(i), markersize=4)
+        ax.plot([cell.low, cell.high], [i, i], color=look.colour, linewidth=1.4, solid_capstyle="butt")
+    ax.plot(cell.value, i, markersize=4, **look.point)
 
 
 def cost_against_score(view: View, cost: str) -> Figure:
-    """A cost against the score; a line joins the methods that no other beats at the same cost or less."""
+    """A cost against the score, with 95 % intervals; a line joins the methods that no other beats at the same cost or less, and one is at
+    the height of what costs nothing. On a single data set names stand beside the points."""
     column, name = COSTS[cost]
-    with panels(len(view.datasets), 2.0) as (figure, axes):
+    alone = len(view.datasets) == 1
+    with panels(len(view.datasets), 3.6 if alone else 2.0, width=PAGE if alone else 0.0) as (figure, axes):
         for ax, (dataset, title) in zip(axes, view.datasets.items(), strict=True):
             points = _points(view, dataset, column)
-            for i, x, y in points:
-                ax.plot(x, y, marker(i), color=colour(i), markersize=5, label=view.titles[i])
-            front = pareto([(x, y) for _, x, y in points], view.comparable.sign)
+            spots = {label: _spot(view, dataset, label, at) for label, at in points.items() if at[0] > 0}
+            _draw_spots(ax, view, spots, named=alone)
+            for label in points.keys() - spots.keys():
+                ax.axhline(points[label][1], color=GREY, linestyle=":", zorder=1, label=view.title(label))
+            front = [at for at in pareto(list(points.values()), view.comparable.sign) if at[0] > 0]
             if front:
-                ax.plot([x for x, _ in front], [y for _, y in front], color=GREY, linestyle="--", zorder=1, label="Pareto front")
-            _scale(ax, max((x for _, x, _ in points), default=0))
+                ax.plot(*zip(*front, strict=True), color=GREY, linestyle="--", linewidth=0.8, zorder=1, label="Pareto front")
+            _scale(ax, max((x for x, _ in points.values()), default=0))
             ax.margins(0.08)
             ax.set(title=title, xlabel=name, ylabel=view.comparable.measured)
-        legend_below(figure, axes)
+        legend_below(figure, axes, view.looks.values())
+        if alone:
+            named_points(axes[0], {view.title(label): spot for label, spot in spots.items()})
         return figure
 
 
+def _spot(view: View, dataset: str, label: str, at: tuple[float, float]) -> Spot:
+    cell = view.cell(label, dataset)
+    ends = (at[1], at[1]) if cell.low is None or cell.high is None else (cell.low, cell.high)
+    return Spot(*at, *ends, view.looks[label].colour)
+
+
+def _draw_spots(ax: Axes, view: View, spots: Mapping[str, Spot], named: bool) -> None:
+    """The methods' points with their intervals; those that are named beside them are not in the legend."""
+    for label, spot in spots.items():
+        ax.plot([spot.x, spot.x], [spot.low, spot.high], color=spot.colour, linewidth=0.8, alpha=0.5)
+        ax.plot(spot.x, spot.y, markersize=5, linestyle="none", label=None if named else view.title(label), **view.looks[label].point)
+
+
 def _scale(ax: Axes, highest: float) -> None:
-    """The axis of costs up to a highest: linear up to 10,000, logarithmic from 1,000 on where they are more."""
+    """The axis of costs up to a highest: logarithmic where they are more than 10,000."""
     if highest <= 10_000:
         ax.xaxis.set_major_locator(MaxNLocator(5))
     else:
-        ax.set_xscale("symlog", linthresh=1000, linscale=0.6)
-        ax.set_xticks([0, *10.0 ** np.arange(3, math.ceil(math.log10(highest)) + 1)])
+        ax.set_xscale("log")
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _points(view: View, dataset: str, column: str) -> list[tuple[int, float, float]]:
-    """(method, cost, mIoU) of the methods that have both."""
-    frame, found = view.comparable.frame, []
+def _points(view: View, dataset: str, column: str) -> dict[str, tuple[float, float]]:
+    """Cost and score of the methods that have both."""
+    frame, found = view.comparable.frame, {}
     here = frame[frame["dataset"] == dataset]
     costs = {label: mine.astype(float).mean() for label, mine in here.groupby("label")[column]}
-    for i, label in enumerate(view.labels):
+    for label in view.labels:
         cost, score = costs.get(label, math.nan), view.score(label, dataset)
         if score is not None and not np.isnan(cost):
-            found.append((i, float(cost), score))
+            found[label] = (float(cost), score)
     return found
 
 
@@ -169,12 +199,14 @@ def curves(view: View) -> Figure:
                 runs = _smooth([_history(Path(path)) for path in frame.loc[_at(frame, label, dataset), "path"]])
                 if runs is not None:
                     steps, losses = runs
-                    ax.plot(steps, losses.mean(axis=0), dash(i), color=colour(i), linewidth=0.9, label=view.titles[i])
+                    look, every = view.looks[label], max(1, len(steps) // 4)
+                    how: dict[str, Any] = {"markevery": (5 * i % every, every), "markersize": 2.5, "linewidth": 0.9}
+                    ax.plot(steps, losses.mean(axis=0), linestyle=look.dash, label=view.titles[i], **look.point, **how)
                     if len(view.labels) <= len(COLOURS) and len(losses) > 1:
-                        ax.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=colour(i), alpha=0.15, linewidth=0)
+                        ax.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=look.colour, alpha=0.15, linewidth=0)
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             ax.set(title=title, xlabel="step", ylabel="training loss")
-        legend_below(figure, axes)
+        legend_below(figure, axes, view.looks.values())
         return figure
 
 
@@ -253,14 +285,15 @@ def shot_curves(views: Sequence[View]) -> Figure:
     """Scores by number of shots, for views that differ in nothing else; bars are 95 % intervals, methods moved aside."""
     datasets = {name: title for view in views for name, title in view.datasets.items()}
     titles = {label: title for view in views for label, title in zip(view.labels, view.titles, strict=True)}
+    drawn = looks(titles)
     with panels(len(datasets), 2.2) as (figure, axes):
         for ax, dataset in zip(axes, sorted(datasets), strict=True):
             for i, (label, title) in enumerate(titles.items()):
-                dodged(ax, i, len(titles), title, [view.cell(label, dataset) for view in views])
+                dodged(ax, i, len(titles), title, [view.cell(label, dataset) for view in views], drawn[label])
             ax.set_xticks(range(len(views)), [view.comparable.identity[2] for view in views])
             ax.set(title=datasets[dataset], xlabel="shots", ylabel=views[0].comparable.measured)
             ax.grid(axis="x", visible=False)
-        legend_below(figure, axes)
+        legend_below(figure, axes, drawn.values())
         return figure
 
 

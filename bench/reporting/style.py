@@ -4,27 +4,38 @@ A figure is as wide as a column of a paper, or as its page where one has more pa
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from bench.grid.families import FAMILIES
+from bench.grid.published import family_of
 from bench.reporting.table import Cell
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A6A00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside the colour, for print in grey
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")  # beside the colour, for print in grey
 DASHES = ("-", "--", ":", "-.")  # of lines whose colour comes again
 GREY = "#767676"
+OF_FAMILIES = dict(zip(FAMILIES, (COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[3], COLOURS[7]), strict=True))
 COLUMN, PAGE = 85 / 25.4, 174 / 25.4  # inches
 STACKED = 3  # panels that a column holds; more of them stand in pairs on a page
 SMALL, LETTER = 6, 0.052  # points of names, and about the inches of one of their letters
+LEADER = 8  # points from which on a line leads to a name
+HALO = withStroke(linewidth=1.5, foreground="white")  # behind a name that stands on lines
+HEAD = "\N{ZERO WIDTH SPACE}"  # begins a heading among a legend's names
 LONGEST = {"row": 30, "legend": 26}  # letters of a line
 SETTINGS = {
     "font.family": "DejaVu Sans",
@@ -45,6 +56,7 @@ SETTINGS = {
     "pdf.fonttype": 42,
     "text.parse_math": False,  # a name with a $ is a name
 }
+Boxes = np.ndarray  # (x0, y0, x1, y1) in pixels along the last axis
 METADATA: Mapping[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     "svg": {"Date": None, "Creator": None},
@@ -127,44 +139,160 @@ def wrapped(text: str, letters: int) -> str:
 
 
 def colour(i: int) -> str:
-    """The colour of the i-th method."""
+    """The i-th colour."""
     return COLOURS[i % len(COLOURS)]
 
 
-def marker(i: int) -> str:
-    """The marker of the i-th method; no two of 64 have both colour and marker in common."""
-    return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+class Look(NamedTuple):
+    """How a method is drawn: colour, marker, kind of line, and whether its marker is full. family: that its colour stands for, or ""."""
+
+    colour: str
+    marker: str
+    dash: str
+    full: bool = True
+    family: str = ""
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """What `Axes.plot` takes for a point, or the points of a line."""
+        return {"marker": self.marker, "color": self.colour, **({} if self.full else {"markerfacecolor": "white"})}
 
 
-def dash(i: int) -> str:
-    """The i-th method's kind of line: methods of one colour have different ones."""
-    return DASHES[i // len(COLOURS) % len(DASHES)]
+def looks(labels: Iterable[str]) -> dict[str, Look]:
+    """The looks of a figure's methods: a colour for each family and a marker for each member; a colour for each method where all are of one
+    family. No two of 24 members look the same."""
+    labels, count = list(labels), Counter[str]()
+    if len({family_of(label) for label in labels} - {""}) < 2:
+        return {
+            label: Look(colour(i), MARKERS[i % len(MARKERS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, label in enumerate(labels)
+        }
+    found = {}
+    for label in labels:
+        family = family_of(label)
+        k, paint = count[family], OF_FAMILIES.get(family, GREY)
+        found[label] = Look(paint, MARKERS[k % len(MARKERS)], DASHES[k % len(DASHES)], k < len(MARKERS), family)
+        count[family] += 1
+    return found
 
 
-def dodged(ax: Axes, i: int, of: int, title: str, cells: Sequence[Cell], joined: bool = True) -> None:
+def dodged(ax: Axes, i: int, of: int, title: str, cells: Sequence[Cell], look: Look, joined: bool = True) -> None:
     """The i-th of several methods at 0, 1, …, moved aside so that its intervals hide no other's."""
     aside = min(0.7, 0.1 * of) * ((i + 0.5) / of - 0.5)
     points = [(k + aside, cell.value, cell) for k, cell in enumerate(cells) if cell.value is not None]
-    ax.plot([x for x, *_ in points], [value for _, value, _ in points], marker(i), color=colour(i), markersize=3, label=title)
-    ax.lines[-1].set(linestyle=dash(i) if joined else "none", linewidth=0.7)
+    ax.plot([x for x, *_ in points], [value for _, value, _ in points], markersize=3, label=title, **look.point)
+    ax.lines[-1].set(linestyle=look.dash if joined else "none", linewidth=0.7)
     ends = [(x, cell.low, cell.high) for x, _, cell in points if cell.low is not None and cell.high is not None]
     if ends:
-        ax.vlines(*zip(*ends, strict=True), color=colour(i), linewidth=0.7)
+        ax.vlines(*zip(*ends, strict=True), color=look.colour, linewidth=0.7)
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend below all panels, for what any of them has, in the order of the first that has all; the figure grows by its lines."""
+def legend_below(figure: Figure, axes: Sequence[Axes], of: Iterable[Look] = ()) -> None:
+    """One legend below all panels, for what any of them has, in the order of the first that has all; the figure grows by its lines.
+    of: the looks of its methods, whose families stand as headings above their members."""
     found: dict[str, Any] = {}
     for ax in sorted(axes, key=lambda ax: -len(ax.get_legend_handles_labels()[1])):
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(wrapped(label, LONGEST["legend"]), handle)
     if not found:
         return
-    longest = max(len(line) for label in found for line in label.split("\n"))
-    columns = min(len(found), max(1, int(figure.get_figwidth() / LETTER / (longest + 5))))
+    heads = {look.colour: look.family for look in of if look.family}
+    parts = [{label: handle for label, handle in found.items() if _paint(handle) not in heads}]
+    for paint in [paint for paint in OF_FAMILIES.values() if paint in heads]:
+        members = {label: handle for label, handle in found.items() if _paint(handle) == paint}
+        parts.append({f"{HEAD}{heads[paint]}": Patch(color=paint), **members})
+    longest = max(len(line) for part in parts for label in part for line in label.split("\n"))
+    most = min(sum(map(len, parts)), max(1, int(figure.get_figwidth() / LETTER / (longest + 5))))
+    names, columns = _in_columns([list(part) for part in parts], most)
+    handles = [next((part[name] for part in parts if name in part), Patch(alpha=0)) for name in names]
     how: dict[str, Any] = {"loc": "outside lower center", "handlelength": 1.8, "columnspacing": 1.0, "labelspacing": 0.35, "ncols": columns}
-    legend = figure.legend(handles=list(found.values()), labels=list(found), **how)
+    legend = figure.legend(handles=handles, labels=[name.removeprefix(HEAD) for name in names], **how)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_fontweight("bold" if name.startswith(HEAD) else "normal")
     figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
+
+
+def _paint(handle: Any) -> str:
+    """A legend's colour of what is a line; "" of other things."""
+    return str(handle.get_color()) if hasattr(handle, "get_color") else ""
+
+
+def _in_columns(parts: Sequence[Sequence[str]], columns: int) -> tuple[list[str], int]:
+    """Names in so many columns, one below the other, with gaps where a heading would be the last of a column; and how many columns it is.
+    Only where there are headings are there gaps."""
+    names = [name for part in parts for name in part]
+    if not any(name.startswith(HEAD) for name in names):
+        return names, columns
+    for high in range(-(-len(names) // columns), len(names) + 1):
+        placed: list[str] = []
+        for part in parts:
+            placed += [""] * (len(part) > 1 and high > 1 and len(placed) % high == high - 1) + list(part)
+        if high == len(names) or len(placed) <= high * columns:
+            break
+    wide = -(-len(placed) // high)
+    return [*placed, *[""] * (wide * high - len(placed))], wide
+
+
+class Spot(NamedTuple):
+    """A point with the ends of its interval, which are y itself where it has none, and its colour."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    colour: str
+
+
+def named_points(ax: Axes, spots: Mapping[str, Spot]) -> None:
+    """A name beside each point, where it hides no other name and no point, if there is room for it, and rather no interval; a line leads
+    to one that is far. The axes have to have their limits."""
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    scale, inside = ax.figure.dpi / 72, ax.get_window_extent()  # pixels in a point
+    at = {name: ax.transData.transform((spot.x, spot.y)) for name, spot in spots.items()}
+    how: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "ha": "center", "va": "center", "path_effects": [HALO]}
+    notes = {name: ax.annotate(name, (spot.x, spot.y), (0, 0), color=_darker(spot.colour), **how) for name, spot in spots.items()}
+    sizes = {name: (note.get_window_extent().width + 2 * scale, note.get_window_extent().height) for name, note in notes.items()}
+    dots = [(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in at.values()]
+    ends = (ax.transData.transform([(spot.x, spot.low), (spot.x, spot.high)]) for spot in spots.values())
+    bars = [(x, low, x + scale, high) for (x, low), (_, high) in ends]
+    boxes: dict[str, Boxes] = {}
+    for name in [*at] * 3:  # once more, now that the others stand somewhere
+        tried = _around(at[name], sizes[name], scale)
+        taken = [*dots, *(box for other, box in boxes.items() if other != name)]
+        outside = np.prod(sizes[name]) - _hidden(tried, [inside.extents])
+        boxes[name] = tried[np.argmin(1000 * (_hidden(tried, taken) + outside) + _hidden(tried, bars) / scale + _far(tried, at[name]))]
+    for name, note in notes.items():
+        (x, y), box = at[name], boxes[name]
+        note.set_position(((box[0] + box[2]) / 2 / scale - x / scale, (box[1] + box[3]) / 2 / scale - y / scale))
+        note.set_in_layout(False)
+        if _far(box, at[name]) > LEADER * scale:
+            nearest = ax.transData.inverted().transform(np.clip(at[name], box[:2], box[2:]))
+            ax.plot(*zip(spots[name][:2], nearest, strict=True), color=GREY, linewidth=0.5, zorder=1)
+
+
+def _darker(paint: str) -> tuple[float, ...]:
+    """A colour in which small letters can be read on white."""
+    return tuple(0.65 * part for part in to_rgb(paint))
+
+
+def _around(at: Sequence[float], size: tuple[float, float], scale: float) -> Boxes:
+    """Boxes (n, 4) of a size around a point, in pixels: near ones first."""
+    away, turn = np.meshgrid((4, 7, 11, 16, 22, 30, 40), np.linspace(0, 2 * np.pi, 24, endpoint=False), indexing="ij")  # points, radians
+    middle = np.stack([at[k] + side * (size[k] / 2 + away * scale) for k, side in enumerate((np.cos(turn), np.sin(turn)))], -1)
+    half = np.array(size) / 2
+    return np.concatenate([middle - half, middle + half], -1).reshape(-1, 4)
+
+
+def _hidden(boxes: Boxes, others: Sequence[Any]) -> Boxes:
+    """How many pixels of others each box (n, 4) covers, (n,)."""
+    mine, theirs = boxes[:, None], np.array(others)[None]
+    sides = np.minimum(mine[..., 2:], theirs[..., 2:]) - np.maximum(mine[..., :2], theirs[..., :2])  # (n, others, 2)
+    covered: Boxes = np.prod(sides.clip(min=0), axis=-1).sum(axis=-1)
+    return covered
+
+
+def _far(boxes: Boxes, at: Sequence[float]) -> Any:
+    """How far a point is from each box, in pixels."""
+    return np.linalg.norm(np.clip(at, boxes[..., :2], boxes[..., 2:]) - at, axis=-1)
 
 
 def rendered(figure: Figure, form: str) -> bytes:

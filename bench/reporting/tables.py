@@ -13,7 +13,18 @@ import pandas as pd
 
 from bench.errors import RequestError, unknown
 from bench.grid.metrics import USUAL
-from bench.grid.published import PUBLISHED, Number, Published, has_numbers, ordered, published_for, read_published
+from bench.grid.published import (
+    PUBLISHED,
+    Number,
+    Published,
+    by_family,
+    family_of,
+    has_numbers,
+    in_the_papers_order,
+    ordered,
+    published_for,
+    read_published,
+)
 from bench.grid.store import ResultStore, Snapshot
 from bench.reporting.aggregates import aggregates_tables
 from bench.reporting.comparable import CellQuery, ComparableCells, Position, comparable_cells, trained
@@ -61,7 +72,7 @@ def paper_table(comparable: ComparableCells, published: Published) -> Table:
     parts = ("ours", "published", "Δ", "in 95 %") if any(of.known.counts for of in shown) else ("ours", "published", "Δ")
     columns = tuple(Column(of.title, name, signed=name == "Δ", about=dataset_of(of.group)) for of in shown for name in parts)
     rows = []
-    for label in ordered(comparable.labels_of(datasets), published):
+    for label in in_the_papers_order(comparable.labels_of(datasets), published):
         cells = tuple(cell for of in shown for cell in of.cells(label, published)[: len(parts)])
         rows.append(Row(comparable.naming.method(label), cells, (("method", label),)))
     notes = (
@@ -206,9 +217,9 @@ def plain_table(comparable: ComparableCells, published: Published) -> Table:
 
 LIKE: Mapping[str, Callable[[ComparableCells, Published], Table]] = {
     "paper": paper_table,
-    "plain": plain_table,
+    "plain": lambda comparable, published: with_families(plain_table(comparable, published), published),
     "comparisons": comparisons_table,
-    "efficiency": efficiency_table,
+    "efficiency": lambda comparable, published: with_families(efficiency_table(comparable, published), published),
     "robustness": robustness_table,
     "retention": retention_table,
 }
@@ -250,6 +261,15 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
     if not shown:
         raise RequestError(f"Nothing to show: --like {like} needs {NEEDS.get(like, 'a stored cell')}.")
     return shown
+
+
+def with_families(table: Table, published: Published) -> Table:
+    """The table with a first column for the families of its methods, where its rows stand family by family."""
+    labels = [dict(row.about).get("method", "") for row in table.rows]
+    if not by_family(labels, published):
+        return table
+    rows = (replace(row, cells=(Cell(reason=family_of(label) or "-"), *row.cells)) for row, label in zip(table.rows, labels, strict=True))
+    return replace(table, columns=(Column("", "family"), *table.columns), rows=tuple(rows))
 
 
 def _made(like: str, comparable: ComparableCells, published: Published) -> list[Table]:

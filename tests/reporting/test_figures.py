@@ -1,19 +1,23 @@
 """Figures: each is drawn where its cells are, the same bytes twice, and the front and the ranks are what they say."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 from matplotlib.transforms import Bbox
 from test_renderings import CAT, SAM, put
+from test_spec import SPEC
+from test_store import record, save
 
 from bench.figures import main
+from bench.grid.published import titles
 from bench.grid.spec import MethodChoice
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery
 from bench.reporting.figures import pareto, pictures
-from bench.reporting.style import COLUMN, METADATA, PAGE, rendered
+from bench.reporting.style import COLUMN, GREY, METADATA, PAGE, looks, rendered
 
 
 @pytest.fixture
@@ -99,3 +103,32 @@ def test_what_has_no_cells_is_not_drawn(store: ResultStore) -> None:
 def test_an_empty_store_is_one_sentence(store: ResultStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(store.root)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_family_has_a_colour_and_a_member_a_marker() -> None:
+    names = ["sam", "lora(decoder=sam)", "dora(decoder=sam)", "lora(decoder=hq)", "mona(decoder=sam)", "a_plugin"]
+    look = looks(names)
+    assert look["sam"].colour == look["a_plugin"].colour == GREY and look["sam"].marker != look["a_plugin"].marker
+    blue = {look[name].colour for name in names[1:4]}
+    assert len(blue) == 1 and len({look[name].marker for name in names[1:4]}) == 3 and look["mona(decoder=sam)"].colour not in {*blue, GREY}
+    assert len({look.colour for look in looks([f"lora(rank={rank})" for rank in range(8)]).values()}) == 8  # one family: one each
+    many = looks([*(f"lora(rank={rank})" for rank in range(24)), "mona"])
+    assert len(set(many.values())) == 25
+
+
+def test_names_stand_beside_the_points_of_one_data_set(store: ResultStore) -> None:
+    names = ["sam", "lora", "dora", "ssf", "ia3", "conv_lora", "mona", "adaptformer", "evp", "vpt_deep", "hq_sam", "bitfit"]
+    for i, name in enumerate(names):
+        spec = replace(SPEC, method=MethodChoice(name, (), 1, "", trains=name != "sam"))
+        made = record(spec, 60.0 + i % 4 * 0.2)
+        save(store, replace(made, cost={**made.cost, "trainable_parameters": 0 if name == "sam" else 40_000 + 2_000 * i}))
+    (picture,) = [picture for picture in pictures(store, CellQuery()) if picture.name.startswith("parameters")]
+    figure = picture.draw()
+    rendered(figure, "png")
+    (ax,) = figure.axes
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert {text.get_text() for text in ax.texts} == {titles()[name] for name in names[1:]} and apart(boxes)
+    assert all(ax.get_window_extent().contains(*box.min) and ax.get_window_extent().contains(*box.max) for box in boxes)
+    headings = [text.get_text() for text in figure.legends[0].get_texts() if text.get_fontweight() == "bold"]
+    assert headings == ["lora", "adapter", "prompt", "decoder", "selective"] and ax.get_xscale() == "log"
+    assert "SAM" in {text.get_text() for text in figure.legends[0].get_texts()}  # the line of what costs nothing

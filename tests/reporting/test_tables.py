@@ -98,12 +98,12 @@ PLAIN = r"""### Foreground mIoU (%)
 
 backbone vit_l · weights abababab · 1 shot · protocol paper · prompts box · selection last · rule all · decoder sam (of methods without their own)
 
-| method         |   trainable |   share % |           Kvasir-SEG |   SBU Shadow |     WHU Building |           average |
-|:---------------|------------:|----------:|---------------------:|-------------:|-----------------:|------------------:|
-| LoRA           |     294,912 |      0.10 | 77.0 (n=1 of 2) [^1] |  failed [^2] | 85.0 ± 1.0 (n=3) |  lacks SBU Shadow |
-| CAT-SAM-T      |           - |         - |              not run |      not run |          pending | lacks 3 data sets |
-| mine           |     294,912 |      0.10 |              not run |      not run |             49.2 | lacks 2 data sets |
-| LoRA (rank: 8) |     294,912 |      0.10 |                 69.0 |         59.0 |             79.0 |              69.0 |
+| method         |   family |   trainable |   share % |           Kvasir-SEG |   SBU Shadow |     WHU Building |           average |
+|:---------------|---------:|------------:|----------:|---------------------:|-------------:|-----------------:|------------------:|
+| LoRA           |     lora |     294,912 |      0.10 | 77.0 (n=1 of 2) [^1] |  failed [^2] | 85.0 ± 1.0 (n=3) |  lacks SBU Shadow |
+| LoRA (rank: 8) |     lora |     294,912 |      0.10 |                 69.0 |         59.0 |             79.0 |              69.0 |
+| CAT-SAM-T      |   prompt |           - |         - |              not run |      not run |          pending | lacks 3 data sets |
+| mine           |        - |     294,912 |      0.10 |              not run |      not run |             49.2 | lacks 2 data sets |
 
 Mean ± standard deviation over the n draws and seeds (one where no n is given); mIoU is pooled over all test pixels.
 
