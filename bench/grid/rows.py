@@ -13,7 +13,7 @@ from bench.grid.files import remember, remembered
 from bench.grid.metrics import ImageRow, metric_of, scores
 
 IMAGES = "images.csv"
-COUNTS = ("objects", "intersection", "union", "truth", "predicted")  # in the order of an ImageRow's fields
+COUNTS = ("objects", "intersection", "union", "truth", "predicted")
 LATER: Mapping[str, Callable[[str], Any]] = {  # columns that not every cell has, and how they are read
     **dict.fromkeys(("pixels", "boundary_intersection", "boundary_union", "boundary_truth"), lambda text: int(text) if text else None),
     "confusion": lambda text: text or None,
@@ -45,7 +45,8 @@ def read_image_rows(folder: Path) -> dict[str, list[ImageRow]] | None:
             for line in lines:
                 selection, name, *counts = own(line)
                 more = {key: read(line[i]) for key, (i, read) in later.items()}
-                found.setdefault(selection, []).append(ImageRow(name, *map(int, counts), **more))
+                objects, both, either, truth, predicted = map(int, counts)
+                found.setdefault(selection, []).append(ImageRow(name, objects, both, either, truth, predicted, **more))
     except (OSError, ValueError, IndexError, StopIteration, csv.Error):
         return None
     return found
