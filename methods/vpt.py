@@ -1,7 +1,7 @@
 """Visual prompt tuning (Jia et al., ECCV 2022): learnable tokens that the image tokens attend to."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -10,26 +10,34 @@ from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
+from bench.model.attention import KeyValues
 from bench.model.by_block import by_block
 from bench.model.dropout import Dropout
-from bench.model.method import EncoderMethod
+from bench.model.method import LATER, EncoderMethod
 from bench.model.placement import Placed, PlacedTuner
+from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward, residual
 from bench.model.sam_modules import Block
 
 
 class DeepTuner(PlacedTuner):
-    """New tokens for every tuned block; what the block makes of them is dropped."""
+    """New tokens for every tuned block; what the block makes of them is dropped. gated: the image reads them by a softmax of its own,
+    times a number for each head that starts at 0."""
 
-    def __init__(self, sam: Sam, blocks: tuple[int, ...], tokens: int, dropout: float) -> None:
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], tokens: int, dropout: float, gated: bool) -> None:
         super().__init__(sam, blocks)
         self.tokens = by_block([(tokens, size.before) for size in self.sizes], partial(drawn, sam.config.patch_size))
         self.dropout = Dropout(dropout)
+        heads = [sam.image_encoder.blocks[n].attn.num_heads for n in blocks]
+        self.gates = by_block([(count,) for count in heads], nn.init.zeros_) if gated else None
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        tokens = self.dropout(self.tokens[i].expand(len(x), -1, -1))  # (B, P, C)
-        x, _ = attend(block, x, block.norm1(tokens))
-        return feed_forward(block, x), None
+        tokens = block.norm1(self.dropout(self.tokens[i].expand(len(x), -1, -1)))  # (B, P, C)
+        if self.gates is None:
+            return feed_forward(block, attend(block, x, tokens)[0]), None
+        _, keys, values = project(block.attn.qkv, tokens).chunk(3, -1)
+        besides = KeyValues(torch.stack([keys, values], 1), self.gates[i].tanh())
+        return feed_forward(block, attend(block, x, besides=besides)[0]), None
 
 
 class ShallowTuner(Tuner):
@@ -94,14 +102,18 @@ class VPTShallow(VPT):
 @METHODS.register("vpt_deep")
 @dataclass(frozen=True)
 class VPTDeep(Placed, VPT):
-    """`tokens` new prompt tokens for every block (N·p·C parameters), initialised as in VPTShallow."""
+    """`tokens` new prompt tokens for every block (N·p·C parameters), initialised as in VPTShallow.
 
+    gated: with the zero-initialised attention of LLaMA-Adapter (Zhang et al., ICLR 2024), so that it starts as the frozen model.
+    """
+
+    gated: bool = field(default=False, metadata=LATER)
     title: ClassVar[str] = "VPT-deep"
     trained: ClassVar[str] = "prompt tokens at every block"
     pyramid: ClassVar[str] = "tokens have the width that the block gets; they are not pooled"
 
     def tuner(self, sam: Sam) -> Tuner:
-        return DeepTuner(sam, self.placed(sam), self.tokens, self.dropout)
+        return DeepTuner(sam, self.placed(sam), self.tokens, self.dropout, self.gated)
 
 
 def drawn(patch: int, tokens: Tensor) -> Tensor:

@@ -71,7 +71,9 @@ def test_nothing_else_of_the_suite_is_broken(name):
     assert [finding for finding in found if finding.verdict == "broken"] == []
 
 
-@pytest.mark.parametrize("name", by_method(["lora", "adaptformer", "decoder", "full", "bitfit", "layernorm", "dora", "ia3", "conv_lora"]))
+@pytest.mark.parametrize(
+    "name", by_method(["vpt_deep(gated=True)", "lora", "adaptformer", "decoder", "full", "bitfit", "layernorm", "dora", "ia3", "conv_lora"])
+)
 def test_starts_as_the_frozen_model(name):
     methods.starts_as_the_frozen_model(subject(name))
 
