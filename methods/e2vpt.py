@@ -13,6 +13,7 @@ from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.attention import KeyValues
 from bench.model.by_block import by_block
+from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
 from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -24,19 +25,20 @@ class E2VPTTuner(PlacedTuner):
     """New tokens for every tuned block, whose outputs are dropped, weighed by a mask that all blocks share: a number for each segment of
     each token. Keys and values of a block are the same vectors, (K, C)."""
 
-    def __init__(self, sam: Sam, blocks: tuple[int, ...], tokens: int, pairs: int, segments: int) -> None:
+    def __init__(self, sam: Sam, blocks: tuple[int, ...], tokens: int, pairs: int, segments: int, dropout: float) -> None:
         super().__init__(sam, blocks)
         self.tokens = by_block([(tokens, size.before) for size in self.sizes], partial(drawn, sam.config.patch_size))
         head = sam.config.blocks[0].width // sam.image_encoder.blocks[0].attn.num_heads  # channels, as many in all blocks
         bound = math.sqrt(6 / (pairs * head))  # He et al.'s initialisation of (heads, K, c)
         self.pairs = by_block([(pairs, size.width) for size in self.sizes], lambda tensor: tensor.uniform_(-bound, bound))
         self.mask = nn.Parameter(torch.ones(tokens, segments))
+        self.dropout = Dropout(dropout)  # of tokens, as in the original
 
     def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        tokens = self.tokens[i]
-        mask = self.mask.repeat(1, tokens.shape[1] // self.mask.shape[1])  # channel j is of segment j mod R, as in the original
+        tokens = self.dropout(self.tokens[i].expand(len(x), -1, -1))  # (B, P, C)
+        mask = self.mask.repeat(1, tokens.shape[-1] // self.mask.shape[1])  # channel j is of segment j mod R, as in the original
         pairs = self.pairs[i].expand(len(x), 2, -1, -1)
-        x, _ = attend(block, x, block.norm1((tokens * mask).expand(len(x), -1, -1)), besides=KeyValues(pairs))
+        x, _ = attend(block, x, block.norm1(tokens * mask), besides=KeyValues(pairs))
         return feed_forward(block, x), None
 
 
@@ -46,31 +48,33 @@ class E2VPT(Placed, EncoderMethod):
     """`tokens` prompts for every block, as VPT-deep has them, with a learned soft mask of their `segments`; and `pairs` learned keys,
     which are the values too (the paper's parameter sharing), that every window's attention sees.
 
-    This is what the original trains first. It then sets to 0 the parts of the mask whose gradients are smallest, in nine shares of which
-    validation images choose one, and trains each anew from the start: ten trainings, of which a cell is one, so nothing is pruned here. Its
-    other mask, a number for each whole token, is left out: the norm in front of attention undoes it, so that it has no gradient but
-    rounding (1e-4 of the segments', in the authors' code).
+    This is what the original trains before it prunes. It then sets to 0 the parts of the mask whose gradients are smallest, in nine shares
+    of which validation images choose one, and trains each anew from the start: ten trainings, of which a cell is one, so nothing is pruned
+    here. Its other mask, a number for each whole token, is left out: the norm in front of attention undoes it, so that it has no gradient
+    but rounding (1e-4 of the segments', in the authors' code).
     """
 
     tokens: int = 5
     pairs: int = 5
     segments: int = 16
+    dropout: float = 0.1
     space: ClassVar[Space] = {"tokens": OneOf((1, 5, 10, 50)), "pairs": OneOf((1, 5, 10, 50))}
     family: ClassVar[str] = "prompt"
     title: ClassVar[str] = "E²VPT"
     source: ClassVar[str] = "Han et al., E²VPT: An Effective and Efficient Approach for Visual Prompt Tuning, ICCV 2023"
     trained: ClassVar[str] = "prompt tokens, keys and values at every block, and a mask of the tokens"
     pyramid: ClassVar[str] = "tokens have the width that the block gets, keys and values the one it gives; they are not pooled"
-    rates: ClassVar[str] = "SGD, weight decay 1e-4 (learning rate searched for each task)"
-    oracle: ClassVar[str] = "authors' code, 1e-5"
+    rates: ClassVar[str] = "SGD, searched: rate and decay (0 to 0.01)"
+    oracle: ClassVar[str] = "its authors' code, 1e-5"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(tokens=1, pairs=1, segments=1)
+        self.at_least(tokens=1, pairs=1, segments=1, dropout=0)
+        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         blocks = self.placed(sam)
         widths = {sam.config.blocks[i].before for i in blocks}
         if wrong := sorted(width for width in widths if width % self.segments):
             raise RequestError(f"{self.name}(segments={self.segments}): tokens of {wrong[0]} channels cannot be cut into so many alike.")
-        return E2VPTTuner(sam, blocks, self.tokens, self.pairs, self.segments)
+        return E2VPTTuner(sam, blocks, self.tokens, self.pairs, self.segments, self.dropout)

@@ -25,5 +25,5 @@ class SAMed(LoRA):
     source: ClassVar[str] = "Zhang & Liu, Customized Segment Anything Model for Medical Image Segmentation, 2023 (arXiv 2304.13785)"
     trained: ClassVar[str] = "LoRA, SAM's mask decoder and its embedding of no prompt"
     pyramid: ClassVar[str] = "as `lora`"
-    rates: ClassVar[str] = "learning rate 5e-3, weight decay 0.1"
-    oracle: ClassVar[str] = "authors' code, encoder and decoder's inputs, 1e-5"
+    rates: ClassVar[str] = "AdamW 5e-3, decay 0.1"
+    oracle: ClassVar[str] = "its authors' code, 1e-5"

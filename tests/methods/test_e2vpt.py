@@ -22,7 +22,7 @@ def test_it_computes_what_the_authors_code_does() -> None:
     for name, weight in sam.named_parameters():
         if "rel_pos" in name:
             weight.data.zero_()
-    model, drawn = bench.build("e2vpt(tokens=4,pairs=4)", sam, seed=3), torch.Generator().manual_seed(5)
+    model, drawn = bench.build("e2vpt(tokens=4,pairs=4)", sam, seed=3).eval(), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for tensor in model.tuned().values():
             tensor.add_(0.3 * torch.randn(tensor.shape, generator=drawn))
