@@ -1,6 +1,7 @@
 """Figures of draws and of aggregates."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -107,7 +108,8 @@ def profile(scores: Scores, naming: Labels, measured: str) -> Figure:
     with panels(1, 2.1) as (figure, (ax,)):
         drawn = looks(scores.of)
         for i, (label, of) in enumerate(scores.of.items()):
-            look, how = drawn[label], {"markevery": (5 * i % 20, 20), "markersize": 2.5}
+            look = drawn[label]
+            how: dict[str, Any] = {"markevery": (5 * i % 20, 20), "markersize": 2.5}
             ax.plot(THRESHOLDS, 100 * above(of, THRESHOLDS), linestyle=look.dash, label=naming.method(label), **look.point, **how)
             if label in scores.trained and len(scores.of) <= len(COLOURS):
                 low, high = np.quantile(above(resampled(of, picked(of.shape[0], of.shape[2])[:500]), THRESHOLDS), (0.025, 0.975), axis=0)

@@ -274,7 +274,7 @@ def _darker(paint: str) -> tuple[float, ...]:
     return tuple(0.65 * part for part in to_rgb(paint))
 
 
-def _around(at: Sequence[float], size: tuple[float, float], scale: float) -> Boxes:
+def _around(at: Boxes, size: tuple[float, float], scale: float) -> Boxes:
     """Boxes (n, 4) of a size around a point, in pixels: near ones first."""
     away, turn = np.meshgrid((4, 7, 11, 16, 22, 30, 40), np.linspace(0, 2 * np.pi, 24, endpoint=False), indexing="ij")  # points, radians
     middle = np.stack([at[k] + side * (size[k] / 2 + away * scale) for k, side in enumerate((np.cos(turn), np.sin(turn)))], -1)
@@ -290,7 +290,7 @@ def _hidden(boxes: Boxes, others: Sequence[Any]) -> Boxes:
     return covered
 
 
-def _far(boxes: Boxes, at: Sequence[float]) -> Any:
+def _far(boxes: Boxes, at: Boxes) -> Any:
     """How far a point is from each box, in pixels."""
     return np.linalg.norm(np.clip(at, boxes[..., :2], boxes[..., 2:]) - at, axis=-1)
 
