@@ -518,7 +518,7 @@ def _settings(text: str) -> Settings:
 
 def _whole(item: T) -> T:
     """A part of a spec, each of whose fields can have its value."""
-    known = kinds(type(item))
+    known = kinds(type(item))  # type: ignore[arg-type]
     part("it", {name: value for name, value in vars(item).items() if name in known}, known)
     return item
 

@@ -81,4 +81,5 @@ def warm_seconds(call: Callable[[], object], device: str, calls: int = LEAST) ->
 
 
 if __name__ == "__main__":
-    print(json.dumps(measured(*sys.argv[1:4], int(sys.argv[4]))))
+    _, named, method, device, calls = sys.argv
+    print(json.dumps(measured(named, method, device, int(calls))))
