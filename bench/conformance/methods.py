@@ -184,7 +184,7 @@ def the_optimizer_steps_every_tensor_as_it_says(method: MethodSubject) -> str:
     _needs_training(method)
     model, groups = method.fresh(), method.choice.groups
     rates, decays = {name: 1e-3 / (1 + i) for i, name in enumerate(groups)}, {name: 0.1 + 0.1 * i for i, name in enumerate(groups)}
-    apart = {"lr_by_group": tuple(rates.items()), "weight_decay_by_group": tuple(decays.items())}
+    apart: dict[str, Any] = {"lr_by_group": tuple(rates.items()), "weight_decay_by_group": tuple(decays.items())}
     settings = replace(method.settings, lr=rates[groups[0]], weight_decay=decays[groups[0]], **apart)
     optimizer, data = optimizer_of(model, settings), Rectangles()
     next(fit(model, optimizer, data, data.support(1), settings, 0))

@@ -206,7 +206,7 @@ def _of_groups(name: str, key: str, value: Any, groups: Sequence[str]) -> dict[s
     given = _by_group(value)
     if lacking := [group for group in groups if group not in given and "" not in given]:
         raise RequestError(f"Protocol {name} has no {BY_GROUP[key]} for the group {lacking[0]}: give one, or a number for all groups.")
-    return {group: given.get(group, given.get("")) for group in groups}
+    return {group: given[group if group in given else ""] for group in groups}
 
 
 def _settings(name: str, merged: Mapping[str, Any], groups: Sequence[str], trains: bool) -> Settings:
@@ -214,7 +214,7 @@ def _settings(name: str, merged: Mapping[str, Any], groups: Sequence[str], train
     settings = build(f"Protocol {name}", {**merged, **{key: of[groups[0]] for key, of in of_groups.items()}}, Settings)
     asked, shown = canonical_prompt(settings.evaluation_prompt), tuple(map(canonical_prompt, settings.prompt_types))
     settings = replace(settings, evaluation_prompt=asked, prompt_types=shown)
-    apart = {f"{key}_by_group": tuple(of.items()) if len(set(of.values())) > 1 else () for key, of in of_groups.items()}
+    apart: dict[str, Any] = {f"{key}_by_group": tuple(of.items()) if len(set(of.values())) > 1 else () for key, of in of_groups.items()}
     settings = replace(settings, **apart)
     return replace(settings, stream_revision=STREAM_REVISIONS[settings.augmentation_stream]) if trains else settings
 

@@ -159,7 +159,7 @@ class ComparableCells:
     @cached_property
     def unprompted(self) -> frozenset[str]:
         """The methods that are asked without prompts, where others are asked with some."""
-        asked = self.frame.groupby("label")["evaluation_prompt"].agg(set) if len(self.frame) else {}
+        asked = dict(self.frame.groupby("label")["evaluation_prompt"].agg(set)) if len(self.frame) else {}
         none = frozenset(str(label) for label, prompts in asked.items() if NO_PROMPT in prompts)
         return none if len(none) < len(asked) else frozenset()
 
