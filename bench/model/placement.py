@@ -47,7 +47,7 @@ class Placed(Method):
 
     @property
     def _targets(self) -> list[str]:
-        return str(self.targets).split("+") if self.target_words else []  # type: ignore[attr-defined]
+        return str(vars(self)["targets"]).split("+") if self.target_words else []
 
     @property
     def targeted(self) -> tuple[str, ...]:
