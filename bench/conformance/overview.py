@@ -79,7 +79,7 @@ def _count(name: str, backbone: str) -> str:
 
 def _decoder(cls: type) -> str:
     """Which decoder a method has: "any" where `decoder` says it."""
-    chosen = {f.name: f.default for f in fields(cls)}.get("decoder")  # type: ignore[arg-type]
+    chosen = {f.name: f.default for f in fields(cls)}.get("decoder")
     return _or_dash(partial(_own_decoder, cls)) if chosen is None else f"any ({chosen})"
 
 
