@@ -27,7 +27,7 @@ COMPILE := $(PY) -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
 help:
 	@echo "make setup | demo | test | test-slurm | lint | tables | clean"
 	@echo "make tune TRIALS=8   the paper's rows on one generated domain, untuned beside tuned; also TUNED and what bench has"
-	@echo "make all-methods TRIALS=4   every method on one generated domain, the same trials each, and their figures: $(OUT)/all_methods/figures"
+	@echo "make all-methods TRIALS=8   every method on one generated domain, the same trials each, and their figures: $(OUT)/all_methods/figures"
 	@echo "make bench SUITE=paper_all_tasks   or another of configs/suites, with any of these laid over it; tables beside the published numbers"
 	@echo "make bench SHOTS=1   also METHODS DATASETS SEEDS BACKBONE PROTOCOL DATA PRETRAINED LAUNCHER PROFILE OUT"
 
@@ -65,8 +65,8 @@ tune: $(RUN)
 	$(PY) -m bench.tables --like tuning --out '$(OUT)'
 
 # Every method with the same few trials of its rates on one generated domain, then three seeds of the choice; minutes on a CPU.
-all-methods: TRIALS = 4
-all-methods: DATASETS = synth_polyps
+all-methods: TRIALS = 8
+all-methods: DATASETS = synth_shadows
 all-methods: ALL = --methods all --datasets '$(DATASETS)' --backbone tiny --data '$(DATA)' --out '$(OUT)/all_methods' --workers '$(WORKERS)'
 all-methods: $(RUN)
 	$(PY) -m bench.tune $(ALL) --protocol demo --trials '$(TRIALS)' --images 16 --only-rates --name all_methods
