@@ -175,6 +175,12 @@ def method_families() -> Mapping[str, str]:
     return {**dict.fromkeys(titles(), ""), **_written(ROOT / "methods", "family")}
 
 
+@cache
+def own_values(parameter: str) -> Mapping[str, str]:
+    """The defaults of the methods whose own file gives the parameter one, by name: {"samed": "tuned"} of "decoder"."""
+    return _written(ROOT / "methods", parameter)
+
+
 def _written(folder: Path, variable: str) -> dict[str, str]:
     """The text of a variable of registered classes, by registered name, read off their files: importing those would load torch. A file that
     is no Python, or writes it otherwise than as text, is left to those who import it."""

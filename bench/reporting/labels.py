@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from bench import ROOT
-from bench.grid.published import Published, heading, shown_values, titles
+from bench.grid.published import Published, heading, own_values, shown_values, titles
 from bench.grid.spec import ALWAYS_SHOWN
 from bench.types import FULL
 
@@ -64,11 +64,14 @@ class Labels:
 
 
 def _shared(labels: Iterable[str]) -> Facts:
-    """The parameters that labels always show, where all that show one show the same value."""
-    values: dict[str, set[str]] = {}
-    for name, value in (pair for label in labels for pair in shown_values(label).items()):
-        values.setdefault(name, set()).add(value)
-    return tuple((name, *values[name]) for name in ALWAYS_SHOWN if len(values.get(name, ())) == 1)  # type: ignore[misc]
+    """The parameters that labels always show, where all that show one show the same value, or all but methods whose own default it is."""
+    shown = [(label.partition("(")[0], shown_values(label)) for label in labels]
+    found = []
+    for name in ALWAYS_SHOWN:
+        of = [(values[name], own_values(name).get(method)) for method, values in shown if name in values]
+        alike = [{value for value, _ in of}, {value for value, own in of if value != own}]
+        found += [(name, *values) for values in alike if len(values) == 1][:1]
+    return tuple(found)
 
 
 def shots_in_words(shots: object) -> str:

@@ -12,10 +12,11 @@ from test_store import COST, HISTORY, IMAGES, record, save
 
 from bench import ROOT
 from bench.errors import RequestError
-from bench.grid.published import read_published
+from bench.grid.published import published_for, read_published
 from bench.grid.spec import MethodChoice, RunSpec
 from bench.grid.store import Record, ResultStore
 from bench.reporting.comparable import CellQuery
+from bench.reporting.labels import Labels
 from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
 from bench.reporting.tables import tables
 from bench.tables import main
@@ -369,3 +370,16 @@ def test_the_papers_table_says_in_one_line_what_it_cannot_say(store: ResultStore
     assert "draw" not in said(CellQuery()) and "seed" not in said(CellQuery())
     put(store, 80.0, dataset="sbu", seed=0)
     assert "how other seeds do (one each: LoRA on SBU Shadow)" in said(CellQuery())
+
+
+@pytest.mark.parametrize(
+    ("labels", "shared"),
+    [
+        (["sam", "lora(decoder=sam)", "ssf(decoder=sam)", "samed(decoder=tuned)", "sam_adapter(decoder=tuned)"], (("decoder", "sam"),)),
+        (["samed(decoder=tuned)", "lora(decoder=tuned)"], (("decoder", "tuned"),)),
+        (["samed(decoder=tuned)"], (("decoder", "tuned"),)),
+        (["lora(decoder=sam)", "lora(decoder=hq)", "samed(decoder=tuned)"], ()),
+    ],
+)
+def test_a_decoder_that_all_share_is_said_once_whatever_a_methods_own_is(labels: list[str], shared: tuple) -> None:
+    assert Labels.of(labels, ["whu"], published_for("1"), {}).shared == shared
