@@ -185,7 +185,7 @@ def test_07_what_another_process_computes_is_left_to_it_until_it_is_stolen(clust
         grid.wait(grid.states)
         assert "1 cells are computed by others (process" in grid.launch() and not cluster.jobs()
         assert "is computed by process" in said_by(grid.run(grid.words)) and not grid.records()
-        assert "Sent 1 cells" in grid.launch("--steal") and len(cluster.jobs()) == 1
+        assert "Sent 1 cell as" in grid.launch("--steal") and len(cluster.jobs()) == 1
         local.kill()
     grid.go()
     assert "lost" not in grid.command("status")  # its job waits
@@ -369,7 +369,7 @@ def test_17_a_killed_cell_is_seen_at_once_and_paths_may_hold_spaces(cluster, tmp
     grid.wait_idle()
     assert "1 lost" in (status := grid.command("status")) and "FAILED" in status
     grid.go()
-    assert "Sent 1 cells" in grid.launch()  # not left to the heartbeat of a dead job
+    assert "Sent 1 cell as" in grid.launch()  # not left to the heartbeat of a dead job
     grid.wait_stored()
     grid.wait_idle()
     percent = Grid(cluster, tmp_path / "a%j", **SAM)
@@ -385,4 +385,4 @@ def test_17_past_launches_are_cleaned_up(cluster, tmp_path):
     assert "3 files and folders would be removed; --remove does it." in grid.command("clean", "--days", "0")
     assert "3 files and folders were removed." in grid.command("clean", "--days", "0", "--remove")
     assert not [*grid.out.glob("slurm/submissions/*"), *grid.out.glob("slurm/logs/*"), *grid.out.glob("slurm/snapshots/*")]
-    assert "1 unfinished" in grid.command("status") and "Sent 1 cells" in grid.launch()
+    assert "1 unfinished" in grid.command("status") and "Sent 1 cell as" in grid.launch()
