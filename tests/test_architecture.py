@@ -168,3 +168,9 @@ def test_functions_and_files_are_short():
     files.sort()
     assert lengths[len(lengths) // 2] <= 8 and lengths[int(len(lengths) * 0.9)] <= 20
     assert files[len(files) // 2] <= 150 and files[int(len(files) * 0.9)] <= 330
+
+
+@pytest.mark.xdist_group("together")
+def test_the_groups_of_workers_are_kept(request: pytest.FixtureRequest) -> None:
+    """With some versions of pytest the mark has no effect, and every worker makes what a group shares, a SLURM cluster too."""
+    assert request.node.nodeid.endswith("@together") or not getattr(request.config.option, "loadgroup", False)
