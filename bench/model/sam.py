@@ -205,7 +205,7 @@ class Tuner(nn.Module):
         return {} if type(self) is Tuner else None
 
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter | None:
-        """What this tuner does to `vit` as an adapter of Hugging Face's peft; None where that has none."""
+        """What this tuner does to `vit` as an adapter of Hugging Face's peft; None where that has none. Called without gradients."""
         return None
 
 
