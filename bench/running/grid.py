@@ -274,11 +274,8 @@ def summary(specs: Sequence[RunSpec], ran: Sequence[RunSpec], store: ResultStore
     """Says what became of the cells; the exit code. A cell that `ran` and failed may have an earlier result, which stays."""
     states = {spec: store.status(spec) for spec in specs}
     counts = Counter(status.phase for status in states.values())
-    print(
-        f"{counted(len(specs), 'cell')}: "
-        + ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items()))
-        + f"; in {store.runs}."
-    )
+    phases = ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items()))
+    print(f"{counted(len(specs), 'cell')}: {phases}; in {store.runs}.")
     for spec, status in states.items():
         if status.phase == "failed":
             print(f"  failed: {title(spec)}: {status.reason}")
