@@ -99,10 +99,9 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     if is_main_process():
         _warn_of_tuning_elsewhere(request, options.out)
         named = read_backbone(request.backbone)
-        if checkpoint == options.pretrained / named.file and (published := named.sha256) not in ("", sha256):
-            print(
-                f"Not the published file: {checkpoint} has the sha256 {sha256[:12]}…, and that of {request.backbone} is {published[:12]}…."
-            )
+        if checkpoint == options.pretrained / named.file and named.sha256 not in ("", sha256):
+            has = f"{checkpoint} has the sha256 {sha256[:12]}…, and that of {request.backbone} is {named.sha256[:12]}…."
+            print(f"Not the published file: {has}")
     return run_specs(specs, request.backbone, checkpoint, options, launcher, free, known.frozen if known else None)
 
 
