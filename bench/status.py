@@ -44,10 +44,8 @@ def report(out: Path, every_cell: bool = False) -> tuple[list[str], bool]:
     if not statuses:
         return [f"No grid was run or sent from {out} yet.", *silence], False
     counts = Counter(one.phase for one in statuses)
-    lines = [
-        f"{time.strftime('%H:%M:%S')}  {counted(len(statuses), 'cell')}: " + ", ".join(f"{counts[p]} {p}" for p in PHASES if counts[p])
-    ]
-    lines += silence
+    phases = ", ".join(f"{counts[p]} {p}" for p in PHASES if counts[p])
+    lines = [f"{time.strftime('%H:%M:%S')}  {counted(len(statuses), 'cell')}: {phases}", *silence]
     moving = any(one.phase == "running" or (one.phase == "pending" and one.detail != "not sent yet") for one in statuses)
     left = seconds_left(out, statuses)
     if left is not None:

@@ -18,7 +18,8 @@ from bench.model.checkpoints import first_line, read_tensors
 from bench.model.decoder import Decoder
 from bench.model.hugging_face import PeftAdapter, from_hugging_face, sam_model_config, to_hugging_face
 from bench.model.method import Method
-from bench.model.retuned import RetunedTuner, retuned
+from bench.model.placement import PlacedTuner
+from bench.model.retuned import RetunedTuner, with_tensors
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import MaskDecoder
 from bench.model.sizes import PyramidConfig
@@ -43,8 +44,7 @@ HARMLESS = {
     *("eps", "num_cayley_neumann_terms"),  # of what `coft` and `use_cayley_neumann` would turn on
 }
 WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.original_module(?=\.)")  # what peft adds to the names of what is frozen
-Own = type[LoRATuner] | type[IA3Tuner] | type[VeRATuner] | type[OFTTuner]
-OWN: tuple[Own, ...] = (LoRATuner, DoRATuner, IA3Tuner, VeRATuner, OFTTuner, BOFTTuner)
+OWN: tuple[type[PlacedTuner], ...] = (LoRATuner, DoRATuner, IA3Tuner, VeRATuner, OFTTuner, BOFTTuner)
 
 
 class AdaptedDecoder(Decoder):
@@ -116,6 +116,7 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
+@torch.no_grad()
 def own_tuner(sam: Sam, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tuner | None:
     """The tuner of this project that makes exactly this adapter; None where none does."""
     names = {name: f"blocks.{name.removeprefix(LAYERS)}" if name.startswith(LAYERS) else name.removeprefix(MODEL) for name in tensors}
@@ -162,7 +163,6 @@ def merged_by_peft(sam: Sam, folder: Path, tensors: dict[str, Tensor]) -> dict[s
     return {name: tensor.detach() for name, tensor in from_hugging_face(merged, frozen).items() if name in frozen}
 
 
-@torch.no_grad()
 def _adapted(sam: Sam, merged: Mapping[str, Tensor]) -> tuple[Tuner, Decoder]:
     """An encoder and a decoder that have those of the tensors which are not SAM's."""
     changed = {name: tensor for name, tensor in merged.items() if not torch.equal(tensor, sam.state_dict()[name])}
@@ -171,8 +171,5 @@ def _adapted(sam: Sam, merged: Mapping[str, Tensor]) -> tuple[Tuner, Decoder]:
     parts = []
     for part in ("image_encoder", "mask_decoder"):
         own = {name.removeprefix(f"{part}."): tensor for name, tensor in changed.items() if name.startswith(f"{part}.")}
-        module = retuned(getattr(sam, part), own.__contains__).requires_grad_(False)
-        for name, parameter in module.named_parameters():
-            parameter.copy_(own[name])
-        parts.append(module)
+        parts.append(with_tensors(getattr(sam, part), own).requires_grad_(False))
     return RetunedTuner(parts[0]), AdaptedDecoder(parts[1])

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar, Self
 
-import torch
-
 from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
@@ -25,7 +23,6 @@ class BOFTTuner(OFTTuner):
     def __init__(self, sam: Sam, blocks: tuple[int, ...], names: Sequence[str], block_size: int, factors: int) -> None:
         super().__init__(sam, blocks, names, block_size, factors, scaled=True)
 
-    @torch.no_grad()
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter | None:
         """None where q, k or v is turned apart from the others, as for OFT."""
         if any(name in self.layers for name in THIRDS):
@@ -39,9 +36,7 @@ class BOFTTuner(OFTTuner):
         return PeftAdapter(config, tensors)
 
     @classmethod
-    @torch.no_grad()
     def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
-        """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
         tuner = cls(sam, *places(adapter), adapter.config["boft_block_size"], adapter.config["boft_n_butterfly_factor"])
         for i, (above, _) in enumerate(tuner.of(sam.image_encoder)):
             for name, layer in tuner.layers.items():

@@ -60,7 +60,6 @@ class DoRATuner(LoRATuner):
         gain = self.own(layer, "magnitude", i)[self._at(name)] / torch.linalg.vector_norm(directions, dim=-1)
         return gain[:, None] * directions
 
-    @torch.no_grad()
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
         """As LoRA's, with the lengths of all rows: those of what is not tuned as they are."""
         config, tensors = super().peft(vit)
@@ -72,7 +71,6 @@ class DoRATuner(LoRATuner):
         return PeftAdapter({**config, "use_dora": True}, tensors)
 
     @classmethod
-    @torch.no_grad()
     def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
         tuner = super().of_peft(sam, adapter)
         for i, (above, _) in enumerate(tuner.of(sam.image_encoder)):

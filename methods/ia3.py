@@ -47,25 +47,22 @@ class IA3Tuner(PlacedTuner):
             tensors[f"{name}.mlp.lin2.weight"] = block.mlp.lin2.weight * self.hidden[i]
         return tensors
 
-    @torch.no_grad()
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
         """On the fused projection, whose queries are times 1, and on what enters the MLP's second layer."""
         tensors = {}
         for i, (name, _) in enumerate(self.of(vit)):
             tensors[f"{name}.attn.qkv.ia3_l"] = self._rows(i)[:, None]
-            tensors[f"{name}.mlp.lin2.ia3_l"] = self.hidden[i].detach()[None]
+            tensors[f"{name}.mlp.lin2.ia3_l"] = self.hidden[i][None]
         return PeftAdapter({"peft_type": "IA3"}, tensors)
 
     @classmethod
-    @torch.no_grad()
     def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
-        """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
         tuner = cls(sam, places(adapter)[0])
         for i, (name, _) in enumerate(tuner.of(sam.image_encoder)):
             _, keys, values = adapter.tensors[f"{name}.attn.qkv.ia3_l"][:, 0].chunk(3)
-            own = (tuner.keys, keys), (tuner.values, values), (tuner.hidden, adapter.tensors[f"{name}.mlp.lin2.ia3_l"][0])
-            for parameter, tensor in own:
-                parameter[i].copy_(tensor)
+            tuner.keys[i].copy_(keys)
+            tuner.values[i].copy_(values)
+            tuner.hidden[i].copy_(adapter.tensors[f"{name}.mlp.lin2.ia3_l"][0])
         return tuner
 
 

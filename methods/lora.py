@@ -113,7 +113,6 @@ class LoRATuner(LinearTuner):
         """Where one of the targets stands among the tuned parts of its layer."""
         return self.parts["qkv"].index(THIRDS.index(name)) if name in THIRDS else 0
 
-    @torch.no_grad()
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
         """On the fused projection of the rank of its tuned parts together: each reads the channels of its own, the others none."""
         tensors, ranks = {}, {}
@@ -123,7 +122,7 @@ class LoRATuner(LinearTuner):
                 up = b.new_zeros(_count(name), b.shape[1], len(parts), b.shape[2])  # (q k v, o, of those that are tuned, R)
                 for j, at in enumerate(parts):
                     up[at, :, j] = b[j]
-                tensors[f"{above}.{LAYERS[name]}.lora_A.weight"] = a.detach().flatten(0, 1)
+                tensors[f"{above}.{LAYERS[name]}.lora_A.weight"] = a.flatten(0, 1)
                 tensors[f"{above}.{LAYERS[name]}.lora_B.weight"] = up.flatten(2).flatten(0, 1)
                 ranks[LAYERS[name]] = len(parts) * b.shape[2]
         rank = next(iter(ranks.values()))
@@ -133,9 +132,7 @@ class LoRATuner(LinearTuner):
         return PeftAdapter(config, tensors)
 
     @classmethod
-    @torch.no_grad()
     def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
-        """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
         tensors, rank = adapter.tensors, adapter.config["r"]
         blocks, layers = places(adapter)
         fused = [tensor for name, tensor in tensors.items() if name.endswith("qkv.lora_B.weight")]

@@ -110,7 +110,6 @@ class OFTTuner(LinearTuner):
         sizes = {name: [nearest_divisor(weight.shape[1], block_size) for weight in own] for name, own in weights.items()}
         self.layers = nn.ModuleDict({name: Rotation(weights[name], sizes[name], factors, scaled) for name in names})
 
-    @torch.no_grad()
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter | None:
         """None where q, k or v is turned apart from the others: peft's rotation is of all that SAM's one layer for them reads."""
         if any(name in self.layers for name in THIRDS):
@@ -121,9 +120,7 @@ class OFTTuner(LinearTuner):
         return PeftAdapter(config, tensors)
 
     @classmethod
-    @torch.no_grad()
     def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
-        """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
         tuner = cls(sam, *places(adapter), adapter.config["oft_block_size"])
         for name, own in (tuner.peft(sam.image_encoder) or adapter).tensors.items():
             own.copy_(adapter.tensors[name])

@@ -19,7 +19,6 @@ class SAMed(LoRA):
     """
 
     decoder: str = "tuned"
-    family: ClassVar[str] = "lora"
     prompt_free: ClassVar[bool] = True
     title: ClassVar[str] = "SAMed"
     source: ClassVar[str] = "Zhang & Liu, Customized Segment Anything Model for Medical Image Segmentation, 2023 (arXiv 2304.13785)"

@@ -87,7 +87,6 @@ class VeRATuner(LinearTuner):
         up, down = self.up[:rows].T.to(weight.dtype), self.down[:, :columns].to(weight.dtype)
         return weight + self.layers[name].around(i, up).T @ down
 
-    @torch.no_grad()
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter | None:
         """On the fused projection, of the rank of all its tuned thirds together: each has the channels of its own, and what is not tuned
         none. None where other layers are tuned too, whose output would need other rows of B."""
@@ -105,9 +104,7 @@ class VeRATuner(LinearTuner):
         return PeftAdapter({"peft_type": "VERA", "r": len(names) * self.rank, "projection_prng_key": self.seed}, tensors)
 
     @classmethod
-    @torch.no_grad()
     def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
-        """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
         tensors = adapter.tensors
         names = [name for name in THIRDS if part(tensors["vera_B"], name).any()]
         tuner = cls(sam, places(adapter)[0], names, adapter.config["r"] // len(names), 0.0, adapter.config.get("projection_prng_key", 0))

@@ -46,23 +46,11 @@ def renewed(text: str, kinds: Iterable[str]) -> str:
     return BLOCK.sub(lambda block: f"{block[1]}\n{made[block[2]]}" if block[2] in made else block[0], text)
 
 
-def _of_sam(cls: type, name: str) -> tuple[str, ...]:
-    return _said(cls, "family"), _said(cls, "trained"), *_counts(SIZES, name)
-
-
 def _facts(cls: type, name: str) -> tuple[str, ...]:
     counts = zip(EACH.values(), _counts(EACH, name), strict=True)
     built = [kind for kind, count in counts if count != "-"]
     backbones = "all" if len(built) == len(EACH) else ", ".join(built)
     return _said(cls, "title"), _said(cls, "source"), _decoder(cls), backbones, _said(cls, "rates"), _said(cls, "oracle")
-
-
-def _of_newer(cls: type, name: str) -> tuple[str, ...]:
-    return _counts(NEWER, name)
-
-
-def _pyramid(cls: type, name: str) -> tuple[str, ...]:
-    return (_said(cls, "pyramid"),)
 
 
 def _said(cls: type, what: str) -> str:
@@ -97,8 +85,12 @@ def _or_dash(of: Callable[[], str]) -> str:
 
 Cells = Callable[[type, str], tuple[str, ...]]
 OVERVIEWS: Mapping[str, tuple[tuple[str, ...], Cells, tuple[str, ...]]] = {
-    "sam": (("family", "what is trained", *SIZES), _of_sam, SIZES),
+    "sam": (
+        ("family", "what is trained", *SIZES),
+        lambda cls, name: (_said(cls, "family"), _said(cls, "trained"), *_counts(SIZES, name)),
+        SIZES,
+    ),
     "facts": (("title", "source", "decoder", "backbones", "authors' rates", "compared with, to"), _facts, ()),
-    "newer": (NEWER, _of_newer, NEWER),
-    "pyramid": (("on a block that widens or pools",), _pyramid, ()),
+    "newer": (NEWER, lambda cls, name: _counts(NEWER, name), NEWER),
+    "pyramid": (("on a block that widens or pools",), lambda cls, name: (_said(cls, "pyramid"),), ()),
 }

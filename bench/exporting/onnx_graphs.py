@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.model.implementation import use
-from bench.model.retuned import retuned
+from bench.model.retuned import with_tensors
 from bench.model.sam import ImageEncoder, Tuner
 from bench.model.segmenter import PromptableSegmenter
 from bench.types import Features
@@ -114,16 +114,10 @@ def no_masks(coords: Tensor, labels: Tensor, grid: int) -> tuple[Tensor, Tensor,
     return coords, labels, torch.zeros(len(coords), 1, 4 * grid, 4 * grid), torch.zeros(len(coords))
 
 
-@torch.no_grad()
 def _merged(model: PromptableSegmenter) -> ImageEncoder | None:
     """The encoder as a stock one of other weights; None where there is none, or none are other."""
     tensors = model.tuner.merged(model.sam.image_encoder)
-    if not tensors:
-        return None
-    vit = retuned(model.sam.image_encoder, tensors.__contains__)
-    for name, parameter in vit.named_parameters():
-        parameter.copy_(tensors[name])
-    return ImageEncoder(vit, Tuner())
+    return ImageEncoder(with_tensors(model.sam.image_encoder, tensors), Tuner()) if tensors else None
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -21,6 +22,7 @@ Files = dict[str, bytes]
 OF_LAYER = re.compile(r"\.(?:lora|ia3|vera|b?oft)_")  # between a layer's name and what peft has there
 
 
+@torch.no_grad()
 def write_peft(model: PromptableSegmenter, record: Record, folder: Path) -> list[Path]:
     """Writes a new folder that `PeftModel.from_pretrained(SamModel…, folder)`, or of other methods `SamModel.from_pretrained(folder)`,
     reads, with a README.md. RequestError for a method that has neither form."""

@@ -17,18 +17,17 @@ from bench.model.sam import Sam
 from bench.types import Range
 
 NORMS = re.compile(r"(^|\.)(norm\d|norm_final_attn|output_upscaling\.1)\.")
-LAYERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "proj": "out_proj", "lin1": "lin1", "lin2": "lin2"}
-SHORT = {"qkv": "q+k+v", "mlp": "lin1+lin2"}
+LAYERS = {"q": ["q_proj"], "k": ["k_proj"], "v": ["v_proj"], "proj": ["out_proj"], "lin1": ["lin1"], "lin2": ["lin2"]}
+LAYERS |= {"qkv": ["q_proj", "k_proj", "v_proj"], "mlp": ["lin1", "lin2"]}
 
 
 def layers_of(targets: str) -> set[str]:
     """The last names of the linear layers that targets name, "q+v" or "qkv+mlp"; KeyError for another word."""
-    return {LAYERS[word] for short in targets.split("+") for word in SHORT.get(short, short).split("+")}
+    return {name for word in targets.split("+") for name in LAYERS[word]}
 
 
 def _no_layers(targets: str) -> str:
-    known = [*LAYERS, *SHORT]
-    return "" if {*targets.split("+")} <= {*known} else f"is no list of layers: {', '.join(known)}, joined by +, are allowed"
+    return "" if {*targets.split("+")} <= {*LAYERS} else f"is no list of layers: {', '.join(LAYERS)}, joined by +, are allowed"
 
 
 class LowRankLinear(nn.Module):

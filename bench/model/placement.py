@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from bench.errors import RequestError
 from bench.model.backbones import read_backbone
+from bench.model.hugging_face import PeftAdapter
 from bench.model.method import LATER, Method
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
@@ -94,6 +95,11 @@ class PlacedTuner(Tuner):
         self.tuned_blocks: tuple[int, ...] = blocks
         self.first_block = blocks[0]
         self.sizes = tuple(sam.config.blocks[i] for i in blocks)
+
+    @classmethod
+    def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
+        """The tuner that `peft` made an adapter of; whether it did is seen by making it once more."""
+        raise NotImplementedError
 
     def of(self, vit: ImageEncoderViT) -> Iterator[tuple[str, Block]]:
         """The tuned blocks of `vit`, each with its name there: "blocks.3"."""

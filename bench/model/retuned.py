@@ -1,9 +1,10 @@
 """Methods that tune SAM's own weights: a module that shares the frozen one's tensors, but for trainable copies of some."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from bench.model.decoder import Decoder
@@ -29,6 +30,15 @@ def retuned(module: M, own: Callable[[str], bool], above: str = "") -> M:
             twin.__dict__[name] = parameter  # the same object, so it is where the backbone is, also after `sam.to(…)`
     for name, child in module.named_children():
         twin._modules[name] = retuned(child, own, f"{above}{name}.")
+    return twin
+
+
+@torch.no_grad()
+def with_tensors(module: M, tensors: Mapping[str, Tensor]) -> M:
+    """`module` once more, with these values of its tensors, by their names in it."""
+    twin = retuned(module, tensors.__contains__)
+    for name, parameter in twin.named_parameters():
+        parameter.copy_(tensors[name])
     return twin
 
 

@@ -205,7 +205,7 @@ class Tuner(nn.Module):
         return {} if type(self) is Tuner else None
 
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter | None:
-        """What this tuner does to `vit` as an adapter of Hugging Face's peft; None where that has none."""
+        """What this tuner does to `vit` as an adapter of Hugging Face's peft; None where that has none. Called without gradients."""
         return None
 
 
@@ -392,10 +392,10 @@ def attend(
         raise ValueError("attend(by_window=True) gives qkv the image tokens of a window alone: prompts need a prompt_qkv.")
     if isinstance(block, PlainBlock):
         return attend_plain(block, x, prompts, qkv, by_window, prompt_qkv, proj, besides)
-    if implementation() == "reference":
-        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, besides, partial(_attention, proj=proj))
-    if by_window:
-        return _attend_by_window(block, x, prompts, qkv or block.attn.qkv, prompt_qkv, besides, partial(_attention_at_once, proj=proj))
+    if by_window or implementation() == "reference":
+        inner: Callable[..., tuple[Tensor, Tensor]] = _attention if implementation() == "reference" else partial(attention, window=0)
+        of_tokens = partial(inner, qkv=qkv or block.attn.qkv, prompt_qkv=prompt_qkv, proj=proj)
+        return _attend_by_window(block, x, prompts, besides, of_tokens)
     own = qkv or partial(project, block.attn.qkv)
     return attention(block.attn, block.norm1(x), block.window_size, prompts, own, x, prompt_qkv, proj, besides)
 
@@ -416,17 +416,8 @@ def feed_forward(block: Block, x: Tensor, lin1: Projection | None = None, lin2: 
     return perceptron(block.mlp, block.norm2(x), x, lin1, lin2)
 
 
-Inner = Callable[[Attention, Tensor, Tensor, Projection, Projection | None, KeyValues | None], tuple[Tensor, Tensor]]
-
-
 def _attend_by_window(
-    block: Block,
-    x: Tensor,
-    prompts: Tensor,
-    qkv: Projection,
-    prompt_qkv: Projection | None,
-    besides: KeyValues | None,
-    inner: Inner,
+    block: Block, x: Tensor, prompts: Tensor, besides: KeyValues | None, inner: Callable[..., tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """`attend` as SAM writes it, window by window; with `_attention` it is the reference that `bench.model.attention` is tested and timed
     against."""
@@ -435,23 +426,11 @@ def _attend_by_window(
     if block.window_size:
         y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
     windows = y.shape[0] // b
-    y, p = inner(block.attn, y, prompts.repeat_interleave(windows, 0), qkv, prompt_qkv, besides.repeated(windows) if besides else None)
+    besides = besides.repeated(windows) if besides else None
+    y, p = inner(block.attn, y, prompts=prompts.repeat_interleave(windows, 0), besides=besides)
     if block.window_size:
         y = window_unpartition(y, block.window_size, padded, (h, w))
     return x + y, p.unflatten(0, (b, windows)).mean(1)
-
-
-def _attention_at_once(
-    attn: Attention,
-    x: Tensor,
-    prompts: Tensor,
-    qkv: Projection,
-    prompt_qkv: Projection | None,
-    besides: KeyValues | None,
-    proj: Projection | None,
-) -> tuple[Tensor, Tensor]:
-    """As `_attention`, with the kernels of `bench.model.attention`."""
-    return attention(attn, x, 0, prompts, qkv, prompt_qkv=prompt_qkv, proj=proj, besides=besides)
 
 
 def _attention(

@@ -21,7 +21,6 @@ from bench.reporting.labels import Labels, shots_in_words
 from bench.reporting.table import Cell
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, with an ending and a temporary name's
-NO_PROMPT = "none"  # as `bench.grid.prompts` says it
 Position = tuple[str, str]  # row label, data set
 Run = tuple[int, int]  # draw, seed
 Gap = tuple[Run, str, str]  # of a cell that is not stored: its run, phase and reason
@@ -160,7 +159,7 @@ class ComparableCells:
     def unprompted(self) -> frozenset[str]:
         """The methods that are asked without prompts, where others are asked with some."""
         asked = dict(self.frame.groupby("label")["evaluation_prompt"].agg(set)) if len(self.frame) else {}
-        none = frozenset(str(label) for label, prompts in asked.items() if NO_PROMPT in prompts)
+        none = frozenset(str(label) for label, prompts in asked.items() if "none" in prompts)
         return none if len(none) < len(asked) else frozenset()
 
     def cell(self, label: str, dataset: str) -> Cell:

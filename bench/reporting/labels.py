@@ -70,7 +70,7 @@ def _shared(labels: Iterable[str]) -> Facts:
     for name in ALWAYS_SHOWN:
         of = [(values[name], own_values(name).get(method)) for method, values in shown if name in values]
         alike = [{value for value, _ in of}, {value for value, own in of if value != own}]
-        found += [(name, *values) for values in alike if len(values) == 1][:1]
+        found += [(name, next(iter(values))) for values in alike if len(values) == 1][:1]
     return tuple(found)
 
 

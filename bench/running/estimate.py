@@ -155,9 +155,8 @@ def estimate_in_words(specs: Sequence[RunSpec], datasets: Mapping[str, Dataset],
     found = estimate(specs, datasets, costs, machine)
     if found.unknown:
         kinds = ", ".join(sorted({spec.backbone for spec in specs}))
-        return [
-            f"How long: not known for {counted(found.unknown, 'cell')}; `python -m bench.perf cost --backbone {kinds}` measures it, once."
-        ]
+        cells = counted(found.unknown, "cell")
+        return [f"How long: not known for {cells}; `python -m bench.perf cost --backbone {kinds}` measures it, once."]
     memory = f"at most {_bytes(found.memory)} of memory a cell" if found.memory else "memory not known for this backbone"
     many = f", {at_once} cells at once" if at_once > 1 else ""
     lines = [f"Estimate: {hours(found.seconds / at_once)}{many}; {_bytes(found.disk)} of disk; {memory}. By measured costs of"]

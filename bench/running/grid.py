@@ -99,10 +99,9 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     if is_main_process():
         _warn_of_tuning_elsewhere(request, options.out)
         named = read_backbone(request.backbone)
-        if checkpoint == options.pretrained / named.file and (published := named.sha256) not in ("", sha256):
-            print(
-                f"Not the published file: {checkpoint} has the sha256 {sha256[:12]}…, and that of {request.backbone} is {published[:12]}…."
-            )
+        if checkpoint == options.pretrained / named.file and named.sha256 not in ("", sha256):
+            has = f"{checkpoint} has the sha256 {sha256[:12]}…, and that of {request.backbone} is {named.sha256[:12]}…."
+            print(f"Not the published file: {has}")
     return run_specs(specs, request.backbone, checkpoint, options, launcher, free, known.frozen if known else None)
 
 
@@ -274,11 +273,8 @@ def summary(specs: Sequence[RunSpec], ran: Sequence[RunSpec], store: ResultStore
     """Says what became of the cells; the exit code. A cell that `ran` and failed may have an earlier result, which stays."""
     states = {spec: store.status(spec) for spec in specs}
     counts = Counter(status.phase for status in states.values())
-    print(
-        f"{counted(len(specs), 'cell')}: "
-        + ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items()))
-        + f"; in {store.runs}."
-    )
+    phases = ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items()))
+    print(f"{counted(len(specs), 'cell')}: {phases}; in {store.runs}.")
     for spec, status in states.items():
         if status.phase == "failed":
             print(f"  failed: {title(spec)}: {status.reason}")

@@ -223,7 +223,7 @@ def test_a_cell_goes_out_and_comes_back_with_its_scores(tmp_path, polyps):
     save_file({key: value * 0.98 if "neck" in key else value for key, value in tensors.items()}, other)
     given = ["--checkpoint", str(other.parent), "--pretrained", str(tmp_path / "nowhere"), *words]
     assert evaluate(["--adapter", str(folder), *given]) == 0  # beside what is stored
-    (rows,) = (tmp_path / "out" / "evaluated").glob("exported@*_downloaded_*/synth_polyps.csv")
+    (rows,) = (tmp_path / "out" / "evaluated").glob("exported@*_downloaded_*/kvasir.csv")
     assert evaluate(["--adapter", str(folder), *given, "--store"]) == 0
     assert run(["--methods", f"adapter(file={str(folder)!r})", *given]) == 0  # the same cell
     cells = [read_record(path.parent) for path in tmp_path.rglob("record.json") if "adapter" in str(path.relative_to(tmp_path))]
