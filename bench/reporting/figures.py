@@ -132,7 +132,7 @@ def cost_against_score(view: View, cost: str) -> Figure:
             points = _points(view, dataset, column)
             spots = {label: _spot(view, dataset, label, at) for label, at in points.items() if at[0] > 0}
             _draw_spots(ax, view, spots, named=alone)
-            for label in points.keys() - spots.keys():
+            for label in [label for label in points if label not in spots]:
                 ax.axhline(points[label][1], color=GREY, linestyle=":", zorder=1, label=view.title(label))
             front = [at for at in pareto(list(points.values()), view.comparable.sign) if at[0] > 0]
             if front:

@@ -34,6 +34,9 @@ KERNELS += [
 def of_path(path, method, config=TOY):
     with use(path):
         model = started(method, config)
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
+                layer.p = 0.0  # what a layer of q, k and v draws follows from how tokens are cut, which is each path's own
         loss = backward(model, examples(), 7)
         gradients = {name: p.grad for name, p in model.tuned().items()}
         with torch.no_grad():
