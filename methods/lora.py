@@ -12,10 +12,11 @@ from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
+from bench.model.decoder_choice import LINEAR
 from bench.model.hugging_face import PeftAdapter
 from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner, part, places
 from bench.model.method import LATER, EncoderMethod
-from bench.model.placement import LINEAR, Placed
+from bench.model.placement import Placed
 from bench.model.products import Projection, project
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
@@ -192,6 +193,8 @@ class LoRA(Placed, EncoderMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(rank=1, first_block=0, b_rate=1)
+        if self.init == "pissa":
+            self.at_least(alpha=0)  # A and B start with its root
         if self.first_block and self.blocks != "all":
             raise RequestError(
                 f"{self.name}(first_block={self.first_block},blocks={self.blocks}): blocks says it all, without first_block."

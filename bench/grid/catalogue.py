@@ -110,9 +110,14 @@ def _files(package: str) -> Iterator[Path]:
 
 
 def _frozen(choice: MethodChoice, backbone: str) -> tuple[int, dict[str, int]]:
-    """See Frozen; nothing of a method that cannot be built on the backbone, or that is built otherwise than ours are."""
+    """See Frozen; nothing of a method that files say, or that is built otherwise than ours are. RequestError for one whose parameters the
+    backbone's widths do not allow."""
+    if choice.files:
+        return 0, {}
     try:
-        found: tuple[int, dict[str, int]] = METHODS.get(choice.name)(**dict(choice.parameters)).frozen(backbone)
+        found: tuple[int, dict[str, int]] = METHODS.get(choice.name)(**choice.arguments).frozen(backbone)
+    except RequestError:
+        raise
     except Exception:  # a third party's code: its cells say what is wrong with it
         return 0, {}
     return found
@@ -123,10 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text, *backbones = sys.argv[1:] if arguments is None else arguments
     try:
         choices = choose_methods(text, *backbones)
+        frozen = {choice.label: _frozen(choice, backbone) for choice in choices for backbone in backbones if backbone}
     except RequestError as error:
         print(error, file=sys.stderr)
         return 2
-    frozen = {choice.label: _frozen(choice, backbone) for choice in choices for backbone in backbones if backbone}
     print(json.dumps({"choices": list(map(fields_of, choices)), "groups": groups_by_method(), "frozen": frozen}))
     return 0
 

@@ -92,7 +92,7 @@ def _calls(word: str) -> list[str]:
 
 def families_by_method() -> dict[str, str]:
     """Every registered method with its family; loads torch."""
-    return {name: getattr(METHODS.get(name), "family", "") for name in METHODS.names()}
+    return {name: str(getattr(METHODS.get(name), "family", "") or "") for name in METHODS.names()}
 
 
 def paper_methods() -> list[str]:

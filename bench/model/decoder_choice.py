@@ -17,17 +17,35 @@ from bench.model.sam import Sam
 from bench.types import Range
 
 NORMS = re.compile(r"(^|\.)(norm\d|norm_final_attn|output_upscaling\.1)\.")
-LAYERS = {"q": ["q_proj"], "k": ["k_proj"], "v": ["v_proj"], "proj": ["out_proj"], "lin1": ["lin1"], "lin2": ["lin2"]}
-LAYERS |= {"qkv": ["q_proj", "k_proj", "v_proj"], "mlp": ["lin1", "lin2"]}
+LAYERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "proj": "out_proj", "lin1": "lin1", "lin2": "lin2"}
+LINEAR: Mapping[str, tuple[str, ...]] = {  # words for linear layers, and the shorthands
+    **{name: (name,) for name in LAYERS},
+    "qkv": ("q", "k", "v"),
+    "mlp": ("lin1", "lin2"),
+}
+
+
+def meant(targets: str, words: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """What targets stand for, "v+q" or "qkv+mlp", each once, in the order of `words`; KeyError for another word."""
+    found = {target for word in targets.split("+") for target in words[word]}
+    return tuple(word for word in words if word in found)
+
+
+def one_spelling(targets: str, words: Mapping[str, tuple[str, ...]]) -> str:
+    """The text that names, keys and labels have for all ways to write these targets: "q+v" of "v+q", "qkv" of "v+k+q"."""
+    text = "+".join(meant(targets, words))
+    for short, parts in words.items():
+        text = text.replace("+".join(parts), short)
+    return text
 
 
 def layers_of(targets: str) -> set[str]:
     """The last names of the linear layers that targets name, "q+v" or "qkv+mlp"; KeyError for another word."""
-    return {name for word in targets.split("+") for name in LAYERS[word]}
+    return {LAYERS[word] for word in meant(targets, LINEAR)}
 
 
 def _no_layers(targets: str) -> str:
-    return "" if {*targets.split("+")} <= {*LAYERS} else f"is no list of layers: {', '.join(LAYERS)}, joined by +, are allowed"
+    return "" if {*targets.split("+")} <= {*LINEAR} else f"is no list of layers: {', '.join(LINEAR)}, joined by +, are allowed"
 
 
 class LowRankLinear(nn.Module):
@@ -116,6 +134,7 @@ class DecoderChoice(NamedTuple):
     def of(cls, text: str) -> Self:
         """The choice that a user writes as "lora(rank=8)". RequestError for an unknown word or value."""
         name, given = choose_call(text, {word: {key: p.annotation for key, p in _parameters(word)} for word in DECODERS}, "decoder")
+        given = {key: one_spelling(value, LINEAR) if key == "targets" else value for key, value in given.items()}
         return cls(name, {key: given[key] for key, p in _parameters(name) if given.get(key, p.default) != p.default})
 
     @property

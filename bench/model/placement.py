@@ -7,17 +7,13 @@ from typing import ClassVar, Self
 
 from bench.errors import RequestError
 from bench.model.backbones import read_backbone
+from bench.model.decoder_choice import meant, one_spelling
 from bench.model.hugging_face import PeftAdapter
 from bench.model.method import LATER, Method
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
 from bench.model.sizes import SamConfig
 
-LINEAR: Mapping[str, tuple[str, ...]] = {  # words for a block's linear layers, q, k and v being thirds of one
-    **{name: (name,) for name in ("q", "k", "v", "proj", "lin1", "lin2")},
-    "qkv": ("q", "k", "v"),
-    "mlp": ("lin1", "lin2"),
-}
 HALVES: Mapping[str, tuple[str, ...]] = {"attention": ("attention",), "mlp": ("mlp",)}  # words for an adapter's place in a block
 WORD = re.compile(r"all|global|windowed|(?P<end>first|last)(?P<count>\d{1,4})|(?P<low>\d{1,4})(?:(?P<to>-)(?P<high>\d{1,4})?)?")
 
@@ -42,6 +38,14 @@ class Placed(Method):
         for word in self._targets:
             if word not in self.target_words:
                 raise self._unplaced("targets", word, ", ".join(self.target_words))
+        self._spell()
+
+    def _spell(self) -> None:
+        """One spelling, and so one key, for words in any order: "0+3" of "3+0", "q+v" of "v+q"."""
+        words = sorted({*self.blocks.split("+")}, key=lambda word: ([int(low) for low in re.findall(r"^\d+", word)], word))
+        object.__setattr__(self, "blocks", "+".join(words))
+        if self.target_words:
+            object.__setattr__(self, "targets", one_spelling("+".join(self._targets), self.target_words))
 
     def _unplaced(self, parameter: str, word: str, allowed: str) -> RequestError:
         return RequestError(f"{self.name}({parameter}={getattr(self, parameter)}): {word!r} is not known; {allowed} are, joined by +.")
@@ -53,8 +57,7 @@ class Placed(Method):
     @property
     def targeted(self) -> tuple[str, ...]:
         """What `targets` stands for, each once, in the order of `target_words`."""
-        found = {target for word in self._targets for target in self.target_words[word]}
-        return tuple(word for word in self.target_words if word in found)
+        return meant("+".join(self._targets), self.target_words) if self.target_words else ()
 
     def placed(self, sam: Sam) -> tuple[int, ...]:
         """The numbers of the tuned blocks, in rising order; RequestError where this backbone lacks one, or there is none."""

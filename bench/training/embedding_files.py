@@ -4,9 +4,11 @@ import io
 import platform
 import sys
 from collections.abc import Hashable
+from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
@@ -44,10 +46,17 @@ class EmbeddingFiles:
     def read(self, path: Path) -> Tensor | None:
         """The tensor, if it is there and whole; with the strides that it had, on which a sum's order may depend."""
         try:
-            found: Tensor = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # whatever a damaged file raises: it is made again
+            content = path.read_bytes()
+        except OSError:
             return None
-        return found
+        with suppress(Exception):  # whatever a damaged file raises: it is made again
+            whole = ZipFile(io.BytesIO(content)).testzip() is None  # torch's reader compares no checksums
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) if whole else None
+            if isinstance(found, Tensor):
+                return found
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
 
     def write(self, path: Path, value: Tensor) -> None:
         """Writes a tensor; a full disk is said once, and ends it."""

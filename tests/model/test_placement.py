@@ -10,6 +10,7 @@ from conftest import toy_backbone
 import bench
 from bench.conformance.methods import parameters_on
 from bench.errors import RequestError
+from bench.grid.catalogue import catalogue
 from bench.grid.plan import choose_methods
 from bench.model.implementation import use
 from bench.model.sam import attend, feed_forward
@@ -25,7 +26,7 @@ WORDS = {  # of the 6 blocks of "tiny", of which 2 and 5 are global
     "1-3": (1, 2, 3),
     "4-": (4, 5),
     "0+2-3+5-": (0, 2, 3, 5),
-    "last1+global+0": (0, 2, 5),
+    "global+last1+0": (0, 2, 5),
 }
 
 
@@ -106,6 +107,7 @@ def test_a_wrong_placement_is_one_sentence(call, says, tiny):
         ("first_block=6", r"lora\(first_block=6\): at most 5 is allowed."),
         ("targets=head", r"lora\(targets=head\): 'head' is not known; q, k, v, proj, lin1, lin2, qkv, mlp are, joined by \+."),
         ("init=pissa,rank=193", r"lora\(rank=193\): at most 192 is allowed."),
+        ("init=pissa,alpha=-1", r"lora\(alpha=-1.0\): at least 0 is needed."),
         ("b_rate=0.5", r"at least 1 is needed"),
         ("scaling=rs", r"rslora"),
     ],
@@ -148,6 +150,34 @@ def test_stand_ins_for_a_blocks_layers(name, path):
                 setattr(changed.mlp, one, others[one])
                 found = feed_forward(block, stock[0], **{one: by[one]})
                 torch.testing.assert_close(found, feed_forward(changed, stock[0]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "label"),
+    [
+        ("lora(targets=v+q)", "lora", "lora(decoder=sam)"),
+        ("lora(targets=lin2+v+k+q+lin1)", "lora(targets=qkv+mlp)", "lora(decoder=sam,targets=qkv+mlp)"),
+        ("vera(targets=q+k+v)", "vera(targets=v+qkv)", "vera(decoder=sam,targets=qkv)"),
+        ("fact(targets=mlp+proj+qkv)", "fact", "fact(decoder=sam)"),
+        ("adaptformer(targets=mlp+attention)", "adaptformer(targets=attention+mlp)", "adaptformer(decoder=sam,targets=attention+mlp)"),
+        ("lora(blocks=10-+3+0-1+3)", "lora(blocks=0-1+3+10-)", "lora(decoder=sam,blocks=0-1+3+10-)"),
+        ("vpt_deep(blocks=1+global)", "vpt_deep(blocks=global+1)", "vpt_deep(decoder=sam,blocks=global+1)"),
+        ("lora(decoder=lora(targets=v+q))", "lora(decoder=lora)", "lora(decoder=lora)"),
+        ("decoder(how=lora(targets=v+k+q))", "decoder(how=lora(targets=qkv))", "decoder(how=lora(targets=qkv))"),
+    ],
+)
+def test_the_order_of_words_makes_no_other_cell(one, other, label):
+    first, second, read_back = choose_methods(one) + choose_methods(other) + choose_methods(label)
+    assert first == second == read_back
+    assert first.label == label
+
+
+@pytest.mark.parametrize(
+    "call", ["lora(init=pissa,rank=500)", "boft(factors=20)", "repadapter(up_groups=7)", "e2vpt(segments=7)", "lora(blocks=last9)"]
+)
+def test_what_the_backbones_widths_do_not_allow_is_told_before_the_first_cell(call, tmp_path):
+    with pytest.raises(RequestError, match=f"^{call.partition('(')[0]}\\("):
+        catalogue(call, tmp_path, "tiny")
 
 
 @pytest.mark.parametrize("how", [[], ["--dry-run"]])

@@ -1,5 +1,6 @@
 """What is prepared ahead, kept and sent: the same bits as without, nothing made twice, and nobody waiting on the host."""
 
+import io
 import itertools
 import threading
 import warnings
@@ -182,6 +183,20 @@ def test_a_file_of_an_embedding_is_of_its_pixels_weights_and_ways(tmp_path):
     for path in tmp_path.rglob("*.pt"):
         path.write_bytes(path.read_bytes()[:100])
     assert torch.equal(prefix(images[:1]).x, made.x)  # made again
+
+
+def test_a_damaged_file_is_not_read_but_made_again(tmp_path):
+    files, value, other = EmbeddingFiles(tmp_path, "toy", CPU), torch.arange(4096.0).view(64, 64), io.BytesIO()
+    files.write(path := files.path(torch.zeros(3, 4, 4), ()), value)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(torch.tensor([100.0]).numpy().tobytes()) + 2] ^= 255
+    torch.save({"a": 1}, other)
+    for damaged in (flipped, whole[:500], b"", other.getvalue()):
+        path.write_bytes(damaged)
+        assert files.read(path) is None
+        files.write(path, value)
+        assert torch.equal(files.read(path), value)
 
 
 def test_a_folder_that_takes_nothing_is_said_once(tmp_path, capsys):
