@@ -163,6 +163,9 @@ def test_the_catalogue_notices_that_a_plugin_was_edited(tmp_path, monkeypatch):
     assert catalogue("mine", tmp_path / "cache").choices[0].revision == 2
     assert len(list((tmp_path / "cache" / "methods").iterdir())) == 2
     assert [choice.name for choice in catalogue("@scales", tmp_path / "cache").choices] == ["mine"]  # a family of its own
+    mine.write_text(mine.read_text().replace('"scales"', "None"))
+    with pytest.raises(RequestError, match="Unknown family of methods '@scales'"):
+        catalogue("@scales", tmp_path / "cache")
 
 
 WRONG = {
