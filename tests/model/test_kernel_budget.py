@@ -20,6 +20,7 @@ TRAINING, ENCODING = 2_500, 900  # of vit_l, one image with one box, in float32;
 OWN = {  # of those that take more, and why
     "boft": (2_900, 900),  # two factors, of channels that are brought together and back, and a scale
     "dora": (4_600, 1_450),  # directions, lengths and gains of the rows of q and v apart, of every block
+    "e2vpt": (3_050, 1_100),  # tokens with their masks, keys and values of every block, and dropout of all of them
     "mona": (4_000, 1_650),  # two adapters in every block, of a norm, three depthwise convolutions and their sums each
     "vera": (2_550, 900),  # two vectors around the matrix of each of q and v
     "convpass": (3_400, 1_300),  # two bypasses in every block, of a norm, a convolution and two activations each
