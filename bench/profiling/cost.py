@@ -23,6 +23,7 @@ from bench.model.backbones import read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
 from bench.profiling.model import Job, call_of, timed, works
+from bench.profiling.turns import last_words
 from bench.running.cell import peak_memory_mb, reset_peak_memory
 
 BOXES = {"train": 1, "evaluate": 10}  # of the one image
@@ -43,7 +44,7 @@ def measure_costs(choices: Sequence[MethodChoice], backbone: str, device: str, s
         call = [sys.executable, "-m", "bench.profiling.cost", backbone, choice.label, device, str(calls)]
         done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
-            print(f"{choice.label}: failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", file=sys.stderr)
+            print(f"{choice.label}: failed: {last_words(done.returncode, done.stderr)}", file=sys.stderr)
             failed = 1
             continue
         found = json.loads(done.stdout.splitlines()[-1])

@@ -54,9 +54,15 @@ def in_subprocess(module: str, *words: str, seconds: float | None = None) -> Fou
                 raise
             return {"failed": f"it took longer than {seconds:.0f} s"}
     if process.returncode:
-        return {"failed": (error.strip().splitlines() or ["no message"])[-1]}
+        return {"failed": last_words(process.returncode, error)}
     found: Found = json.loads(said.splitlines()[-1])
     return found
+
+
+def last_words(code: int, error: str) -> str:
+    """Why a process failed: its last line, or, of one without any, how it ended."""
+    killed = " (killed, as where memory runs out)" if code == -signal.SIGKILL else ""
+    return (error.strip().splitlines() or [f"it ended with {code}{killed} and said nothing"])[-1]
 
 
 def turns(pairs: Sequence[Pair], rounds: int, seconds: float, at_once: int) -> Iterator[list[Measured]]:

@@ -1,6 +1,8 @@
 """What a method costs: measured apart from the cells, kept once, and shown only where it was measured."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from bench.grid.plan import choose_methods
 from bench.grid.provenance import device_name
 from bench.grid.store import ResultStore
 from bench.perf import main
+from bench.profiling.turns import last_words
 from bench.reporting.comparable import CellQuery
 from bench.reporting.tables import tables
 
@@ -59,3 +62,11 @@ def test_measured_once_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.Ca
     put(store, 60.0, backbone="tiny", method=choice)
     assert shown(store, "LoRA") == [None] * 3  # its cell ran on "a machine"
     assert main([*words[:-1], "lorra"]) == 2
+
+
+def test_a_process_that_was_killed_says_so():
+    said = []
+    for code in ("import os; os.kill(os.getpid(), 9)", "import sys; sys.exit('no room')"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        said.append(last_words(done.returncode, done.stderr))
+    assert said == ["it ended with -9 (killed, as where memory runs out) and said nothing", "no room"]
