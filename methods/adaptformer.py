@@ -10,9 +10,10 @@ from bench.grid.registry import METHODS
 from bench.grid.space import LogUniform, Space
 from bench.model.dropout import Dropout
 from bench.model.method import LATER, EncoderMethod
-from bench.model.placement import HALVES, Placed, PlacedTuner
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward, shortcut
 from bench.model.sam_modules import Block
+from bench.model.targets import HALVES
 
 
 class Adapter(nn.Module):

@@ -8,13 +8,13 @@ from typing import ClassVar, Self
 from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
-from bench.model.decoder_choice import LINEAR
 from bench.model.hugging_face import PeftAdapter
 from bench.model.linear_layers import LAYERS, THIRDS, places, weight_of
 from bench.model.method import EncoderMethod
 from bench.model.placement import Placed
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import ImageEncoderViT
+from bench.model.targets import LINEAR
 from methods.oft import OFTTuner, above_diagonal, whole_layers
 
 

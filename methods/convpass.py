@@ -11,9 +11,10 @@ from bench.grid.space import OneOf, Space
 from bench.model.by_block import regridded
 from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
-from bench.model.placement import HALVES, Placed, PlacedTuner
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
+from bench.model.targets import HALVES
 
 
 class Bypass(nn.Module):

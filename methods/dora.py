@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
-from bench.model.decoder_choice import LINEAR
 from bench.model.hugging_face import PeftAdapter
 from bench.model.linear_layers import LAYERS, THIRDS
 from bench.model.method import LATER, EncoderMethod
@@ -17,6 +16,7 @@ from bench.model.placement import Placed
 from bench.model.products import Projection, project
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import ImageEncoderViT
+from bench.model.targets import LINEAR
 from methods.lora import LoRATuner, by_parts
 
 

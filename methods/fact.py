@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
-from bench.model.decoder_choice import LINEAR
 from bench.model.dropout import Dropout
 from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner
 from bench.model.method import EncoderMethod
@@ -19,6 +18,7 @@ from bench.model.placement import Placed
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
+from bench.model.targets import LINEAR
 
 
 class FacTTuner(LinearTuner):

@@ -12,7 +12,6 @@ from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
-from bench.model.decoder_choice import LINEAR
 from bench.model.hugging_face import PeftAdapter
 from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner, part, places
 from bench.model.method import LATER, EncoderMethod
@@ -21,6 +20,7 @@ from bench.model.products import Projection, project
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
 from bench.model.sizes import SamConfig
+from bench.model.targets import LINEAR
 
 Init = Literal["zero", "pissa"]
 

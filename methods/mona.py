@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.model.dropout import Dropout
 from bench.model.method import LATER, EncoderMethod
-from bench.model.placement import HALVES, Placed, PlacedTuner
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
+from bench.model.targets import HALVES
 
 SIDES = (3, 5, 7)
 

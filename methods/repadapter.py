@@ -13,10 +13,11 @@ from bench.grid.space import OneOf, Space
 from bench.model.dropout import Dropout
 from bench.model.linear_layers import LAYERS
 from bench.model.method import EncoderMethod
-from bench.model.placement import HALVES, Placed, PlacedTuner
+from bench.model.placement import Placed, PlacedTuner
 from bench.model.products import Projection, project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
+from bench.model.targets import HALVES
 
 
 class Adapter(nn.Module):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
-from bench.model.decoder_choice import LINEAR
 from bench.model.hugging_face import PeftAdapter
 from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner, part, places, weight_of
 from bench.model.method import EncoderMethod
@@ -20,6 +19,7 @@ from bench.model.placement import Placed
 from bench.model.products import Projection, product, project
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
+from bench.model.targets import LINEAR
 
 
 def random_pair(rank: int, before: int, after: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -14,29 +14,11 @@ from bench.grid.spec import choose_call
 from bench.model.decoder import Decoder, HQDecoder
 from bench.model.retuned import RetunedDecoder
 from bench.model.sam import Sam
+from bench.model.targets import LINEAR, meant, one_spelling
 from bench.types import Range
 
 NORMS = re.compile(r"(^|\.)(norm\d|norm_final_attn|output_upscaling\.1)\.")
 LAYERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "proj": "out_proj", "lin1": "lin1", "lin2": "lin2"}
-LINEAR: Mapping[str, tuple[str, ...]] = {  # words for linear layers, and the shorthands
-    **{name: (name,) for name in LAYERS},
-    "qkv": ("q", "k", "v"),
-    "mlp": ("lin1", "lin2"),
-}
-
-
-def meant(targets: str, words: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """What targets stand for, "v+q" or "qkv+mlp", each once, in the order of `words`; KeyError for another word."""
-    found = {target for word in targets.split("+") for target in words[word]}
-    return tuple(word for word in words if word in found)
-
-
-def one_spelling(targets: str, words: Mapping[str, tuple[str, ...]]) -> str:
-    """The text that names, keys and labels have for all ways to write these targets: "q+v" of "v+q", "qkv" of "v+k+q"."""
-    text = "+".join(meant(targets, words))
-    for short, parts in words.items():
-        text = text.replace("+".join(parts), short)
-    return text
 
 
 def layers_of(targets: str) -> set[str]:

@@ -7,14 +7,13 @@ from typing import ClassVar, Self
 
 from bench.errors import RequestError
 from bench.model.backbones import read_backbone
-from bench.model.decoder_choice import meant, one_spelling
 from bench.model.hugging_face import PeftAdapter
 from bench.model.method import LATER, Method
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
 from bench.model.sizes import SamConfig
+from bench.model.targets import meant, one_spelling
 
-HALVES: Mapping[str, tuple[str, ...]] = {"attention": ("attention",), "mlp": ("mlp",)}  # words for an adapter's place in a block
 WORD = re.compile(r"all|global|windowed|(?P<end>first|last)(?P<count>\d{1,4})|(?P<low>\d{1,4})(?:(?P<to>-)(?P<high>\d{1,4})?)?")
 
 
@@ -35,7 +34,7 @@ class Placed(Method):
         for word in self.blocks.split("+"):
             if not WORD.fullmatch(word):
                 raise self._unplaced("blocks", word, "all, first6, last6, global, windowed, 3, 3-5 and 8-")
-        for word in self._targets:
+        for word in self._targets.split("+") if self.target_words else ():
             if word not in self.target_words:
                 raise self._unplaced("targets", word, ", ".join(self.target_words))
         self._spell()
@@ -45,19 +44,19 @@ class Placed(Method):
         words = sorted({*self.blocks.split("+")}, key=lambda word: ([int(low) for low in re.findall(r"^\d+", word)], word))
         object.__setattr__(self, "blocks", "+".join(words))
         if self.target_words:
-            object.__setattr__(self, "targets", one_spelling("+".join(self._targets), self.target_words))
+            object.__setattr__(self, "targets", one_spelling(self._targets, self.target_words))
 
     def _unplaced(self, parameter: str, word: str, allowed: str) -> RequestError:
         return RequestError(f"{self.name}({parameter}={getattr(self, parameter)}): {word!r} is not known; {allowed} are, joined by +.")
 
     @property
-    def _targets(self) -> list[str]:
-        return str(vars(self)["targets"]).split("+") if self.target_words else []
+    def _targets(self) -> str:
+        return str(vars(self)["targets"])
 
     @property
     def targeted(self) -> tuple[str, ...]:
         """What `targets` stands for, each once, in the order of `target_words`."""
-        return meant("+".join(self._targets), self.target_words) if self.target_words else ()
+        return meant(self._targets, self.target_words) if self.target_words else ()
 
     def placed(self, sam: Sam) -> tuple[int, ...]:
         """The numbers of the tuned blocks, in rising order; RequestError where this backbone lacks one, or there is none."""

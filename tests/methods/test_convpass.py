@@ -1,13 +1,11 @@
 """Convpass against its authors' code, and in SAM's windows against its formula."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 from authors_toy import furthest_from_the_authors
 from conftest import TOY, toy_backbone
-from torch import nn
+from test_adapters import attention_half, moved
 
 from bench.conformance.methods import parameters_on
 from bench.model.backbones import CONFIGS
@@ -37,25 +35,6 @@ def test_it_starts_as_the_authors_start_it(xavier):
                 weight = getattr(bypass, name).weight
                 assert 0.98 * bound < weight.abs().max() <= bound and abs(weight.std() / bound - 3**-0.5) < 0.05
             assert not any(part.any() for part in (bypass.down.bias, bypass.conv.bias, bypass.up.weight, bypass.up.bias))
-
-
-class Nothing(nn.Module):
-    def forward(self, x):
-        return torch.zeros_like(x)
-
-
-def attention_half(block, x):
-    block = copy.copy(block)
-    block._modules = {**block._modules, "mlp": Nothing()}
-    return block(x)
-
-
-def moved(call, sam):
-    model, generator = build(call, sam).eval(), torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for weight in model.tuned().values():
-            weight += 0.2 * torch.randn(weight.shape, generator=generator)
-    return model
 
 
 def bypassed(bypass, x):
