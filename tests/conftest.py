@@ -28,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.fixture(autouse=True)
+def _torch_as_before():
+    """A test that leaves torch changed fails itself, and not whichever comes after it in the process."""
+    yield
+    assert not torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "highest"
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32 and torch.get_num_threads() == 1
+
+
 @pytest.fixture
 def sam() -> Sam:
     return toy_backbone()

@@ -4,7 +4,8 @@ import hashlib
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ class Run:
     def __init__(self, config: PretrainConfig, folder: Path, device: str) -> None:
         self.config, self.folder = config, folder
         folder.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(config.threads)
-        torch.use_deterministic_algorithms(device == "cpu")  # else two threads add up index gradients in any order
         self.cache = open_cache(folder.parent / "cache", config.cache_images, config.model.image_size, generator_processes(), say)
         self.scenes = held_out(config.held_out_images, config.model.image_size)
         self.trainer = Trainer(config, device)
@@ -157,17 +156,31 @@ def finish(run: Run, out: Path, command: str) -> None:
     )
 
 
+@contextmanager
+def repeatable(config: PretrainConfig, device: str) -> Iterator[None]:
+    """Within it, a CPU's run has the config's threads and always the same bytes."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(device == "cpu")  # else two threads add up index gradients in any order
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
 def pretrain(config: PretrainConfig, out: Path, work: Path, device: str, command: str, stop: Callable[[], bool] | None = None) -> bool:
     """Pre-trains, or goes on with it, and writes the checkpoint `out`, its curve and its card; False where `stop` came first, which is
     Ctrl-C where none is given.
 
     work: a folder for the cache and for one folder a run, by `run_key`. command: for the card.
     """
-    run = Run(config, work / run_key(config), device)
-    with StopSignal() as signals:
-        done = run.train(stop or (lambda: signals.asked))
-    if not done:
-        say(f"stopped at step {run.trainer.step} of {config.steps}; the same command goes on from there")
-        return False
-    finish(run, out, command)
-    return True
+    with repeatable(config, device):
+        run = Run(config, work / run_key(config), device)
+        with StopSignal() as signals:
+            done = run.train(stop or (lambda: signals.asked))
+        if done:
+            finish(run, out, command)
+        else:
+            say(f"stopped at step {run.trainer.step} of {config.steps}; the same command goes on from there")
+    return done
