@@ -1,14 +1,15 @@
 """Convpass (Jie & Deng, 2022): a bottleneck with a 3×3 convolution beside the attention and beside the MLP of every block."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
-from bench.model.by_block import regridded
+from bench.model.by_block import of_each, regridded
 from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
 from bench.model.placement import Placed, PlacedTuner
@@ -18,7 +19,7 @@ from bench.model.targets import HALVES
 
 
 class Bypass(nn.Module):
-    """Up(dropout(act(conv(act(Down(x)))))) with `quick_gelu`, for x (B, g, g, before); of another grid where the block gives one."""
+    """onto + s·Up(dropout(act(conv(act(Down(x)))))) with `quick_gelu`, for x (B, g, g, before); of the grid of `onto`."""
 
     def __init__(self, before: int, width: int, method: "Convpass") -> None:
         super().__init__()
@@ -30,14 +31,25 @@ class Bypass(nn.Module):
         if not method.xavier:
             nn.init.dirac_(self.conv.weight)  # what comes in goes out
 
-    def forward(self, x: Tensor, side: int) -> Tensor:
-        z = self.conv(quick_gelu(self.down(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.up(regridded(self.dropout(quick_gelu(z)), side))  # as many means as it would be after Up, of fewer channels
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """What `joined` takes."""
+        return self.down.weight, self.down.bias, self.conv.bias, self.up.weight, self.up.bias
+
+    def forward(self, x: Tensor, onto: Tensor, joined: "Joined") -> Tensor:
+        down, of_down, of_conv, up, of_up = joined
+        z = F.conv2d(F.silu(F.linear(x, down, of_down)).permute(0, 3, 1, 2), self.conv.weight, of_conv, padding=1).permute(0, 2, 3, 1)
+        z = regridded(self.dropout(F.silu(z)), onto.shape[1])  # as many means as it would be after Up, of fewer channels
+        return onto + F.linear(z, up, of_up)
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """x·σ(1.702x)."""
-    return x * (1.702 * x).sigmoid()
+Joined = tuple[Tensor, ...]
+GELU = 1.702  # `quick_gelu`(x) = x·σ(1.702x) = silu(1.702x) / 1.702
+
+
+def joined(scale: float, down: Tensor, of_down: Tensor, of_conv: Tensor, up: Tensor, of_up: Tensor) -> Joined:
+    """Down, the convolution's bias and Up with the scale and what `quick_gelu` multiplies with, so that SiLU stands between them."""
+    return GELU * down, GELU * of_down, GELU * of_conv, scale / GELU * up, scale * of_up
 
 
 class ConvpassTuner(PlacedTuner):
@@ -51,15 +63,20 @@ class ConvpassTuner(PlacedTuner):
         widths = {"attention": [(size.before, size.width) for size in self.sizes], "mlp": [(size.width, size.width) for size in self.sizes]}
         self.bypasses = nn.ModuleDict({half: nn.ModuleList(Bypass(*w, method) for w in widths[half]) for half in method.targeted})
 
-    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        attended = self.beside("attention", i, block.norm1, x, attend(block, x)[0])
-        return self.beside("mlp", i, block.norm2, attended, feed_forward(block, attended)), None
+    def prepared(self) -> dict[str, list[Joined]]:
+        """Of each half, what is joined of each of its bypasses."""
+        make = partial(joined, self.scale)
+        return {half: of_each(make, *zip(*(one.parts for one in own), strict=True)) for half, own in self.bypasses.items()}
 
-    def beside(self, half: str, i: int, norm: nn.Module, x: Tensor, out: Tensor) -> Tensor:
-        """What a half of the block made of x, with its bypass."""
-        if half not in self.bypasses:
-            return out
-        return torch.add(out, self.bypasses[half][i](norm(x), out.shape[1]), alpha=self.scale)
+    def step(self, i: int, block: Block, x: Tensor, carry: dict[str, list[Joined]]) -> tuple[Tensor, dict[str, list[Joined]]]:
+        y = block.norm1(x)
+        attended = self.beside("attention", i, y, attend(block, x, normed=y)[0], carry)
+        y = block.norm2(attended)
+        return self.beside("mlp", i, y, feed_forward(block, attended, normed=y), carry), carry
+
+    def beside(self, half: str, i: int, y: Tensor, out: Tensor, carry: dict[str, list[Joined]]) -> Tensor:
+        """What a half of the block made of y, with its bypass."""
+        return self.bypasses[half][i](y, out, carry[half][i]) if half in carry else out
 
 
 @METHODS.register("convpass")

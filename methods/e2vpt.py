@@ -12,7 +12,7 @@ from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.attention import KeyValues
-from bench.model.by_block import by_block
+from bench.model.by_block import by_block, of_each
 from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
 from bench.model.placement import Placed, PlacedTuner
@@ -34,12 +34,19 @@ class E2VPTTuner(PlacedTuner):
         self.mask = nn.Parameter(torch.ones(tokens, segments))
         self.dropout = Dropout(dropout)  # of tokens, as in the original
 
-    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        tokens = self.dropout(self.tokens[i].expand(len(x), -1, -1))  # (B, P, C)
-        mask = self.mask.repeat(1, tokens.shape[-1] // self.mask.shape[1])  # channel j is of segment j mod R, as in the original
-        pairs = self.pairs[i].expand(len(x), 2, -1, -1)
-        x, _ = attend(block, x, block.norm1(tokens * mask), besides=KeyValues(pairs))
-        return feed_forward(block, x), None
+    def prepared(self) -> list[tuple[Tensor, Tensor]]:
+        """The weighed tokens, and the pairs, of each block."""
+        return of_each(lambda tokens, pairs: (self._weighed(tokens), pairs), self.tokens, self.pairs)
+
+    def _weighed(self, tokens: Tensor) -> Tensor:
+        """Tokens (…, P, C) times the mask: channel j is of segment j mod R, as in the original."""
+        return (tokens.unflatten(-1, (-1, self.mask.shape[1])) * self.mask[:, None]).flatten(-2)
+
+    def step(self, i: int, block: Block, x: Tensor, carry: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        tokens, pairs = carry[i]
+        tokens = self.dropout(tokens.expand(len(x), -1, -1))  # (B, P, C)
+        x, _ = attend(block, x, block.norm1(tokens), besides=KeyValues(pairs.expand(len(x), 2, -1, -1)))
+        return feed_forward(block, x), carry
 
 
 @METHODS.register("e2vpt")

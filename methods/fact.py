@@ -1,11 +1,12 @@
 """FacT (Jie & Deng, AAAI 2023): the changes of all weights of all blocks are one tensor, of which a few small factors are trained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from itertools import groupby
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.errors import RequestError
@@ -47,42 +48,49 @@ class FacTTuner(LinearTuner):
             bound = (6 / (r + blocks * sum(slices.values()))) ** 0.5 if self.c else shape[0] ** -0.5
             self.layers[name] = torch.empty(blocks, *shape).uniform_(-bound, bound)
 
-    def factors(self, i: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """U, Σ and V of a layer. Tucker's numbers are read across the slices of the MLP, as the authors' code does."""
-        size, sigma = self.sizes[i], self.layers[name][i]
-        u, v = self.u[str(size.before if name == "qkv" else size.width)], self.v[str(size.width)]
+    def prepared(self) -> dict[str, list[Any]]:
+        """U and Σ of every layer of each block as one matrix, (in, r of each slice that writes), and V, of whose views alone are many
+        gradients summed by one kernel."""
+        found: dict[str, list[Any]] = {name: [] for name in self.layers}
+        for (before, width), blocks in groupby(enumerate(self.sizes), lambda of: (of[1].before, of[1].width)):
+            at = [i for i, _ in blocks]
+            for name, own in found.items():
+                u = self.u[str(before if name == "qkv" else width)]
+                v = self.v[str(width)].expand(len(at), -1, -1).unbind()
+                own += zip(self.lowering(name, self.layers[name][at[0] : at[-1] + 1], u, width), v, strict=True)
+        return found
+
+    def lowering(self, name: str, sigma: Tensor, u: Tensor, width: int) -> Sequence[Tensor]:
+        """The same of a layer of blocks of one width, whose Σ are (N, …). Tucker's numbers are read across the slices of the MLP, as the
+        authors' code does."""
         if self.c:
-            made = self.c[str(size.width)] @ sigma  # (r, r, n)
-            sigma = {"lin1": made, "lin2": made.flatten(1).T}.get(name, made.mT).flatten(1)
+            made = self.c[str(width)] @ sigma[:, None]  # (N, r, r, n)
+            sigma = made.flatten(2).mT if name == "lin2" else (made if name == "lin1" else made.mT).flatten(2)
+        if name == "lin2":
+            return (u.T @ sigma.unflatten(1, (-1, len(u)))).flatten(1, 2).unbind()  # slices below one another
+        lowering = u.T @ sigma
         if name == "qkv" and not all(self.thirds):
-            own, none = iter(sigma.split(len(u), 1)), torch.zeros_like(sigma[:, : len(u)])
-            sigma = torch.cat([next(own) if third else none for third in self.thirds], 1)
-        return u, sigma, v
+            own, none = iter(lowering.split(len(u), 2)), torch.zeros_like(lowering[..., : len(u)])
+            lowering = torch.cat([next(own) if third else none for third in self.thirds], 2)
+        return lowering.unbind()
 
-    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        tuned = {name: partial(self.tuned, block.get_submodule(LAYERS[name]), len(x), *self.factors(i, name)) for name in self.layers}
+    def step(self, i: int, block: Block, x: Tensor, carry: dict[str, list[Any]]) -> tuple[Tensor, dict[str, list[Any]]]:
+        tuned = {name: partial(self.tuned, block.get_submodule(LAYERS[name]), len(x), *own[i]) for name, own in carry.items()}
         x, _ = attend(block, x, qkv=tuned.get("qkv"), proj=tuned.get("proj"))
-        return feed_forward(block, x, tuned.get("lin1"), tuned.get("lin2")), None
+        return feed_forward(block, x, tuned.get("lin1"), tuned.get("lin2")), carry
 
-    def tuned(self, layer: nn.Linear, images: int, u: Tensor, sigma: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
+    def tuned(self, layer: nn.Linear, images: int, down: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
         """A layer with what it adds; tokens (…, in) are so many images', one after the other."""
-        frozen, low = project(layer, tokens), lowered(tokens, u, sigma)
+        down = down if len(down) == tokens.shape[-1] else down[: tokens.shape[-1]]  # of what lacks of the last slice nothing is read
+        frozen, low = project(layer, tokens), tokens @ down
         low = self.dropout(low.reshape(images, -1, low.shape[-1])).reshape(-1, len(v))  # of each slice
         if frozen.shape[-1] % v.shape[1]:
             return torch.add(frozen, (low @ v).view(*frozen.shape[:-1], -1)[..., : frozen.shape[-1]], alpha=self.scale)
         return torch.addmm(frozen.view(-1, v.shape[1]), low, v, alpha=self.scale).view(frozen.shape)  # one pass over a wide map
 
     def merged_layer(self, i: int, name: str, weight: Tensor) -> Tensor:
-        u, sigma, v = (factor.to(weight.dtype) for factor in self.factors(i, name))
-        one = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        return weight + self.scale * (lowered(one, u, sigma).unflatten(1, (-1, len(v))) @ v).flatten(1)[:, : len(weight)].T
-
-
-def lowered(tokens: Tensor, u: Tensor, sigma: Tensor) -> Tensor:
-    """(…, slices·C) -> (…, r of each slice that writes); what lacks of the last slice is zero."""
-    lacking = -tokens.shape[-1] % u.shape[1]
-    tokens = F.pad(tokens, (0, lacking)) if lacking else tokens
-    return (tokens.unflatten(-1, (-1, u.shape[1])) @ u.T).flatten(-2) @ sigma
+        down, v = (factor.to(weight.dtype) for factor in self.prepared()[name][i])
+        return weight + self.scale * (down[: weight.shape[1]].unflatten(1, (-1, len(v))) @ v).flatten(1)[:, : len(weight)].T
 
 
 @METHODS.register("fact")

@@ -8,11 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
+from bench.model.by_block import of_each
 from bench.model.dropout import Dropout
 from bench.model.method import LATER, EncoderMethod
 from bench.model.placement import Placed, PlacedTuner
+from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
+from bench.model.scaling import scaled_onto
 from bench.model.targets import HALVES
 
 SIDES = (3, 5, 7)
@@ -34,11 +37,31 @@ class Adapter(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.down(self.norm(x) * self.norm_scale + x * self.skip_scale).permute(0, 3, 1, 2)  # (B, bottleneck, g, g)
-        z = z + sum(conv(z) for conv in self.filters) / len(SIDES)
-        z = z + self.mix(z)
-        return x + self.up(self.dropout(F.gelu(z).permute(0, 2, 3, 1)))
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """What `joined` takes."""
+        filters = (tensor for conv in self.filters for tensor in (conv.weight, conv.bias))
+        return self.norm.weight, self.norm.bias, self.norm_scale, self.mix.weight, *filters
+
+    def forward(self, x: Tensor, joined: "Joined") -> Tensor:
+        z = scaled_onto(F.layer_norm(x, x.shape[-1:], *joined[:2], self.norm.eps), x, self.skip_scale)
+        z = self.down(z).permute(0, 3, 1, 2)  # (B, bottleneck, g, g)
+        z = F.conv2d(z, *joined[2:4], padding=SIDES[-1] // 2, groups=z.shape[1])
+        z = F.gelu(F.conv2d(z, joined[4], self.mix.bias))
+        return project(self.up, self.dropout(z.permute(0, 2, 3, 1)), x)
+
+
+Joined = tuple[Tensor, ...]
+
+
+def joined(weight: Tensor, bias: Tensor, scale: Tensor, mix: Tensor, *filters: Tensor) -> Joined:
+    """The norm's weight and bias times its scale, and one depthwise convolution, its bias, and one 1×1 convolution that hold the three,
+    their mean and both skip connections. Of one adapter, or of more, (…, its shape)."""
+    most, channels = SIDES[-1], mix.shape[-3]
+    convs = [F.pad(conv, ((most - side) // 2,) * 4) for conv, side in zip(filters[::2], SIDES, strict=True)]
+    itself = F.pad(mix.new_ones(1, 1), (most // 2,) * 4)
+    one = torch.eye(channels, dtype=mix.dtype, device=mix.device)[..., None, None]
+    return weight * scale, bias * scale, sum(convs) / len(SIDES) + itself, sum(filters[1::2]) / len(SIDES), mix + one
 
 
 class MonaTuner(PlacedTuner):
@@ -49,13 +72,17 @@ class MonaTuner(PlacedTuner):
         for target in targets:
             setattr(self, f"after_{target}", nn.ModuleList(Adapter(size.width, bottleneck, dropout) for size in self.sizes))
 
-    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        x = self._after("attention", i, attend(block, x)[0])
-        return self._after("mlp", i, feed_forward(block, x)), None
+    def prepared(self) -> dict[str, list[Joined]]:
+        """Of each target, what is joined of each of its adapters."""
+        adapters = {target: getattr(self, f"after_{target}") for target in HALVES if hasattr(self, f"after_{target}")}
+        return {target: of_each(joined, *zip(*(one.parts for one in own), strict=True)) for target, own in adapters.items()}
 
-    def _after(self, target: str, i: int, x: Tensor) -> Tensor:
-        adapters = getattr(self, f"after_{target}", None)
-        return x if adapters is None else adapters[i](x)
+    def step(self, i: int, block: Block, x: Tensor, carry: dict[str, list[Joined]]) -> tuple[Tensor, dict[str, list[Joined]]]:
+        x = self._after("attention", i, attend(block, x)[0], carry)
+        return self._after("mlp", i, feed_forward(block, x), carry), carry
+
+    def _after(self, target: str, i: int, x: Tensor, carry: dict[str, list[Joined]]) -> Tensor:
+        return getattr(self, f"after_{target}")[i](x, carry[target][i]) if target in carry else x
 
 
 @METHODS.register("mona")

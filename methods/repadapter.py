@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
+from bench.model.by_block import of_each
 from bench.model.dropout import Dropout
 from bench.model.linear_layers import LAYERS
 from bench.model.method import EncoderMethod
@@ -35,13 +36,12 @@ class Adapter(nn.Module):
         nn.init.xavier_uniform_(self.down.weight)
         nn.init.zeros_(self.down.bias)
 
-    def scaled(self) -> tuple[Tensor, Tensor]:
-        """s·Up (C, hidden), zero where a group reads another's part, and s·shift (C,)."""
-        return (self.own * self.up[:, :, None]).flatten(2).flatten(0, 1), self.scale * self.shift
+    def scaled(self, up: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """s·Up (…, C, hidden), zero where a group reads another's part, and s·shift (…, C)."""
+        return (self.own * up[..., None, :]).flatten(-2).flatten(-3, -2), self.scale * shift
 
-    def before(self, layer: nn.Linear, images: int) -> Projection:
-        """The layer with the adapter in front, for tokens of so many images, one after the other."""
-        up, shift = self.scaled()
+    def before(self, layer: nn.Linear, images: int, up: Tensor, shift: Tensor) -> Projection:
+        """The layer with the adapter in front, for tokens of so many images, one after the other; of `scaled`."""
 
         def adapted(tokens: Tensor) -> Tensor:
             low = self.down(tokens)
@@ -52,7 +52,7 @@ class Adapter(nn.Module):
 
     def merged(self, layer: nn.Linear) -> dict[str, Tensor]:
         """The layer's weight and bias with which it is the whole."""
-        weight, up, shift = (tensor.double() for tensor in (layer.weight, *self.scaled()))
+        weight, up, shift = (tensor.double() for tensor in (layer.weight, *self.scaled(self.up, self.shift)))
         bias = layer.bias + weight @ (up @ self.down.bias.double() + shift)
         merged = {"weight": weight + weight @ up @ self.down.weight.double(), "bias": bias}
         return {kind: tensor.to(layer.weight.dtype) for kind, tensor in merged.items()}
@@ -69,9 +69,14 @@ class RepAdapterTuner(PlacedTuner):
         placed = [widths[half] for half in method.targeted]
         self.adapters = nn.ModuleDict({name: nn.ModuleList(Adapter(width, method) for width in of_blocks) for name, of_blocks in placed})
 
-    def step(self, i: int, block: Block, x: Tensor, carry: None) -> tuple[Tensor, None]:
-        tuned = {name: own[i].before(block.get_submodule(LAYERS[name]), len(x)) for name, own in self.adapters.items()}
-        return feed_forward(block, attend(block, x, qkv=tuned.get("qkv"))[0], tuned.get("lin1")), None
+    def prepared(self) -> dict[str, Any]:
+        """What is scaled of each block's adapter, by its layer."""
+        return {name: of_each(own[0].scaled, [one.up for one in own], [one.shift for one in own]) for name, own in self.adapters.items()}
+
+    def step(self, i: int, block: Block, x: Tensor, carry: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        scaled = ((name, own[i], carry[name][i]) for name, own in self.adapters.items())
+        tuned = {name: own.before(block.get_submodule(LAYERS[name]), len(x), *made) for name, own, made in scaled}
+        return feed_forward(block, attend(block, x, qkv=tuned.get("qkv"))[0], tuned.get("lin1")), carry
 
     @torch.no_grad()
     def merged(self, vit: ImageEncoderViT) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from bench.model.method import LATER, EncoderMethod
 from bench.model.retuned import RetunedTuner, retuned
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import ImageEncoderViT, LayerNorm2d
+from bench.model.scaling import scaled_onto
 
 OF_NECKS = (LayerNorm2d, nn.Conv2d, nn.ConvTranspose2d)
 STD = 0.02  # of the official code's initialisation, around 1 and 0; the paper does not give it
@@ -28,9 +29,8 @@ class ScaleShift(nn.Module):
         nn.init.normal_(self.beta, std=STD)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)
         shape = (-1, 1, 1) if self.channels_first else (-1,)
-        return self.gamma.view(shape) * y + self.beta.view(shape)
+        return scaled_onto(self.beta.view(shape), self.layer(x), self.gamma.view(shape))
 
     def merged(self) -> dict[str, Tensor]:
         """The layer's weight and bias with which it is the whole (section 3.3 of the paper: re-parameterisation)."""

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bench.model.kernels import Bias, Kernel, chunked, flex, folded, whole
-from bench.model.products import Projection, project
+from bench.model.products import Projection, is_stock, project
 from bench.model.sam_modules import Attention
 
 ATTENTION: Mapping[str, Kernel] = {"chunked": chunked, "whole": whole, "folded": folded, "flex": flex}
@@ -68,7 +68,7 @@ def attention(
     y: Tensor,
     window: int,
     prompts: Tensor,
-    qkv: Projection,
+    qkv: Projection | None = None,
     onto: Tensor | None = None,
     prompt_qkv: Projection | None = None,
     proj: Projection | None = None,
@@ -78,22 +78,21 @@ def attention(
     (B, P, C). Returns what it made of y, (B, h, w, C), on top of `onto` if that is given, and what it made of the prompts, (B, P, C),
     averaged over the windows.
 
-    qkv is called with y, and once more with the prompts and the padding (B, E, C) where there are any; the prompts are left to
-    prompt_qkv if that is given. proj: in place of the output's projection. besides: seen by every window too."""
+    qkv: in place of attn's; is called with y, then with the prompts and the padding (B, E, C) where there are any, or with all of them at
+    once; the prompts are left to prompt_qkv if that is given. proj: in place of the output's projection. besides: seen by every window
+    too."""
     b, h, w, _ = y.shape
     n, side = prompts.shape[1], (window, window) if window else (h, w)
     name = choose(y.device, max(h * w, b * h * w // 8))  # of windows that come as images there are many
     padded, fills = h % side[0] > 0 or w % side[1] > 0, name in WHOLE_WINDOWS
-    padding = [y.new_zeros(b, 1, y.shape[-1])] if padded else []  # SAM pads with zeros before the projection
     parts = (3, attn.num_heads, y.shape[-1] // attn.num_heads)
-    places = qkv(y.flatten(1, 2)).unflatten(-1, parts).unflatten(1, (h, w))  # (B, h, w, 3, heads, c)
+    projected = _projected(attn, y.flatten(1, 2), prompts, padded, fills, qkv, prompt_qkv)
+    image, of_prompts, of_padding = (x.unflatten(-1, parts) for x in projected)
+    places = image.unflatten(1, (h, w))  # (B, h, w, 3, heads, c)
     if fills and padded:
-        places, padding = _Padded.apply(places, qkv(padding[0]).unflatten(-1, parts), side), []
-    extra = places.new_empty(b, 0, *parts)  # (B, E, 3, heads, c)
-    if prompt_qkv is not None:
-        extra = torch.cat([prompt_qkv(prompts), *map(qkv, padding)], 1).unflatten(-1, parts)
-    elif n or padding:
-        extra = qkv(torch.cat([prompts, *padding], 1)).unflatten(-1, parts)
+        places, extra = _Padded.apply(places, of_padding, side), of_prompts  # (B, E, 3, heads, c)
+    else:
+        extra = torch.cat([of_prompts, of_padding], 1) if n and padded else of_prompts if n else of_padding
     few_kernels = fills and not torch.compiler.is_compiling()  # a compiler joins small steps itself
     kernel, tables = ATTENTION[name], (attn.rel_pos_h, attn.rel_pos_w)
     read = besides.read(places[:, :h, :w, 0].flatten(1, 2), attn.scale) if besides else None
@@ -111,6 +110,24 @@ def attention(
     image = image if read is None else image + read.unflatten(1, (h, w))
     proj = proj or attn.proj
     return project(proj, image, onto), project(proj, attended) if n else attended
+
+
+def _projected(
+    attn: Attention, tokens: Tensor, prompts: Tensor, padded: bool, at_once: bool, qkv: Projection | None, prompt_qkv: Projection | None
+) -> Sequence[Tensor]:
+    """q, k and v of an image's tokens (B, t, C), (B, t, 3C), of its prompts and, where windows are `padded`, of a padding token; of what
+    is not there (B, 0, 3C). at_once: by one call of qkv, which is fewer kernels, where a copy of all tokens is cheap."""
+    lengths = [tokens.shape[1], prompts.shape[1], int(padded)]
+    is_plain, own = qkv is None and is_stock(attn.qkv, nn.Linear), qkv or partial(project, attn.qkv)
+    zeros = tokens.new_zeros(len(tokens), int(padded and not is_plain), tokens.shape[-1])  # with which SAM pads before the projection
+    if at_once and not is_plain and prompt_qkv is None and sum(lengths[1:]):
+        return own(torch.cat([tokens, prompts, zeros], 1)).split(lengths, 1)
+    image = own(tokens)
+    nothing = image.new_empty(len(image), 0, image.shape[-1])
+    of_prompts = (prompt_qkv or own)(prompts) if lengths[1] else nothing
+    if padded and is_plain:
+        return image, of_prompts, attn.qkv.bias.to(image.dtype).expand(len(image), 1, -1)
+    return image, of_prompts, own(zeros) if padded else nothing
 
 
 class _Cut(NamedTuple):

@@ -1,6 +1,7 @@
 """What a tuner has for each block of a backbone, whose blocks may differ in width and grid."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,16 @@ def by_block(shapes: Sequence[Sequence[int]], start: Callable[[Tensor], object])
 
     alike = len({tuple(shape) for shape in shapes}) == 1
     return made(len(shapes), *shapes[0]) if alike else nn.ParameterList(made(*shape) for shape in shapes)
+
+
+def of_each(make: Callable[..., Iterable[Tensor]], *tensors: Iterable[Tensor]) -> list[Any]:
+    """make(*of one block) of every block's, which `by_block` or a list has: a list of what it returns. make: computes from one block's
+    tensors, (…) each, or from all blocks' at once, (N, …), which is done where all have one shape."""
+    stacks = [each if isinstance(each, Tensor) else list(each) for each in tensors]
+    if all(isinstance(each, Tensor) or len({x.shape for x in each}) == 1 for each in stacks):
+        stacked = (each if isinstance(each, Tensor) else torch.stack(each) for each in stacks)
+        return list(zip(*(made.unbind() for made in make(*stacked)), strict=True))
+    return [make(*of_block) for of_block in zip(*stacks, strict=True)]
 
 
 def by_width(sizes: Sequence[BlockSize], make: Callable[[int], nn.Module]) -> nn.Module:

@@ -86,6 +86,7 @@ class _Cut(NamedTuple):
 def attend_plain(
     block: PlainBlock,
     x: Tensor,
+    y: Tensor,
     prompts: Tensor,
     qkv: Projection | None,
     by_window: bool,
@@ -93,9 +94,9 @@ def attend_plain(
     proj: Projection | None,
     besides: KeyValues | None,
 ) -> tuple[Tensor, Tensor]:
-    """`bench.model.sam.attend` of such a block. Prompts are not pooled, and have no position."""
+    """`bench.model.sam.attend` of such a block; y: norm1(x). Prompts are not pooled, and have no position."""
     attn, b, n = block.attn, len(x), prompts.shape[1]
-    onto, y = block.shortcut(x), block.norm1(x)
+    onto = block.shortcut(x)
     projection = qkv or partial(project, attn.qkv)
     cut = _Cut.of(block.window_size, (x.shape[1], x.shape[2]))
     if by_window or implementation() == "reference":

@@ -15,7 +15,7 @@ from bench.model.dropout import show_part_to_compiler
 from bench.model.hugging_face import PeftAdapter
 from bench.model.implementation import implementation
 from bench.model.plain_attention import PlainBlock, attend_plain
-from bench.model.products import Projection, perceptron, project
+from bench.model.products import Projection, perceptron
 from bench.model.pyramid import HieraEncoder, HighResMaskDecoder, PaddedPromptEncoder, Sam3Encoder
 from bench.model.sam_modules import (
     Attention,
@@ -175,6 +175,11 @@ class Tuner(nn.Module):
 
         Returns the carry: whatever the tuner wants to hand from block to block.
         """
+        return self.prepared()
+
+    def prepared(self) -> Any:
+        """What follows from what is trained alone, computed for all tuned blocks at once where that is fewer kernels: the first carry,
+        unless `begin` gives another."""
         return None
 
     def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
@@ -320,7 +325,7 @@ class ImageEncoder(nn.Module):
         if parts > len(self.vit.blocks):
             return Encoded(x, x.new_empty(len(x), 0) if first_global is None else first_global, self.tuner.penalty(None), maps)
         rest = range(parts, len(self.vit.blocks))
-        return self._ended(self.vit, self._blocks(self.vit, Walked(x, first_global, maps), rest, checkpointing))
+        return self._ended(self.vit, self._blocks(self.vit, Walked(x, first_global, maps, self.tuner.prepared()), rest, checkpointing))
 
     def _walk(self, image: Tensor, checkpointing: bool = False) -> Encoded:
         vit = self.tuner.walked(self.vit)
@@ -370,6 +375,7 @@ def attend(
     prompt_qkv: Projection | None = None,
     proj: Projection | None = None,
     besides: KeyValues | None = None,
+    normed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The block's first half: x + attention(norm1(x)), where every window also sees `prompts`.
 
@@ -381,23 +387,23 @@ def attend(
     come in any number and order: padding may reach it once for all windows. prompt_qkv: the same for the prompts, which it gets by
     themselves, (B or B·windows, P, C); None leaves them to qkv. proj: stands in for the output's projection (…, C) -> (…, C), of image
     tokens and prompts alike.
-    besides: learned keys and values, of the width that the block gives, which every window sees as well.
+    besides: learned keys and values, of the width that the block gives, which every window sees as well. normed: norm1(x), where that is
+    known.
     by_window: qkv is given every window by itself, with its padding, row by row, (B·windows, side², C), as a layer in SAM's place
     would be; prompts need a prompt_qkv then.
     Returns x and what the attention made of the prompts, (B, P, C), averaged over the windows of an image.
     """
     prompts = x.new_empty(len(x), 0, x.shape[-1]) if prompts is None else prompts
-    prompt_qkv = prompt_qkv if prompts.shape[1] else None
+    prompt_qkv, y = prompt_qkv if prompts.shape[1] else None, block.norm1(x) if normed is None else normed
     if by_window and prompts.shape[1] and prompt_qkv is None:
         raise ValueError("attend(by_window=True) gives qkv the image tokens of a window alone: prompts need a prompt_qkv.")
     if isinstance(block, PlainBlock):
-        return attend_plain(block, x, prompts, qkv, by_window, prompt_qkv, proj, besides)
+        return attend_plain(block, x, y, prompts, qkv, by_window, prompt_qkv, proj, besides)
     if by_window or implementation() == "reference":
         inner: Callable[..., tuple[Tensor, Tensor]] = _attention if implementation() == "reference" else partial(attention, window=0)
         of_tokens = partial(inner, qkv=qkv or block.attn.qkv, prompt_qkv=prompt_qkv, proj=proj)
-        return _attend_by_window(block, x, prompts, besides, of_tokens)
-    own = qkv or partial(project, block.attn.qkv)
-    return attention(block.attn, block.norm1(x), block.window_size, prompts, own, x, prompt_qkv, proj, besides)
+        return _attend_by_window(block, x, y, prompts, besides, of_tokens)
+    return attention(block.attn, y, block.window_size, prompts, qkv, x, prompt_qkv, proj, besides)
 
 
 def residual(block: Block, tokens: Tensor) -> Tensor:
@@ -410,19 +416,21 @@ def shortcut(block: Block, x: Tensor) -> Tensor:
     return block.shortcut(x) if isinstance(block, PlainBlock) else x
 
 
-def feed_forward(block: Block, x: Tensor, lin1: Projection | None = None, lin2: Projection | None = None) -> Tensor:
+def feed_forward(
+    block: Block, x: Tensor, lin1: Projection | None = None, lin2: Projection | None = None, normed: Tensor | None = None
+) -> Tensor:
     """The block's second half: x + mlp(norm2(x)), for any (…, C). lin1, lin2: stand in for the MLP's layers, (…, C) to its width inside
-    and back."""
-    return perceptron(block.mlp, block.norm2(x), x, lin1, lin2)
+    and back. normed: norm2(x), where that is known."""
+    return perceptron(block.mlp, block.norm2(x) if normed is None else normed, x, lin1, lin2)
 
 
 def _attend_by_window(
-    block: Block, x: Tensor, prompts: Tensor, besides: KeyValues | None, inner: Callable[..., tuple[Tensor, Tensor]]
+    block: Block, x: Tensor, y: Tensor, prompts: Tensor, besides: KeyValues | None, inner: Callable[..., tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """`attend` as SAM writes it, window by window; with `_attention` it is the reference that `bench.model.attention` is tested and timed
     against."""
     b, h, w, _ = x.shape
-    y, padded = block.norm1(x), (h, w)
+    padded = h, w
     if block.window_size:
         y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
     windows = y.shape[0] // b

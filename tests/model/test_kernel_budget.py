@@ -37,7 +37,7 @@ SEVERAL = {  # what one operator sends on a GPU
     "aten.constant_pad_nd.default": 2,
     "aten.slice_backward.default": 2,
     "aten.select_backward.default": 2,
-    "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": 3,
+    "aten._scaled_dot_product_efficient_attention_backward.default": 3,
 }
 
 
@@ -59,9 +59,10 @@ class Launches(TorchDispatchMode):
 @pytest.fixture
 def like_a_gpu(monkeypatch):
     def fused(q, k, v, attn_mask=None, scale=None):  # one operator, as on a GPU; "meta" would take it apart
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=attn_mask, scale=scale)[0]
+        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, attn_mask, q.requires_grad, scale=scale)[0]
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
+    monkeypatch.setattr(F, "dropout", lambda x, p, training, inplace=False: torch.native_dropout(x, p, training)[0] if training else x)
     monkeypatch.setattr("bench.model.attention.choose", lambda device, places: "folded")
 
 
@@ -85,7 +86,7 @@ def test_vit_l_takes_no_more_kernels_than_its_budget(method, like_a_gpu):
             optimizer.step()
         found.append(step.count)
     with torch.no_grad(), Launches() as look:
-        model.encode([image])
+        model.eval().encode([image])
     training, encoding = OWN.get(method, (TRAINING, ENCODING))
     assert training / 3 < found[1] <= training and encoding / 3 < look.count <= encoding, (found, look.count)
     assert found[1] < found[0]
