@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
+from bench.model.backbones import BackboneSpec
 from bench.model.by_block import by_block
 from bench.model.hugging_face import PeftAdapter
 from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner, part, places
@@ -19,7 +20,6 @@ from bench.model.placement import Placed
 from bench.model.products import Projection, project
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
-from bench.model.sizes import SamConfig
 from bench.model.targets import LINEAR
 
 Init = Literal["zero", "pissa"]
@@ -205,11 +205,11 @@ class LoRA(Placed, EncoderMethod):
         """What BA is multiplied with."""
         return (self.alpha or self.rank) / (self.rank if self.scaling == "lora" else math.sqrt(self.rank))
 
-    def blocks_of(self, config: SamConfig) -> tuple[int, ...]:
+    def placed(self, backbone: Sam | BackboneSpec) -> tuple[int, ...]:
         if not self.first_block:
-            return super().blocks_of(config)
-        self.at_most(first_block=config.depth - 1)
-        return tuple(range(self.first_block, config.depth))
+            return super().placed(backbone)
+        self.at_most(first_block=backbone.config.depth - 1)
+        return tuple(range(self.first_block, backbone.config.depth))
 
     def rate_factor(self, name: str) -> float:
         """`b_rate` of B."""

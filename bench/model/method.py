@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -57,8 +57,9 @@ class Method:
     def __post_init__(self) -> None:
         """Checks the values: RequestError where one is not allowed."""
 
-    def check_backbone(self, name: str) -> None:
-        """RequestError where that backbone cannot have it; a grid is told before its first cell."""
+    def on_backbone(self, name: str) -> Self:
+        """The method as cells on that backbone name it. RequestError where that cannot have it; a grid is told before its first cell."""
+        return self
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         """Newly initialised parts for this backbone, drawn from torch's current random state."""
