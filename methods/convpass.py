@@ -11,10 +11,9 @@ from bench.grid.space import OneOf, Space
 from bench.model.by_block import regridded
 from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
-from bench.model.placement import Placed, PlacedTuner
+from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
-from bench.model.targets import HALVES
 
 
 class Bypass(nn.Module):
@@ -64,7 +63,7 @@ class ConvpassTuner(PlacedTuner):
 
 @METHODS.register("convpass")
 @dataclass(frozen=True)
-class Convpass(Placed, EncoderMethod):
+class Convpass(PlacedInHalves, EncoderMethod):
     """Both bypasses of a block or, by `targets` "attention", the first alone (Convpass-attn), with the authors' initialisation.
 
     xavier: the convolution starts as Xavier's uniform numbers, else as the identity. This, and one scale of 0.01, 0.1, 1, 10 and 100, the
@@ -78,7 +77,6 @@ class Convpass(Placed, EncoderMethod):
     xavier: bool = False
     dropout: float = 0.1
     targets: str = "attention+mlp"
-    target_words: ClassVar = HALVES
     space: ClassVar[Space] = {"scale": OneOf((0.01, 0.1, 1.0, 10.0, 100.0)), "xavier": OneOf((False, True))}
     title: ClassVar[str] = "Convpass"
     source: ClassVar[str] = "Jie & Deng, Convolutional Bypasses Are Better Vision Transformer Adapters, 2022 (arXiv 2207.07039)"

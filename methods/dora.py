@@ -1,7 +1,7 @@
 """DoRA (Liu et al., ICML 2024): LoRA turns the rows of a linear layer's weight, and their lengths are learned apart."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,12 @@ from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
 from bench.model.hugging_face import PeftAdapter
-from bench.model.linear_layers import LAYERS, THIRDS
-from bench.model.method import LATER, EncoderMethod
-from bench.model.placement import Placed
+from bench.model.linear_layers import LAYERS, THIRDS, part
+from bench.model.method import LATER, Count, EncoderMethod
+from bench.model.placement import PlacedInLayers
 from bench.model.products import Projection, project
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import ImageEncoderViT
-from bench.model.targets import LINEAR
 from methods.lora import LoRATuner, by_parts
 
 
@@ -26,6 +25,8 @@ class DoRATuner(LoRATuner):
     a, b and so on as LoRA's; magnitude m: (N, n, o) of the n parts of "qkv", proj_magnitude and so on those of the other layers, which
     start as ‖W‖. As the paper's section 4.3 has it, no gradient goes through the norm.
     """
+
+    peft_axes: ClassVar = {**LoRATuner.peft_axes, "lora_magnitude_vector": "o"}
 
     def __init__(self, sam: Sam, blocks: tuple[int, ...], rank: int, scale: float, targets: tuple[str, ...] = ("q", "v")) -> None:
         super().__init__(sam, blocks, rank, scale, targets)
@@ -61,36 +62,34 @@ class DoRATuner(LoRATuner):
         gain = self.own(layer, "magnitude", i)[self._at(name)] / torch.linalg.vector_norm(directions, dim=-1)
         return gain[:, None] * directions
 
-    def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
-        """As LoRA's, with the lengths of all rows: those of what is not tuned as they are."""
-        config, tensors = super().peft(vit)
-        for i, (above, block) in enumerate(self.of(vit)):
-            for name, parts in self.parts.items():
-                lengths = torch.linalg.vector_norm(by_parts(name, block.get_submodule(LAYERS[name]).weight), dim=-1)
-                lengths[list(parts)] = self.own(name, "magnitude", i)
-                tensors[f"{above}.{LAYERS[name]}.lora_magnitude_vector"] = lengths.flatten()
-        return PeftAdapter({**config, "use_dora": True}, tensors)
+    def peft_part(self, i: int, name: str) -> dict[str, Tensor]:
+        length = self.own("qkv" if name in THIRDS else name, "magnitude", i)[self._at(name)]
+        return {**super().peft_part(i, name), "lora_magnitude_vector": length}
 
-    @classmethod
-    def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
-        tuner = super().of_peft(sam, adapter)
-        for i, (above, _) in enumerate(tuner.of(sam.image_encoder)):
-            for name, parts in tuner.parts.items():
-                lengths = by_parts(name, adapter.tensors[f"{above}.{LAYERS[name]}.lora_magnitude_vector"])
-                tuner.own(name, "magnitude", i).copy_(lengths[list(parts)])
-        return tuner
+    def peft_whole(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        config, shared = super().peft_whole()
+        return {**config, "use_dora": True}, shared
+
+    def peft(self, vit: ImageEncoderViT) -> PeftAdapter | None:
+        """As LoRA's, with the lengths of all rows: those of what is not tuned as they are."""
+        adapter = super().peft(vit)
+        for _, path, names in self.whole(vit):
+            for third in {*THIRDS} - {*names} if path.endswith("qkv") else ():
+                own = part(vit.get_submodule(path).weight, third)
+                part(adapter.tensors[f"{path}.lora_magnitude_vector"], third).copy_(torch.linalg.vector_norm(own, dim=-1))
+        return adapter
 
 
 @METHODS.register("dora")
 @dataclass(frozen=True)
-class DoRA(Placed, EncoderMethod):
+class DoRA(PlacedInLayers, EncoderMethod):
     """Rank `rank`, scaled by alpha/rank; alpha 0 means alpha = rank. Equal to Hugging Face peft's DoRA on the same layers.
 
     The paper tunes language models, at ranks of 16 and 32. Here the layers and the rank are those of `lora`, so that the two methods
     differ in nothing else. No dropout. targets: as `lora` has them.
     """
 
-    rank: int = 4
+    rank: Count = 4
     alpha: float = 0.0
     space: ClassVar[Space] = {"rank": OneOf((2, 4, 8, 16))}
     targets: str = field(default="q+v", metadata=LATER)
@@ -101,11 +100,6 @@ class DoRA(Placed, EncoderMethod):
     pyramid: ClassVar[str] = "as `lora`"
     rates: ClassVar[str] = "2e-4 (LLaMA-2 7B)"
     oracle: ClassVar[str] = "peft's DoRA, 1e-5"
-    target_words = LINEAR
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(rank=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         return DoRATuner(sam, self.placed(sam), self.rank, (self.alpha or self.rank) / self.rank, self.targeted)

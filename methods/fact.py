@@ -14,11 +14,10 @@ from bench.grid.space import OneOf, Space
 from bench.model.dropout import Dropout
 from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner
 from bench.model.method import EncoderMethod
-from bench.model.placement import Placed
+from bench.model.placement import PlacedInLayers
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
-from bench.model.targets import LINEAR
 
 
 class FacTTuner(LinearTuner):
@@ -87,7 +86,7 @@ def lowered(tokens: Tensor, u: Tensor, sigma: Tensor) -> Tensor:
 
 @METHODS.register("fact")
 @dataclass(frozen=True)
-class FacT(Placed, EncoderMethod):
+class FacT(PlacedInLayers, EncoderMethod):
     """FacT-TT or, by `form` "tk", FacT-TK, on the paper's layers, with the authors' initialisation and dropout (between Σ and V).
 
     rank and scale are defaults of their code; for each data set they took one scale of 0.01, 0.1, 1, 10 and 100, and a rank of at most 16
@@ -101,7 +100,6 @@ class FacT(Placed, EncoderMethod):
     scale: float = 1.0
     dropout: float = 0.1
     targets: str = "qkv+proj+mlp"
-    target_words: ClassVar = LINEAR
     space: ClassVar[Space] = {"rank": OneOf((4, 8, 16)), "scale": OneOf((0.01, 0.1, 1.0, 10.0, 100.0))}
     title: ClassVar[str] = "FacT"
     source: ClassVar[str] = "Jie & Deng, FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer, AAAI 2023 (arXiv 2212.03145)"

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.model.dropout import Dropout
 from bench.model.method import LATER, EncoderMethod
-from bench.model.placement import Placed, PlacedTuner
+from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
-from bench.model.targets import HALVES
 
 SIDES = (3, 5, 7)
 
@@ -60,7 +59,7 @@ class MonaTuner(PlacedTuner):
 
 @METHODS.register("mona")
 @dataclass(frozen=True)
-class Mona(Placed, EncoderMethod):
+class Mona(PlacedInHalves, EncoderMethod):
     """The authors' defaults and initialisation; it does not start as the frozen model.
 
     Defined on Swin, whose windows are put together before an adapter reads the map; so they are here, and the filters see the whole
@@ -81,7 +80,6 @@ class Mona(Placed, EncoderMethod):
     pyramid: ClassVar[str] = "at the width and grid that the block gives"
     rates: ClassVar[str] = "AdamW 1e-4, decay 0.05"
     oracle: ClassVar[str] = "its formula, 1e-4"
-    target_words = HALVES
 
     def __post_init__(self) -> None:
         super().__post_init__()

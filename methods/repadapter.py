@@ -13,11 +13,10 @@ from bench.grid.space import OneOf, Space
 from bench.model.dropout import Dropout
 from bench.model.linear_layers import LAYERS
 from bench.model.method import EncoderMethod
-from bench.model.placement import Placed, PlacedTuner
+from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.products import Projection, project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
-from bench.model.targets import HALVES
 
 
 class Adapter(nn.Module):
@@ -85,7 +84,7 @@ class RepAdapterTuner(PlacedTuner):
 
 @METHODS.register("repadapter")
 @dataclass(frozen=True)
-class RepAdapter(Placed, EncoderMethod):
+class RepAdapter(PlacedInHalves, EncoderMethod):
     """Both adapters of a block (the authors' RepBlock) or, by `targets` "attention", the first alone (RepAttn), with their initialisation.
 
     up_groups: the groups of Up. scale: for each data set the authors took one of 0.1, 0.5, 1, 5 and 10. Their training's stochastic depth
@@ -98,7 +97,6 @@ class RepAdapter(Placed, EncoderMethod):
     scale: float = 1.0
     dropout: float = 0.1
     targets: str = "attention+mlp"
-    target_words: ClassVar = HALVES
     space: ClassVar[Space] = {"scale": OneOf((0.1, 0.5, 1.0, 5.0, 10.0))}
     title: ClassVar[str] = "RepAdapter"
     source: ClassVar[str] = "Luo et al., Towards Efficient Visual Adaption via Structural Re-parameterization, 2023 (arXiv 2302.08106)"

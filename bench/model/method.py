@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 
@@ -18,7 +18,10 @@ from bench.model.decoder_choice import DecoderChoice
 from bench.model.sam import Sam, Tuner
 from bench.model.segmenter import ALL_ONE_GROUP, PromptableSegmenter
 from bench.model.sizes import SamConfig, frozen_bytes
+from bench.types import Range
 
+Count = Annotated[int, Range(1, 65_536)]  # of a method's parameters: of ranks, tokens, channels and so on
+Share = Annotated[float, Range(0, 1)]  # of dropout
 LATER = {"later": True}  # metadata of a parameter that came after cells were stored: its default means what they have
 
 

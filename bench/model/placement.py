@@ -12,7 +12,7 @@ from bench.model.method import LATER, Method
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
 from bench.model.sizes import SamConfig
-from bench.model.targets import meant, one_spelling
+from bench.model.targets import HALVES, LINEAR, meant, one_spelling
 
 WORD = re.compile(r"all|global|windowed|(?P<end>first|last)(?P<count>\d{1,4})|(?P<low>\d{1,4})(?:(?P<to>-)(?P<high>\d{1,4})?)?")
 
@@ -77,6 +77,18 @@ class Placed(Method):
             return self
         words = ("all", "global", "windowed", f"first{len(placed)}", f"last{len(placed)}")
         return replace(self, blocks=next((word for word in words if blocks_meant(word, spec.config) == placed), _in_ranges(placed)))
+
+
+class PlacedInLayers(Placed):
+    """As Placed, with a parameter `targets` of a block's linear layers, "qkv+mlp"."""
+
+    target_words = LINEAR
+
+
+class PlacedInHalves(Placed):
+    """As Placed, with a parameter `targets` of a block's halves, "attention+mlp"."""
+
+    target_words = HALVES
 
 
 def blocks_meant(word: str, config: SamConfig) -> list[int]:
