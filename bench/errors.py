@@ -47,6 +47,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
     return RequestError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
 
 
+def last_words(code: int, error: str) -> str:
+    """Why a process failed: its last line, or, of one without any, how it ended."""
+    killed = " (killed, as where memory runs out)" if code == -signal.SIGKILL else ""
+    return (error.strip().splitlines() or [f"it ended with {code}{killed} and said nothing"])[-1]
+
+
 def counted(count: int, what: str) -> str:
     """A number of things: "1 seed", "10 seeds"."""
     return f"{count} {what}{'' if count == 1 else 's'}"

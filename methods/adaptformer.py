@@ -10,7 +10,7 @@ from bench.grid.registry import METHODS
 from bench.grid.space import LogUniform, Space
 from bench.model.dropout import Dropout
 from bench.model.method import LATER, EncoderMethod
-from bench.model.placement import Placed, PlacedTuner
+from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward, shortcut
 from bench.model.sam_modules import Block
 from bench.model.targets import HALVES
@@ -52,7 +52,7 @@ class AdaptFormerTuner(PlacedTuner):
 
 @METHODS.register("adaptformer")
 @dataclass(frozen=True)
-class AdaptFormer(Placed, EncoderMethod):
+class AdaptFormer(PlacedInHalves, EncoderMethod):
     """Equation 5 of the paper with its defaults; no layer norm in the adapter.
 
     targets: the halves of a block with an adapter beside them, mlp as in the paper, attention, or attention+mlp.
@@ -70,7 +70,6 @@ class AdaptFormer(Placed, EncoderMethod):
     pyramid: ClassVar[str] = "at the width and grid that the block gives"
     rates: ClassVar[str] = "SGD 0.1 × batch/256, decay 0"
     oracle: ClassVar[str] = "its formula, 1e-5"
-    target_words = HALVES
 
     def __post_init__(self) -> None:
         super().__post_init__()

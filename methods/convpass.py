@@ -12,10 +12,9 @@ from bench.grid.space import OneOf, Space
 from bench.model.by_block import of_each, regridded
 from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
-from bench.model.placement import Placed, PlacedTuner
+from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
-from bench.model.sam_modules import Block
-from bench.model.targets import HALVES
+from bench.model.sam_modules import Block, ImageEncoderViT
 
 
 class Bypass(nn.Module):
@@ -63,7 +62,7 @@ class ConvpassTuner(PlacedTuner):
         widths = {"attention": [(size.before, size.width) for size in self.sizes], "mlp": [(size.width, size.width) for size in self.sizes]}
         self.bypasses = nn.ModuleDict({half: nn.ModuleList(Bypass(*w, method) for w in widths[half]) for half in method.targeted})
 
-    def prepared(self) -> dict[str, list[Joined]]:
+    def prepared(self, vit: ImageEncoderViT) -> dict[str, list[Joined]]:
         """Of each half, what is joined of each of its bypasses."""
         make = partial(joined, self.scale)
         return {half: of_each(make, *zip(*(one.parts for one in own), strict=True)) for half, own in self.bypasses.items()}
@@ -81,7 +80,7 @@ class ConvpassTuner(PlacedTuner):
 
 @METHODS.register("convpass")
 @dataclass(frozen=True)
-class Convpass(Placed, EncoderMethod):
+class Convpass(PlacedInHalves, EncoderMethod):
     """Both bypasses of a block or, by `targets` "attention", the first alone (Convpass-attn), with the authors' initialisation.
 
     xavier: the convolution starts as Xavier's uniform numbers, else as the identity. This, and one scale of 0.01, 0.1, 1, 10 and 100, the
@@ -95,7 +94,6 @@ class Convpass(Placed, EncoderMethod):
     xavier: bool = False
     dropout: float = 0.1
     targets: str = "attention+mlp"
-    target_words: ClassVar = HALVES
     space: ClassVar[Space] = {"scale": OneOf((0.01, 0.1, 1.0, 10.0, 100.0)), "xavier": OneOf((False, True))}
     title: ClassVar[str] = "Convpass"
     source: ClassVar[str] = "Jie & Deng, Convolutional Bypasses Are Better Vision Transformer Adapters, 2022 (arXiv 2207.07039)"

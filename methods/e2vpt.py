@@ -17,7 +17,7 @@ from bench.model.dropout import Dropout
 from bench.model.method import EncoderMethod
 from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
-from bench.model.sam_modules import Block
+from bench.model.sam_modules import Block, ImageEncoderViT
 from methods.vpt import drawn
 
 
@@ -34,7 +34,7 @@ class E2VPTTuner(PlacedTuner):
         self.mask = nn.Parameter(torch.ones(tokens, segments))
         self.dropout = Dropout(dropout)  # of tokens, as in the original
 
-    def prepared(self) -> list[tuple[Tensor, Tensor]]:
+    def prepared(self, vit: ImageEncoderViT) -> list[tuple[Tensor, Tensor]]:
         """The weighed tokens, and the pairs, of each block."""
         return of_each(lambda tokens, pairs: (self._weighed(tokens), pairs), self.tokens, self.pairs)
 

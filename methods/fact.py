@@ -15,11 +15,10 @@ from bench.grid.space import OneOf, Space
 from bench.model.dropout import Dropout
 from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner
 from bench.model.method import EncoderMethod
-from bench.model.placement import Placed
+from bench.model.placement import PlacedInLayers
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
-from bench.model.sam_modules import Block
-from bench.model.targets import LINEAR
+from bench.model.sam_modules import Block, ImageEncoderViT
 
 
 class FacTTuner(LinearTuner):
@@ -48,7 +47,10 @@ class FacTTuner(LinearTuner):
             bound = (6 / (r + blocks * sum(slices.values()))) ** 0.5 if self.c else shape[0] ** -0.5
             self.layers[name] = torch.empty(blocks, *shape).uniform_(-bound, bound)
 
-    def prepared(self) -> dict[str, list[Any]]:
+    def prepared(self, vit: ImageEncoderViT) -> dict[str, list[Any]]:
+        return self.lowered()
+
+    def lowered(self) -> dict[str, list[Any]]:
         """U and Σ of every layer of each block as one matrix, (in, r of each slice that writes), and V, of whose views alone are many
         gradients summed by one kernel."""
         found: dict[str, list[Any]] = {name: [] for name in self.layers}
@@ -89,13 +91,13 @@ class FacTTuner(LinearTuner):
         return torch.addmm(frozen.view(-1, v.shape[1]), low, v, alpha=self.scale).view(frozen.shape)  # one pass over a wide map
 
     def merged_layer(self, i: int, name: str, weight: Tensor) -> Tensor:
-        down, v = (factor.to(weight.dtype) for factor in self.prepared()[name][i])
+        down, v = (factor.to(weight.dtype) for factor in self.lowered()[name][i])
         return weight + self.scale * (down[: weight.shape[1]].unflatten(1, (-1, len(v))) @ v).flatten(1)[:, : len(weight)].T
 
 
 @METHODS.register("fact")
 @dataclass(frozen=True)
-class FacT(Placed, EncoderMethod):
+class FacT(PlacedInLayers, EncoderMethod):
     """FacT-TT or, by `form` "tk", FacT-TK, on the paper's layers, with the authors' initialisation and dropout (between Σ and V).
 
     rank and scale are defaults of their code; for each data set they took one scale of 0.01, 0.1, 1, 10 and 100, and a rank of at most 16
@@ -109,7 +111,6 @@ class FacT(Placed, EncoderMethod):
     scale: float = 1.0
     dropout: float = 0.1
     targets: str = "qkv+proj+mlp"
-    target_words: ClassVar = LINEAR
     space: ClassVar[Space] = {"rank": OneOf((4, 8, 16)), "scale": OneOf((0.01, 0.1, 1.0, 10.0, 100.0))}
     title: ClassVar[str] = "FacT"
     source: ClassVar[str] = "Jie & Deng, FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer, AAAI 2023 (arXiv 2212.03145)"

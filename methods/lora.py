@@ -3,7 +3,8 @@
 import math
 import re
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +12,15 @@ from torch import Tensor, nn
 from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
-from bench.model.by_block import by_block
-from bench.model.hugging_face import PeftAdapter
-from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner, part, places
-from bench.model.method import LATER, EncoderMethod
-from bench.model.placement import Placed
-from bench.model.products import Projection, project
+from bench.model.backbones import BackboneSpec
+from bench.model.by_block import by_block, of_each
+from bench.model.linear_layers import LAYERS, THIRDS, AddingTuner, Blocks, Layers, thirds_in
+from bench.model.method import LATER, Count, EncoderMethod
+from bench.model.placement import PlacedInLayers
 from bench.model.sam import Sam, Tuner
-from bench.model.sam_modules import Block, ImageEncoderViT
-from bench.model.sizes import SamConfig
+from bench.model.sam_modules import ImageEncoderViT
 from bench.model.targets import LINEAR
+from bench.types import Range
 
 Init = Literal["zero", "pissa"]
 
@@ -30,7 +30,7 @@ def uniform_rows(matrices: Tensor) -> None:
     nn.init.kaiming_uniform_(matrices.view(-1, matrices.shape[-1]), a=math.sqrt(5))
 
 
-class LoRATuner(LinearTuner):
+class LoRATuner(AddingTuner):
     """W x + s·BA x for each of `targets`, around the frozen layer, which is called and never replaced.
 
     parts: of each tuned layer, "qkv", "proj", "lin1" or "lin2", which of its parts are tuned: of "qkv" 0, 1 and 2 are q, k and v, others
@@ -38,9 +38,10 @@ class LoRATuner(LinearTuner):
     the other layers are proj_a, proj_b and so on. With PiSSA, s·BA as it was at first is taken away again.
     """
 
-    def __init__(
-        self, sam: Sam, blocks: tuple[int, ...], rank: int, scale: float, targets: tuple[str, ...] = ("q", "v"), init: Init = "zero"
-    ) -> None:
+    peft_layers = tuple(LINEAR)
+    peft_axes: ClassVar = {"lora_A.weight": "r", "lora_B.weight": "or"}
+
+    def __init__(self, sam: Sam, blocks: Blocks, rank: int, scale: float, targets: Layers = ("q", "v"), init: Init = "zero") -> None:
         super().__init__(sam, blocks)
         self.scale, self.layers = scale, targets
         thirds = tuple(THIRDS.index(name) for name in targets if name in THIRDS)
@@ -54,12 +55,15 @@ class LoRATuner(LinearTuner):
         if self.has_start:
             self._start_from_principal_parts(sam.image_encoder)
 
+    def _named(self, layer: str, name: str) -> str:
+        return name if layer == "qkv" else f"{layer}_{name}"
+
     def _add(self, layer: str, name: str, tensors: nn.Module | nn.Parameter) -> None:
-        setattr(self, name if layer == "qkv" else f"{layer}_{name}", tensors)
+        setattr(self, self._named(layer, name), tensors)
 
     def own(self, layer: str, name: str, i: int) -> Tensor:
         """What is trained under a name for a layer of tuned block i: "a" (n, r, c) or "b" (n, o, r)."""
-        found: Tensor = getattr(self, name if layer == "qkv" else f"{layer}_{name}")[i]
+        found: Tensor = getattr(self, self._named(layer, name))[i]
         return found
 
     @torch.no_grad()
@@ -84,85 +88,59 @@ class LoRATuner(LinearTuner):
         start_a, start_b = (getattr(self, f"start_{name}_{layer}_{i}") for name in "ab")
         return torch.cat([a, start_a], 1), torch.cat([b, -start_b], 2)
 
-    def layer(self, i: int, block: Block, name: str) -> Projection | None:
-        return self.around(i, block.get_submodule(LAYERS[name]), name) if name in self.parts else None
+    def added(self, i: int, name: str) -> tuple[Tensor, Tensor]:
+        return self._joined(name, *self.terms(name, i))
 
-    def qkv(self, i: int, block: Block) -> Projection | None:
-        return self.layer(i, block, "qkv")
+    def added_to_all(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        if self.has_start:
+            return super().added_to_all(name)
+        return of_each(partial(self._joined, name), *(getattr(self, self._named(name, own)) for own in "ab"))
 
-    def around(self, i: int, layer: nn.Linear, name: str) -> Projection:
-        """What stands in for a layer of tuned block i."""
-        a, b = self.terms(name, i)
-        down = a.flatten(0, 1)  # (n·R, c)
-        up = (b if self.scale == 1 else self.scale * b).mT  # (n, R, o)
-        none = torch.zeros_like(up[0])
-        of = [[up[j] if third == at else none for third in range(_count(name))] for j, at in enumerate(self.parts[name])]
-        to_all = torch.cat([torch.cat(row, 1) for row in of])  # (n·R, 3C or o)
-
-        def projection(tokens: Tensor) -> Tensor:
-            frozen, low = project(layer, tokens), tokens @ down.T
-            return torch.addmm(frozen.flatten(0, -2), low.flatten(0, -2), to_all).view(frozen.shape)  # one pass over a wide map
-
-        return projection
-
-    def merged_layer(self, i: int, name: str, weight: Tensor) -> Tensor:
-        layer = "qkv" if name in THIRDS else name
-        a, b = (terms[self._at(name)].to(weight.dtype) for terms in self.terms(layer, i))
-        return weight + self.scale * (b @ a)
+    def _joined(self, name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """A (…, n, R, c) as (…, n·R, c), and of s·B (…, n, o, R) what each part of A adds to, (…, n·R, 3C or o)."""
+        ups = (b if self.scale == 1 else self.scale * b).mT.unbind(-3)  # n of (…, R, o)
+        none = torch.zeros_like(ups[0])
+        rows = [[up if third == at else none for third in range(count_of(name))] for up, at in zip(ups, self.parts[name], strict=True)]
+        return a.flatten(-3, -2), torch.cat([torch.cat(row, -1) for row in rows], -2)
 
     def _at(self, name: str) -> int:
         """Where one of the targets stands among the tuned parts of its layer."""
         return self.parts["qkv"].index(THIRDS.index(name)) if name in THIRDS else 0
 
-    def peft(self, vit: ImageEncoderViT) -> PeftAdapter:
+    def peft_part(self, i: int, name: str) -> dict[str, Tensor]:
+        a, b = (term[self._at(name)] for term in self.terms("qkv" if name in THIRDS else name, i))
+        return {"lora_A.weight": a, "lora_B.weight": b}
+
+    def peft_whole(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """On the fused projection of the rank of its tuned parts together: each reads the channels of its own, the others none."""
-        tensors, ranks = {}, {}
-        for i, (above, _) in enumerate(self.of(vit)):
-            for name, parts in self.parts.items():
-                a, b = self.terms(name, i)
-                up = b.new_zeros(_count(name), b.shape[1], len(parts), b.shape[2])  # (q k v, o, of those that are tuned, R)
-                for j, at in enumerate(parts):
-                    up[at, :, j] = b[j]
-                tensors[f"{above}.{LAYERS[name]}.lora_A.weight"] = a.flatten(0, 1)
-                tensors[f"{above}.{LAYERS[name]}.lora_B.weight"] = up.flatten(2).flatten(0, 1)
-                ranks[LAYERS[name]] = len(parts) * b.shape[2]
+        ranks = {LAYERS[name]: self.terms(name, 0)[0].flatten(0, 1).shape[0] for name in self.parts}
         rank = next(iter(ranks.values()))
         config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank * self.scale}
         if others := {name: own for name, own in ranks.items() if own != rank}:
             config |= {"rank_pattern": others, "alpha_pattern": {name: own * self.scale for name, own in others.items()}}
-        return PeftAdapter(config, tensors)
+        return config, {}
 
     @classmethod
-    def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
-        tensors, rank = adapter.tensors, adapter.config["r"]
-        blocks, layers = places(adapter)
-        fused = [tensor for name, tensor in tensors.items() if name.endswith("qkv.lora_B.weight")]
-        thirds = [name for name in THIRDS if any(part(tensor, name).any() for tensor in fused)] or ["q", "v"]
-        chosen = {*layers, *(thirds if fused else ())} - {"qkv"}
-        targets = tuple(name for name in LINEAR if name in chosen)
-        tuner = cls(sam, blocks, rank // len(thirds) if fused else rank, adapter.config["lora_alpha"] / rank, targets)
-        for i, (above, _) in enumerate(tuner.of(sam.image_encoder)):
-            for name, parts in tuner.parts.items():
-                a, b = tuner.own(name, "a", i), tuner.own(name, "b", i)
-                up = tensors[f"{above}.{LAYERS[name]}.lora_B.weight"].unflatten(0, (_count(name), -1)).unflatten(2, (len(parts), -1))
-                a.copy_(tensors[f"{above}.{LAYERS[name]}.lora_A.weight"].unflatten(0, (len(parts), -1)))
-                b.copy_(torch.stack([up[at, :, j] for j, at in enumerate(parts)]))
-        return tuner
+    def like_peft(cls, sam: Sam, blocks: Blocks, layers: Layers, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        rank, fused = config["r"], "qkv" in layers
+        thirds = thirds_in(tensor for name, tensor in tensors.items() if name.endswith("qkv.lora_B.weight")) or ("q", "v")
+        targets = tuple(name for name in LINEAR if name in {*layers, *(thirds if fused else ())} - {"qkv"})
+        return cls(sam, blocks, rank // len(thirds) if fused else rank, config["lora_alpha"] / rank, targets)
 
 
-def _count(layer: str) -> int:
+def count_of(layer: str) -> int:
     """How many parts a layer has."""
     return 3 if layer == "qkv" else 1
 
 
 def by_parts(layer: str, tensor: Tensor) -> Tensor:
     """A layer's weight or bias by its parts: (3C, …) -> (3, C, …), (o, …) -> (1, o, …)."""
-    return tensor.unflatten(0, (_count(layer), -1))
+    return tensor.unflatten(0, (count_of(layer), -1))
 
 
 @METHODS.register("lora")
 @dataclass(frozen=True)
-class LoRA(Placed, EncoderMethod):
+class LoRA(PlacedInLayers, EncoderMethod):
     """Rank `rank`, scaled by alpha/rank; alpha 0 means alpha = rank. Equal to Hugging Face peft's LoRA on the same layers.
 
     targets: q, k, v, proj (the attention's output), lin1 and lin2 (the MLP's layers), joined by +; qkv and mlp stand for theirs.
@@ -173,14 +151,14 @@ class LoRA(Placed, EncoderMethod):
     first_block: N is the older spelling of blocks=N-, whose cells it names.
     """
 
-    rank: int = 4
+    rank: Count = 4
     alpha: float = 0.0
     space: ClassVar[Space] = {"rank": OneOf((2, 4, 8, 16))}
-    first_block: int = field(default=0, metadata=LATER)
+    first_block: Annotated[int, Range(0)] = field(default=0, metadata=LATER)
     targets: str = field(default="q+v", metadata=LATER)
     scaling: Literal["lora", "rslora"] = field(default="lora", metadata=LATER)
     init: Init = field(default="zero", metadata=LATER)
-    b_rate: float = field(default=1.0, metadata=LATER)
+    b_rate: Annotated[float, Range(1)] = field(default=1.0, metadata=LATER)
     title: ClassVar[str] = "LoRA"
     source: ClassVar[str] = "Hu et al., LoRA, ICLR 2022"
     family: ClassVar[str] = "lora"
@@ -188,11 +166,9 @@ class LoRA(Placed, EncoderMethod):
     pyramid: ClassVar[str] = "A reads the width that the block gets, B writes the one it gives"
     rates: ClassVar[str] = "AdamW 5e-4, decay 0.1 (RoBERTa on MNLI)"
     oracle: ClassVar[str] = "peft's LoRA, rsLoRA and PiSSA, 1e-5"
-    target_words = LINEAR
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(rank=1, first_block=0, b_rate=1)
         if self.init == "pissa":
             self.at_least(alpha=0)  # A and B start with its root
         if self.first_block and self.blocks != "all":
@@ -205,11 +181,11 @@ class LoRA(Placed, EncoderMethod):
         """What BA is multiplied with."""
         return (self.alpha or self.rank) / (self.rank if self.scaling == "lora" else math.sqrt(self.rank))
 
-    def blocks_of(self, config: SamConfig) -> tuple[int, ...]:
+    def placed(self, backbone: Sam | BackboneSpec) -> tuple[int, ...]:
         if not self.first_block:
-            return super().blocks_of(config)
-        self.at_most(first_block=config.depth - 1)
-        return tuple(range(self.first_block, config.depth))
+            return super().placed(backbone)
+        self.at_most(first_block=backbone.config.depth - 1)
+        return tuple(range(self.first_block, backbone.config.depth))
 
     def rate_factor(self, name: str) -> float:
         """`b_rate` of B."""

@@ -11,12 +11,11 @@ from bench.grid.registry import METHODS
 from bench.model.by_block import of_each
 from bench.model.dropout import Dropout
 from bench.model.method import LATER, EncoderMethod
-from bench.model.placement import Placed, PlacedTuner
+from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
-from bench.model.sam_modules import Block
+from bench.model.sam_modules import Block, ImageEncoderViT
 from bench.model.scaling import scaled_onto
-from bench.model.targets import HALVES
 
 SIDES = (3, 5, 7)
 
@@ -72,9 +71,9 @@ class MonaTuner(PlacedTuner):
         for target in targets:
             setattr(self, f"after_{target}", nn.ModuleList(Adapter(size.width, bottleneck, dropout) for size in self.sizes))
 
-    def prepared(self) -> dict[str, list[Joined]]:
+    def prepared(self, vit: ImageEncoderViT) -> dict[str, list[Joined]]:
         """Of each target, what is joined of each of its adapters."""
-        adapters = {target: getattr(self, f"after_{target}") for target in HALVES if hasattr(self, f"after_{target}")}
+        adapters = {target: getattr(self, f"after_{target}") for target in PlacedInHalves.target_words if hasattr(self, f"after_{target}")}
         return {target: of_each(joined, *zip(*(one.parts for one in own), strict=True)) for target, own in adapters.items()}
 
     def step(self, i: int, block: Block, x: Tensor, carry: dict[str, list[Joined]]) -> tuple[Tensor, dict[str, list[Joined]]]:
@@ -87,7 +86,7 @@ class MonaTuner(PlacedTuner):
 
 @METHODS.register("mona")
 @dataclass(frozen=True)
-class Mona(Placed, EncoderMethod):
+class Mona(PlacedInHalves, EncoderMethod):
     """The authors' defaults and initialisation; it does not start as the frozen model.
 
     Defined on Swin, whose windows are put together before an adapter reads the map; so they are here, and the filters see the whole
@@ -108,7 +107,6 @@ class Mona(Placed, EncoderMethod):
     pyramid: ClassVar[str] = "at the width and grid that the block gives"
     rates: ClassVar[str] = "AdamW 1e-4, decay 0.05"
     oracle: ClassVar[str] = "its formula, 1e-4"
-    target_words = HALVES
 
     def __post_init__(self) -> None:
         super().__post_init__()

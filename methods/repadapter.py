@@ -14,11 +14,10 @@ from bench.model.by_block import of_each
 from bench.model.dropout import Dropout
 from bench.model.linear_layers import LAYERS
 from bench.model.method import EncoderMethod
-from bench.model.placement import Placed, PlacedTuner
+from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.products import Projection, project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
-from bench.model.targets import HALVES
 
 
 class Adapter(nn.Module):
@@ -69,7 +68,7 @@ class RepAdapterTuner(PlacedTuner):
         placed = [widths[half] for half in method.targeted]
         self.adapters = nn.ModuleDict({name: nn.ModuleList(Adapter(width, method) for width in of_blocks) for name, of_blocks in placed})
 
-    def prepared(self) -> dict[str, Any]:
+    def prepared(self, vit: ImageEncoderViT) -> dict[str, Any]:
         """What is scaled of each block's adapter, by its layer."""
         return {name: of_each(own[0].scaled, [one.up for one in own], [one.shift for one in own]) for name, own in self.adapters.items()}
 
@@ -90,7 +89,7 @@ class RepAdapterTuner(PlacedTuner):
 
 @METHODS.register("repadapter")
 @dataclass(frozen=True)
-class RepAdapter(Placed, EncoderMethod):
+class RepAdapter(PlacedInHalves, EncoderMethod):
     """Both adapters of a block (the authors' RepBlock) or, by `targets` "attention", the first alone (RepAttn), with their initialisation.
 
     up_groups: the groups of Up. scale: for each data set the authors took one of 0.1, 0.5, 1, 5 and 10. Their training's stochastic depth
@@ -103,7 +102,6 @@ class RepAdapter(Placed, EncoderMethod):
     scale: float = 1.0
     dropout: float = 0.1
     targets: str = "attention+mlp"
-    target_words: ClassVar = HALVES
     space: ClassVar[Space] = {"scale": OneOf((0.1, 0.5, 1.0, 5.0, 10.0))}
     title: ClassVar[str] = "RepAdapter"
     source: ClassVar[str] = "Luo et al., Towards Efficient Visual Adaption via Structural Re-parameterization, 2023 (arXiv 2302.08106)"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import ROOT
-from bench.errors import RequestError
+from bench.errors import RequestError, last_words
 from bench.grid.files import remember, remembered
 from bench.grid.kept import Frozen
 from bench.grid.plan import choose_methods, groups_by_method
@@ -71,11 +71,9 @@ def _ask(text: str, backbone: str) -> tuple[dict[str, Any], list[str]]:
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # it stays here, where paths in `text` are meant
     command = [sys.executable, "-P", "-m", "bench.grid.catalogue", text, backbone]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
-    if done.returncode == 2:
-        raise RequestError(done.stderr.strip().splitlines()[-1])
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise RequestError(f"The methods cannot be loaded: {last}; `{Path(sys.executable).name} -m bench.grid.catalogue` shows it in full.")
+    if done.returncode:
+        last, shown = last_words(done.returncode, done.stderr), f"`{Path(sys.executable).name} -m bench.grid.catalogue` shows it in full"
+        raise RequestError(last if done.returncode == 2 else f"The methods cannot be loaded: {last}; {shown}.")
     return json.loads(done.stdout.strip().splitlines()[-1]), [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
 
 

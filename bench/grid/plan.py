@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,13 @@ def choose_methods(text: str, backbone: str = "") -> list[MethodChoice]:
     calls = list(dict.fromkeys(call for word in split_calls(text) for call in _calls(word)))
     parsed: list[tuple[str, Mapping[str, Any]]] = [parse_call(call) for call in _not_empty("methods", calls)]
     choices = [choose_method(METHODS.get(name), parameters) for name, parameters in parsed]
-    for choice in choices:
-        cls = METHODS.get(choice.name)
-        if backbone and hasattr(cls, "check_backbone"):
-            cls(**choice.arguments).check_backbone(backbone)
-    return choices
+    return list({choice.label: choice for choice in (_on(choice, backbone) if backbone else choice for choice in choices)}.values())
+
+
+def _on(choice: MethodChoice, backbone: str) -> MethodChoice:
+    """The choice as cells on a backbone have it."""
+    cls = METHODS.get(choice.name)
+    return choose_method(cls, vars(cls(**choice.arguments).on_backbone(backbone))) if hasattr(cls, "on_backbone") else choice
 
 
 def _calls(word: str) -> list[str]:
@@ -123,13 +126,14 @@ def specs_of(
     request: Request,
     checkpoint_sha256: str,
     data: Path = Path("data"),
-    choose: Callable[[str], list[MethodChoice]] = choose_methods,
+    choose: Callable[[str], list[MethodChoice]] | None = None,
     registered: Callable[[], Mapping[str, Iterable[str]]] = groups_by_method,
     out: Path = Path("results"),
 ) -> list[RunSpec]:
     """The cells of a request on what lies in the folder `data`, data sets outermost; RequestError for a name, parameter or
     number that is not allowed. choose, registered: how methods are found; `bench.grid.catalogue` does it without torch. out: the results'
     folder, whose tuned rates a protocol may name."""
+    choose = choose or partial(choose_methods, backbone=request.backbone)
     protocols = protocols_of(request.protocol)
     DATASETS.find_in(data)
     methods = {choice.label: choice for choice in choose(request.methods)}

@@ -20,7 +20,7 @@ from bench.grid.toml_reader import Kinds, kinds, part
 from bench.types import SEED, Range, Shots
 
 WORD = re.compile(r"[^/\\\s()=,'\"]*")  # what can be part of a folder's name, and is read back as it was written
-CALL = re.compile(r"\w+\((\w+=)?[\w.+-]+(,\w+=[\w.+-]+)*\)")  # a value that is itself a call, as points(3) or lora(rank=8,alpha=4)
+CALL = re.compile(r"\w+\(((\w+=)?[\w.+-]+(,\w+=[\w.+-]+)*)?\)")  # a value that is itself a call, as points(3) or lora(rank=8,alpha=4)
 UNQUOTED = re.compile(r"(?<=[=|])((?:\w+[+-])*(?:global|\d+-)(?:\+[\w+-]+)?)(?=[,)|])")  # 0+3-5+8- and global are not Python: see `Placed`
 LATER = ("released_sha256", "draw_revision", "reevaluation")  # fields that are no part of a key while they are empty
 RELEASED = "released"  # shown with a method whose weights somebody else trained

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 
@@ -18,7 +18,10 @@ from bench.model.decoder_choice import DecoderChoice
 from bench.model.sam import Sam, Tuner
 from bench.model.segmenter import ALL_ONE_GROUP, PromptableSegmenter
 from bench.model.sizes import SamConfig, frozen_bytes
+from bench.types import Range
 
+Count = Annotated[int, Range(1, 65_536)]  # of a method's parameters: of ranks, tokens, channels and so on
+Share = Annotated[float, Range(0, 1)]  # of dropout
 LATER = {"later": True}  # metadata of a parameter that came after cells were stored: its default means what they have
 
 
@@ -57,8 +60,9 @@ class Method:
     def __post_init__(self) -> None:
         """Checks the values: RequestError where one is not allowed."""
 
-    def check_backbone(self, name: str) -> None:
-        """RequestError where that backbone cannot have it; a grid is told before its first cell."""
+    def on_backbone(self, name: str) -> Self:
+        """The method as cells on that backbone name it. RequestError where that cannot have it; a grid is told before its first cell."""
+        return self
 
     def build(self, sam: Sam) -> tuple[Tuner, Decoder]:
         """Newly initialised parts for this backbone, drawn from torch's current random state."""

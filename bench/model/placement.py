@@ -1,18 +1,18 @@
 """Where in the encoder a method tunes: in which blocks, and which parts of them. `lora(blocks=last6,targets=qkv+mlp)`."""
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 from bench.errors import RequestError
-from bench.model.backbones import read_backbone
+from bench.model.backbones import BackboneSpec, read_backbone
 from bench.model.hugging_face import PeftAdapter
 from bench.model.method import LATER, Method
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import Block, ImageEncoderViT
 from bench.model.sizes import SamConfig
-from bench.model.targets import meant, one_spelling
+from bench.model.targets import HALVES, LINEAR, meant, one_spelling
 
 WORD = re.compile(r"all|global|windowed|(?P<end>first|last)(?P<count>\d{1,4})|(?P<low>\d{1,4})(?:(?P<to>-)(?P<high>\d{1,4})?)?")
 
@@ -58,32 +58,57 @@ class Placed(Method):
         """What `targets` stands for, each once, in the order of `target_words`."""
         return meant(self._targets, self.target_words) if self.target_words else ()
 
-    def placed(self, sam: Sam) -> tuple[int, ...]:
+    def placed(self, backbone: Sam | BackboneSpec) -> tuple[int, ...]:
         """The numbers of the tuned blocks, in rising order; RequestError where this backbone lacks one, or there is none."""
-        return self.blocks_of(sam.config)
+        config, found = backbone.config, set[int]()
+        for word in self.blocks.split("+"):
+            chosen = blocks_meant(word, config)
+            if not chosen or chosen[0] < 0 or chosen[-1] >= config.depth:
+                has = f"{config.depth} blocks, 0 to {config.depth - 1}"
+                raise RequestError(f"{self.name}(blocks={self.blocks}): {word} is none of this backbone's {has}.")
+            found.update(chosen)
+        return tuple(sorted(found))
 
-    def blocks_of(self, config: SamConfig) -> tuple[int, ...]:
-        """As `placed`, of a backbone of these sizes."""
-        return tuple(sorted({block for word in self.blocks.split("+") for block in self._meant(word, config)}))
+    def on_backbone(self, name: str) -> Self:
+        """With one spelling, and so one key, for the same blocks: "last2" of "4-" and "4+5" where there are six."""
+        spec = read_backbone(name)
+        placed = list(self.placed(spec))
+        if self.blocks == "all":
+            return self
+        words = ("all", "global", "windowed", f"first{len(placed)}", f"last{len(placed)}")
+        return replace(self, blocks=next((word for word in words if blocks_meant(word, spec.config) == placed), _in_ranges(placed)))
 
-    def check_backbone(self, name: str) -> None:
-        self.blocks_of(read_backbone(name).config)
 
-    def _meant(self, word: str, config: SamConfig) -> range | list[int]:
-        """The blocks that a word means."""
-        found, depth = WORD.fullmatch(word), config.depth
-        assert found
-        if word in ("all", "global", "windowed"):
-            chosen: range | list[int] = [i for i in range(depth) if word == "all" or (i in config.global_blocks) == (word == "global")]
-        elif found["end"]:
-            count = int(found["count"])
-            chosen = range(count) if found["end"] == "first" else range(depth - count, depth)
-        else:
-            low = int(found["low"])
-            chosen = range(low, int(found["high"] or depth - 1) + 1 if found["to"] else low + 1)
-        if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
-            raise RequestError(f"{self.name}(blocks={self.blocks}): {word} is none of this backbone's {depth} blocks, 0 to {depth - 1}.")
-        return chosen
+class PlacedInLayers(Placed):
+    """As Placed, with a parameter `targets` of a block's linear layers, "qkv+mlp"."""
+
+    target_words = LINEAR
+
+
+class PlacedInHalves(Placed):
+    """As Placed, with a parameter `targets` of a block's halves, "attention+mlp"."""
+
+    target_words = HALVES
+
+
+def blocks_meant(word: str, config: SamConfig) -> list[int]:
+    """The blocks that one of the words means, which need not be there."""
+    found, depth = WORD.fullmatch(word), config.depth
+    assert found
+    if word in ("all", "global", "windowed"):
+        return [i for i in range(depth) if word == "all" or (i in config.global_blocks) == (word == "global")]
+    if found["end"]:
+        count = int(found["count"])
+        return list(range(count) if found["end"] == "first" else range(depth - count, depth))
+    low = int(found["low"])
+    return list(range(low, int(found["high"] or depth - 1) + 1 if found["to"] else low + 1))
+
+
+def _in_ranges(blocks: Sequence[int]) -> str:
+    """Rising numbers as words: "0+2-4"."""
+    starts = [i for i in blocks if i - 1 not in blocks]
+    ends = [i for i in blocks if i + 1 not in blocks]
+    return "+".join(str(low) if low == high else f"{low}-{high}" for low, high in zip(starts, ends, strict=True))
 
 
 class PlacedTuner(Tuner):

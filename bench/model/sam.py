@@ -175,11 +175,11 @@ class Tuner(nn.Module):
 
         Returns the carry: whatever the tuner wants to hand from block to block.
         """
-        return self.prepared()
+        return None
 
-    def prepared(self) -> Any:
-        """What follows from what is trained alone, computed for all tuned blocks at once where that is fewer kernels: the first carry,
-        unless `begin` gives another."""
+    def prepared(self, vit: ImageEncoderViT) -> Any:
+        """What does not depend on the image, computed once a walk for all tuned blocks of `vit`, which is fewer kernels: the first carry,
+        where `begin` gives none."""
         return None
 
     def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
@@ -325,7 +325,9 @@ class ImageEncoder(nn.Module):
         if parts > len(self.vit.blocks):
             return Encoded(x, x.new_empty(len(x), 0) if first_global is None else first_global, self.tuner.penalty(None), maps)
         rest = range(parts, len(self.vit.blocks))
-        return self._ended(self.vit, self._blocks(self.vit, Walked(x, first_global, maps, self.tuner.prepared()), rest, checkpointing))
+        return self._ended(
+            self.vit, self._blocks(self.vit, Walked(x, first_global, maps, self.tuner.prepared(self.vit)), rest, checkpointing)
+        )
 
     def _walk(self, image: Tensor, checkpointing: bool = False) -> Encoded:
         vit = self.tuner.walked(self.vit)
@@ -333,7 +335,8 @@ class ImageEncoder(nn.Module):
 
     def _begun(self, vit: ImageEncoderViT, image: Tensor) -> Walked:
         x = vit.embed(image)  # (B, g, g, C)
-        carry = self.tuner.begin(image, x)
+        begun = self.tuner.begin(image, x)
+        carry = self.tuner.prepared(vit) if begun is None else begun
         x = vit.placed(x)
         if implementation() == "fast":
             x = x.contiguous()  # the convolution left the channels outside, and every block's sums and norms would go across them

@@ -16,6 +16,7 @@ from statistics import median
 import torch
 
 from bench import ROOT
+from bench.errors import last_words
 from bench.grid.provenance import device_name, git_state
 from bench.grid.spec import MethodChoice
 from bench.grid.store import COST_FIELDS, ResultStore
@@ -23,7 +24,6 @@ from bench.model.backbones import read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
 from bench.profiling.model import Job, call_of, timed, works
-from bench.profiling.turns import last_words
 from bench.running.cell import peak_memory_mb, reset_peak_memory
 
 BOXES = {"train": 1, "evaluate": 10}  # of the one image

@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import t
 
+from bench.errors import last_words
 from bench.grid.provenance import ROOT, device_name, git_state, package_version
 from bench.profiling.model import HEIGHT, WIDTH, Job, cpu_jobs, gpu_jobs
 
@@ -57,12 +58,6 @@ def in_subprocess(module: str, *words: str, seconds: float | None = None) -> Fou
         return {"failed": last_words(process.returncode, error)}
     found: Found = json.loads(said.splitlines()[-1])
     return found
-
-
-def last_words(code: int, error: str) -> str:
-    """Why a process failed: its last line, or, of one without any, how it ended."""
-    killed = " (killed, as where memory runs out)" if code == -signal.SIGKILL else ""
-    return (error.strip().splitlines() or [f"it ended with {code}{killed} and said nothing"])[-1]
 
 
 def turns(pairs: Sequence[Pair], rounds: int, seconds: float, at_once: int) -> Iterator[list[Measured]]:

@@ -4,7 +4,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,6 @@ from bench.grid.kept import Frozen, in_words, needs, of_crops
 from bench.grid.plan import (
     Request,
     RunContext,
-    choose_methods,
     groups_by_method,
     open_dataset,
     open_datasets,
@@ -88,11 +86,7 @@ def run_grid(request: Request, options: Options, launcher: Launcher | None = Non
     request = replace(request, backbone=read_backbone(request.backbone).name)
     checkpoint = checkpoint_path(request.backbone, options.pretrained, options.checkpoint)
     known = catalogue(request.methods, cache, request.backbone) if launcher or options.dry_run else None
-    choose = (
-        (lambda text: list(catalogue(text, cache, request.backbone).choices))
-        if known
-        else partial(choose_methods, backbone=request.backbone)
-    )
+    choose = (lambda text: list(catalogue(text, cache, request.backbone).choices)) if known else None
     registered = known.registered if known else groups_by_method
     sha256 = file_sha256(checkpoint, cache)
     specs = specs_of(request, sha256, options.data, choose, registered, options.out)

@@ -68,7 +68,6 @@ class Prepared:
         self._items: dict[Hashable, Item] = {}
         self._encoded: dict[Hashable, Tensor] = {}
         self._spill, self._files = Spill(spilled_bytes), files
-        self._paths: dict[Hashable, Path] = {}  # of what was asked for last, where the memory has not all of it
         self._reused: PromptableSegmenter | None = None
         self._features: dict[Hashable, Features] = {}
         self._lock = threading.Lock()
@@ -152,9 +151,10 @@ class Prepared:
         place = model.encoder.is_compiled, parts, len(images)  # the same place in a batch of that size: a sum's order may depend on it
         halved = precision == "bf16" and model.decoder.halves_first_global
         keys = {name: [(identity, id(model.sam), i, name, *how, *place) for i, identity in enumerate(identities)] for name in names}
+        paths: dict[Hashable, Path] = {}
         if self._files and not all(key in self._encoded for of_name in keys.values() for key in of_name):
-            self._paths = {key: self._files.path(images[key[2]], (*key[2:], halved, model.execution)) for of in keys.values() for key in of}
-        found = {name: [self._kept(key) for key in of_name] for name, of_name in keys.items()}
+            paths = {key: self._files.path(images[key[2]], (*key[2:], halved, model.execution)) for of in keys.values() for key in of}
+        found = {name: [self._kept(key, paths.get(key)) for key in of_name] for name, of_name in keys.items()}
         if all(tensor is not None for of_name in found.values() for tensor in of_name):
             kept = {name: _together([x for x in of_name if x is not None], model.device) for name, of_name in found.items()}
             return Prefix(kept["x"], kept.get("first_global"), parts, tuple(of for name, of in kept.items() if name.startswith("maps")))
@@ -163,7 +163,7 @@ class Prepared:
             rows = made.maps[int(name[4:])] if name.startswith("maps") else getattr(made, name)
             low = name == "first_global" and halved
             for i, key in enumerate(of_name):
-                self._keep(key, rows[i : i + 1].to(torch.bfloat16) if low else rows[i : i + 1])
+                self._keep(key, rows[i : i + 1].to(torch.bfloat16) if low else rows[i : i + 1], paths.get(key))
         return made
 
     def has_room(self, model: PromptableSegmenter, images: int | None, precision: str) -> bool:
@@ -173,19 +173,20 @@ class Prepared:
         size = frozen_bytes(config, parts, model.decoder.reads_first_global, precision)
         return bool(parts) and images is not None and (self._files is not None or images * size <= self.limit_bytes / 2)
 
-    def _kept(self, key: Hashable) -> Tensor | None:
+    def _kept(self, key: Hashable, path: Path | None) -> Tensor | None:
+        """A row, of the memory, the file without a name, or the file at `path`."""
         found = self._encoded.get(key)
         found = self._spill.get(key) if found is None else found
-        if found is None and self._files:
-            found = self._files.read(self._paths[key])
+        if found is None and self._files and path:
+            found = self._files.read(path)
             if found is not None:
                 self._remember(key, found)
         return found
 
-    def _keep(self, key: Hashable, value: Tensor) -> None:
+    def _keep(self, key: Hashable, value: Tensor, path: Path | None) -> None:
         """Keeps a copy of a row, (1, …), on the host, unless there is one already."""
-        if self._files:
-            self._files.write(self._paths[key], value)
+        if self._files and path:
+            self._files.write(path, value)
         if not self._remember(key, value) and not self._files:
             self._spill.put(key, value)
 

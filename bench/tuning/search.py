@@ -69,7 +69,7 @@ class Search:
     @cached_property
     def methods(self) -> tuple[MethodChoice, ...]:
         """The methods that have something to train."""
-        return tuple(method for method in choose_methods(self.request.methods) if method.trains)
+        return tuple(method for method in choose_methods(self.request.methods, self.request.backbone) if method.trains)
 
     @cached_property
     def spaces(self) -> Mapping[str, Space]:

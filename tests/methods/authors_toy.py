@@ -44,7 +44,7 @@ def furthest_from_the_authors(case: str, call: str) -> dict[str, float]:
             weight.copy_(waves(name, tuple(weight.shape)))
     x = waves("x", (1, 4, 4, 32), 1.0)
     for i, block in enumerate(plain_backbone().image_encoder.blocks):
-        x, _ = tuner.walk(i, block, x, tuner.prepared())
+        x, _ = tuner.walk(i, block, x, tuner.prepared(plain_backbone().image_encoder))
     (x * waves("probe", (1, 4, 4, 32), 1.0)).sum().backward()
     found = {"out": x.detach(), **{name: weight.grad for name, weight in tuner.named_parameters()}}
     with np.load(FOLDER / "authors.npz") as file:

@@ -58,7 +58,7 @@ def test_the_convolution_crosses_windows(halves, sam):
         y = y + 0.5 * bypassed(model.tuner.bypasses["attention"][0], block.norm1(x)) if "attention" in halves else y
         out = y + block.mlp(block.norm2(y))
         out = out + 0.5 * bypassed(model.tuner.bypasses["mlp"][0], block.norm2(y)) if "mlp" in halves else out
-        torch.testing.assert_close(model.tuner.walk(0, block, x, model.tuner.prepared())[0], out, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.tuner.walk(0, block, x, model.tuner.prepared(sam.image_encoder))[0], out, atol=1e-4, rtol=1e-4)
 
 
 def test_a_block_that_pools_gets_the_mean_of_its_bypass():
@@ -69,6 +69,6 @@ def test_a_block_that_pools_gets_the_mean_of_its_bypass():
     x = torch.randn(1, size.grid_before, size.grid_before, size.before)
     with torch.no_grad():
         nothing = torch.zeros(1, size.grid, size.grid, size.width)
-        bypass = model.tuner.beside("attention", at, block.norm1(x), nothing, model.tuner.prepared())
+        bypass = model.tuner.beside("attention", at, block.norm1(x), nothing, model.tuner.prepared(sam.image_encoder))
         expected = F.avg_pool2d(bypassed(model.tuner.bypasses["attention"][at], block.norm1(x)).permute(0, 3, 1, 2), 2)
     torch.testing.assert_close(bypass.permute(0, 3, 1, 2), expected, atol=1e-4, rtol=1e-4)

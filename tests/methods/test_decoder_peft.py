@@ -118,7 +118,7 @@ def test_a_sweep_may_be_inside_of_it():
         ("ssf(decoder=lora(rank=0))", "lora(rank=0): rank = 0 is too small: at least 1 is needed."),
         ("ssf(decoder='lora(rank=two)')", "rank = 'two' has the wrong type: int is needed."),
         ("ssf(decoder=lora(targets=q+x))", "'q+x' is no list of layers: q, k, v, proj, lin1, lin2, qkv, mlp, joined by +, are allowed."),
-        ("ssf(decoder=lora())", "write a name"),
+        ("ssf(decoder=lora(rank=))", "write a name"),
         ("ssf(decoder='lora(rank=2|4)')", "is a sweep"),
         ("ssf(decoder=lora(rank=2,rank=3))", "gives rank twice"),
         ("ssf(decoder=hq(rank=2))", "Known: none."),

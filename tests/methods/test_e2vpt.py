@@ -28,7 +28,7 @@ def test_it_computes_what_the_authors_code_does() -> None:
             tensor.add_(0.3 * torch.randn(tensor.shape, generator=drawn))
     x = torch.randn(2, 8, 8, TOY.width, generator=drawn)
     for i, block in enumerate(sam.image_encoder.blocks):
-        x, _ = model.tuner.step(i, block, x, model.tuner.prepared())
+        x, _ = model.tuner.step(i, block, x, model.tuner.prepared(model.sam.image_encoder))
     for found, expected in zip((x[0, ::3, 2, 5], x[1, 4, ::3, 60]), OUT, strict=True):
         torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-5)
     (x * torch.randn(x.shape, generator=drawn)).sum().backward()

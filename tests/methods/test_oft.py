@@ -8,7 +8,7 @@ from peft_layers import assert_same, moved, with_peft
 from bench.conformance.methods import parameters_on
 from bench.errors import RequestError
 from bench.model.method import build
-from methods.oft import Cayley, above_diagonal
+from bench.model.rotations import Cayley, above_diagonal
 
 pytestmark = pytest.mark.xdist_group("hugging_face")  # whose models take long to import
 

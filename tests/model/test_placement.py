@@ -162,7 +162,7 @@ def test_stand_ins_for_a_blocks_layers(name, path):
         ("adaptformer(targets=mlp+attention)", "adaptformer(targets=attention+mlp)", "adaptformer(decoder=sam,targets=attention+mlp)"),
         ("lora(blocks=10-+3+0-1+3)", "lora(blocks=0-1+3+10-)", "lora(decoder=sam,blocks=0-1+3+10-)"),
         ("vpt_deep(blocks=1+global)", "vpt_deep(blocks=global+1)", "vpt_deep(decoder=sam,blocks=global+1)"),
-        ("lora(decoder=lora(targets=v+q))", "lora(decoder=lora)", "lora(decoder=lora)"),
+        ("lora(decoder=lora(targets=v+q))", "lora(decoder=lora())", "lora(decoder=lora)"),
         ("decoder(how=lora(targets=v+k+q))", "decoder(how=lora(targets=qkv))", "decoder(how=lora(targets=qkv))"),
     ],
 )
@@ -170,6 +170,27 @@ def test_the_order_of_words_makes_no_other_cell(one, other, label):
     first, second, read_back = choose_methods(one) + choose_methods(other) + choose_methods(label)
     assert first == second == read_back
     assert first.label == label
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ("4-|4+5|last2|4-5", "last2"),
+        ("2+5|global", "global"),
+        ("0-1+3-4|windowed|first2+3+4", "windowed"),
+        ("0|first1|0-0", "first1"),
+        ("1+2+4|4+1-2", "1-2+4"),
+    ],
+)
+def test_the_same_blocks_of_a_backbone_are_one_cell_however_they_are_named(words, label, tmp_path):
+    call = f"vera(blocks={words})"
+    assert [choice.label for choice in choose_methods(call, "tiny")] == [f"vera(decoder=sam,blocks={label})"]
+    assert list(catalogue(call, tmp_path, "tiny").choices) == choose_methods(call, "tiny")
+
+
+def test_all_blocks_are_the_method_as_it_is():
+    assert choose_methods("lora(blocks=first6),lora(blocks=0-),lora,ssf", "tiny") == choose_methods("lora,ssf")
+    assert choose_methods("lora(first_block=3)", "tiny") == choose_methods("lora(first_block=3)")  # the name of older cells
 
 
 @pytest.mark.parametrize(
