@@ -11,7 +11,7 @@ from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import of_each, regridded
 from bench.model.dropout import Dropout
-from bench.model.method import EncoderMethod
+from bench.model.method import Count, EncoderMethod, Share
 from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
@@ -89,10 +89,10 @@ class Convpass(PlacedInHalves, EncoderMethod):
     widens and pools its tokens, Up widens and the bypass is averaged to the new grid.
     """
 
-    hidden: int = 8
+    hidden: Count = 8
     scale: float = 1.0
     xavier: bool = False
-    dropout: float = 0.1
+    dropout: Share = 0.1
     targets: str = "attention+mlp"
     space: ClassVar[Space] = {"scale": OneOf((0.01, 0.1, 1.0, 10.0, 100.0)), "xavier": OneOf((False, True))}
     title: ClassVar[str] = "Convpass"
@@ -102,11 +102,6 @@ class Convpass(PlacedInHalves, EncoderMethod):
     pyramid: ClassVar[str] = "reads what the attention reads; Up widens, and the map is averaged to the grid that the block gives"
     rates: ClassVar[str] = "1e-3, AdamW, weight decay 1e-4"
     oracle: ClassVar[str] = "the authors' code, 1e-5"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(hidden=1, dropout=0)
-        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         return ConvpassTuner(sam, self)

@@ -14,7 +14,7 @@ from bench.grid.space import OneOf, Space
 from bench.model.attention import KeyValues
 from bench.model.by_block import by_block, of_each
 from bench.model.dropout import Dropout
-from bench.model.method import EncoderMethod
+from bench.model.method import Count, EncoderMethod, Share
 from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
@@ -61,10 +61,10 @@ class E2VPT(Placed, EncoderMethod):
     but rounding (1e-4 of the segments', in the authors' code).
     """
 
-    tokens: int = 5
-    pairs: int = 5
-    segments: int = 16
-    dropout: float = 0.1
+    tokens: Count = 5
+    pairs: Count = 5
+    segments: Count = 16
+    dropout: Share = 0.1
     space: ClassVar[Space] = {"tokens": OneOf((1, 5, 10, 50)), "pairs": OneOf((1, 5, 10, 50))}
     family: ClassVar[str] = "prompt"
     title: ClassVar[str] = "E²VPT"
@@ -73,11 +73,6 @@ class E2VPT(Placed, EncoderMethod):
     pyramid: ClassVar[str] = "tokens have the width that the block gets, keys and values the one it gives; they are not pooled"
     rates: ClassVar[str] = "SGD, searched: rate and decay (0 to 0.01)"
     oracle: ClassVar[str] = "its authors' code, 1e-5"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(tokens=1, pairs=1, segments=1, dropout=0)
-        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         blocks = self.placed(sam)

@@ -4,17 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.dropout import Dropout
 from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner
-from bench.model.method import EncoderMethod
+from bench.model.method import Count, EncoderMethod, Share
 from bench.model.placement import PlacedInLayers
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -106,10 +105,10 @@ class FacT(PlacedInLayers, EncoderMethod):
     MLP is 4.6 times as wide as its blocks: of the last of its five slices a part is used.
     """
 
-    form: str = "tt"
-    rank: int = 8
+    form: Literal["tt", "tk"] = "tt"
+    rank: Count = 8
     scale: float = 1.0
-    dropout: float = 0.1
+    dropout: Share = 0.1
     targets: str = "qkv+proj+mlp"
     space: ClassVar[Space] = {"rank": OneOf((4, 8, 16)), "scale": OneOf((0.01, 0.1, 1.0, 10.0, 100.0))}
     title: ClassVar[str] = "FacT"
@@ -119,13 +118,6 @@ class FacT(PlacedInLayers, EncoderMethod):
     pyramid: ClassVar[str] = "blocks of one width share U, V and C; q, k and v read by the U of the width that the block gets"
     rates: ClassVar[str] = "1e-3, AdamW, weight decay 1e-4"
     oracle: ClassVar[str] = "the authors' code, 1e-5"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.form not in ("tt", "tk"):
-            raise RequestError(f"fact(form={self.form}): only tt and tk are allowed.")
-        self.at_least(rank=1, dropout=0)
-        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         return FacTTuner(sam, self)

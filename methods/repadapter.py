@@ -13,7 +13,7 @@ from bench.grid.space import OneOf, Space
 from bench.model.by_block import of_each
 from bench.model.dropout import Dropout
 from bench.model.linear_layers import LAYERS
-from bench.model.method import EncoderMethod
+from bench.model.method import Count, EncoderMethod, Share
 from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.products import Projection, project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -97,10 +97,10 @@ class RepAdapter(PlacedInHalves, EncoderMethod):
     too and merges exactly.
     """
 
-    hidden: int = 8
-    up_groups: int = 2
+    hidden: Count = 8
+    up_groups: Count = 2
     scale: float = 1.0
-    dropout: float = 0.1
+    dropout: Share = 0.1
     targets: str = "attention+mlp"
     space: ClassVar[Space] = {"scale": OneOf((0.1, 0.5, 1.0, 5.0, 10.0))}
     title: ClassVar[str] = "RepAdapter"
@@ -110,11 +110,6 @@ class RepAdapter(PlacedInHalves, EncoderMethod):
     pyramid: ClassVar[str] = "at the width that the attention and the MLP read; what the block widens is read without it"
     rates: ClassVar[str] = "1e-3, AdamW, weight decay 1e-4"
     oracle: ClassVar[str] = "the authors' code, 1e-5"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(hidden=1, up_groups=1, dropout=0)
-        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         widths = [self.hidden, *(width for size in sam.config.blocks for width in (size.before, size.width))]
