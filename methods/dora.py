@@ -19,7 +19,7 @@ from bench.model.products import Projection
 from bench.model.sam import Sam, Tuner
 from bench.model.sam_modules import ImageEncoderViT
 from bench.model.scaling import scaled_onto
-from methods.lora import LoRATuner, count_of, by_parts
+from methods.lora import LoRATuner, by_parts, count_of
 
 
 class DoRATuner(LoRATuner):
