@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.grid.space import LogUniform, Space
 from bench.model.dropout import Dropout
-from bench.model.method import LATER, EncoderMethod
+from bench.model.method import LATER, Count, EncoderMethod, Share
 from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward, shortcut
 from bench.model.sam_modules import Block
@@ -58,9 +58,9 @@ class AdaptFormer(PlacedInHalves, EncoderMethod):
     targets: the halves of a block with an adapter beside them, mlp as in the paper, attention, or attention+mlp.
     """
 
-    bottleneck: int = 64
+    bottleneck: Count = 64
     scale: float = 0.1
-    dropout: float = 0.1
+    dropout: Share = 0.1
     space: ClassVar[Space] = {"scale": LogUniform(0.01, 1.0)}
     targets: str = field(default="mlp", metadata=LATER)
     title: ClassVar[str] = "AdaptFormer"
@@ -70,11 +70,6 @@ class AdaptFormer(PlacedInHalves, EncoderMethod):
     pyramid: ClassVar[str] = "at the width and grid that the block gives"
     rates: ClassVar[str] = "SGD 0.1 × batch/256, decay 0"
     oracle: ClassVar[str] = "its formula, 1e-5"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(bottleneck=1, dropout=0)
-        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         return AdaptFormerTuner(sam, self.placed(sam), self.targeted, self.bottleneck, self.scale, self.dropout)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.model.by_block import by_width, of_width, regridded
 from bench.model.decoder import Decoder, HQDecoder, Init
-from bench.model.method import LATER, Method
+from bench.model.method import LATER, Count, Method
 from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
@@ -126,7 +126,7 @@ def linear(inner: int, outer: int) -> nn.Linear:
 class CatSamT(Placed, Method):
     """The prompt bridge as one token per block, with the CAT decoder (section 3.3 of the paper)."""
 
-    hidden: int = 64
+    hidden: Count = 64
     init: Init = field(default="random", metadata=LATER)  # of the decoder; "released": SAM-HQ's, on a backbone such as hq_vit_l
     title: ClassVar[str] = "CAT-SAM-T"
     source: ClassVar[str] = SOURCE
@@ -135,10 +135,6 @@ class CatSamT(Placed, Method):
     pyramid: ClassVar[str] = "the bridge's token has the width that the block gets"
     rates: ClassVar[str] = "AdamW 1e-3, decay 1e-4"
     oracle: ClassVar[str] = "its authors' code, 1e-4"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(hidden=1)
 
     def groups(self) -> Mapping[str, str]:
         return GROUPS
@@ -153,8 +149,8 @@ class CatSamT(Placed, Method):
 class CatSamA(Placed, Method):
     """The prompt bridge as one channel-wise addition per block, with the CAT decoder (section 3.3 of the paper)."""
 
-    reduction: int = 32
-    hidden: int = 32
+    reduction: Count = 32
+    hidden: Count = 32
     init: Init = field(default="random", metadata=LATER)  # of the decoder; "released": SAM-HQ's, on a backbone such as hq_vit_l
     title: ClassVar[str] = "CAT-SAM-A"
     source: ClassVar[str] = SOURCE
@@ -163,10 +159,6 @@ class CatSamA(Placed, Method):
     pyramid: ClassVar[str] = "as `evp`"
     rates: ClassVar[str] = "AdamW 1e-3, decay 1e-4"
     oracle: ClassVar[str] = "its authors' code, 1e-4"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(reduction=1, hidden=1)
 
     def groups(self) -> Mapping[str, str]:
         return GROUPS

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,13 @@ from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import by_block
 from bench.model.dropout import noise
-from bench.model.method import EncoderMethod
+from bench.model.method import Count, EncoderMethod
 from bench.model.placement import Placed, PlacedTuner
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
 from bench.model.upsampling import resized
+from bench.types import Range
 from methods.lora import uniform_rows
 
 NOISE_FLOOR = 1e-2  # the least standard deviation of the gates' noise
@@ -122,10 +123,10 @@ class ConvLoRA(Placed, EncoderMethod):
     and gives no prompts; here `decoder` says what is trained beside the encoder.
     """
 
-    rank: int = 3
+    rank: Count = 3
     alpha: float = 32.0
-    experts: int = 8
-    balance: float = 0.01
+    experts: Annotated[int, Range(2, 1024)] = 8
+    balance: Annotated[float, Range(0)] = 0.01
     space: ClassVar[Space] = {"rank": OneOf((2, 3, 4, 8))}
     title: ClassVar[str] = "Conv-LoRA"
     source: ClassVar[str] = "Zhong et al., Convolution Meets LoRA, ICLR 2024 (arXiv 2401.17868)"
@@ -134,10 +135,6 @@ class ConvLoRA(Placed, EncoderMethod):
     pyramid: ClassVar[str] = "as `lora`; z is on the grid that the block gets, before queries are pooled"
     rates: ClassVar[str] = "1e-4; 3e-4 for leaves and roads"
     oracle: ClassVar[str] = "its formula, 1e-4"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(rank=1, experts=2, balance=0)
 
     def tuner(self, sam: Sam) -> Tuner:
         return ConvLoRATuner(sam, self.placed(sam), self.rank, self.alpha / self.rank, self.experts, self.balance)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,67 +11,55 @@ from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import of_each, regridded
 from bench.model.dropout import Dropout
-from bench.model.method import EncoderMethod
+from bench.model.method import Count, EncoderMethod, Share
 from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
 
+GELU = 1.702  # quick GELU, x·σ(1.702x), is silu(1.702x)/1.702
+Joined = tuple[Tensor, ...]
+
 
 class Bypass(nn.Module):
-    """onto + s·Up(dropout(act(conv(act(Down(x)))))) with `quick_gelu`, for x (B, g, g, before); of the grid of `onto`."""
+    """Up(dropout(act(conv(act(Down(x)))))) for x (B, g, g, before); act is quick GELU."""
 
     def __init__(self, before: int, width: int, method: "Convpass") -> None:
         super().__init__()
         self.down, self.up = nn.Linear(before, method.hidden), nn.Linear(method.hidden, width)
-        self.conv = nn.Conv2d(method.hidden, method.hidden, 3, padding=1)
-        self.dropout = Dropout(method.dropout)
+        self.conv, self.dropout = nn.Conv2d(method.hidden, method.hidden, 3, padding=1), Dropout(method.dropout)
         for name, parameter in self.named_parameters():
             (nn.init.xavier_uniform_ if name in ("down.weight", "conv.weight") else nn.init.zeros_)(parameter)
         if not method.xavier:
             nn.init.dirac_(self.conv.weight)  # what comes in goes out
 
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """What `joined` takes."""
-        return self.down.weight, self.down.bias, self.conv.bias, self.up.weight, self.up.bias
-
-    def forward(self, x: Tensor, onto: Tensor, joined: "Joined") -> Tensor:
+    def forward(self, x: Tensor, onto: Tensor, joined: Joined) -> Tensor:
+        """onto + s times it, on the grid of `onto`."""
         down, of_down, of_conv, up, of_up = joined
         z = F.conv2d(F.silu(F.linear(x, down, of_down)).permute(0, 3, 1, 2), self.conv.weight, of_conv, padding=1).permute(0, 2, 3, 1)
         z = regridded(self.dropout(F.silu(z)), onto.shape[1])  # as many means as it would be after Up, of fewer channels
         return onto + F.linear(z, up, of_up)
 
 
-Joined = tuple[Tensor, ...]
-GELU = 1.702  # `quick_gelu`(x) = x·σ(1.702x) = silu(1.702x) / 1.702
-
-
-def joined(scale: float, down: Tensor, of_down: Tensor, of_conv: Tensor, up: Tensor, of_up: Tensor) -> Joined:
-    """Down, the convolution's bias and Up with the scale and what `quick_gelu` multiplies with, so that SiLU stands between them."""
-    return GELU * down, GELU * of_down, GELU * of_conv, scale / GELU * up, scale * of_up
-
-
 class ConvpassTuner(PlacedTuner):
     """x + attention(norm1(x)) + s·bypass(norm1(x)), then the same of the MLP and norm2. bypasses: of each half, one a tuned block."""
 
-    bypasses: Any
-
     def __init__(self, sam: Sam, method: "Convpass") -> None:
         super().__init__(sam, method.placed(sam))
-        self.scale = method.scale
-        widths = {"attention": [(size.before, size.width) for size in self.sizes], "mlp": [(size.width, size.width) for size in self.sizes]}
-        self.bypasses = nn.ModuleDict({half: nn.ModuleList(Bypass(*w, method) for w in widths[half]) for half in method.targeted})
+        self.scale, self.bypasses = method.scale, self.in_halves(method.targeted, partial(Bypass, method=method))
+
+    def joined(self, down: Tensor, of_down: Tensor, of_conv: Tensor, up: Tensor, of_up: Tensor) -> Joined:
+        """Weights and biases with the scale and GELU's number in them, so that SiLU stands between them."""
+        return GELU * down, GELU * of_down, GELU * of_conv, self.scale / GELU * up, self.scale * of_up
 
     def prepared(self, vit: ImageEncoderViT) -> dict[str, list[Joined]]:
-        """Of each half, what is joined of each of its bypasses."""
-        make = partial(joined, self.scale)
-        return {half: of_each(make, *zip(*(one.parts for one in own), strict=True)) for half, own in self.bypasses.items()}
+        parts = {half: [(*b.down.parameters(), b.conv.bias, *b.up.parameters()) for b in own] for half, own in self.bypasses.items()}
+        return {half: of_each(self.joined, *zip(*own, strict=True)) for half, own in parts.items()}
 
     def step(self, i: int, block: Block, x: Tensor, carry: dict[str, list[Joined]]) -> tuple[Tensor, dict[str, list[Joined]]]:
         y = block.norm1(x)
-        attended = self.beside("attention", i, y, attend(block, x, normed=y)[0], carry)
-        y = block.norm2(attended)
-        return self.beside("mlp", i, y, feed_forward(block, attended, normed=y), carry), carry
+        x = self.beside("attention", i, y, attend(block, x, normed=y)[0], carry)
+        y = block.norm2(x)
+        return self.beside("mlp", i, y, feed_forward(block, x, normed=y), carry), carry
 
     def beside(self, half: str, i: int, y: Tensor, out: Tensor, carry: dict[str, list[Joined]]) -> Tensor:
         """What a half of the block made of y, with its bypass."""
@@ -84,15 +72,14 @@ class Convpass(PlacedInHalves, EncoderMethod):
     """Both bypasses of a block or, by `targets` "attention", the first alone (Convpass-attn), with the authors' initialisation.
 
     xavier: the convolution starts as Xavier's uniform numbers, else as the identity. This, and one scale of 0.01, 0.1, 1, 10 and 100, the
-    authors took for each data set. Their training's stochastic depth is left out. The convolution sees the whole grid, also of a block
-    whose attention is in windows, as in the authors' Swin; they convolve a class token by itself, and SAM has none. Where a block of SAM 2
-    widens and pools its tokens, Up widens and the bypass is averaged to the new grid.
+    authors took for each data set. The convolution sees the whole grid, also where attention is in windows, as in their Swin; they convolve
+    a class token by itself, and SAM has none.
     """
 
-    hidden: int = 8
+    hidden: Count = 8
     scale: float = 1.0
     xavier: bool = False
-    dropout: float = 0.1
+    dropout: Share = 0.1
     targets: str = "attention+mlp"
     space: ClassVar[Space] = {"scale": OneOf((0.01, 0.1, 1.0, 10.0, 100.0)), "xavier": OneOf((False, True))}
     title: ClassVar[str] = "Convpass"
@@ -102,11 +89,6 @@ class Convpass(PlacedInHalves, EncoderMethod):
     pyramid: ClassVar[str] = "reads what the attention reads; Up widens, and the map is averaged to the grid that the block gives"
     rates: ClassVar[str] = "1e-3, AdamW, weight decay 1e-4"
     oracle: ClassVar[str] = "the authors' code, 1e-5"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(hidden=1, dropout=0)
-        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         return ConvpassTuner(sam, self)

@@ -14,7 +14,7 @@ from bench.grid.space import OneOf, Space
 from bench.model.attention import KeyValues
 from bench.model.by_block import by_block, of_each
 from bench.model.dropout import Dropout
-from bench.model.method import EncoderMethod
+from bench.model.method import Count, EncoderMethod, Share
 from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
@@ -35,12 +35,13 @@ class E2VPTTuner(PlacedTuner):
         self.dropout = Dropout(dropout)  # of tokens, as in the original
 
     def prepared(self, vit: ImageEncoderViT) -> list[tuple[Tensor, Tensor]]:
-        """The weighed tokens, and the pairs, of each block."""
-        return of_each(lambda tokens, pairs: (self._weighed(tokens), pairs), self.tokens, self.pairs)
+        """The weighed tokens, and the pairs, of each block: channel j is of segment j mod R, as in the original."""
+        mask = self.mask[:, None]
 
-    def _weighed(self, tokens: Tensor) -> Tensor:
-        """Tokens (…, P, C) times the mask: channel j is of segment j mod R, as in the original."""
-        return (tokens.unflatten(-1, (-1, self.mask.shape[1])) * self.mask[:, None]).flatten(-2)
+        def weighed(tokens: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+            return (tokens.unflatten(-1, (-1, mask.shape[-1])) * mask).flatten(-2), pairs
+
+        return of_each(weighed, self.tokens, self.pairs)
 
     def step(self, i: int, block: Block, x: Tensor, carry: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         tokens, pairs = carry[i]
@@ -55,16 +56,14 @@ class E2VPT(Placed, EncoderMethod):
     """`tokens` prompts for every block, as VPT-deep has them, with a learned soft mask of their `segments`; and `pairs` learned keys,
     which are the values too (the paper's parameter sharing), that every window's attention sees.
 
-    This is what the original trains before it prunes. It then sets to 0 the parts of the mask whose gradients are smallest, in nine shares
-    of which validation images choose one, and trains each anew from the start: ten trainings, of which a cell is one, so nothing is pruned
-    here. Its other mask, a number for each whole token, is left out: the norm in front of attention undoes it, so that it has no gradient
-    but rounding (1e-4 of the segments', in the authors' code).
+    This is what the original trains before it prunes. Its other mask, a number for each whole token, is left out: the norm in front of
+    attention undoes it, so that it has no gradient but rounding (1e-4 of the segments', in the authors' code).
     """
 
-    tokens: int = 5
-    pairs: int = 5
-    segments: int = 16
-    dropout: float = 0.1
+    tokens: Count = 5
+    pairs: Count = 5
+    segments: Count = 16
+    dropout: Share = 0.1
     space: ClassVar[Space] = {"tokens": OneOf((1, 5, 10, 50)), "pairs": OneOf((1, 5, 10, 50))}
     family: ClassVar[str] = "prompt"
     title: ClassVar[str] = "E²VPT"
@@ -74,14 +73,8 @@ class E2VPT(Placed, EncoderMethod):
     rates: ClassVar[str] = "SGD, searched: rate and decay (0 to 0.01)"
     oracle: ClassVar[str] = "its authors' code, 1e-5"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(tokens=1, pairs=1, segments=1, dropout=0)
-        self.at_most(dropout=1)
-
     def tuner(self, sam: Sam) -> Tuner:
         blocks = self.placed(sam)
-        widths = {sam.config.blocks[i].before for i in blocks}
-        if wrong := sorted(width for width in widths if width % self.segments):
+        if wrong := sorted(width for i in blocks if (width := sam.config.blocks[i].before) % self.segments):
             raise RequestError(f"{self.name}(segments={self.segments}): tokens of {wrong[0]} channels cannot be cut into so many alike.")
         return E2VPTTuner(sam, blocks, self.tokens, self.pairs, self.segments, self.dropout)

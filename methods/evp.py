@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bench.grid.registry import METHODS
 from bench.model.by_block import by_width, of_width, regridded
-from bench.model.method import EncoderMethod
+from bench.model.method import Count, EncoderMethod
 from bench.model.placement import Placed, PlacedTuner
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block
@@ -46,11 +46,7 @@ class ExplicitTuner(PlacedTuner):
 class Explicit(Placed, EncoderMethod):
     """What EVP and SAM-Adapter have in common: all of what they add to the encoder."""
 
-    reduction: int = 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(reduction=1)
+    reduction: Count = 32
 
     def tuner(self, sam: Sam) -> Tuner:
         self.at_most(reduction=sam.config.width)  # this backbone's

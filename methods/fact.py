@@ -1,20 +1,18 @@
 """FacT (Jie & Deng, AAAI 2023): the changes of all weights of all blocks are one tensor, of which a few small factors are trained."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bench.errors import RequestError
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.dropout import Dropout
 from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner
-from bench.model.method import EncoderMethod
+from bench.model.method import Count, EncoderMethod, Share
 from bench.model.placement import PlacedInLayers
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -22,12 +20,10 @@ from bench.model.sam_modules import Block, ImageEncoderViT
 
 
 class FacTTuner(LinearTuner):
-    """W + s·V Σ U for each square slice of a block's weights: q, k, v and proj are one each, lin1 and lin2 as many as cover them, one below
-    the other and side by side.
+    """W + s·V Σ U for each square slice of a block's weights: q, k, v and proj are one each, lin1 and lin2 as many as cover them.
 
-    u and v, both (r, C), are shared by all blocks of a width C. layers: of each, for every tuned block, Σ transposed in the tensor train:
-    of slices that write, side by side, (r, n·r), and of lin2, whose slices read, (n·r, r). Tucker's form has (r, n) there, and shares
-    c (r, r, r) as well.
+    u and v, both (r, C), are shared by all blocks of a width C. layers: Σ transposed, for every tuned block; in the tensor train (r, n·r)
+    of n slices that write, and of lin2, whose slices read, (n·r, r). Tucker's form has (r, n) there, and shares c (r, r, r) as well.
     """
 
     def __init__(self, sam: Sam, method: "FacT") -> None:
@@ -47,34 +43,27 @@ class FacTTuner(LinearTuner):
             bound = (6 / (r + blocks * sum(slices.values()))) ** 0.5 if self.c else shape[0] ** -0.5
             self.layers[name] = torch.empty(blocks, *shape).uniform_(-bound, bound)
 
-    def prepared(self, vit: ImageEncoderViT) -> dict[str, list[Any]]:
-        return self.lowered()
-
-    def lowered(self) -> dict[str, list[Any]]:
-        """U and Σ of every layer of each block as one matrix, (in, r of each slice that writes), and V, of whose views alone are many
-        gradients summed by one kernel."""
+    def prepared(self, vit: ImageEncoderViT | None = None) -> dict[str, list[Any]]:
+        """Of each block U and Σ of a layer as one matrix, (in, r of each slice that writes), and V, of whose views alone are many gradients
+        summed by one kernel."""
         found: dict[str, list[Any]] = {name: [] for name in self.layers}
         for (before, width), blocks in groupby(enumerate(self.sizes), lambda of: (of[1].before, of[1].width)):
             at = [i for i, _ in blocks]
             for name, own in found.items():
-                u = self.u[str(before if name == "qkv" else width)]
-                v = self.v[str(width)].expand(len(at), -1, -1).unbind()
-                own += zip(self.lowering(name, self.layers[name][at[0] : at[-1] + 1], u, width), v, strict=True)
+                u, v = self.u[str(before if name == "qkv" else width)], self.v[str(width)].expand(len(at), -1, -1)
+                own += zip(self.lowering(name, self.layers[name][at[0] : at[-1] + 1], u, width).unbind(), v.unbind(), strict=True)
         return found
 
-    def lowering(self, name: str, sigma: Tensor, u: Tensor, width: int) -> Sequence[Tensor]:
-        """The same of a layer of blocks of one width, whose Σ are (N, …). Tucker's numbers are read across the slices of the MLP, as the
-        authors' code does."""
+    def lowering(self, name: str, sigma: Tensor, u: Tensor, width: int) -> Tensor:
+        """U and Σ of a layer of N blocks of one width, (N, in, …). Tucker's numbers are read across an MLP's slices, as by the authors."""
         if self.c:
             made = self.c[str(width)] @ sigma[:, None]  # (N, r, r, n)
             sigma = made.flatten(2).mT if name == "lin2" else (made if name == "lin1" else made.mT).flatten(2)
-        if name == "lin2":
-            return (u.T @ sigma.unflatten(1, (-1, len(u)))).flatten(1, 2).unbind()  # slices below one another
-        lowering = u.T @ sigma
-        if name == "qkv" and not all(self.thirds):
-            own, none = iter(lowering.split(len(u), 2)), torch.zeros_like(lowering[..., : len(u)])
-            lowering = torch.cat([next(own) if third else none for third in self.thirds], 2)
-        return lowering.unbind()
+        lowering = (u.T @ sigma.unflatten(1, (-1, len(u)))).flatten(1, 2)  # what slices read, one below the other
+        if name != "qkv" or all(self.thirds):
+            return lowering
+        own, none = iter(lowering.split(len(u), 2)), torch.zeros_like(lowering[..., : len(u)])
+        return torch.cat([next(own) if third else none for third in self.thirds], 2)
 
     def step(self, i: int, block: Block, x: Tensor, carry: dict[str, list[Any]]) -> tuple[Tensor, dict[str, list[Any]]]:
         tuned = {name: partial(self.tuned, block.get_submodule(LAYERS[name]), len(x), *own[i]) for name, own in carry.items()}
@@ -85,13 +74,13 @@ class FacTTuner(LinearTuner):
         """A layer with what it adds; tokens (…, in) are so many images', one after the other."""
         down = down if len(down) == tokens.shape[-1] else down[: tokens.shape[-1]]  # of what lacks of the last slice nothing is read
         frozen, low = project(layer, tokens), tokens @ down
-        low = self.dropout(low.reshape(images, -1, low.shape[-1])).reshape(-1, len(v))  # of each slice
+        low = self.dropout.of_tokens(low, images).reshape(-1, len(v))  # of each slice
         if frozen.shape[-1] % v.shape[1]:
             return torch.add(frozen, (low @ v).view(*frozen.shape[:-1], -1)[..., : frozen.shape[-1]], alpha=self.scale)
         return torch.addmm(frozen.view(-1, v.shape[1]), low, v, alpha=self.scale).view(frozen.shape)  # one pass over a wide map
 
     def merged_layer(self, i: int, name: str, weight: Tensor) -> Tensor:
-        down, v = (factor.to(weight.dtype) for factor in self.lowered()[name][i])
+        down, v = (factor.to(weight.dtype) for factor in self.prepared()[name][i])
         return weight + self.scale * (down[: weight.shape[1]].unflatten(1, (-1, len(v))) @ v).flatten(1)[:, : len(weight)].T
 
 
@@ -101,15 +90,14 @@ class FacT(PlacedInLayers, EncoderMethod):
     """FacT-TT or, by `form` "tk", FacT-TK, on the paper's layers, with the authors' initialisation and dropout (between Σ and V).
 
     rank and scale are defaults of their code; for each data set they took one scale of 0.01, 0.1, 1, 10 and 100, and a rank of at most 16
-    (TT) or 32 (TK). Their training's stochastic depth is left out. Weights alone change, so that windows and relative positions are SAM's.
-    Blocks and layers that are not tuned have no part of the tensor. On SAM 2, blocks of each width have U, V and C of their own. SAM 3's
-    MLP is 4.6 times as wide as its blocks: of the last of its five slices a part is used.
+    (TT) or 32 (TK). Weights alone change, so that windows and relative positions are SAM's. Blocks and layers that are not tuned have no
+    part of the tensor. Of the last slice of SAM 3's MLP, 4.6 times as wide as its blocks, a part is used.
     """
 
-    form: str = "tt"
-    rank: int = 8
+    form: Literal["tt", "tk"] = "tt"
+    rank: Count = 8
     scale: float = 1.0
-    dropout: float = 0.1
+    dropout: Share = 0.1
     targets: str = "qkv+proj+mlp"
     space: ClassVar[Space] = {"rank": OneOf((4, 8, 16)), "scale": OneOf((0.01, 0.1, 1.0, 10.0, 100.0))}
     title: ClassVar[str] = "FacT"
@@ -119,13 +107,6 @@ class FacT(PlacedInLayers, EncoderMethod):
     pyramid: ClassVar[str] = "blocks of one width share U, V and C; q, k and v read by the U of the width that the block gets"
     rates: ClassVar[str] = "1e-3, AdamW, weight decay 1e-4"
     oracle: ClassVar[str] = "the authors' code, 1e-5"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.form not in ("tt", "tk"):
-            raise RequestError(f"fact(form={self.form}): only tt and tk are allowed.")
-        self.at_least(rank=1, dropout=0)
-        self.at_most(dropout=1)
 
     def tuner(self, sam: Sam) -> Tuner:
         return FacTTuner(sam, self)

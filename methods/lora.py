@@ -169,8 +169,8 @@ class LoRA(PlacedInLayers, EncoderMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init == "pissa":
-            self.at_least(alpha=0)  # A and B start with its root
+        if self.init == "pissa" and self.alpha < 0:  # A and B start with its root
+            raise RequestError(f"{self.name}(alpha={self.alpha}): at least 0 is needed.")
         if self.first_block and self.blocks != "all":
             raise RequestError(
                 f"{self.name}(first_block={self.first_block},blocks={self.blocks}): blocks says it all, without first_block."

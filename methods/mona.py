@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.model.by_block import of_each
 from bench.model.dropout import Dropout
-from bench.model.method import LATER, EncoderMethod
+from bench.model.method import LATER, Count, EncoderMethod, Share
 from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
@@ -96,8 +96,8 @@ class Mona(PlacedInHalves, EncoderMethod):
     weight decay, which they have not in the original.
     """
 
-    bottleneck: int = 64
-    dropout: float = 0.1
+    bottleneck: Count = 64
+    dropout: Share = 0.1
     targets: str = field(default="attention+mlp", metadata=LATER)
     norm_decay: bool = field(default=True, metadata=LATER)
     title: ClassVar[str] = "Mona"
@@ -107,11 +107,6 @@ class Mona(PlacedInHalves, EncoderMethod):
     pyramid: ClassVar[str] = "at the width and grid that the block gives"
     rates: ClassVar[str] = "AdamW 1e-4, decay 0.05"
     oracle: ClassVar[str] = "its formula, 1e-4"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(bottleneck=1, dropout=0)
-        self.at_most(dropout=1)
 
     def decays(self, name: str) -> bool:
         return self.norm_decay or not (name.startswith("tuner.") and ".norm." in name)

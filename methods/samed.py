@@ -14,8 +14,7 @@ class SAMed(LoRA):
     prompt" embedding, which is all that the decoder is told.
 
     The original predicts a mask for every class and the background, with a softmax over them; a cell here has one class, so it is SAM's
-    single mask with a sigmoid. Its loss (0.8 Dice + 0.2 cross-entropy) and schedule (250 steps of warm-up, then polynomial, AdamW) are the
-    protocol's here; `rates` has what they were.
+    single mask with a sigmoid. Its loss (0.8 Dice + 0.2 cross-entropy) and schedule (250 steps of warm-up, then polynomial) are no part.
     """
 
     decoder: str = "tuned"

@@ -13,7 +13,7 @@ from bench.grid.space import OneOf, Space
 from bench.model.attention import KeyValues
 from bench.model.by_block import by_block
 from bench.model.dropout import Dropout
-from bench.model.method import LATER, EncoderMethod
+from bench.model.method import LATER, Count, EncoderMethod, Share
 from bench.model.placement import Placed, PlacedTuner
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward, residual
@@ -62,18 +62,13 @@ class VPT(EncoderMethod):
     """What both have in common. Dropout is drawn for each image, as in the original; that is revision 2 where there is any."""
 
     space: ClassVar[Space] = {"tokens": OneOf((1, 5, 10, 50))}
-    tokens: int = 5
-    dropout: float = 0.0
+    tokens: Count = 5
+    dropout: Share = 0.0
     source: ClassVar[str] = "Jia et al., Visual Prompt Tuning, ECCV 2022"
     also_loads: ClassVar[tuple[int, ...]] = (1,)
     family: ClassVar[str] = "prompt"
     rates: ClassVar[str] = "SGD, searched: 0.1 to 50 × batch/256, decay 0 to 0.01"
     oracle: ClassVar[str] = "its formula, 1e-4"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(tokens=1, dropout=0)
-        self.at_most(dropout=1)
 
     @property
     def revision(self) -> int:  # type: ignore[override]

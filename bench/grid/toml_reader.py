@@ -99,7 +99,7 @@ def typed(where: str, key: str, value: Any, kind: Any) -> Any:
         except WrongType as error:  # in the table: no other type of a union can be meant
             raise RequestError(str(error)) from None
     elif kind is Any or type(value) is kind or (kind is float and type(value) is int and abs(value) <= MOST):
-        return _bounded(where, key, float(value) if kind is float else value)
+        return _bounded(where, key, float(value) + 0.0 if kind is float else value)  # -0.0 is 0.0
     raise WrongType(f"{where}: {key} = {_shown(value)} has the wrong type: {needed(kind)} is needed.")
 
 

@@ -48,6 +48,10 @@ class Dropout(nn.Dropout):
         first, images = part
         return x * _rows(F.dropout(x.new_ones(images, *x.shape[1:]), self.p), first, len(x))
 
+    def of_tokens(self, tokens: Tensor, images: int) -> Tensor:
+        """The same of tokens (…, C) of so many images, one after the other."""
+        return self(tokens.reshape(images, -1, tokens.shape[-1])).view(tokens.shape)
+
 
 def noise(images: int, *shape: int, like: Tensor) -> Tensor:
     """Standard normal numbers (images, *shape), a row an image: a part of a batch gets its rows of what the whole batch would get."""

@@ -95,12 +95,6 @@ class Method:
         """Whether a trained tensor has its group's weight decay; else it has none, as norms and biases where a method's authors did so."""
         return True
 
-    def at_least(self, **least: float) -> None:
-        """RequestError where a parameter is below what is given for it."""
-        for parameter, limit in least.items():
-            if getattr(self, parameter) < limit:
-                raise RequestError(f"{self.name}({parameter}={getattr(self, parameter)}): at least {limit} is needed.")
-
     def at_most(self, **most: float) -> None:
         """RequestError where a parameter is above what is given for it."""
         for parameter, limit in most.items():

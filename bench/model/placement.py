@@ -1,9 +1,11 @@
 """Where in the encoder a method tunes: in which blocks, and which parts of them. `lora(blocks=last6,targets=qkv+mlp)`."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
+
+from torch import nn
 
 from bench.errors import RequestError
 from bench.model.backbones import BackboneSpec, read_backbone
@@ -122,6 +124,11 @@ class PlacedTuner(Tuner):
         self.tuned_blocks: tuple[int, ...] = blocks
         self.first_block = blocks[0]
         self.sizes = tuple(sam.config.blocks[i] for i in blocks)
+
+    def in_halves(self, halves: Sequence[str], make: Callable[[int, int], nn.Module]) -> nn.ModuleDict:
+        """For each half, "attention" or "mlp", what `make` makes of the widths that it gets and gives, a list of one for each block."""
+        widths = {"attention": [(size.before, size.width) for size in self.sizes], "mlp": [(size.width, size.width) for size in self.sizes]}
+        return nn.ModuleDict({half: nn.ModuleList(make(*of_block) for of_block in widths[half]) for half in halves})
 
     @classmethod
     def of_peft(cls, sam: Sam, adapter: PeftAdapter) -> Self:
