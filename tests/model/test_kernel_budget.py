@@ -18,16 +18,8 @@ from bench.types import Prompts
 META = torch.device("meta")
 TRAINING, ENCODING = 2_500, 900  # of vit_l, one image with one box, in float32; before 10,800 and 5,400
 OWN = {  # of those that take more, and why
-    "boft": (2_900, 900),  # two factors, of channels that are brought together and back, and a scale
-    "dora": (4_600, 1_450),  # directions, lengths and gains of the rows of q and v apart, of every block
-    "e2vpt": (3_050, 1_100),  # tokens with their masks, keys and values of every block, and dropout of all of them
-    "mona": (4_000, 1_650),  # two adapters in every block, of a norm, three depthwise convolutions and their sums each
-    "vera": (2_550, 900),  # two vectors around the matrix of each of q and v
-    "convpass": (3_400, 1_300),  # two bypasses in every block, of a norm, a convolution and two activations each
-    "fact": (3_900, 1_300),  # three factors around each of four layers of every block
-    "repadapter": (3_000, 1_100),  # two adapters in every block
-    "ssf": (2_800, 950),  # a scale and a shift after every layer and norm
-    "vpt_shallow": (2_500, 960),  # its tokens pass every MLP too
+    "fact": (2_550, 800),  # nine kernels, forward and back, around each of four layers of every block
+    "mona": (2_850, 1_050),  # two adapters in every block, of nine kernels and 16 back: a norm, two convolutions and two layers, all trained
     "conv_lora": (1_150, 280),  # eight experts; a block more takes 370 and 125
 }
 # Of two blocks: a GPU asks all experts of all windows, by bicubic maps, which takes seconds a block on "meta".
