@@ -11,6 +11,7 @@ from bench.grid.protocol import Settings
 def set_products(settings: Settings) -> None:
     """How float32 matrix products are made in this process: as `matmul_precision` says, or in TF32 where `precision` asks for it."""
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else settings.matmul_precision)
+    torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"  # PyTorch convolves in TF32 unless told
 
 
 def computing(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -12,53 +12,74 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from bench.errors import RequestError
 from bench.grid.plan import choose_methods
+from bench.grid.protocol import load_protocol
 from bench.grid.provenance import ROOT, git_state, package_version
 from bench.grid.registry import METHODS
 from bench.grid.store import RECORD, TUNED, ResultStore
 from bench.model.backbones import read_backbone
-from bench.model.checkpoints import load_sam
+from bench.model.checkpoints import first_line, load_sam
 from bench.model.method import build
-from bench.model.precision import computing
+from bench.model.precision import computing, repeatable
 from bench.profiling.cost import measured
 from bench.profiling.kernels import compare_kernels
 from bench.profiling.model import Job, measure, works
+from bench.profiling.samples import Squares
 from bench.profiling.turns import Found, device_label, in_subprocess, slug, unwritten
 from bench.running.estimate import hours
 from bench.running.workers import device_of
-from bench.training.train import Example, backward
-from bench.types import WHOLE, Prompts
+from bench.training.train import Example, backward, optimizer_of, steps_of
+from bench.types import COMPILE_MODES, STEP_GRAPH, WHOLE, Prompts
 
 APART = {"fp32": 1e-3, "bf16": 0.15}  # of the largest logit or gradient, from a CPU's fp32
-SPEED_METHODS = ("lora", "cat_sam_a")
+SPEED_METHODS = ("lora", "cat_sam_a", "cat_sam_t")
+PROFILED = 5  # steps
 SHARE_OF_REST = 0.5  # that a step may take of the time that is left, so that one that hangs leaves time for the others
 LEAST_SECONDS = 15.0
 STEPS_OF_A_CELL, IMAGES_OF_A_CELL = 2000, {"paper": 103_600, "clean": 1_036}  # of a one-shot cell on WHU, by protocol
-LITTLE_MB = 64  # of a card's memory that are left to a cell that is to run out of it
+LITTLE_MB = 64  # of a card's memory for a cell that is to run out of it: cuBLAS takes 32, the model 16
 
 
 def agreement(backbone: str, device: str) -> Found:
     """Every method on the tiny SAM: logits and gradients of a step in fp32, and logits in bf16, against those of a CPU."""
-    rows = []
+    torch.backends.cudnn.allow_tf32 = False  # else "fp32" convolves in fewer digits
+    rows: list[dict[str, Any]] = []
     for name in METHODS.names():
-        wanted, found = (_numbers(name, where, "fp32") for where in ("cpu", device))
-        half = _numbers(name, device, "bf16", False)
-        apart = {"logits": _apart(found[0], wanted[0]), "gradients": max(map(_apart, found[1:], wanted[1:]), default=0.0)}
-        apart["bf16 logits"] = _apart(half[0], wanted[0])
-        kept = all(value <= APART["bf16" if name == "bf16 logits" else "fp32"] for name, value in apart.items())
-        rows.append({"method": name, **{key: f"{value:.1e}" for key, value in apart.items()}, "agrees": "yes" if kept else "NO"})
-    wrong = [row["method"] for row in rows if row["agrees"] == "NO"]
+        try:
+            rows.append(_agreement(name, device))
+        except RuntimeError as error:  # of one method; the others are to be known as well
+            rows.append({"method": name, "agrees": f"NO: {first_line(error)}"})
+        _so_far(rows)
+    wrong = [row["method"] for row in rows if row["agrees"] != "yes"]
     return {"rows": rows, "ok": not wrong, "said": f"differs from a CPU: {', '.join(wrong)}" if wrong else f"{len(rows)} methods agree"}
+
+
+def _agreement(name: str, device: str) -> dict[str, Any]:
+    wanted, found = (_numbers(name, where, "fp32") for where in ("cpu", device))
+    half = _numbers(name, device, "bf16", False)
+    apart = {"logits": _apart(found[0], wanted[0]), "gradients": max(map(_apart, found[1:], wanted[1:]), default=0.0)}
+    apart["bf16 logits"] = _apart(half[0], wanted[0])
+    kept = all(value <= APART["bf16" if key == "bf16 logits" else "fp32"] for key, value in apart.items())
+    return {"method": name, **{key: f"{value:.1e}" for key, value in apart.items()}, "agrees": "yes" if kept else "NO"}
+
+
+def _so_far(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints what is known by now, which is kept where the step does not come to its end."""
+    print(json.dumps({"rows": rows}), flush=True)
 
 
 def _numbers(method: str, device: str, precision: str, trains: bool = True) -> list[Tensor]:
@@ -73,7 +94,8 @@ def _numbers(method: str, device: str, precision: str, trains: bool = True) -> l
     with torch.no_grad(), computing(precision, model.device):
         found = [model.decode(model.encode([image]), [prompts])[0].float().cpu()]
     if trains and model.tuned():
-        backward(model, [Example(image, prompts, torch.ones(1, side, side, dtype=torch.uint8))], 0, WHOLE, precision)
+        with repeatable(model.device):
+            backward(model, [Example(image, prompts, torch.ones(1, side, side, dtype=torch.uint8))], 0, WHOLE, precision)
         found += [tensor.grad.cpu() for tensor in model.tuned().values() if tensor.grad is not None]
     return found
 
@@ -83,40 +105,52 @@ def _apart(found: Tensor, wanted: Tensor) -> float:
 
 
 def repeats(backbone: str, device: str) -> Found:
-    """A smoke cell twice, from the command line: the same numbers and weights?"""
+    """A smoke cell from the command line, again, and on a GPU with steps as one graph: the same numbers and weights?"""
+    ways: dict[str, list[str]] = {"again": [], **({STEP_GRAPH: ["--compile", STEP_GRAPH]} if device == "cuda" else {})}
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        records = [_smoke_cell(Path(folder) / name, device) for name in ("one", "two")]
-        scores = [json.loads((path / RECORD).read_text())["scores"] for path in records]
-        weights = [(path / TUNED).read_bytes() for path in records]
-    same = {"scores": scores[0] == scores[1], "weights": weights[0] == weights[1]}
-    words = " and ".join(f"the same {name}" if is_same else f"OTHER {name}" for name, is_same in same.items())
-    return {"rows": [{"smoke cell, twice": words}], "ok": same["scores"], "said": words}
+        first = _smoke_cell(Path(folder) / "first", device)
+        for way, flags in ways.items():
+            try:
+                other = _smoke_cell(Path(folder) / way, device, *flags)
+                words = [f"{'the same' if same else 'OTHER'} {what}" for what, same in _same(first, other).items()]
+            except RequestError as error:
+                words = [f"FAILED: {error}"]
+            rows.append({"smoke cell": way, "has": " and ".join(words)})
+            _so_far(rows)
+    said = "; ".join(f"{row['smoke cell']}: {row['has']}" for row in rows)
+    return {"rows": rows, "ok": not any(word in said for word in ("OTHER", "FAILED")), "said": said}
 
 
-def _smoke_cell(out: Path, device: str) -> Path:
+def _same(one: Path, two: Path) -> dict[str, bool]:
+    """What is the same of two stored cells."""
+    scores = [json.loads((path / RECORD).read_text())["scores"] for path in (one, two)]
+    return {"scores": scores[0] == scores[1], "weights": (one / TUNED).read_bytes() == (two / TUNED).read_bytes()}
+
+
+def _smoke_cell(out: Path, device: str, *flags: str) -> Path:
     """The folder of a stored cell."""
-    done = _run_smoke(out, device)
+    done = _run_smoke(out, device, *flags)
     found = list(out.glob(f"runs/*/*/*/{RECORD}"))
     if done.returncode or not found:
         raise RequestError(f"a smoke cell failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     return found[0].parent
 
 
-def _run_smoke(out: Path, device: str) -> "subprocess.CompletedProcess[str]":
+def _run_smoke(out: Path, device: str, *flags: str, before: str = "") -> "subprocess.CompletedProcess[str]":
+    """`bench.run` of a smoke cell in a process of its own, which runs a line of Python before."""
     words = ["--methods", "cat_sam_a", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--device", device]
-    command = [sys.executable, "-m", "bench.run", *words, "--out", str(out)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    run = [sys.executable, "-c", f"{before}\nimport sys, bench.run\nsys.exit(bench.run.main(sys.argv[1:]))"]
+    return subprocess.run([*run, *words, *flags, "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
 
 
 def out_of_memory(backbone: str, device: str) -> Found:
-    """A smoke cell on a card whose memory is taken: does it fail alone, with a sentence?"""
+    """A smoke cell that may have LITTLE_MB of the card: does it fail alone, with a sentence? The card stays free for others."""
     if device == "cpu":
         return {"rows": [], "ok": True, "said": "only on a GPU: a CPU's memory is everybody's"}
-    free, _ = torch.cuda.mem_get_info()
-    taken = torch.empty(max(0, free - LITTLE_MB * 2**20), dtype=torch.uint8, device=device)
+    share = LITTLE_MB * 2**20 / torch.cuda.get_device_properties(device).total_memory
     with tempfile.TemporaryDirectory() as folder:
-        done = _run_smoke(Path(folder), device)
-    del taken
+        done = _run_smoke(Path(folder), device, before=f"import torch; torch.cuda.set_per_process_memory_fraction({share})")
     said = (done.stdout + done.stderr).strip().splitlines()[-1:]
     told = done.returncode == 1 and "memory" in (done.stdout + done.stderr).lower() and "Traceback" not in done.stdout
     return {
@@ -166,27 +200,65 @@ def kernels(backbone: str, device: str) -> Found:
 
 
 def speed(backbone: str, device: str) -> Found:
-    """Steps and evaluations: the fast path in a card's usual numbers, with batches of 1 and 4, against the plain one in fp32."""
-    rows = []
-    precision = "bf16" if device == "cuda" else "fp32"
-    for method, work in ((name, work) for name in SPEED_METHODS for work in works(name)):
-        plain = measure(Job(backbone, method, work, 1, 10, device, "reference", "fp32", "medium"))
-        for images in (1, 4) if device == "cuda" else (1,):
-            fast = measure(Job(backbone, method, work, images, 10, device, "fast", precision, "medium"))
-            tflop = plain["tflop"] * images
-            rows.append(
-                {
-                    "method": method,
-                    "work": work,
-                    "images": images,
-                    "images/s": round(images / fast["seconds"], 2),
-                    "times plain fp32": round(images * plain["seconds"] / fast["seconds"], 2),
-                    "share of the product rate %": round(100 * tflop / fast["seconds"] / fast["gemm_tflops"]),
-                    "GB": round(fast["peak_mb"] / 1e3, 2),
-                    "plain GB": round(plain["peak_mb"] / 1e3, 2),
-                }
-            )
+    """Steps and evaluations: the fast path in a card's usual numbers, with batches of 1 and 4 and, last, compiled, against the plain one in
+    fp32."""
+    plain: dict[tuple[str, str], Found] = {}
+    precision, batches = ("bf16", (1, 4)) if device == "cuda" else ("fp32", (1,))
+    pairs = [(name, work) for name in SPEED_METHODS for work in works(name)]
+    asked = [(*pair, images, "") for pair in pairs for images in batches]
+    asked += [(*pair, 1, COMPILE_MODES[0]) for pair in pairs if device == "cuda"]
+    rows: list[dict[str, Any]] = []
+    for method, work, images, compile in asked:
+        if (method, work) not in plain:
+            plain[method, work] = measure(Job(backbone, method, work, 1, 10, device, "reference", "fp32", "medium"))
+        fast = measure(Job(backbone, method, work, images, 10, device, "fast", precision, "medium", compile))
+        rows.append({"backbone": backbone, "method": method, "work": work, "images": images, "compiled": compile})
+        rows[-1] |= _speed(fast, plain[method, work], images)
+        _so_far(rows)
     return {"rows": rows, "ok": True, "said": f"{min(row['times plain fp32'] for row in rows)} times the plain path, or more"}
+
+
+def _speed(fast: Found, plain: Found, images: int) -> dict[str, float]:
+    return {
+        "images/s": round(images / fast["seconds"], 2),
+        "times plain fp32": round(images * plain["seconds"] / fast["seconds"], 2),
+        "share of the product rate %": round(100 * plain["tflop"] * images / fast["seconds"] / fast["gemm_tflops"]),
+        "GB": round(fast["peak_mb"] / 1e3, 2),
+        "plain GB": round(plain["peak_mb"] / 1e3, 2),
+    }
+
+
+def waits(backbone: str, device: str) -> Found:
+    """Training steps as a cell makes them, one by one and as one graph: what a step takes, for how much of it the card computes, how
+    often the host waits for it, and what it computes longest."""
+    settings = replace(load_protocol("paper").resolve("cat_sam_t", "whu", 1), precision="bf16" if device == "cuda" else "fp32")
+    rows: list[dict[str, Any]] = []
+    for captures in (False, True) if device == "cuda" else (False,):
+        model, data = build("cat_sam_t", load_sam(read_backbone(backbone).config, device=device), seed=0), Squares()
+        steps = steps_of(model, optimizer_of(model, settings), data, data.support(1), settings, 0, capture=captures)
+        for _ in range(PROFILED):  # the second one is recorded
+            next(steps).losses.read()
+        with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]) as trace:
+            began = time.perf_counter()
+            for step in islice(steps, PROFILED):
+                last = step.losses
+            last.read()
+            seconds = time.perf_counter() - began
+        rows.append({"steps": "one graph" if captures else "one by one", **_of_trace(trace, seconds, device)})
+        _so_far(rows)
+    return {"rows": rows, "ok": True, "said": "; ".join(f"{row['steps']} {row['ms a step']} ms" for row in rows)}
+
+
+def _of_trace(trace: profile, seconds: float, device: str) -> dict[str, Any]:
+    events = trace.key_averages()
+    counts = {event.key: event.count for event in events}
+    on_card = {event.key: event.self_device_time_total for event in events if event.device_type == DeviceType.CUDA}  # its kernels
+    of_kernel = on_card if device == "cuda" else {event.key: event.self_cpu_time_total for event in events}
+    longest = sorted(of_kernel, key=lambda key: of_kernel[key], reverse=True)[:5]
+    computed = {"computing %": round(100 * sum(of_kernel.values()) / 1e6 / seconds)} if device == "cuda" else {}
+    found = {"ms a step": round(1e3 * seconds / PROFILED, 1), **computed}
+    found |= {name: round(counts.get(name, 0) / PROFILED, 1) for name in ("cudaLaunchKernel", "cudaGraphLaunch", "cudaStreamSynchronize")}
+    return {**found, "longest": ", ".join(f"{key[:40]} {of_kernel[key] / 1e3 / PROFILED:.2f} ms" for key in longest)}
 
 
 def cost(backbone: str, device: str) -> Found:
@@ -206,6 +278,7 @@ STEPS: Mapping[str, tuple[str, Callable[[str, str], Found]]] = {
     "ceilings": ("what the card can do", ceilings),
     "kernels": ("attention kernels and products", kernels),
     "speed": ("steps and evaluations", speed),
+    "waits": ("where a step's time goes", waits),
     "cost": ("how long a grid takes", cost),
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.model.attention import ATTENTION, GPU_ONLY, choose
 from bench.model.backbones import read_backbone
+from bench.model.checkpoints import first_line
 from bench.model.kernels import Bias
 from bench.model.products import PRODUCTS, choose_product
 from bench.model.sizes import SamConfig
@@ -88,11 +89,17 @@ def _numbers(device: str, kind: torch.dtype, *shapes: tuple[int, ...]) -> list[T
 def _raced(what: str, trains: bool, calls: Mapping[str, Call], rounds: int, device: str, chosen: str) -> list[dict[str, object]]:
     """A row for each way to compute the same."""
     first = next(iter(calls.values()))()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    differs = {name: _difference(call(), first) for name, call in calls.items()}  # the calls that warm up
+    differs: dict[str, str] = {}
+    for name, call in calls.items():  # the calls that warm up
+        try:
+            differs[name] = f"{_difference(call(), first):.0e}"
+        except Exception as error:  # a compiler's too, on a card that nobody has tried: the others are to be known
+            differs[name] = f"failed: {first_line(error)}"
+    works = [name for name in calls if not differs[name].startswith("failed")]
+    times: dict[str, list[float]] = {name: [] if name in works else [math.nan] for name in calls}
     for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(_seconds(call, device))
+        for name in works:
+            times[name].append(_seconds(calls[name], device))
     return [
         {
             "part": what,
@@ -100,7 +107,7 @@ def _raced(what: str, trains: bool, calls: Mapping[str, Call], rounds: int, devi
             "way": name,
             "ms": f"{1e3 * median(seconds):.2f}",
             "range": f"{1e3 * min(seconds):.2f}–{1e3 * max(seconds):.2f}",
-            "differs": f"{differs[name]:.0e}",
+            "differs": differs[name],
             "chosen": "yes" if name == chosen else "",
         }
         for name, seconds in times.items()

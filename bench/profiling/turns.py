@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import count
@@ -41,8 +42,8 @@ def measured_in_subprocess(job: Job) -> Found:
 
 
 def in_subprocess(module: str, *words: str, seconds: float | None = None) -> Found:
-    """What a module prints last, as JSON, in a new process with ALLOCATOR's settings and one thread; `failed` says why there is nothing.
-    seconds: after which it is ended."""
+    """What a module prints last, as JSON, in a new process with ALLOCATOR's settings and one thread; `failed` says why there is nothing,
+    or no more than what it printed by then. seconds: after which it is ended."""
     environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", module, *words]
     pipe = subprocess.PIPE
@@ -53,11 +54,19 @@ def in_subprocess(module: str, *words: str, seconds: float | None = None) -> Fou
             os.killpg(process.pid, signal.SIGKILL)  # and what it started
             if not isinstance(stopped, subprocess.TimeoutExpired):
                 raise
-            return {"failed": f"it took longer than {seconds:.0f} s"}
+            return {**_printed(process.communicate()[0]), "failed": f"it took longer than {seconds:.0f} s"}
     if process.returncode:
-        return {"failed": last_words(process.returncode, error)}
-    found: Found = json.loads(said.splitlines()[-1])
-    return found
+        return {**_printed(said), "failed": last_words(process.returncode, error)}
+    return _printed(said) or {"failed": "it printed nothing"}
+
+
+def _printed(said: str) -> Found:
+    """The last line that is a whole table of values; nothing where there is none."""
+    for line in reversed(said.splitlines()):
+        with suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                return found
+    return {}
 
 
 def turns(pairs: Sequence[Pair], rounds: int, seconds: float, at_once: int) -> Iterator[list[Measured]]:

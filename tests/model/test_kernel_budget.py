@@ -19,7 +19,10 @@ META = torch.device("meta")
 TRAINING, ENCODING = 2_500, 900  # of vit_l, one image with one box, in float32; before 10,800 and 5,400
 OWN = {  # of those that take more, and why
     "fact": (2_550, 800),  # nine kernels, forward and back, around each of four layers of every block
-    "mona": (2_850, 1_050),  # two adapters in every block, of nine kernels and 16 back: a norm, two convolutions and two layers, all trained
+    "mona": (
+        2_850,
+        1_050,
+    ),  # two adapters in every block, of nine kernels and 16 back: a norm, two convolutions, two layers
     "conv_lora": (1_150, 280),  # eight experts; a block more takes 370 and 125
 }
 # Of two blocks: a GPU asks all experts of all windows, by bicubic maps, which takes seconds a block on "meta".
