@@ -1,9 +1,11 @@
-"""What names there are, a line each: python -m bench.list methods|families|datasets|protocols|backbones|suites|metrics [--data data]
+"""What names there are, a line each.
+
+    python -m bench.list methods
+    python -m bench.list datasets --data DIR               # the archives, and your own
 
 `datasets` also lists the user's own, which are described below --data.
 """
 
-import argparse
 import inspect
 import re
 import shutil
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.errors import one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.families import FAMILIES, SIGN, families, members
 from bench.grid.metrics import METRICS
 from bench.grid.plan import Request, families_by_method
@@ -29,9 +32,9 @@ Lines = Iterator[tuple[str, str]]
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.list", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    parser = command_parser("bench.list", __doc__)
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    add_common(parser, "data")
     add_option(parser)
     given = parser.parse_args(arguments)
     lines = dict(KINDS[given.kind](given.data))
