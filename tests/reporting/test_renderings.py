@@ -245,7 +245,7 @@ def test_a_table_says_over_what_its_intervals_generalise(store: ResultStore) -> 
     for seed in range(3):
         put(store, 86.0, seed=seed, draw=1)
     said = " ".join(tables(store, CellQuery())[0].notes)
-    assert "; of LoRA on WHU Building over draws of the shots, each with its seeds, and test images." in said
+    assert "; of LoRA over draws of the shots, each with its seeds, and test images." in said
 
 
 def test_few_test_images_are_said_and_too_few_are_a_reason(store: ResultStore) -> None:
