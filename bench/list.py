@@ -10,7 +10,6 @@ import inspect
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -41,14 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = max(map(len, lines), default=0)
     room = shutil.get_terminal_size().columns - names - 2 if sys.stdout.isatty() else 10**6
     for name, words in lines.items():
-        print(f"{name:{names}}  {textwrap.shorten(words, max(room, 20), placeholder=' …')}")
+        print(f"{name:{names}}  {words if len(words) <= room else f'{words[: max(room, 20) - 1].rstrip()}…'}")
     return 0
 
 
 def _registered(registry: Registry) -> Lines:
     for name in registry.names():
         cls = registry.get(name)
-        yield name, f"{getattr(cls, 'title', name)}: {first_sentence(cls)}"
+        file = sys.modules.get(cls.__module__) if cls.__module__.rpartition(".")[2] == name else None
+        title = f"{getattr(cls, 'title', name)}: "
+        yield name, first_sentence(file) if file else title + first_sentence(cls).removeprefix(title)
 
 
 def _families(_: Path) -> Lines:
