@@ -180,6 +180,7 @@ def _usages() -> dict[str, list[Usage]]:
             Usage(("CELL", "--format", "sam", "--out", "new.pth", "--pretrained", "pretrained"), (*OUT, *WEIGHTS), 6),
         ],
         "bench.compare": [Usage(("out", "out"), OUT, 10), Usage(("CELL", "CELL"), OUT)],
+        "bench.__main__": [Usage(())],
         "bench.list": [Usage(("datasets", "--data", "data"), DATA, 3)],
         "bench.merge": [Usage(("out", "--into", "merged"), OUT, 6)],
         "bench.power": [Usage(("lora", "sam", "--out", "out"), OUT, 4)],

@@ -34,6 +34,7 @@ SAME = {  # what cells of one table should have in common
     "device": MACHINE,
     "torch": "provenance.packages.torch",
 }
+FEW = 4  # methods that a note names
 ONLY_SAMPLE = "provenance.only_training_sample"
 
 
@@ -456,7 +457,10 @@ def _rates(frame: pd.DataFrame, naming: Labels) -> tuple[str, ...]:
         for rate, of in cells.groupby("lr"):
             where = "" if len(of) == len(cells) else f" on {', '.join(map(naming.dataset, sorted(set(of['dataset']))))}"
             by_rate.setdefault(str(rate), []).append(f"{naming.method(str(label))}{where}")
-    return ("Learning rates: " + "; ".join(f"{rate}: {', '.join(labels)}" for rate, labels in sorted(by_rate.items())) + ".",)
+    usual = max(by_rate, key=lambda rate: len(by_rate[rate]))
+    others = f"; all others {usual}" if len(by_rate[usual]) > FEW else ""
+    said = (f"{rate}: {', '.join(labels)}" for rate, labels in sorted(by_rate.items()) if not others or rate != usual)
+    return (f"Learning rates: {'; '.join(said)}{others}.",)
 
 
 def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mapping[tuple[str, ...], str]) -> pd.DataFrame:

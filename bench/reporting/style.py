@@ -177,7 +177,7 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
 
 def dodged(ax: Axes, i: int, of: int, title: str, cells: Sequence[Cell], look: Look, joined: bool = True) -> None:
     """The i-th of several methods at 0, 1, …, moved aside so that its intervals hide no other's."""
-    aside = min(0.7, 0.1 * of) * ((i + 0.5) / of - 0.5)
+    aside = min(0.7, 0.06 * of) * ((i + 0.5) / of - 0.5)
     points = [(k + aside, cell.value, cell) for k, cell in enumerate(cells) if cell.value is not None]
     ax.plot([x for x, *_ in points], [value for _, value, _ in points], markersize=3, label=title, **look.point)
     ax.lines[-1].set(linestyle=look.dash if joined else "none", linewidth=0.7)

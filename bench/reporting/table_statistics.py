@@ -156,16 +156,21 @@ def scope(counts: Counts) -> str:
 
 def interval_notes(counts: Mapping[Position, Counts], naming: Labels) -> tuple[str, ...]:
     """Over what a table's intervals generalise, what one run cannot tell, and which data sets have few images."""
+    scopes: dict[str, set[str]] = {}  # of each method
+    for (label, _), of in counts.items():
+        scopes.setdefault(label, set()).add(scope(of))
     over: dict[str, list[str]] = {}
-    for place, of in counts.items():
-        over.setdefault(scope(of), []).append(naming.place(*place))
+    for (label, dataset), of in counts.items():
+        said = naming.method(label) if len(scopes[label]) == 1 else naming.place(label, dataset)
+        over.setdefault(scope(of), []).append(said)
     if not over:
         return ()
     usual, *others = sorted(over, key=lambda text: -len(over[text]))
-    told = "".join(f"; of {some_of(over[text])} over {text}" for text in others)
+    once = {text: list(dict.fromkeys(places)) for text, places in over.items()}
+    told = "".join(f"; of {some_of(once[text])} over {text}" for text in others)
     notes = [f"{BRACKETS}95 % interval over {usual}{told}."]
     if ONE_RUN in over:
-        who = "no method here is marked or" if len(over) == 1 else f"those with one, {some_of(over[ONE_RUN])}, are neither marked nor"
+        who = "no method here is marked or" if len(over) == 1 else f"those with one, {some_of(once[ONE_RUN])}, are neither marked nor"
         notes.append(f"One run cannot tell methods apart, for another seed may turn them round: {who} tested.")
     few = {dataset: len(of.images) for (_, dataset), of in sorted(counts.items()) if len(of.images) < FEW_IMAGES}
     if few:

@@ -27,7 +27,7 @@ from bench.reporting.comparable import CellQuery, comparable_cells
 from bench.reporting.figures import heat_maps
 from bench.reporting.formats import FORMATS, html, latex
 from bench.reporting.pivot import Pivot, _values, _without
-from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
+from bench.reporting.table import Cell, Column, Row, Table, csv, markdown, number
 from bench.reporting.table_statistics import read_rows, table_statistics
 from bench.reporting.tables import pivoted, tables
 from bench.tables import main
@@ -245,7 +245,7 @@ def test_a_table_says_over_what_its_intervals_generalise(store: ResultStore) -> 
     for seed in range(3):
         put(store, 86.0, seed=seed, draw=1)
     said = " ".join(tables(store, CellQuery())[0].notes)
-    assert "; of LoRA on WHU Building over draws of the shots, each with its seeds, and test images." in said
+    assert "; of LoRA over draws of the shots, each with its seeds, and test images." in said
 
 
 def test_few_test_images_are_said_and_too_few_are_a_reason(store: ResultStore) -> None:
@@ -523,3 +523,10 @@ def test_a_protocol_with_many_changes_has_a_file_name(store: ResultStore) -> Non
     assert main(["--out", str(store.root)]) == 0
     (path,) = (store.root / "tables").glob("*.md")
     assert len(path.name.encode()) < 255
+
+
+def test_what_is_not_nothing_is_not_shown_as_nothing() -> None:
+    p, share = Column("", "p", digits=4), Column("", "share %", digits=2)
+    shown = [number(Cell(value), column) for value, column in ((3e-6, p), (6e-5, p), (0.0, share), (0.0007, share), (0.008, share))]
+    assert shown == ["<0.0001", "0.0001", "0.00", "<0.01", "0.01"]
+    assert "$<$0.0001" in latex(Table("t", "T", (), "", (p,), (Row("a", (Cell(3e-6),)),)))

@@ -379,6 +379,7 @@ def test_the_papers_table_says_in_one_line_what_it_cannot_say(store: ResultStore
         (["samed(decoder=tuned)", "lora(decoder=tuned)"], (("decoder", "tuned"),)),
         (["samed(decoder=tuned)"], (("decoder", "tuned"),)),
         (["lora(decoder=sam)", "lora(decoder=hq)", "samed(decoder=tuned)"], ()),
+        ([*(f"{name}(decoder=sam)" for name in ("lora", "ssf", "dora", "oft")), "lora(decoder=hq)"], (("decoder", "sam"),)),
     ],
 )
 def test_a_decoder_that_all_share_is_said_once_whatever_a_methods_own_is(labels: list[str], shared: tuple) -> None:
