@@ -102,9 +102,11 @@ class Images:
 
 def under_rule(images: Images, rule: str) -> Images:
     """The images as a rule counts them."""
+    if rule == "all" or images.objects.all():
+        return images
     if rule == "with_objects":
         return images.at(np.flatnonzero(images.objects))
-    return images.unless_empty() if rule == "empty_as_empty" else images
+    return images.unless_empty()
 
 
 def _missed(text: str) -> str:
@@ -176,12 +178,15 @@ class Metric:
 
     def value(self, images: Images, rule: str = "all") -> float:
         """The score of images under a rule, in percent; NaN where it is not defined, or they lack what it needs."""
-        counted, empty = under_rule(images, rule), worth_of_empty(rule)
-        if self.lacks(counted):
+        return self.of_counted(under_rule(images, rule), worth_of_empty(rule))
+
+    def of_counted(self, images: Images, empty: float) -> float:
+        """The same of images that a rule has counted; empty: what one without pixels in prediction and truth is worth, 0 to 1."""
+        if self.lacks(images):
             return math.nan
         if self.score:
-            return self.score(counted, empty)
-        return mean_ratio(self.terms(counted, empty)) if self.terms else math.nan
+            return self.score(images, empty)
+        return mean_ratio(self.terms(images, empty)) if self.terms else math.nan
 
     def lacks(self, images: Images) -> tuple[str, ...]:
         """What some of the images have not of what it needs."""
@@ -339,7 +344,8 @@ def metric_of(name: str) -> Metric:
 
 def scores(images: Images) -> dict[str, float]:
     """What a record has, in percent: each of RECORDED as `<name>_<rule>`, rule by rule."""
-    return {f"{name}_{rule}": METRICS[name].value(images, rule) for rule in RULES for name in RECORDED}
+    counted = {rule: under_rule(images, rule) for rule in RULES}
+    return {f"{name}_{rule}": METRICS[name].of_counted(of, worth_of_empty(rule)) for rule, of in counted.items() for name in RECORDED}
 
 
 def _percent(part: int, whole: int) -> float:

@@ -22,7 +22,7 @@ ABSENT = -1
 Scores = Mapping[str, Mapping[str, float]]
 
 
-def stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path | str) -> tuple[int, int]:
     """What changes with a file's content: its size and time of change; ABSENT for both where there is none."""
     try:
         found = os.stat(path)
@@ -33,7 +33,7 @@ def stamp(path: Path) -> tuple[int, int]:
 
 def image_rows(folder: Path) -> Mapping[str, Images] | None:
     """As `read_image_rows`, of a file that is read once, until it changes."""
-    return _kept(folder, stamp(folder / IMAGES))
+    return _kept(folder, stamp(f"{folder}/{IMAGES}"))
 
 
 @lru_cache(maxsize=1024)  # tables and figures ask for the same rows many times
