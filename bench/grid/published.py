@@ -210,6 +210,7 @@ def _target(line: ast.AnnAssign | ast.Assign) -> str:
     return ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0])
 
 
+@cache
 def _classes(path: Path) -> list[ast.ClassDef]:
     try:
         return [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]

@@ -208,7 +208,7 @@ class ComparableCells:
         metric = () if self.metric == USUAL else (self.metric,)
         return file_name((kind, backbone, checkpoint[:8], f"{shots}shot", protocol, self.selection, self.rule, *metric))
 
-    @property
+    @cached_property
     def stand_ins(self) -> tuple[str, ...]:
         """A warning where numbers are of generated images under a real data set's name."""
         if not len(self.frame) or not self.frame["generated"].any():
@@ -216,7 +216,7 @@ class ComparableCells:
         names = ", ".join(map(self.naming.dataset, sorted(set(self.frame.loc[self.frame["generated"], "dataset"]))))
         return (f"GENERATED STAND-INS, not the real images: {names}. These numbers say nothing about the real data sets.",)
 
-    @property
+    @cached_property
     def training(self) -> tuple[str, ...]:
         """What a reader would not expect of the cells' training: one picture for all epochs; dropout that stops."""
         if not len(self.frame):
@@ -241,7 +241,7 @@ class ComparableCells:
         """What is to be known before its numbers are read."""
         return (*self.stand_ins, *self.training, *self.mixed)
 
-    @property
+    @cached_property
     def mixed(self) -> tuple[str, ...]:
         """A warning for each thing in which the cells of one table should not differ, and do."""
         warnings = []
@@ -302,6 +302,7 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     What trains nothing has no shots of its own: it stands once in every table of its backbone, protocol and weights.
     RequestError, one sentence, where there is no cell at all, or none that is asked for. Of a snapshot they are the same objects again.
     """
+    query = replace(query, metric=None) if query.metric == USUAL else query
     if isinstance(store, Snapshot):
         return list(store.once(("comparable", query), lambda: _comparable_cells(store, query)))
     return _comparable_cells(store, query)

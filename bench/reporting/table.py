@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Literal
 
 import pandas as pd
-from tabulate import tabulate
 
 from bench.grid.spreadsheet import no_formula
 from bench.reporting.labels import Facts, in_words
@@ -81,6 +80,8 @@ class Table:
 
 def markdown(table: Table) -> str:
     """The table as GitHub's markdown, aligned so that it also reads in a terminal; each gap's reason is a footnote."""
+    from tabulate import tabulate  # a page needs none of it
+
     footnotes: list[str] = []
     body = [
         [_one_line(row.heading), *(_text(*pair, footnotes) for pair in zip(row.cells, table.columns, strict=True))] for row in table.rows

@@ -1,16 +1,14 @@
 """What per-image rows say: every value's interval, and methods compared on the same images and units (`bench.reporting.statistics`)."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from itertools import chain, combinations, groupby
+from itertools import combinations, groupby
 from pathlib import Path
 
 import numpy as np
 
-from bench.grid.metrics import METRICS, RULES, USUAL, Terms, under_rule, worth_of_empty
-from bench.grid.rows import IMAGES, read_image_rows, stamp
+from bench.grid.metrics import METRICS, USUAL, Terms, under_rule, worth_of_empty
+from bench.grid.rows import image_rows
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
@@ -246,37 +244,25 @@ def read_rows(folder: Path, selection: str, rule: str, metric: str = USUAL) -> R
     """The images by name, and of each part and whole of the ratio that a metric is (intersection and union in pixels) as a rule counts
     them; of the mean of several ratios what stands for it (see `linear_parts`). None where the file is absent or damaged, or lacks what
     the metric needs."""
-    found = _rows_by_rule(folder, stamp(folder / IMAGES), metric)
-    return None if found is None else found.get((selection, rule), ([], np.empty((0, 2))))
-
-
-@lru_cache(maxsize=1024)  # the tables and figures of a report ask for the same rows many times
-def _rows_by_rule(folder: Path, stamp: tuple[int, int], metric: str) -> Mapping[tuple[str, str], Rows] | None:
-    """(selection, rule) -> the rows of a file with this stamp."""
-    if (read := read_image_rows(folder)) is None:
+    if (found := image_rows(folder)) is None:
         return None
-    found: dict[tuple[str, str], Rows] = {}
-    for selection, rows in read.items():
-        rows.sort(key=lambda row: row.name)
-        names = [sys.intern(row.name) for row in rows]
-        for rule in RULES:
-            counted, of = under_rule(rows, rule), METRICS[metric]
-            if of.terms is None or of.lacks(counted):
-                return None
-            pixels = linear_parts([of.terms(row, worth_of_empty(rule)) for row in counted])
-            found[selection, rule] = names if len(counted) == len(rows) else [sys.intern(row.name) for row in counted], pixels
-    return found
+    if selection not in found:
+        return [], np.empty((0, 2))
+    of, counted = METRICS[metric], under_rule(found[selection], rule)
+    if of.terms is None or of.lacks(counted):
+        return None
+    order = sorted(range(len(counted.name)), key=counted.name.__getitem__)
+    return [counted.name[i] for i in order], linear_parts(of.terms(counted, worth_of_empty(rule)), len(order))[order]
 
 
-def linear_parts(terms: Sequence[Terms]) -> np.ndarray:
+def linear_parts(terms: Terms, images: int) -> np.ndarray:
     """Parts and wholes (images, 2) whose pooled ratio is the mean of the terms' pooled ratios, and on which every image has the same
     influence: of one ratio its own; else each image's share of the mean, with a whole of 1, as the infinitesimal jackknife has it."""
-    names = list(dict.fromkeys(chain.from_iterable(terms)))
-    if len(names) == 1:
-        return np.array([of_image.get(names[0], (0, 0)) for of_image in terms], float)
-    parts = np.array([[of_image.get(name, (0, 0)) for name in names] for of_image in terms], float).reshape(len(terms), len(names), 2)
+    if len(terms) == 1:
+        return np.stack(next(iter(terms.values())), axis=1).astype(float)
+    parts = np.array([np.stack(of, axis=1) for of in terms.values()], float).reshape(len(terms), images, 2).swapaxes(0, 1)
     parts = parts[:, parts[:, :, 1].sum(axis=0) > 0]
     sums = parts.sum(axis=0)  # (ratios, 2)
     ratios = sums[:, 0] / sums[:, 1]
-    share = ratios + len(terms) * (parts[:, :, 0] - ratios * parts[:, :, 1]) / sums[:, 1]
-    return np.stack([share.mean(axis=1) if len(ratios) else np.zeros(len(terms)), np.full(len(terms), float(len(ratios) > 0))], axis=1)
+    share = ratios + images * (parts[:, :, 0] - ratios * parts[:, :, 1]) / sums[:, 1]
+    return np.stack([share.mean(axis=1) if len(ratios) else np.zeros(images), np.full(images, float(len(ratios) > 0))], axis=1)

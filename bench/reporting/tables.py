@@ -37,7 +37,6 @@ from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
 from bench.reporting.reevaluations import retention_table, robustness_table
 from bench.reporting.table import Cell, Column, Row, Table, reduced
 from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, some_of, table_statistics
-from bench.reporting.terminal import show
 from bench.reporting.tuning import tuned_pairs, tuning_table
 
 
@@ -317,6 +316,8 @@ KINDS = (*LIKE, *SEVERAL, *PIVOTS, *ACROSS)
 
 def print_and_write(made: Iterable[Table], formats: Sequence[str], folder: Path, intervals: bool = True, runs: bool = True) -> None:
     """Shows tables and writes `<folder>/<name>.<format>` for each format; a CSV has everything, also where the others leave it out."""
+    from bench.reporting.terminal import show  # a page needs none of it
+
     folder.mkdir(parents=True, exist_ok=True)
     for table in made:
         for name in formats:

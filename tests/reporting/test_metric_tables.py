@@ -9,7 +9,7 @@ from drawn_cells import fill
 from test_renderings import CAT, LORA, put
 
 from bench.errors import RequestError
-from bench.grid.metrics import METRICS, ImageRow
+from bench.grid.metrics import METRICS, ImageRow, Images
 from bench.grid.published import published_for
 from bench.grid.rows import IMAGES, read_image_rows
 from bench.grid.store import ResultStore
@@ -82,11 +82,11 @@ def test_a_mean_of_ratios_has_its_value_and_the_jackknifes_interval():
     ]
     for name in ("ber", "two_class_miou", "mean_image_two_class_miou", "mean_image_iou", "miou"):
         metric = METRICS[name]
-        parts = linear_parts([metric.terms(row, 0.0) for row in rows])
+        parts = linear_parts(metric.terms(Images.of(rows), 0.0), len(rows))
         counts = Counts(((0, 0),), tuple(row.name for row in rows), parts[None, :, 0], parts[None, :, 1])
         found = Pooled.of(counts)
-        assert float(found.value) == pytest.approx(metric.value(rows))
-        without = [metric.value(rows[:i] + rows[i + 1 :]) for i in range(len(rows))]
+        assert float(found.value) == pytest.approx(metric.value(Images.of(rows)))
+        without = [metric.value(Images.of(rows[:i] + rows[i + 1 :])) for i in range(len(rows))]
         jackknife = (len(rows) - 1) / len(rows) * np.square(np.array(without) - np.mean(without)).sum()
         assert float(found.images_variance()) == pytest.approx(jackknife, rel=0.05)
 

@@ -17,7 +17,7 @@ from test_spec import LORA, SPEC
 from test_store import HISTORY
 
 from bench.errors import RequestError
-from bench.grid.metrics import ImageRow
+from bench.grid.metrics import ImageRow, Images
 from bench.grid.metrics import scores as scores_of
 from bench.grid.rows import COUNTS
 from bench.grid.spec import MethodChoice, RunSpec
@@ -105,7 +105,7 @@ def put(store: ResultStore, level: float, images: int = 40, empty: int = 0, nois
         rows += [{"selection": rule, "name": f"{i:03}", **counts, "iou": both / 10, "dice": 0.0} for rule in ("best", "last")]
     table = pd.DataFrame(rows)
     images = [ImageRow(row["name"], *(row[name] for name in COUNTS)) for row in rows if row["selection"] == "best"]
-    scores = {name: value for name, value in scores_of(images).items() if name.startswith("miou_")}
+    scores = {name: value for name, value in scores_of(Images.of(images)).items() if name.startswith("miou_")}
     store.save(Record(spec, {"best": scores, "last": scores}, COST, {"device_name": "a machine"}), table, HISTORY, None)
     return spec
 
@@ -259,7 +259,7 @@ def test_few_test_images_are_said_and_too_few_are_a_reason(store: ResultStore) -
     table = pd.read_csv(store.folder(replace(SPEC, method=CAT)) / "images.csv", converters={"name": str})
     table.loc[table["objects"] == 0, ["intersection", "union"]] = 0  # one image decides all: no other resample has a union
     images = [ImageRow(*row) for row in table.loc[table["selection"] == "best", ["name", *COUNTS]].itertuples(index=False)]
-    scores = {name: value for name, value in scores_of(images).items() if name.startswith("miou_")}
+    scores = {name: value for name, value in scores_of(Images.of(images)).items() if name.startswith("miou_")}
     kept = replace(store.read(replace(SPEC, method=CAT)), scores={"best": scores, "last": scores})
     table.to_csv(store.folder(kept.spec) / "images.csv", index=False)
     (store.folder(kept.spec) / "record.json").write_bytes(record_bytes(kept))
