@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.grid.metrics import METRICS, RULES, USUAL, Terms, under_rule, worth_of_empty
-from bench.grid.rows import IMAGES, read_image_rows, stamp
+from bench.grid.rows import IMAGES, lacks, read_image_rows, stamp
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
@@ -208,17 +208,20 @@ def _table_statistics(comparable: ComparableCells, datasets: Sequence[str], aver
             files |= zip([place], known, strict=False)
         if isinstance(found, Counts):
             counts[place] = found
-        else:
+        elif found:
             lacking[place] = found
     return TableStatistics(counts, tuple(datasets), averaged, lacking, files, comparable.sign)
 
 
 def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, rule: str, trains: bool, metric: str = USUAL) -> Counts | str:
-    """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels."""
+    """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels. "" where
+    the rows lack what the metric needs, so that there is no score either."""
     if METRICS[metric].terms is None:
         return f"{metric} is of all images' objects together"
     tables = [read_rows(folder, selection, rule, metric) for _, folder in runs]
     unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if table is None or not table[0]]
+    if any(lacks(folder, selection, metric) for folder in unread):
+        return ""
     if unread:
         return f"the rows by image of {'/'.join(unread[0].parts[-3:])} are absent or damaged"
     if (found := same_images(tables)) is None:
@@ -239,8 +242,8 @@ def same_images(tables: Sequence[Rows | None]) -> tuple[tuple[str, ...], np.ndar
 
 def read_rows(folder: Path, selection: str, rule: str, metric: str = USUAL) -> Rows | None:
     """The images by name, and of each part and whole of the ratio that a metric is (intersection and union in pixels) as a rule counts
-    them; of the mean of several ratios what stands for it (see `linear_parts`). None where the file is absent or damaged, or lacks what
-    the metric needs."""
+    them; of the mean of several ratios what stands for it (see `linear_parts`). None where the file is absent or damaged; no images where
+    it lacks what the metric needs."""
     found = _rows_by_rule(folder, stamp(folder / IMAGES), metric)
     return None if found is None else found.get((selection, rule), ([], np.empty((0, 2))))
 
@@ -257,7 +260,7 @@ def _rows_by_rule(folder: Path, stamp: tuple[int, int], metric: str) -> Mapping[
         for rule in RULES:
             counted, of = under_rule(rows, rule), METRICS[metric]
             if of.terms is None or of.lacks(counted):
-                return None
+                continue
             pixels = linear_parts([of.terms(row, worth_of_empty(rule)) for row in counted])
             found[selection, rule] = names if len(counted) == len(rows) else [sys.intern(row.name) for row in counted], pixels
     return found
