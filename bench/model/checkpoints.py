@@ -28,7 +28,10 @@ from bench.model.sizes import CONFIGS, PyramidConfig, SamConfig
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")  # keys of a mapping in which scripts keep a model's tensors
 PREFIXES = ("module.", "_orig_mod.", "model.", "sam.")  # of DistributedDataParallel, torch.compile, Lightning and scripts
 ENCODER = r"(?:image_encoder|vision_encoder|vision_backbone)\.(?:backbone\.|trunk\.)?"  # in Meta's names and Hugging Face's
-BLOCK, POSITIONS = re.compile(rf"{ENCODER}(?:blocks|layers)\.(\d+)\."), re.compile(rf"{ENCODER}(?:pos_embed|embeddings\.position_embeddings)$")
+BLOCK, POSITIONS = (
+    re.compile(rf"{ENCODER}(?:blocks|layers)\.(\d+)\."),
+    re.compile(rf"{ENCODER}(?:pos_embed|embeddings\.position_embeddings)$"),
+)
 HQ_PARTS = re.compile(r"mask_decoder\.(hf_|compress_vit_feat|embedding_)")  # of SAM-HQ's decoder, and CAT-SAM's, beside SAM's own
 STORED_AS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -236,5 +239,6 @@ def _holds_code(path: Path) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, cut to a message's length."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    """The first line of what an error says that is no heading, cut to a message's length, without a point at its end."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__)[:240].rstrip(".")

@@ -1,9 +1,12 @@
 """Hugging Face's SamModel and peft: the names that they have for SAM's tensors, and what an adapter is."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from bench.errors import RequestError
 from bench.model.sizes import SamConfig
 
 if TYPE_CHECKING:
@@ -62,6 +65,17 @@ class PeftAdapter(NamedTuple):
 
     config: dict[str, Any]
     tensors: "dict[str, Tensor]"
+
+
+def adapter_config(path: Path) -> dict[str, Any]:
+    """The content of an adapter_config.json; RequestError where it is none."""
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise RequestError(f"{path} is no adapter_config.json: a table of values in JSON is needed.")
+    return config
 
 
 def hugging_face_name(name: str) -> str:
