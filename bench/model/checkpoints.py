@@ -45,8 +45,9 @@ def load_sam(
     """A frozen SAM.
 
     arch: a name of configs/backbones/ ("vit_b", "medsam", "vit_b(image_size=512)") or a SamConfig. checkpoint: a path (.pth, .pt, .bin,
-    .safetensors, a model's folder) or a state dict, in SAM's names or those of Hugging Face's SamModel; None takes `pretrained/<file>` for a name, and
-    random weights of `seed` for a SamConfig. Tables of positions are resized to an image_size that is not the architecture's own.
+    .safetensors, a model's folder) or a state dict, in the names of SAM or Hugging Face's SamModel; None takes `pretrained/<file>` for
+    a name, and random weights of `seed` for a SamConfig. Tables of positions are resized to an image_size that is not the
+    architecture's own.
     CheckpointError, in one sentence, for a file that is absent, damaged, pickled code or of another architecture.
     """
     spec = read_backbone(arch) if isinstance(arch, str) else None

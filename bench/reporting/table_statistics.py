@@ -268,12 +268,16 @@ def _rows_by_rule(folder: Path, stamp: tuple[int, int], metric: str) -> Mapping[
 
 def linear_parts(terms: Sequence[Terms]) -> np.ndarray:
     """Parts and wholes (images, 2) whose pooled ratio is the mean of the terms' pooled ratios, and on which every image has the same
-    influence: of one ratio its own; else each image's share of the mean, with a whole of 1, as the infinitesimal jackknife has it."""
+    influence: of one ratio its own; else each image's share of the mean, with a whole of 1, as the infinitesimal jackknife has it. No image
+    has a whole where one of the ratios is of a single image, for nothing is known of how that varies."""
     names = list(dict.fromkeys(chain.from_iterable(terms)))
     if len(names) == 1:
         return np.array([of_image.get(names[0], (0, 0)) for of_image in terms], float)
     parts = np.array([[of_image.get(name, (0, 0)) for name in names] for of_image in terms], float).reshape(len(terms), len(names), 2)
-    parts = parts[:, parts[:, :, 1].sum(axis=0) > 0]
+    images = np.count_nonzero(parts[:, :, 1], axis=0)
+    if (images == 1).any():
+        return np.zeros((len(terms), 2))
+    parts = parts[:, images > 0]
     sums = parts.sum(axis=0)  # (ratios, 2)
     ratios = sums[:, 0] / sums[:, 1]
     share = ratios + len(terms) * (parts[:, :, 0] - ratios * parts[:, :, 1]) / sums[:, 1]

@@ -92,6 +92,9 @@ def test_a_mean_of_ratios_has_its_value_and_the_jackknifes_interval():
         without = [metric.value(rows[:i] + rows[i + 1 :]) for i in range(len(rows))]
         jackknife = (len(rows) - 1) / len(rows) * np.square(np.array(without) - np.mean(without)).sum()
         assert float(found.images_variance()) == pytest.approx(jackknife, rel=0.05)
+    each = [{"can": (5.0, 9.0)}, {"can": (3.0, 9.0), "bottle": (1.0, 4.0)}]
+    alone, both = (linear_parts(terms) for terms in (each, [*each, {"bottle": (2.0, 4.0)}]))
+    assert not alone.any() and both[:, 1].all()  # one image says nothing of how bottles vary, and an interval without them were too short
 
 
 @pytest.mark.parametrize(("shots", "sbu"), [(16, 4.04), ("full", 2.54)])
