@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PAPER = ROOT / "results" / "paper"
+PROTOCOL = "paper"  # under which a number of ours is a repetition of theirs
 PUBLISHED = {"1": PAPER / "one_shot.csv"}  # by shots: tables of methods
 BY_TASK = PAPER / "by_task.csv"  # numbers of every task and number of shots, a row each, beside those
 

@@ -65,7 +65,11 @@ class Counts:
     def lack(self) -> str:
         """Why the images give no interval, "" if they do: every run needs two with pixels in the union."""
         most = self.unions.max(axis=-1)
-        return "fewer than two of its test images have pixels in prediction or truth" if (self.unions.sum(axis=-1) <= most).any() else ""
+        return (
+            "fewer than two of its test images have pixels in prediction or truth, or of a class"
+            if (self.unions.sum(axis=-1) <= most).any()
+            else ""
+        )
 
     def of_runs(self, runs: Sequence[Run]) -> "Counts":
         """The same with only these runs, in this order."""

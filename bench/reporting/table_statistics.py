@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.grid.metrics import METRICS, USUAL, Terms, under_rule, worth_of_empty
-from bench.grid.rows import image_rows
+from bench.grid.rows import image_rows, lacks
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
@@ -211,17 +211,20 @@ def _table_statistics(comparable: ComparableCells, datasets: Sequence[str], aver
             files |= zip([place], known, strict=False)
         if isinstance(found, Counts):
             counts[place] = found
-        else:
+        elif found:
             lacking[place] = found
     return TableStatistics(counts, tuple(datasets), averaged, lacking, files, comparable.sign)
 
 
 def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, rule: str, trains: bool, metric: str = USUAL) -> Counts | str:
-    """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels."""
+    """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels. "" where
+    the rows lack what the metric needs, so that there is no score either."""
     if METRICS[metric].terms is None:
         return f"{metric} is of all images' objects together"
     tables = [read_rows(folder, selection, rule, metric) for _, folder in runs]
     unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if table is None or not table[0]]
+    if any(lacks(folder, selection, metric) for folder in unread):
+        return ""
     if unread:
         return f"the rows by image of {'/'.join(unread[0].parts[-3:])} are absent or damaged"
     if (found := same_images(tables)) is None:
@@ -242,26 +245,28 @@ def same_images(tables: Sequence[Rows | None]) -> tuple[tuple[str, ...], np.ndar
 
 def read_rows(folder: Path, selection: str, rule: str, metric: str = USUAL) -> Rows | None:
     """The images by name, and of each part and whole of the ratio that a metric is (intersection and union in pixels) as a rule counts
-    them; of the mean of several ratios what stands for it (see `linear_parts`). None where the file is absent or damaged, or lacks what
-    the metric needs."""
+    them; of the mean of several ratios what stands for it (see `linear_parts`). None where the file is absent or damaged; no images where
+    it lacks what the metric needs."""
     if (found := image_rows(folder)) is None:
         return None
-    if selection not in found:
+    of = METRICS[metric]
+    if selection not in found or of.terms is None or of.lacks(counted := under_rule(found[selection], rule)):
         return [], np.empty((0, 2))
-    of, counted = METRICS[metric], under_rule(found[selection], rule)
-    if of.terms is None or of.lacks(counted):
-        return None
     order = sorted(range(len(counted.name)), key=counted.name.__getitem__)
     return [counted.name[i] for i in order], linear_parts(of.terms(counted, worth_of_empty(rule)), len(order))[order]
 
 
 def linear_parts(terms: Terms, images: int) -> np.ndarray:
     """Parts and wholes (images, 2) whose pooled ratio is the mean of the terms' pooled ratios, and on which every image has the same
-    influence: of one ratio its own; else each image's share of the mean, with a whole of 1, as the infinitesimal jackknife has it."""
+    influence: of one ratio its own; else each image's share of the mean, with a whole of 1, as the infinitesimal jackknife has it. No image
+    has a whole where one of the ratios is of a single image, for nothing is known of how that varies."""
     if len(terms) == 1:
         return np.stack(next(iter(terms.values())), axis=1).astype(float)
     parts = np.array([np.stack(of, axis=1) for of in terms.values()], float).reshape(len(terms), images, 2).swapaxes(0, 1)
-    parts = parts[:, parts[:, :, 1].sum(axis=0) > 0]
+    having = np.count_nonzero(parts[:, :, 1], axis=0)
+    if (having == 1).any():
+        return np.zeros((images, 2))
+    parts = parts[:, having > 0]
     sums = parts.sum(axis=0)  # (ratios, 2)
     ratios = sums[:, 0] / sums[:, 1]
     share = ratios + images * (parts[:, :, 0] - ratios * parts[:, :, 1]) / sums[:, 1]

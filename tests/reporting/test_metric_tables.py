@@ -63,6 +63,9 @@ def test_less_is_better_where_it_is(store):
     assert scores.best == CAT.label and scores.normalised[CAT.label].mean() == pytest.approx(100)
     for like in ("comparisons", "draws", "aggregates", "rules", "selections"):
         assert tables(store, CellQuery(metric="ber"), like)
+    (plain,) = tables(store, CellQuery(metric="class_miou"), "plain")
+    assert not [note for note in plain.notes if "No interval" in note or "mIoU is pooled" in note]  # no score has none either
+    assert sum("class_miou cannot be computed from" in note for note in plain.notes) == 1
     (aggregates, _) = tables(store, CellQuery(metric="ber"), "aggregates")
     ranks = {dict(row.about)["method"]: row.cells[3].value for row in aggregates.rows}
     assert ranks[CAT.label] == 1 and ranks["sam"] == 3
@@ -89,6 +92,9 @@ def test_a_mean_of_ratios_has_its_value_and_the_jackknifes_interval():
         without = [metric.value(Images.of(rows[:i] + rows[i + 1 :])) for i in range(len(rows))]
         jackknife = (len(rows) - 1) / len(rows) * np.square(np.array(without) - np.mean(without)).sum()
         assert float(found.images_variance()) == pytest.approx(jackknife, rel=0.05)
+    each = [{"can": (5.0, 9.0)}, {"can": (3.0, 9.0), "bottle": (1.0, 4.0)}]
+    alone, both = (linear_parts(terms) for terms in (each, [*each, {"bottle": (2.0, 4.0)}]))
+    assert not alone.any() and both[:, 1].all()  # one image says nothing of how bottles vary, and an interval without them were too short
 
 
 @pytest.mark.parametrize(("shots", "sbu"), [(16, 4.04), ("full", 2.54)])
@@ -106,6 +112,10 @@ def test_every_published_number_stands_beside_ours_with_its_metric_or_the_reason
     told = " ".join(table.notes)
     assert "Kvasir rises from 85 to 93" in told and "the split and the few-shot images are not published" in told
     assert "ap cannot be computed from" in told and "class_miou cannot be computed from" in told
+    assert "class_miou: The mean IoU of the classes but the background" in told and "ber: Half the sum" in told
+    put(store, 70.0, method=CAT, dataset="whu", shots=shots, protocol="smoke")
+    (smoke,) = tables(store, CellQuery(protocol="smoke"), "paper")
+    assert smoke.rows[0].cells[1].value and smoke.rows[0].cells[2].reason == "other protocol"
     published = published_for(str(shots))
     assert len(published.others) == 6 * 2 + 6 and published.of("sam", "sbu").metric == "miou" != published.metric("sbu")
     assert published.of("cat_sam_a", "hrsid").value == {16: 45.7, "full": 52.9}[shots]

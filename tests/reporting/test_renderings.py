@@ -264,7 +264,9 @@ def test_few_test_images_are_said_and_too_few_are_a_reason(store: ResultStore) -
     table.to_csv(store.folder(kept.spec) / "images.csv", index=False)
     (store.folder(kept.spec) / "record.json").write_bytes(record_bytes(kept))
     said = [note for note in tables(store, CellQuery())[0].notes if note.startswith("No interval")]
-    assert said == ["No interval: CAT-SAM-T on WHU Building: fewer than two of its test images have pixels in prediction or truth."]
+    assert said == [
+        "No interval: CAT-SAM-T on WHU Building: fewer than two of its test images have pixels in prediction or truth, or of a class."
+    ]
 
 
 UNTRAINED = {"trainable_parameters": 0, "total_parameters": 10_000}

@@ -266,7 +266,10 @@ def test_published_numbers_are_of_the_papers_method_shots_and_backbone(store: Re
     assert "No numbers were published for 4 shots." in many.notes
     put(store, 80.0, backbone="vit_b")
     (other,) = tables(store, CellQuery(backbone="vit_b", shots="1"), "paper")
-    assert "Δ compares different backbones: ours is vit_b." in other.notes
+    assert other.rows[0].cells[1].value == 86.1 and other.rows[0].cells[2].reason == "other backbone"
+    put(store, 80.0, protocol="clean")
+    (clean,) = tables(store, CellQuery(protocol="clean"), "paper")
+    assert clean.rows[0].cells[2].reason == "other protocol" and clean.rows[0].cells[1].value == 86.1
 
 
 def test_rows_stand_in_the_papers_order(store: ResultStore) -> None:
