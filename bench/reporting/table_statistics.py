@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.grid.metrics import METRICS, RULES, USUAL, WHOLE, Terms, under_rule, worth_of_empty
+from bench.grid.metrics import METRICS, RULES, USUAL, Terms, under_rule, worth_of_empty
 from bench.grid.rows import IMAGES, read_image_rows, stamp
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.labels import Labels
@@ -208,7 +208,7 @@ def _table_statistics(comparable: ComparableCells, datasets: Sequence[str], aver
             files |= zip([place], known, strict=False)
         if isinstance(found, Counts):
             counts[place] = found
-        elif METRICS[comparable.metric].terms:  # what has none is said once, of all places
+        else:
             lacking[place] = found
     return TableStatistics(counts, tuple(datasets), averaged, lacking, files, comparable.sign)
 
@@ -216,7 +216,7 @@ def _table_statistics(comparable: ComparableCells, datasets: Sequence[str], aver
 def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, rule: str, trains: bool, metric: str = USUAL) -> Counts | str:
     """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels."""
     if METRICS[metric].terms is None:
-        return f"{metric} {WHOLE}"
+        return f"{metric} is of all images' objects together"
     tables = [read_rows(folder, selection, rule, metric) for _, folder in runs]
     unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if table is None or not table[0]]
     if unread:

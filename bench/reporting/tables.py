@@ -136,9 +136,8 @@ def _scored(comparable: ComparableCells, known: TableStatistics, datasets: Seque
 
 
 def _statistics_notes(known: TableStatistics, naming: Labels) -> tuple[str, ...]:
-    lacks = tuple(f"No interval: {naming.place(*place)}: {why}." for place, why in known.lacks().items())
     if not known.counts:
-        return lacks
+        return ()
     images = ", ".join(
         f"{naming.dataset(name)} {len(of.images)}" for name, of in sorted({name: of for (_, name), of in known.counts.items()}.items())
     )
@@ -147,7 +146,7 @@ def _statistics_notes(known: TableStatistics, naming: Labels) -> tuple[str, ...]
         "Bold: ahead of every other method of the column; underlined: of all but the bold one. Both by paired differences on the same "
         "images, draws and seeds (p < 0.05 after Holm's correction for those behind), which brackets that overlap do not show.",
         f"Test images: {images}.",
-        *lacks,
+        *(f"No interval: {naming.place(*place)}: {why}." for place, why in known.lacks().items()),
     )
 
 
