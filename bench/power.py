@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", help=f"only cells of this {name}" if name != "shots" else "only cells of so many shots, or 'full'")
     given = parser.parse_args(arguments)
     if given.difference is not None and not 0 < given.difference <= 100:
-        raise RequestError(f"--difference {given.difference:g}: points of mIoU above 0 and up to 100 are allowed.")
+        raise RequestError(f"--difference {given.difference:g}: points above 0 and up to 100 are allowed.")
     from bench.grid.store import ResultStore  # not before the words are read
     from bench.reporting.comparable import CellQuery
     from bench.reporting.power import power_tables

@@ -75,6 +75,24 @@ def test_less_is_better_where_it_is(store):
     assert compared.title == "Balanced error rate (%)" and compared.rows[0].cells[2].value < 0
 
 
+def test_a_metric_of_all_objects_together_has_no_interval_and_says_so(store):
+    for draw in range(2):
+        for method in (CAT, LORA):
+            put(store, 70.0, method=method, draw=draw)
+    for path in store.runs.rglob(IMAGES):
+        frame = pd.read_csv(path)
+        frame.assign(instances="1:1000:900:0.9:1=850").to_csv(path, index=False)
+    said, query = "ap is of all images' objects together", CellQuery(metric="ap")
+    for (table,) in (tables(store, query), pivoted(store, CellQuery(), Pivot.of("method", "dataset", "ap"))):
+        shown = [cell for row in table.rows for cell in row.cells if cell.n == 2]
+        assert len(shown) == 2 and all(cell.value > 50 and cell.low is None and not cell.mark for cell in shown)
+        assert any(note.startswith(said) and "no interval" in note for note in table.notes)
+    with pytest.raises(RequestError, match=f"{said}: it has no interval, and so no power"):
+        power_tables(store, query, CAT.label, LORA.label)
+    a, b = (side(str(next(store.runs.rglob(f"{of.name}*/*/record.json")).parent), store.root) for of in (CAT, LORA))
+    assert any("nothing is tested by it" in note for note in results(paired(a, b), None, "all", "ap").notes)
+
+
 def test_a_mean_of_ratios_has_its_value_and_the_jackknifes_interval():
     rng = np.random.default_rng(0)
     truth, predicted = rng.integers(10, 500, (2, 60))

@@ -155,6 +155,7 @@ def test_boxes_of_a_file_are_kept_with_the_results(place, capsys):
         (["--prompt", "boxs"], "Unknown prompt 'boxs'"),
         (["--datasets", "kvasr"], "Unknown data set 'kvasr'. Did you mean kvasir"),
         (["--methods", "cat_sam_a"], "Unknown method among these cells 'cat_sam_a'"),
+        (["--methods", "lora,cat_sam_a"], "Unknown method among these cells 'cat_sam_a'"),
         (["--methods", "@prompt"], "Unknown method among these cells '@prompt'"),
         (["--methods", "@nobody"], "Unknown family of methods '@nobody'"),
         (["--backbone-precision", "fp16"], "Unknown precision 'fp16'"),

@@ -150,12 +150,19 @@ def test_no_test_image_is_read_before_the_choice_and_a_protocol_takes_it(closed,
         best = trials[int(np.argmax(scores))]
         assert (choice["trial"], choice["rates"], choice["score"]) == (best["number"], best["rates"], max(scores))
         assert choice["untuned"] == scores[0] and choice["best_so_far"] == list(np.maximum.accumulate(scores))
-        assert choice["steps"] == 12 and choice["seconds"] > 0 and trials[0]["rates"] == dict.fromkeys(choice["rates"], 1e-3)
+        assert (
+            choice["steps"] == choice["images"] == 12
+            and choice["seconds"] > 0
+            and trials[0]["rates"] == dict.fromkeys(choice["rates"], 1e-3)
+        )
     records = [json.loads(path.read_text()) for path in (tmp_path / "tuned" / "mine").rglob("record.json")]
     assert len(records) == 6 and not (tmp_path / "runs").exists()  # apart from all tables
     assert {record["spec"]["settings"]["evaluation_split"] for record in records} == {"val"}
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
+    written = tmp_path / "tuned" / "mine.toml"
+    written.write_text(written.read_text().replace("images = 12\n", ""))  # as earlier versions wrote it
+    assert read_tuned("mine", [written.parent]).choices[0].images is None
     assert tune(tmp_path, "--only-rates") == 0 and stamps == {path: path.stat().st_mtime_ns for path in stamps}
     assert chosen(tmp_path) == found
 
