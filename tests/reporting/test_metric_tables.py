@@ -110,8 +110,11 @@ def test_a_mean_of_ratios_has_its_value_and_the_jackknifes_interval():
         without = [metric.value(Images.of(rows[:i] + rows[i + 1 :])) for i in range(len(rows))]
         jackknife = (len(rows) - 1) / len(rows) * np.square(np.array(without) - np.mean(without)).sum()
         assert float(found.images_variance()) == pytest.approx(jackknife, rel=0.05)
-    each = [{"can": (5.0, 9.0)}, {"can": (3.0, 9.0), "bottle": (1.0, 4.0)}]
-    alone, both = (linear_parts(terms) for terms in (each, [*each, {"bottle": (2.0, 4.0)}]))
+    cans = np.array([5.0, 3.0, 0.0]), np.array([9.0, 9.0, 0.0])
+    alone, both = (
+        linear_parts({"can": cans, "bottle": (np.array(part), np.array(whole))}, 3)
+        for part, whole in (([0.0, 1.0, 0.0], [0.0, 4.0, 0.0]), ([0.0, 1.0, 2.0], [0.0, 4.0, 4.0]))
+    )
     assert not alone.any() and both[:, 1].all()  # one image says nothing of how bottles vary, and an interval without them were too short
 
 
