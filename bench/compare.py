@@ -28,11 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--metric", default=USUAL, help="by what they are compared, of `python -m bench.list metrics`")
     given = parser.parse_args(arguments)
     metric_of(given.metric)
+    from bench.grid.progress import working
     from bench.reporting.differences import differing, paired, results, side
     from bench.reporting.terminal import show
 
-    a, b = side(given.a, given.out), side(given.b, given.out)
-    pairs = paired(a, b)
+    with working("Reading the cells"):
+        a, b = side(given.a, given.out), side(given.b, given.out)
+        pairs = paired(a, b)
     print(f"A: {a.name} ({counted(len(a.cells), 'cell')})\nB: {b.name} ({counted(len(b.cells), 'cell')})\n")
     show(differing(pairs))
     show(results(pairs, given.selection, given.rule, given.metric))

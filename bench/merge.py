@@ -14,6 +14,7 @@ from pathlib import Path
 from bench.errors import counted, one_sentence
 from bench.grid.command_line import command_parser
 from bench.grid.merging import merge
+from bench.grid.progress import working
 
 
 @one_sentence
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sources", nargs="+", type=Path, metavar="A", help="results folders")
     parser.add_argument("--into", required=True, type=Path, metavar="C", help="the results folder that receives the cells")
     given = parser.parse_args(arguments)
-    done = merge(given.sources, given.into)
+    with working("Reading and checking the cells"):
+        done = merge(given.sources, given.into)
     twice = f"{done.twice} {'was' if done.twice == 1 else 'were'} there twice with the same result"
     print(f"{counted(done.copied, 'cell')} copied into {given.into}; {twice}.")
     print(*done.notes, sep="\n", end="\n" if done.notes else "")

@@ -33,13 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.difference is not None and not 0 < given.difference <= 100:
         raise RequestError(f"--difference {given.difference:g}: points above 0 and up to 100 are allowed.")
-    from bench.grid.store import ResultStore  # not before the words are read
+    from bench.grid.progress import working  # not before the words are read
+    from bench.grid.store import ResultStore
     from bench.reporting.comparable import CellQuery
     from bench.reporting.power import power_tables
     from bench.reporting.terminal import show
 
     query = CellQuery(given.selection, given.rule, given.shots, given.protocol, given.backbone, metric=given.metric)
-    for table in power_tables(ResultStore(*given.out), query, given.a, given.b, given.difference):
+    with working("Reading the cells"):
+        made = power_tables(ResultStore(*given.out), query, given.a, given.b, given.difference)
+    for table in made:
         show(table)
     return 0
 

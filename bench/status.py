@@ -18,7 +18,7 @@ from bench.cluster.queue import Task, tasks
 from bench.cluster.submission import use_cluster
 from bench.errors import RequestError, counted, one_sentence
 from bench.grid.command_line import add_common, command_parser
-from bench.grid.progress import duration
+from bench.grid.progress import duration, working
 
 LISTED = 20  # cells of a phase
 CLEAR = "\033[H\033[2J"
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="one line for every cell")
     given = parser.parse_args(arguments)
     while True:
-        lines, moving = report(given.out.absolute(), given.all)
+        with working("Reading the cells"):
+            lines, moving = report(given.out.absolute(), given.all)
         print((CLEAR if given.watch and sys.stdout.isatty() else "") + "\n".join(lines), flush=True)
         if not given.watch or not moving:
             return 0

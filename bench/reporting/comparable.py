@@ -16,7 +16,7 @@ from bench.errors import RequestError, counted, unknown
 from bench.grid.metrics import RECORDED, USUAL, WHOLE, metric_of
 from bench.grid.published import published_for
 from bench.grid.rows import lacks, score_of
-from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, Snapshot, own_weights
+from bench.grid.store import COPY, COST_FIELDS, Damaged, GridCell, ResultStore, Snapshot, own_weights
 from bench.reporting.labels import Labels, shots_in_words
 from bench.reporting.table import Cell
 
@@ -387,8 +387,11 @@ def _grouped(frame: pd.DataFrame, columns: list[str]) -> list[tuple[tuple[Any, .
     return [(key if isinstance(key, tuple) else (key,), part) for key, part in frame.groupby(columns, sort=False)]
 
 
-def _damage_notes(store: ResultStore, damaged: Iterable[Damaged]) -> tuple[str, ...]:
-    return tuple(f"Left out: {_below(item.path, store).as_posix()}: {item.reason}." for item in damaged)
+def _damage_notes(store: ResultStore, damaged: Sequence[Damaged]) -> tuple[str, ...]:
+    """A sentence for each record that is left out, and one for all copies beyond the first few, as folders of two people have them."""
+    more = [item for item in damaged if item.reason.startswith(COPY)][FEW:]
+    notes = tuple(f"Left out: {_below(item.path, store).as_posix()}: {item.reason}." for item in damaged if item not in more)
+    return (*notes, f"Left out: {len(more)} more copies of cells.") if more else notes
 
 
 def _below(path: Path, store: ResultStore) -> Path:

@@ -107,6 +107,15 @@ def reduced(table: Table, intervals: bool = True, runs: bool = True) -> Table:
     return replace(table, rows=rows, notes=tuple(note for note in table.notes if intervals or not note.startswith(BRACKETS)))
 
 
+def runs_once(table: Table) -> Table:
+    """The table with its number of runs in the context alone, where all means have the same."""
+    counted = [cell for row in table.rows for cell in row.cells if count(cell)]
+    runs = {cell.n if cell.std is not None and cell.of in (None, cell.n) else None for cell in counted}
+    if len(runs) != 1 or None in runs:
+        return table
+    return replace(reduced(table, runs=False), context=(*table.context, ("n", f"{runs.pop()} where there is a ±")))
+
+
 NUMBERS = ("value", "spread", "n", "n_asked", "low", "high", "images", "mark")
 
 

@@ -36,7 +36,7 @@ from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.labels import Labels, shots_in_words
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
 from bench.reporting.reevaluations import retention_table, robustness_table
-from bench.reporting.table import Cell, Column, Row, Table, reduced
+from bench.reporting.table import Cell, Column, Row, Table, reduced, runs_once
 from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, some_of, table_statistics
 from bench.reporting.tuning import tuned_pairs, tuning_table
 
@@ -346,7 +346,8 @@ def print_and_write(made: Iterable[Table], formats: Sequence[str], folder: Path,
 
     folder.mkdir(parents=True, exist_ok=True)
     for table in made:
+        shown = runs_once(reduced(table, intervals, runs))
         for name in formats:
-            whole = table if name == "csv" else reduced(table, intervals, runs)
-            (folder / f"{table.name}.{SUFFIX.get(name, name)}").write_text(FORMATS[name](whole), encoding="utf-8")
-        show(reduced(table, intervals, runs))
+            text = FORMATS[name](table if name == "csv" else shown)
+            (folder / f"{table.name}.{SUFFIX.get(name, name)}").write_text(text, encoding="utf-8")
+        show(shown)

@@ -1,7 +1,6 @@
 """Tables on a terminal, at its width; as markdown where the output goes into a file or another command."""
 
 import sys
-from dataclasses import replace
 
 from rich import box
 from rich.console import Console
@@ -9,7 +8,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bench.reporting.labels import in_words
-from bench.reporting.table import Cell, Column, Table, count, footnote_numbers, interval, markdown, number, packed, reduced
+from bench.reporting.table import Cell, Column, Table, count, footnote_numbers, interval, markdown, number, packed, runs_once
 
 BETWEEN = 2  # characters between two columns
 MOST_HEADING = 3  # a row's heading has at most a third of the width
@@ -19,6 +18,7 @@ STYLES = {"": "", "best": "bold", "second": "underline"}
 
 def show(table: Table) -> None:
     """Prints a table to stdout: drawn on a terminal, as markdown elsewhere."""
+    table = runs_once(table)
     if sys.stdout.isatty():
         draw(table, Console(highlight=False))
     else:
@@ -28,7 +28,6 @@ def show(table: Table) -> None:
 def draw(table: Table, console: Console) -> None:
     """Draws a table at the console's width. What does not fit stands in two lines a cell, intervals below; then columns that do not fit
     beside each other follow below, with the rows' headings again, those of a group together."""
-    table = _runs_once(table)
     footnotes: list[str] = []
     texts = [[_text(*pair, footnotes) for pair in zip(row.cells, table.columns, strict=True)] for row in table.rows]
     lines = [[Text(" ").join(text) for text in row] for row in texts]
@@ -42,15 +41,6 @@ def draw(table: Table, console: Console) -> None:
         console.print("", _grid(table, block, lines, widths))
     notes = ["", *table.notes, *(f"{i}".translate(RAISED) + f" {note}" for i, note in enumerate(footnotes, 1))]
     console.print(*map(Text, notes), sep="\n", end="\n\n")
-
-
-def _runs_once(table: Table) -> Table:
-    """The table with its number of runs in the context, where all means have the same."""
-    counted = [cell for row in table.rows for cell in row.cells if count(cell)]
-    runs = {cell.n if cell.std is not None and cell.of in (None, cell.n) else None for cell in counted}
-    if len(runs) != 1 or None in runs:
-        return table
-    return replace(reduced(table, runs=False), context=(*table.context, ("n", f"{runs.pop()} where there is a ±")))
 
 
 def _grid(table: Table, block: list[int], lines: list[list[Text]], widths: list[int]) -> Grid:

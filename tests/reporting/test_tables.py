@@ -3,6 +3,7 @@
 import csv as csv_format
 import io
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -288,6 +289,16 @@ def test_rows_stand_in_the_papers_order(store: ResultStore) -> None:
         "LoRA (decoder: sam, rank: 8)",
     ]
     assert [row.heading for row in table.rows] == said
+
+
+def test_copies_in_a_second_folder_are_named_in_few_lines(store: ResultStore, tmp_path: Path) -> None:
+    for seed in range(6):
+        put(store, 80.0, seed=seed)
+    shutil.copytree(store.root, tmp_path / "colleague")
+    (table,) = tables(ResultStore(store.root, tmp_path / "colleague"), CellQuery())
+    notes = [note for note in table.notes if note.startswith("Left out:")]
+    assert table.rows[0].cells[2].n == 6 and sum("it is a copy of" in note for note in notes) == 4
+    assert notes[4:] == ["Left out: 2 more copies of cells."]
 
 
 def test_damaged_records_stand_below_the_table(store: ResultStore) -> None:
