@@ -189,7 +189,7 @@ class ComparableCells:
         std = _std([mean(scores[run] for scores in runs) for run in common]) if same else None
         partial = any(cell.n != cell.of for cell in cells.values())
         notes = ("of data sets with missing runs or with different runs",) if partial or not same else ()
-        return Cell(mean(_value(cell) for cell in cells.values()), std, len(common) if same else None, notes=notes)
+        return Cell(mean(cell.value for cell in cells.values() if cell.value is not None), std, len(common) if same else None, notes=notes)
 
     @property
     def context(self) -> tuple[tuple[str, str], ...]:
@@ -261,12 +261,6 @@ def file_name(words: Iterable[str]) -> str:
         return name
     kept = name.encode()[:LONGEST_NAME].decode(errors="ignore")  # a protocol with many changes
     return f"{kept}-{sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _value(cell: Cell) -> float:
-    if cell.value is None:
-        raise ValueError("a cell without a value has no part in an average")
-    return cell.value
 
 
 def _std(values: Iterable[float]) -> float | None:
@@ -381,10 +375,8 @@ def _identity(key: Iterable[object]) -> Identity:
     return backbone, protocol, shots, checkpoint
 
 
-def _grouped(frame: pd.DataFrame, columns: list[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
-    if frame.empty:
-        return []
-    return [(key if isinstance(key, tuple) else (key,), part) for key, part in frame.groupby(columns, sort=False)]
+def _grouped(frame: pd.DataFrame, columns: list[str]) -> list[tuple[Any, pd.DataFrame]]:
+    return [] if frame.empty else list(frame.groupby(columns, sort=False))
 
 
 def _damage_notes(store: ResultStore, damaged: Sequence[Damaged]) -> tuple[str, ...]:

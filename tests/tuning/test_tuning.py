@@ -140,7 +140,9 @@ def chosen(out):
 
 
 def test_no_test_image_is_read_before_the_choice_and_a_protocol_takes_it(closed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Closed, "metric", "ap")
     assert tune(tmp_path, "--only-rates") == 0, capsys.readouterr()
+    assert "mIoU (%) on held-out training images" in (said := capsys.readouterr().out) and "a metric of its own: closed (ap)." in said
     found = chosen(tmp_path)
     assert found["held_out"] == {"closed": 2} and found["trials"] == 3 and found["checkpoint_sha256"] and found["device"]
     assert {choice["method"]: choice["cells"] for choice in found["choice"]} == {"lora(decoder=sam)": 3, "cat_sam_a": 3}  # not sam
@@ -237,6 +239,7 @@ def test_parameters_that_trials_chose_are_seen_in_name_and_key(closed, tmp_path,
     ("words", "says"),
     [
         (["--trials", "0"], "--trials 0 is too small: at least 1 is needed"),
+        (["--halving", "--trials=3"], "--halving with --trials 3: at least 4 are needed"),
         (["--rates", "1e-1:1e-3"], "0 < low < high, both finite, is needed"),
         (["--rates", "1e-3:inf"], "0 < low < high, both finite, is needed"),
         (["--rates", "all"], "cannot be read: two numbers with a colon"),
