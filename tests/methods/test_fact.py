@@ -6,7 +6,6 @@ from authors_toy import furthest_from_the_authors
 from conftest import TOY, toy_backbone
 
 from bench.conformance.methods import parameters_on
-from bench.errors import RequestError
 from bench.model.backbones import CONFIGS
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
@@ -65,8 +64,3 @@ def test_merged_weights_are_the_tuned_model(name, targets, form):
     for key, weight in merged.items():
         for third, part, was in zip("qkv", weight.chunk(3), state[f"image_encoder.{key}"].chunk(3), strict=True):
             assert torch.equal(part, was) == (key.endswith("qkv.weight") and "qkv" not in targets and third not in targets.split("+"))
-
-
-def test_an_unknown_form_is_one_sentence(sam):
-    with pytest.raises(RequestError, match=r"fact\(form=tr\): only tt and tk are allowed\."):
-        build("fact(form=tr)", sam)

@@ -117,6 +117,31 @@ def test_a_wrong_lora_is_one_sentence(call, says, tiny):
         bench.build(f"lora({call})", tiny)
 
 
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("vera(rank=0)", "vera: rank = 0 is too small: at least 1 is needed."),
+        ("vera(projection_seed=-1)", "vera: projection_seed = -1 is too small: at least 0 is needed."),
+        ("oft(block_size=1)", "oft: block_size = 1 is too small: at least 2 is needed."),
+        ("boft(factors=1.5)", "boft: factors = 1.5 has the wrong type: int is needed."),
+        ("fact(form=tr)", "Unknown value of form in fact 'tr'. Did you mean tt or tk? Known: tk, tt."),
+        ("fact(rank=10000000)", "fact: rank = 10000000 is too large: at most 65536 is allowed."),
+        ("convpass(dropout=1.5)", "convpass: dropout = 1.5 is too large: at most 1 is allowed."),
+        ("repadapter(scale=1e999)", "repadapter: scale = inf is not allowed: numbers from -9007199254740992 to 9007199254740992 are."),
+        ("e2vpt(tokens=0)", "e2vpt: tokens = 0 is too small: at least 1 is needed."),
+        ("samed(first_block=-1)", "samed: first_block = -1 is too small: at least 0 is needed."),
+    ],
+)
+def test_a_value_that_a_method_does_not_allow_is_one_sentence(call, says):
+    with pytest.raises(RequestError) as error:
+        choose_methods(call, "tiny")
+    assert str(error.value) == says
+
+
+def test_zero_has_one_key():
+    assert choose_methods("convpass(dropout=-0.0)") == choose_methods("convpass(dropout=0)")
+
+
 @pytest.mark.parametrize("path", ["fast", "reference"])
 @pytest.mark.parametrize("name", ["toy", "tiny_sam2", "tiny_sam3"])
 def test_stand_ins_for_a_blocks_layers(name, path):
