@@ -146,5 +146,4 @@ def parse(arguments: Sequence[str] | None) -> tuple[Request, Options]:
 sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its numbers only with this set
     sys.exit(main())

@@ -13,7 +13,7 @@ from bench.model import mask_maps
 from bench.model.implementation import implementation
 from bench.model.prompt_batch import PromptBatch, batched, encode_prompts, indices_by
 from bench.model.pyramid import HighResMaskDecoder
-from bench.model.sam import Sam
+from bench.model.sam import Sam, dense_positions
 from bench.model.sam_modules import MLP, LayerNorm2d, MaskDecoder
 from bench.model.transfer import indices
 from bench.model.two_way import two_way
@@ -182,7 +182,7 @@ class Decoder(nn.Module):
         output_tokens, before = self._own_tokens(decoder)  # IoU, four masks, then the extra one
         tokens = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], 1)  # len() would fix N in a traced graph
         source = embedding + dense
-        out, source = decoder.transformer(source, sam.prompt_encoder.get_dense_pe(), tokens)
+        out, source = decoder.transformer(source, dense_positions(sam.prompt_encoder), tokens)
         source = source.transpose(1, 2).unflatten(2, embedding.shape[-2:])  # (N, d, g, g)
         upscaled = _upscaled(decoder.output_upscaling, source, high_res)  # (N, d/8, 4g, 4g)
         out = out[:, before : len(output_tokens)]

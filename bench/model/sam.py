@@ -85,9 +85,18 @@ class Sam(StockSam):
         matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
         if self._positions is None or self._positions[0] is not matrix or self._positions[1] != matrix._version:
             with torch.inference_mode(False), torch.no_grad():  # so that training may use what an evaluation computed
-                positions = self.prompt_encoder.get_dense_pe()[0].flatten(1).T.contiguous()
+                positions = dense_positions(self.prompt_encoder)[0].flatten(1).T.contiguous()
             self._positions = matrix, matrix._version, positions
         return self._positions[2]
+
+
+def dense_positions(encoder: PromptEncoder) -> Tensor:
+    """`encoder.get_dense_pe()`, (1, d, g, g), bit for bit; that adds up ones, for which a GPU has no repeatable kernel."""
+    h, w = encoder.image_embedding_size
+    layer = encoder.pe_layer
+    y, x = ((torch.arange(n, device=layer.positional_encoding_gaussian_matrix.device) + 0.5) / n for n in (h, w))
+    positions: Tensor = layer._pe_encoding(torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1))
+    return positions.permute(2, 0, 1)[None]
 
 
 class SamEncoder(ImageEncoderViT):

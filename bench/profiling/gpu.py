@@ -7,7 +7,6 @@ python -m bench.profiling.gpu STEP BACKBONE DEVICE, which `bench.perf gpu` start
 import contextlib
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -106,7 +105,7 @@ def _smoke_cell(out: Path, device: str) -> Path:
 def _run_smoke(out: Path, device: str) -> "subprocess.CompletedProcess[str]":
     words = ["--methods", "cat_sam_a", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--device", device]
     command = [sys.executable, "-m", "bench.run", *words, "--out", str(out)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def out_of_memory(backbone: str, device: str) -> Found:

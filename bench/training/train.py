@@ -207,7 +207,7 @@ def steps_of(
     groups = parameter_groups(model, settings)
     steps, alike = range(first_step, each * settings.epochs), repeats_one_sample(support, settings)
     kept = prepared if prepared and prepared.has_room(model, shown_images(support, settings), settings.precision) else None
-    computed = CapturedStep(model, lambda given, seed: backward(model, given, seed, memory, settings.precision, place, kept))
+    computed = CapturedStep(model, lambda given, seed, place: backward(model, given, seed, memory, settings.precision, place, kept))
     for step, examples in zip(steps, made_ahead(examples_of, steps, alike, lambda made: [e.there(device) for e in made]), strict=True):
         epoch, batch = divmod(step, each)
         lrs = [group.factor * cosine_lr(epoch, settings, group.rate) for group in groups]
@@ -221,7 +221,7 @@ def steps_of(
         place = process_group.share(images)[0], images
         with repeatable(model.device):
             if capture and device.type == "cuda" and may_capture(memory, len(examples), kept is not None):
-                own = computed(examples, dropout_seed)
+                own = computed(examples, dropout_seed, place)
             else:
                 own = backward(model, examples, dropout_seed, memory, settings.precision, place, kept)
         losses = Download(process_group.summed(list(model.tuned().values()), own))
