@@ -1,10 +1,12 @@
-"""Takes cells from SLURM's queue: python -m bench.cancel [--methods …] [--datasets …] [--shots …] [--seeds …] [--out results]
+"""Takes cells from SLURM's queue.
+
+    python -m bench.cancel --dry-run                       # everything that was sent from results/
+    python -m bench.cancel --methods lora --seeds 1,2      # only these
 
 Without a filter it takes everything that was sent from the results' folder, with the jobs that check the nodes and render the tables.
 What a running cell did is kept in its resume file as of the last save; the same bench.run sends cancelled cells again.
 """
 
-import argparse
 import contextlib
 import getpass
 import sys
@@ -16,6 +18,7 @@ from bench.cluster.grid_status import Filter, cell_title, cells_of
 from bench.cluster.queue import Task, cancel, need_slurm, tasks
 from bench.cluster.submission import held_packs, use_cluster
 from bench.errors import counted, one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.spec import split_calls
 from bench.grid.store import GridCell, ResultStore
 
@@ -23,10 +26,10 @@ from bench.grid.store import GridCell, ResultStore
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, 1 where jobs of somebody else are left, or 2 where SLURM cannot be asked."""
-    parser = argparse.ArgumentParser(prog="python -m bench.cancel", description=(__doc__ or "").splitlines()[0])
+    parser = command_parser("bench.cancel", __doc__)
     for name in fields(Filter):
         parser.add_argument(f"--{name.name}", default="", help="with commas between them; default: all")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    add_common(parser, "out")
     parser.add_argument("--dry-run", action="store_true", help="say what would be cancelled")
     given = parser.parse_args(arguments)
     meant = Filter(**{name.name: tuple(split_calls(getattr(given, name.name))) for name in fields(Filter)})

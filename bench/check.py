@@ -10,7 +10,6 @@
 A check passes, is broken, or is about something that is not promised. The exit code is 1 where one is broken.
 """
 
-import argparse
 import sys
 import textwrap
 import time
@@ -24,6 +23,7 @@ from rich.text import Text
 
 from bench.conformance.checks import Finding, examined
 from bench.errors import RequestError, one_sentence, unknown
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.plugins import add_option
 from bench.grid.registry import DATASETS, METHODS
 from bench.grid.spec import parse_call
@@ -37,13 +37,12 @@ COLOURS = {"pass": "green", "broken": "bold red", "not promised": "yellow"}
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, 1 where a check is broken, 2 where nothing of that name can be checked."""
-    lines = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(prog="python -m bench.check", description=lines[0])
+    parser = command_parser("bench.check", __doc__)
     parser.add_argument("name", nargs="?", help=f"a method, also with parameters, a data set, or {STATISTICS!r}")
     parser.add_argument("--all", action="store_true", help="instead of a name: prints what all methods are")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="with --all: writes its tables between the marks of that file instead")
     parser.add_argument("--backbone", metavar="NAME", help="of a method: that backbone's sizes, with random weights; default: a toy SAM")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    add_common(parser, "data")
     parser.add_argument("--images", type=int, default=16, metavar="N", help="of a data set: images read of each split; 0: all")
     add_option(parser)
     given = parser.parse_args(arguments)

@@ -1,10 +1,12 @@
-"""Removes what past launches left beside the results: python -m bench.clean [--out results] [--days 7] [--remove]
+"""Removes what past launches on SLURM left beside the results.
+
+    python -m bench.clean                   # says what would go
+    python -m bench.clean --days 30 --remove
 
 Without --remove it only says what would go: submissions of which no job is in SLURM's queue, with their logs, and the snapshots of the
 code that no other submission needs. Results, resume files and everything of younger launches stay.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -16,13 +18,14 @@ from bench.cluster.launch_lock import LaunchLock
 from bench.cluster.queue import CLUSTER, need_slurm, tasks
 from bench.cluster.submission import FOLDER, submission_files, submissions, use_cluster
 from bench.errors import one_sentence
+from bench.grid.command_line import add_common, command_parser
 
 
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 where SLURM cannot be asked: then nothing is removed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.clean", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser = command_parser("bench.clean", __doc__)
+    add_common(parser, "out")
     parser.add_argument("--days", type=float, default=7.0, help="younger launches stay")
     parser.add_argument("--remove", action="store_true", help="remove it")
     given = parser.parse_args(arguments)

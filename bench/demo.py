@@ -1,9 +1,10 @@
 """The demo: the paper's methods on three generated domains, one shot, on the tiny SAM that lies in the repository; minutes on a CPU.
 
-python -m bench.demo          # what `make demo` runs; a second time it finishes in seconds
+    python -m bench.demo          # what `make demo` runs; a second time it finishes in seconds
+
+It needs no data, no checkpoint and no GPU.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.errors import RequestError, one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.plan import Request, protocol_of
 from bench.grid.store import RECORD, ResultStore, Scan, own_weights
 from bench.running.grid import Options, run_grid
@@ -28,8 +30,8 @@ What next
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit codes of `bench.run`."""
-    parser = argparse.ArgumentParser(prog="python -m bench.demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser = command_parser("bench.demo", __doc__)
+    add_common(parser, "out")
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes, one thread each")
     given = parser.parse_args(arguments)
     return run_demo(Request().with_suite(SUITE), given.out, given.workers)

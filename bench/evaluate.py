@@ -22,8 +22,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from bench.errors import STOPPED, RequestError, one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.plugins import add_option
-from bench.model.backbones import PRETRAINED
 
 
 @one_sentence
@@ -43,18 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser = command_parser("bench.evaluate", __doc__)
     parser.add_argument("--checkpoint", type=Path, help="a released CAT-SAM checkpoint, T or A; with --adapter the backbone's own")
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="of adapter_config.json and adapter_model.safetensors")
     parser.add_argument("--datasets", required=True, help="names with commas between them, or 'all'")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    add_common(parser, "data", "out", "pretrained", "device")
     parser.add_argument("--protocol", default="paper", help="how images are taken and prompts are made; default: paper")
     parser.add_argument("--backbone", help="default: told from the checkpoint's shapes")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument("--store", action="store_true", help="keep the results as cells, rows of their own in every table")
     parser.add_argument("--shots", help="labelled images that the checkpoint was trained with, or 'full'; --store needs it")
-    parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="folder of SAM's checkpoints: with --store, --adapter")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add_option(parser)
     return parser
 

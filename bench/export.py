@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import RequestError, one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.plugins import add_option
 from bench.grid.progress import working
-from bench.model.backbones import PRETRAINED
 
 MODEL_FORMATS = ("cat-sam", "sam", "peft", "onnx")
 
@@ -25,11 +25,11 @@ MODEL_FORMATS = ("cat-sam", "sam", "peft", "onnx")
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.export", description=(__doc__ or "").splitlines()[0])
+    parser = command_parser("bench.export", __doc__)
     parser.add_argument("cell", nargs="?", help="a cell's folder or key, whose model is written; without it, tables are")
     parser.add_argument("--format", help=f"of the model: {', '.join(MODEL_FORMATS)}")
     parser.add_argument("--out", type=Path, help="with CELL the new file (peft, onnx: folder); else the results folder, for its tables/")
-    parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
+    add_common(parser, "pretrained")
     parser.add_argument("--parquet", action="store_true", help="tables in parquet instead of CSV; needs pyarrow")
     add_option(parser)
     given = parser.parse_args(arguments)

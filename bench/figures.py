@@ -1,4 +1,8 @@
-"""Figures of stored cells, as PDF, SVG and PNG: python -m bench.figures [--out results]
+"""Figures of the stored cells, as PDF, SVG and PNG.
+
+    python -m bench.figures                                # to results/figures/
+    python -m bench.figures --out mine colleague --metric ber
+    python -m bench.figures --rows rank --columns lr       # a heat map of a sweep
 
 For each backbone, checkpoint, number of shots and protocol there are bars with intervals, cost against mIoU, training curves, the best
 two methods image by image, the official draw among others, interquartile means, performance profiles, probabilities of improvement and
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import RequestError, one_sentence, unknown
+from bench.grid.command_line import command_parser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.figures", description="Figures of the stored cells.")
+    parser = command_parser("bench.figures", __doc__)
     parser.add_argument(
         "--out", default=[Path("results")], type=Path, nargs="+", help="results folders; figures go to the first's figures/"
     )

@@ -1,19 +1,21 @@
-"""What names there are, a line each: python -m bench.list methods|families|datasets|protocols|backbones|suites|metrics [--data data]
+"""What names there are, a line each.
+
+    python -m bench.list methods
+    python -m bench.list datasets --data DIR               # the archives, and your own
 
 `datasets` also lists the user's own, which are described below --data.
 """
 
-import argparse
 import inspect
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench import ROOT
 from bench.errors import one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.families import FAMILIES, SIGN, families, members
 from bench.grid.metrics import METRICS
 from bench.grid.plan import Request, families_by_method
@@ -29,23 +31,25 @@ Lines = Iterator[tuple[str, str]]
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.list", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    parser = command_parser("bench.list", __doc__)
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    add_common(parser, "data")
     add_option(parser)
     given = parser.parse_args(arguments)
     lines = dict(KINDS[given.kind](given.data))
     names = max(map(len, lines), default=0)
     room = shutil.get_terminal_size().columns - names - 2 if sys.stdout.isatty() else 10**6
     for name, words in lines.items():
-        print(f"{name:{names}}  {textwrap.shorten(words, max(room, 20), placeholder=' …')}")
+        print(f"{name:{names}}  {words if len(words) <= room else f'{words[: max(room, 20) - 1].rstrip()}…'}")
     return 0
 
 
 def _registered(registry: Registry) -> Lines:
     for name in registry.names():
         cls = registry.get(name)
-        yield name, f"{getattr(cls, 'title', name)}: {first_sentence(cls)}"
+        file = sys.modules.get(cls.__module__) if cls.__module__.rpartition(".")[2] == name else None
+        title = f"{getattr(cls, 'title', name)}: "
+        yield name, first_sentence(file) if file else title + first_sentence(cls).removeprefix(title)
 
 
 def _families(_: Path) -> Lines:

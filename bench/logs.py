@@ -1,9 +1,11 @@
-"""Shows what a cell's jobs printed, and where it failed: python -m bench.logs CELL [--out results] [--lines 60]
+"""Shows what a cell's jobs printed, and where it failed.
 
-CELL is the key that bench.status shows, the start of it, or the cell's folder.
+    python -m bench.logs 3f2a                              # the key that bench.status shows, or the start of it
+    python -m bench.logs 3f2a --lines 0                    # all of it
+
+It may be the cell's folder instead.
 """
 
-import argparse
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from bench.cluster.grid_status import cell_title, find_cell
 from bench.cluster.queue import job_state
 from bench.cluster.submission import FOLDER, submissions, use_cluster
 from bench.errors import one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.job_environment import task_id
 from bench.grid.store import TRACEBACK, GridCell, ResultStore, attempts, read_attempt
 
@@ -20,9 +23,9 @@ from bench.grid.store import TRACEBACK, GridCell, ResultStore, attempts, read_at
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, 1 where there is no log, 2 where the cell is not known."""
-    parser = argparse.ArgumentParser(prog="python -m bench.logs", description=(__doc__ or "").splitlines()[0])
+    parser = command_parser("bench.logs", __doc__)
     parser.add_argument("cell", help="a key, the start of one, or the cell's folder")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    add_common(parser, "out")
     parser.add_argument("--lines", type=int, default=60, help="of the end of each file; 0 for all")
     given = parser.parse_args(arguments)
     out = given.out.absolute()

@@ -1,14 +1,13 @@
-"""How long things take: python -m bench.perf store [--cells 10000], … submit [--cells 1000], … model [--device cpu], … cost
+"""How long things take on this machine: steps, kernels, planning, sending.
 
-`store` plans that many cells, stores made-up records for them in a temporary folder, reads them back into the paper's table, loads them
-with `bench.results()`, and makes a report of 500, by the code that runs and tables use. It exits with 1 where a limit is exceeded: 10 s
-of a processor for each 10,000 cells for planning and the table, 10 s and 2 GB of memory for loading, 4 s for the report.
-`submit` sends that many cells to a SLURM whose commands answer at once, by the launcher itself in a process of its own, and exits
-with 1 where that takes more than 5 s of a processor for each 1,000 cells, or imports torch.
-`cost` measures what each method costs here, once: a step, an image, and the peak memory (`bench.profiling.cost`).
-`gpu` is for the first minutes on a card (`bench.profiling.gpu`), `peers` for what users would pick instead (`bench.profiling.peers`).
-`model` times training steps and evaluations along the fast path against the reference, by turns (`bench.profiling.turns`), and `kernels`
-the attention kernels and products; `samples` a large mask's boxes, and one-shot steps of frozen encoders, against the plain way.
+    python -m bench.perf cost --backbone tiny              # of every method; what `bench.run --dry-run` estimates by
+    python -m bench.perf gpu --minutes 10                  # the first minutes on a card
+    python -m bench.perf model --device cuda
+
+`store` plans that many cells, stores made-up records for them, reads them back into the paper's table, loads them with `bench.results()`
+and makes a report of 500. It exits with 1 above 10 s of a processor for each 10,000 cells for planning and the table, 10 s and 2 GB of
+memory for loading, 4 s for the report. `submit` sends that many cells to a SLURM whose commands answer at once, and exits with 1 above
+5 s of a processor for each 1,000 cells.
 """
 
 import argparse
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import RequestError, one_sentence
+from bench.grid.command_line import command_parser
 from bench.grid.plan import choose_methods
 from bench.grid.store import ResultStore
 from bench.model.backbones import read_backbone
@@ -28,7 +28,7 @@ from bench.model.backbones import read_backbone
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code, 2 for a wrong request."""
-    parser = argparse.ArgumentParser(prog="python -m bench.perf", description="How long the harness itself takes.")
+    parser = command_parser("bench.perf", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     store = commands.add_parser("store", help="planning, storing and reading back many cells")
     store.add_argument("--cells", type=int, default=10_000)

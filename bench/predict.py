@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import STOPPED, one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.files import write_together
 from bench.grid.plugins import add_option
 from bench.grid.progress import Progress
 from bench.grid.spreadsheet import spreadsheet
-from bench.model.backbones import PRETRAINED
 
 if TYPE_CHECKING:
     from bench.model.segmenter import PromptableSegmenter
@@ -49,13 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    lines = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.predict",
-        description=lines[0],
-        epilog="\n".join(lines[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("bench.predict", __doc__)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", metavar="CELL", help="a cell's folder, its key or the start of one")
     model.add_argument("--checkpoint", type=Path, metavar="FILE", help="a released CAT-SAM checkpoint, T or A, which has its own SAM")
@@ -74,8 +68,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-overlay", action="store_true", help="masks only")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where the cell of a key is looked for")
-    parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="folder of SAM's checkpoints")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add_common(parser, "pretrained", "device")
     add_option(parser)
     given = parser.parse_args(arguments)
     if (given.image is None) == (given.images is None):

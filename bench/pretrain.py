@@ -1,7 +1,9 @@
 """Pre-trains the tiny SAM on procedural home images; a run that was interrupted goes on where it was.
 
-`python -m bench.pretrain --config configs/pretrain/tiny.toml` makes pretrained/tiny.safetensors (about an hour of two CPU
-cores); `--config configs/pretrain/smoke.toml --out results/smoke.safetensors` shows in seconds that it works.
+    python -m bench.pretrain --config configs/pretrain/tiny.toml     # makes pretrained/tiny.safetensors, about an hour of two CPU cores
+    python -m bench.pretrain --config configs/pretrain/smoke.toml --out results/smoke.safetensors     # in seconds: does it work?
+
+What it was made from stands beside it, in a .md file of its name.
 """
 
 import argparse
@@ -12,15 +14,15 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.errors import STOPPED, DivergedError, RequestError, one_sentence
+from bench.grid.command_line import add_common, command_parser
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m bench.pretrain", description=__doc__, formatter_class=raw)
+    parser = command_parser("bench.pretrain", __doc__)
     parser.add_argument("--config", type=Path, required=True, help="a file of configs/pretrain/")
     parser.add_argument("--out", type=Path, default=ROOT / "pretrained" / "tiny.safetensors", help="the checkpoint to write")
     parser.add_argument("--work", type=Path, default=ROOT / "results" / "pretrain", help="folder for the cache and the resume file")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
+    add_common(parser, "device")
     parser.add_argument("--steps", type=int, help="a shorter (or longer) run: the config's schedule in so many steps")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished checkpoint")
     return parser

@@ -13,9 +13,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
 from bench.errors import one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.plugins import add_option
 from bench.grid.protocol import PRECISIONS
 from bench.running.grid import Options
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.reevaluate", description=(__doc__ or "").splitlines()[0])
+    parser = command_parser("bench.reevaluate", __doc__)
     parser.add_argument("cells", nargs="+", metavar="CELL", help="a cell's folder, a folder of cells, or a key or the start of one")
     parser.add_argument("--prompt", dest="prompts", default="", metavar="PROMPTS", help="default: each cell's own; box, box(jitter=0.25), "
                         "point, points(3), mask, none, boxes_from=FILE.csv, with commas between them")  # fmt: skip
@@ -41,10 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--corruption", dest="corruptions", default="none", metavar="CORRUPTIONS", help=f"none, {kinds}; jpeg(1) … jpeg(5)")
     parser.add_argument("--backbone-precision", dest="precisions", default="", help=f"of {precisions}; default: each cell's own")
     parser.add_argument("--methods", default="", help="of these cells only those of some methods, by name, label or family (@lora)")
-    parser.add_argument("--data", type=Path, default=Options.data, help="folder of the data sets")
-    parser.add_argument("--pretrained", type=Path, default=Options.pretrained, help="folder of SAM's checkpoints")
-    parser.add_argument("--out", type=Path, default=Options.out, help="folder of the results, where the cells lie too")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add_common(parser, "data", "pretrained", "out", "device")
     parser.add_argument("--overwrite", choices=["never", "failed", "always"], default="failed", help="default: failed")
     parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")
     parser.add_argument("--keep-gb", type=float, default=Options.keep_gb, help="memory for images and embeddings that prompts share")

@@ -1,16 +1,19 @@
-"""One page of everything: python -m bench.report [--out results]
+"""One page of everything: warnings, tables, figures, every cell.
+
+    python -m bench.report                                 # to results/report/index.html
+    python -m bench.report --out mine colleague
 
 Writes `<out>/report/index.html`: a summary with warnings, the tables, every cell (sortable, filterable), figures, sheets, failures,
 provenance and the commands that make it again. One file without a server or network; from the stored cells alone, no torch, no GPU.
 """
 
-import argparse
 import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import one_sentence
+from bench.grid.command_line import command_parser
 from bench.grid.files import write_together
 from bench.grid.store import ResultStore
 
@@ -18,7 +21,7 @@ from bench.grid.store import ResultStore
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description="One page with all results.")
+    parser = command_parser("bench.report", __doc__)
     parser.add_argument(
         "--out", default=[Path("results")], type=Path, nargs="+", help="results folders; the page goes to the first's report/index.html"
     )

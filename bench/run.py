@@ -2,6 +2,7 @@
 
     python -m bench.run --methods paper --datasets whu,kvasir,sbu --shots 1
     python -m bench.run --methods sam,cat_sam_t --datasets synth_polyps --backbone tiny --protocol smoke      # CPU, seconds
+
 Running it again is the retry: stored cells stay, unfinished ones go on where they stopped.
 """
 
@@ -15,10 +16,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from bench.errors import STOPPED, ProcessGroupError, RequestError, one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.plan import Request, text_of
 from bench.grid.plugins import add_option
 from bench.grid.store import ResultStore
-from bench.model.backbones import PRETRAINED
 from bench.running.grid import Options, run_grid
 from bench.training.launch import is_distributed, launch_processes
 from bench.types import COMPILE_MODES, STEP_GRAPH, Shots
@@ -26,7 +27,8 @@ from bench.types import COMPILE_MODES, STEP_GRAPH, Shots
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LISTED = {name: f"; `python -m bench.list {name.rstrip('s')}s` names them" for name in ("methods", "datasets", "backbone", "protocol")}
+ABOUT = {name: f"; `python -m bench.list {name.rstrip('s')}s` names them" for name in ("methods", "datasets", "backbone", "protocol")}
+ABOUT |= {"shots": "; labelled images, as 1,16,full", "seeds": "; as 0,1,2 or 0:3", "draws": "; of the labelled images, as 0:10"}
 
 
 @one_sentence
@@ -62,7 +64,7 @@ def run(
     protocol: str = Request.protocol,
     out: str | Path = "results",
     data: str | Path = "data",
-    pretrained: str | Path = PRETRAINED,
+    pretrained: str | Path = Options.pretrained,
     checkpoint: Path | None = None,
     device: str = "auto",
     workers: int = 1,
@@ -103,17 +105,15 @@ def _launch_processes(arguments: Sequence[str], options: Options) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.run", description=(__doc__ or "").splitlines()[0])
+    parser = command_parser("bench.run", __doc__)
     for field in fields(Request):
-        parser.add_argument(f"--{field.name}", help=f"default: {field.default or 'the protocol’s'}{LISTED.get(field.name, '')}")
+        parser.add_argument(f"--{field.name}", help=f"default: {field.default or 'the protocol’s'}{ABOUT.get(field.name, '')}")
     parser.add_argument("--config", type=Path, help="a suite, configs/suites/….toml; flags go before it")
-    for name, what in (("data", "data sets"), ("pretrained", "SAM's checkpoints"), ("out", "results"), ("embeddings", "kept embeddings")):
-        parser.add_argument(f"--{name}", type=Path, default=getattr(Options, name), help=f"folder of the {what}")
+    add_common(parser, "data", "pretrained", "out", "embeddings", "device")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="in place of the backbone's own; of its architecture")
     parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="here, or as jobs of a cluster")
     parser.add_argument("--profile", default="", help="with --launcher slurm: the name of a file in slurm/, or the path of one")
     parser.add_argument("--collect", action="store_true", help="with --launcher slurm: a last job renders tables and report")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--overwrite", choices=["never", "failed", "changed", "always"], default="never", help="changed: of other data")
     parser.add_argument("--save-every", type=float, default=Options.save_every, metavar="SECONDS", help="between two resume files")
     parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")

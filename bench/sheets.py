@@ -1,6 +1,8 @@
-"""Sheets of predictions, or of training samples: python -m bench.sheets [--out results] [--images 0104,0110] [--data data]
+"""Sheets of predictions, or of training samples.
 
-python -m bench.sheets --training [--methods lora --datasets whu --shots 1 --protocol paper]
+    python -m bench.sheets                                 # predictions of the stored cells
+    python -m bench.sheets --images 0104,0110 --dataset kvasir
+    python -m bench.sheets --training --methods lora --datasets synth_polyps --backbone tiny --protocol demo
 
 For every data set of every backbone, checkpoint, number of shots and protocol one picture: image with prompts, ground truth, and the
 mask of every method with its IoU, each of the first draw and seed that all methods have. The images are the best, the median, the worst
@@ -18,11 +20,11 @@ from functools import cache
 from pathlib import Path
 
 from bench.errors import RequestError, one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.plan import Request, open_dataset, specs_of
 from bench.grid.plugins import add_option
 from bench.grid.progress import told
 from bench.grid.store import ResultStore, read_record
-from bench.model.backbones import PRETRAINED
 
 
 def _draw_training(request: Request | None, given: argparse.Namespace) -> int:
@@ -41,12 +43,11 @@ def _draw_training(request: Request | None, given: argparse.Namespace) -> int:
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sheets", description="Sheets of predictions of the stored cells.")
+    parser = command_parser("bench.sheets", __doc__)
     parser.add_argument("--out", default="results", type=Path, help="the results folder; sheets go to its figures/")
     parser.add_argument("--images", default="", help="names of test images, instead of those that are picked")
     parser.add_argument("--dataset", help="only this data set")
-    parser.add_argument("--data", default="data", type=Path, help="folder of the data sets")
-    parser.add_argument("--pretrained", default=PRETRAINED, type=Path, help="folder of SAM's checkpoints")
+    add_common(parser, "data", "pretrained")
     parser.add_argument("--training", action="store_true", help="training samples instead: of the stored cells, or of those named by")
     for field in fields(Request):
         parser.add_argument(f"--{field.name}", help="with --training, as for bench.run")

@@ -1,9 +1,11 @@
-"""Shows how a grid stands: python -m bench.status [--out results] [--watch] [--all]
+"""Shows how a grid stands: what is stored, runs, waits or failed.
+
+    python -m bench.status
+    python -m bench.status --watch
 
 It reads the results' folder and SLURM's queue, so it works from any login node, and after the launching process has ended.
 """
 
-import argparse
 import signal
 import sys
 import time
@@ -15,7 +17,8 @@ from bench.cluster.grid_status import PHASES, LiveStatus, cell_title, live_statu
 from bench.cluster.queue import Task, tasks
 from bench.cluster.submission import use_cluster
 from bench.errors import RequestError, counted, one_sentence
-from bench.grid.progress import duration
+from bench.grid.command_line import add_common, command_parser
+from bench.grid.progress import duration, working
 
 LISTED = 20  # cells of a phase
 CLEAR = "\033[H\033[2J"
@@ -24,13 +27,14 @@ CLEAR = "\033[H\033[2J"
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 where the folder cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m bench.status", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser = command_parser("bench.status", __doc__)
+    add_common(parser, "out")
     parser.add_argument("--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help="again and again until nothing runs or waits")
     parser.add_argument("--all", action="store_true", help="one line for every cell")
     given = parser.parse_args(arguments)
     while True:
-        lines, moving = report(given.out.absolute(), given.all)
+        with working("Reading the cells"):
+            lines, moving = report(given.out.absolute(), given.all)
         print((CLEAR if given.watch and sys.stdout.isatty() else "") + "\n".join(lines), flush=True)
         if not given.watch or not moving:
             return 0

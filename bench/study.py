@@ -6,7 +6,6 @@ A study's cells are cells like any other, under `results/studies/<name>/`, with 
 stored is not run again. The comparison goes to `results/studies/<name>.md` and `.csv`.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from bench.errors import STOPPED, RequestError, one_sentence
+from bench.grid.command_line import command_parser
 from bench.grid.plan import REQUEST, Request, text_of
 from bench.grid.plugins import add_option
 from bench.grid.protocol import CHANGES, load_protocol
@@ -95,7 +95,7 @@ def _words(variant: Mapping[str, Any]) -> str:
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit codes of `bench.run`."""
-    parser = argparse.ArgumentParser(prog="python -m bench.study", description=(__doc__ or "").splitlines()[0])
+    parser = command_parser("bench.study", __doc__)
     parser.add_argument("file", type=Path, help="a study, configs/studies/….toml")
     parser.add_argument("--out", type=Path, default=Path("results/studies"))
     parser.add_argument("--workers", type=int, default=1, help="processes side by side, one thread each")

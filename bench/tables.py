@@ -1,4 +1,8 @@
-"""Tables of stored cells: python -m bench.tables [--like paper] [--format md,csv,latex,html] [--out results]
+"""Tables of the stored cells: on the terminal, and as files.
+
+    python -m bench.tables                                 # ours, with intervals
+    python -m bench.tables --like paper                    # beside the published numbers
+    python -m bench.tables --rows method --columns dataset,shots --format md,latex
 
 One model of a table is filled from the store and rendered by each format. Cells of different protocols, backbones, weights or
 shots never share a table, unless a pivot (`--rows method --columns dataset,shots`)
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import RequestError, one_sentence, unknown
+from bench.grid.command_line import command_parser
 from bench.grid.metrics import RULES, USUAL
 from bench.grid.protocol import SELECTIONS
 
@@ -64,9 +69,7 @@ def table(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.tables", description="Tables of the stored cells, drawn on a terminal, and as markdown elsewhere."
-    )
+    parser = command_parser("bench.tables", __doc__)
     kinds = "plain, paper (published beside ours), comparisons, efficiency, draws, aggregates, robustness, retention, tuning, "
     kinds += "shots, selections, rules, or all"
     parser.add_argument("--like", default="plain", metavar="KIND", help=kinds)

@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from bench.errors import one_sentence
+from bench.grid.command_line import add_common, command_parser
 from bench.grid.plan import Request, protocol_of
 from bench.grid.plugins import add_option
 from bench.grid.space import RATES, read_range
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.tune", description=(__doc__ or "").splitlines()[0])
+    parser = command_parser("bench.tune", __doc__)
     for field in fields(Request):
         default = "the protocol’s first" if field.name == "seeds" else field.default
         parser.add_argument(f"--{field.name}", help=f"as of bench.run; default: {default}")
@@ -61,13 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only-rates", action="store_true", help="leaves the methods' own parameters as they are")
     parser.add_argument("--halving", action="store_true", help="short training for all trials, longer for the better half, and so on")
     parser.add_argument("--images", type=int, default=Search.images, metavar="N", help="held out, a data set; 0: all that it holds out")
-    parser.add_argument("--data", type=Path, default=Options.data, help="folder of the data sets")
-    parser.add_argument("--pretrained", type=Path, default=Options.pretrained, help="folder of SAM's checkpoints")
+    add_common(parser, "data", "pretrained", "out", "device")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="in place of the backbone's own; of its architecture")
-    parser.add_argument("--out", type=Path, default=Options.out, help="folder of the results")
     parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="here, or as jobs; then run it again to choose")
     parser.add_argument("--profile", default="", help="with --launcher slurm: the name of a file in slurm/, or the path of one")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, default=Options.workers, help="processes side by side, one thread (or one GPU) each")
     parser.add_argument("--overwrite", action="store_true", help="an earlier choice of this name")
     parser.add_argument("--retry-failed", action="store_true", help="trials that failed; they count as tried, as those that diverge do")

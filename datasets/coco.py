@@ -105,11 +105,11 @@ class CocoFile:
     notes: list[str] = field(default_factory=list)
 
 
-def read_coco(path: Path, folder: Path, definition: Definition, source: str | Path = "`classes`") -> CocoFile:
+def read_coco(path: Path, folder: Path, definition: Definition, source: Path | None = None) -> CocoFile:
     """The images of a file of instance annotations, by file name without its ending.
 
-    Of the definition, which `source` has, count `categories`, `classes`, `empty_images`, `skip_bad_annotations` and `bits`. DataError
-    where the file cannot be read; what is wrong with single images and annotations are faults.
+    Of the definition, which `source` has if it is somebody's own, count `categories`, `classes`, `empty_images`, `skip_bad_annotations`
+    and `bits`. DataError where the file cannot be read; what is wrong with single images and annotations are faults.
     """
     images, annotations, categories = _tables(path, definition.categories)
     wanted = definition.categories or categories.values()
@@ -131,7 +131,7 @@ def read_coco(path: Path, folder: Path, definition: Definition, source: str | Pa
         found.faults += bad
     if bad:
         found.notes.append(
-            f"{len(annotations) - len(bad):,} of {len(annotations):,} annotations in {path} can be used.{_advice(definition)}"
+            f"{len(annotations) - len(bad):,} of {len(annotations):,} annotations in {path} can be used.{_advice(definition, source)}"
         )
     if crowds:
         found.notes.append(f"Crowds in {path}, which are neither objects nor foreground: {crowds:,}.")
@@ -140,13 +140,18 @@ def read_coco(path: Path, folder: Path, definition: Definition, source: str | Pa
     return found
 
 
-def _advice(definition: Definition) -> str:
-    return "" if definition.skip_bad_annotations else " With `skip_bad_annotations = true` the others are left out."
+def _advice(definition: Definition, source: Path | None) -> str:
+    has_key = source and not definition.skip_bad_annotations
+    return f" With `skip_bad_annotations = true` in {source} the others are left out." if has_key else ""
 
 
-def _unnamed(category: int, definition: Definition, source: str | Path) -> str:
+def _unnamed(category: int, definition: Definition, source: Path | None) -> str:
     classes = {number: name for name, number in definition.classes.items()}
-    return f"is of the class id {category}, which {source} does not name: {named(classes)}" if classes and category not in classes else ""
+    return (
+        f"is of the class id {category}, which {source or '`classes`'} does not name: {named(classes)}"
+        if classes and category not in classes
+        else ""
+    )
 
 
 def _bad_annotation(annotation: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str]) -> str:

@@ -64,7 +64,7 @@ class CvcClinicDb(PolypTest):
 
 @DATASETS.register("cvc_colondb")
 class CvcColonDb(PolypTest):
-    """CVC-ColonDB."""
+    """380 colonoscopy frames, for testing only."""
 
     title = "CVC-ColonDB"
     folders: ClassVar = _test("CVC-ColonDB")
@@ -73,7 +73,7 @@ class CvcColonDb(PolypTest):
 
 @DATASETS.register("cvc_300")
 class Cvc300(PolypTest):
-    """CVC-300, the test part of EndoScene."""
+    """The test part of EndoScene, 60 colonoscopy frames."""
 
     title = "CVC-300"
     folders: ClassVar = _test("CVC-300")
@@ -82,7 +82,7 @@ class Cvc300(PolypTest):
 
 @DATASETS.register("etis_larib")
 class EtisLarib(PolypTest):
-    """ETIS-LaribPolypDB."""
+    """196 colonoscopy frames, for testing only."""
 
     title = "ETIS-LaribPolypDB"
     folders: ClassVar = _test("ETIS-LaribPolypDB")

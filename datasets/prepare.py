@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import STOPPED, RequestError, one_sentence, unknown
+from bench.grid.command_line import command_parser
 from bench.grid.plugins import add_option
 
 ACTIONS = ("prepare", "verify", "where")
@@ -43,19 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = (__doc__ or "").replace("%", "%%")
-    parser = argparse.ArgumentParser(
-        prog="python -m datasets.prepare", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("datasets.prepare", __doc__)
     parser.add_argument("action", choices=ACTIONS, help="prepare may be left out")
     parser.add_argument("name", nargs="?", help="a data set that `where` lists, or, to verify, one of your own")
-    parser.add_argument("more", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("more", nargs="*", default=[], help=argparse.SUPPRESS)
     parser.add_argument(
         "--from", dest="sources", nargs="+", action="extend", type=Path, default=[], metavar="PATH", help="zips or an unpacked folder"
     )
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of the data sets (default data)")
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of the data sets")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="results folder, whose cache/ keeps the manifest")
-    parser.add_argument("--show", type=int, default=20, metavar="N", help="problems that are printed; 0: all (default 20)")
+    parser.add_argument("--show", type=int, default=20, metavar="N", help="problems that are printed; 0: all")
     add_option(parser)
     return parser
 

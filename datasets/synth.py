@@ -1,7 +1,9 @@
 """Three generated domains that need no file, and a writer that lays them out as the real archives are.
 
-python -m datasets.synth --layout whu --out data/whu --train 24 --test 12    # seconds on a CPU
-python -m datasets.synth --choose-shots                                      # the official lists below, computed again
+    python -m datasets.synth --layout whu --out data/whu --train 24 --test 12    # seconds on a CPU
+    python -m datasets.synth --choose-shots                                      # the official lists below, computed again
+
+What it wrote is marked as generated, and the tables say so.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from bench.data.objects import mask_objects
 from bench.errors import DataError, RequestError, one_sentence
+from bench.grid.command_line import command_parser
 from bench.grid.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Sample, Split, TrainingPrompts, hash_order
 from datasets import fls, hrsid, jsrt
@@ -312,13 +315,13 @@ def _write_mark(out: Path, files: Iterable[str]) -> None:
 @one_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 where the request was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m datasets.synth", description=__doc__.splitlines()[0])
+    parser = command_parser("datasets.synth", __doc__)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--layout", choices=LAYOUTS, help="write a generated domain as this archive, with all its folders")
     task.add_argument("--choose-shots", action="store_true", help="print the official lists of the three domains")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to, such as data/whu")
-    parser.add_argument("--train", type=int, default=24, metavar="N", help="training images (default 24)")
-    parser.add_argument("--test", type=int, default=12, metavar="N", help="test images, of each folder that has some (default 12)")
+    parser.add_argument("--train", type=int, default=24, metavar="N", help="training images")
+    parser.add_argument("--test", type=int, default=12, metavar="N", help="test images, of each folder that has some")
     asked = parser.parse_args(arguments)
     if asked.layout and not asked.out:
         parser.error("--layout needs --out, a folder such as data/whu.")

@@ -1,6 +1,5 @@
 """Somebody else's adapter: what Hugging Face's peft trained on SamModel, evaluated as it is."""
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from bench.errors import RequestError
 from bench.grid.registry import METHODS
-from bench.model.checkpoints import first_line, read_tensors
+from bench.model.checkpoints import check_numbers, first_line, read_tensors
 from bench.model.decoder import Decoder
-from bench.model.hugging_face import PeftAdapter, from_hugging_face, sam_model_config, to_hugging_face
+from bench.model.hugging_face import PeftAdapter, adapter_config, from_hugging_face, sam_model_config, to_hugging_face
 from bench.model.method import Method
 from bench.model.placement import PlacedTuner
 from bench.model.retuned import RetunedTuner, with_tensors
@@ -43,7 +42,7 @@ HARMLESS = {
     *("vera_dropout", "d_initial", "save_projection", "module_dropout", "boft_dropout", "init_weights"),
     *("eps", "num_cayley_neumann_terms"),  # of what `coft` and `use_cayley_neumann` would turn on
 }
-WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.original_module(?=\.)")  # what peft adds to the names of what is frozen
+IN_MODEL = re.compile(r"\.modules_to_save|\.default")  # what peft adds to the names of what it saves
 OWN: tuple[type[PlacedTuner], ...] = (LoRATuner, DoRATuner, IA3Tuner, VeRATuner, OFTTuner, BOFTTuner)
 
 
@@ -89,31 +88,21 @@ class Adapter(Method):
         if isinstance(sam.config, PyramidConfig):
             raise RequestError(f"adapter(file={self.file!r}): adapters of SAM's SamModel alone are read, and this backbone is none.")
         path, weights = self.files()["file"]
-        tensors = read_tensors(weights)
-        tuner = own_tuner(sam, _config(path), tensors)
+        config, tensors = adapter_config(path), read_tensors(weights)
+        check_numbers(str(weights), tensors)
+        tuner = own_tuner(sam, config, tensors)
         if tuner:
             return tuner.requires_grad_(False), Decoder()
-        return _adapted(sam, self._merged(sam, tensors))
+        return _adapted(sam, self._merged(sam, config, tensors))
 
-    def _merged(self, sam: Sam, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _merged(self, sam: Sam, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """SAM's tensors with the adapter merged into them."""
         try:
-            return merged_by_peft(sam, self.folder, tensors)
+            return merged_by_peft(sam, self.folder, config, tensors)
         except ImportError:
             raise RequestError(f"adapter(file={self.file!r}) needs peft: pip install -r requirements-backbones.txt.") from None
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise RequestError(f"adapter(file={self.file!r}) does not fit this backbone: {first_line(error)}.") from None
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """The content of adapter_config.json."""
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} cannot be read as JSON: {first_line(error)}.") from None
-    if not isinstance(config, dict):
-        raise RequestError(f"{path} is no adapter_config.json: a table of values is needed.")
-    return config
 
 
 @torch.no_grad()
@@ -141,23 +130,29 @@ def _same(a: PeftAdapter | None, b: PeftAdapter) -> bool:
     return a.tensors.keys() == b.tensors.keys() and all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
 
 
-def merged_by_peft(sam: Sam, folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def merged_by_peft(sam: Sam, folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """SAM's tensors, under its own names, with an adapter merged into them by peft. ImportError where it is not installed; ValueError for
-    an adapter of another model."""
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    an adapter of another model, or one that this peft does not know all of."""
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from transformers import SamConfig, SamModel
 
+    if config.get("peft_type") not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ValueError(f"peft knows no peft_type {config.get('peft_type')!r}")
     frozen = sam.state_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        known = PeftConfig.from_pretrained(str(folder))
+        if strange := [key for key, value in config.items() if value and not hasattr(known, key)]:  # which peft would pass over
+            raise ValueError(f"the peft that is installed does not know its {strange[0]}")
         whole = SamModel(SamConfig(**sam_model_config(sam.config)))
         whole.load_state_dict(to_hugging_face(frozen))
-        base = set(whole.state_dict())  # its names before peft wraps its modules
-        model = get_peft_model(whole, PeftConfig.from_pretrained(str(folder)))
+        model = get_peft_model(whole, known)
         found: Any = set_peft_model_state_dict(model, tensors)
         if found.unexpected_keys:
             raise ValueError(f"there is no place for its {found.unexpected_keys[0]}")
-        if lacking := [name for name in found.missing_keys if WRAPPED.sub("", name) not in base]:
+        saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+        if lacking := [name for name in found.missing_keys if IN_MODEL.sub("", name) in saved]:
             raise ValueError(f"it lacks {lacking[0]}")
         merged = model.merge_and_unload().state_dict()
     return {name: tensor.detach() for name, tensor in from_hugging_face(merged, frozen).items() if name in frozen}

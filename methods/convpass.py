@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,7 +45,8 @@ class ConvpassTuner(PlacedTuner):
 
     def __init__(self, sam: Sam, method: "Convpass") -> None:
         super().__init__(sam, method.placed(sam))
-        self.scale, self.bypasses = method.scale, self.in_halves(method.targeted, partial(Bypass, method=method))
+        self.scale = method.scale
+        self.bypasses: Any = self.in_halves(method.targeted, partial(Bypass, method=method))
 
     def joined(self, down: Tensor, of_down: Tensor, of_conv: Tensor, up: Tensor, of_up: Tensor) -> Joined:
         """Weights and biases with the scale and GELU's number in them, so that SiLU stands between them."""

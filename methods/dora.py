@@ -58,8 +58,8 @@ class DoRATuner(LoRATuner):
             lengths = [torch.linalg.vector_norm(row, dim=-1) for row in rows]  # (n, o) each
         return of_each(partial(_gains, range(count_of(name)), at), getattr(self, self._named(name, "magnitude")), lengths, biases)
 
-    def around(self, layer: nn.Linear, down: Tensor, up: Tensor, gain: Tensor, rest: Tensor) -> Projection:
-        adding = super().around(layer, down, up)
+    def around(self, layer: nn.Linear, down: Tensor, up: Tensor, *more: Tensor) -> Projection:
+        adding, (gain, rest) = super().around(layer, down, up), more
         return lambda tokens: scaled_onto(rest, adding(tokens), gain)
 
     def merged_layer(self, i: int, name: str, weight: Tensor) -> Tensor:
@@ -78,6 +78,7 @@ class DoRATuner(LoRATuner):
     def peft(self, vit: ImageEncoderViT) -> PeftAdapter | None:
         """As LoRA's, with the lengths of all rows: those of what is not tuned as they are."""
         adapter = super().peft(vit)
+        assert adapter  # on all layers
         for _, path, names in self.whole(vit):
             for third in {*THIRDS} - {*names} if path.endswith("qkv") else ():
                 own = part(vit.get_submodule(path).weight, third)

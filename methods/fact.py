@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.dropout import Dropout
-from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner
+from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner, Prepared
 from bench.model.method import Count, EncoderMethod, Share
 from bench.model.placement import PlacedInLayers
 from bench.model.products import project
@@ -65,7 +65,7 @@ class FacTTuner(LinearTuner):
         own, none = iter(lowering.split(len(u), 2)), torch.zeros_like(lowering[..., : len(u)])
         return torch.cat([next(own) if third else none for third in self.thirds], 2)
 
-    def step(self, i: int, block: Block, x: Tensor, carry: dict[str, list[Any]]) -> tuple[Tensor, dict[str, list[Any]]]:
+    def step(self, i: int, block: Block, x: Tensor, carry: Prepared) -> tuple[Tensor, Prepared]:
         tuned = {name: partial(self.tuned, block.get_submodule(LAYERS[name]), len(x), *own[i]) for name, own in carry.items()}
         x, _ = attend(block, x, qkv=tuned.get("qkv"), proj=tuned.get("proj"))
         return feed_forward(block, x, tuned.get("lin1"), tuned.get("lin2")), carry

@@ -39,14 +39,14 @@ class Adapter(nn.Module):
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """What `joined` takes."""
-        filters = (tensor for conv in self.filters for tensor in (conv.weight, conv.bias))
-        return self.norm.weight, self.norm.bias, self.norm_scale, self.mix.weight, *filters
+        return self.norm.weight, self.norm.bias, self.norm_scale, self.mix.weight, *self.filters.parameters()
 
     def forward(self, x: Tensor, joined: "Joined") -> Tensor:
-        z = scaled_onto(F.layer_norm(x, x.shape[-1:], *joined[:2], self.norm.eps), x, self.skip_scale)
+        weight, bias, conv, of_conv, mix = joined
+        z = scaled_onto(F.layer_norm(x, x.shape[-1:], weight, bias, self.norm.eps), x, self.skip_scale)
         z = self.down(z).permute(0, 3, 1, 2)  # (B, bottleneck, g, g)
-        z = F.conv2d(z, *joined[2:4], padding=SIDES[-1] // 2, groups=z.shape[1])
-        z = F.gelu(F.conv2d(z, joined[4], self.mix.bias))
+        z = F.conv2d(z, conv, of_conv, padding=SIDES[-1] // 2, groups=z.shape[1])
+        z = F.gelu(F.conv2d(z, mix, self.mix.bias))
         return project(self.up, self.dropout(z.permute(0, 2, 3, 1)), x)
 
 
@@ -60,7 +60,8 @@ def joined(weight: Tensor, bias: Tensor, scale: Tensor, mix: Tensor, *filters: T
     convs = [F.pad(conv, ((most - side) // 2,) * 4) for conv, side in zip(filters[::2], SIDES, strict=True)]
     itself = F.pad(mix.new_ones(1, 1), (most // 2,) * 4)
     one = torch.eye(channels, dtype=mix.dtype, device=mix.device)[..., None, None]
-    return weight * scale, bias * scale, sum(convs) / len(SIDES) + itself, sum(filters[1::2]) / len(SIDES), mix + one
+    conv, of_conv = (sum(of[1:], start=of[0]) / len(SIDES) for of in (convs, filters[1::2]))
+    return weight * scale, bias * scale, conv + itself, of_conv, mix + one
 
 
 class MonaTuner(PlacedTuner):

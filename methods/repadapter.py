@@ -12,7 +12,7 @@ from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.by_block import of_each
 from bench.model.dropout import Dropout
-from bench.model.linear_layers import LAYERS, LinearTuner
+from bench.model.linear_layers import LAYERS, LinearTuner, Prepared
 from bench.model.method import Count, EncoderMethod, Share
 from bench.model.placement import PlacedInHalves
 from bench.model.products import Projection, project
@@ -59,10 +59,10 @@ class RepAdapterTuner(LinearTuner):
         self.adapters: Any = nn.ModuleDict({FIRST[half]: own for half, own in halves.items()})
         self.layers = tuple(self.adapters)
 
-    def prepared(self, vit: ImageEncoderViT) -> dict[str, Any]:
+    def prepared(self, vit: ImageEncoderViT) -> Prepared:
         return {name: of_each(own[0].scaled, [one.up for one in own], [one.shift for one in own]) for name, own in self.adapters.items()}
 
-    def step(self, i: int, block: Block, x: Tensor, carry: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def step(self, i: int, block: Block, x: Tensor, carry: Prepared) -> tuple[Tensor, Prepared]:
         own = {name: self.adapters[name][i] for name in self.layers}
         tuned = {name: own[name].before(block.get_submodule(LAYERS[name]), len(x), *carry[name][i]) for name in own}
         return feed_forward(block, attend(block, x, qkv=tuned.get("qkv"))[0], tuned.get("lin1")), carry

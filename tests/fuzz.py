@@ -118,7 +118,7 @@ def build(world: Path) -> None:
 def store_cells(world: Path) -> None:
     """Three untrained cells as a run stores them, a released checkpoint, and the list of methods that a launcher keeps."""
     from bench import run
-    from bench.grid.metrics import count, scores
+    from bench.grid.metrics import Images, count, scores
     from bench.grid.plan import Request, specs_of
     from bench.grid.provenance import provenance
     from bench.grid.store import Record, ResultStore
@@ -134,7 +134,7 @@ def store_cells(world: Path) -> None:
         rows = {rule: [count(f"f{i}", 1, *(rng.random((2, 32, 40)) > 0.5)) for i in range(3)] for rule in spec.settings.selections}
         weights = save({name: tensor.detach().contiguous() for name, tensor in model.tuned().items()})
         cost = {"trainable_parameters": 8, "total_parameters": 9, "training_seconds": 1.5, "evaluation_seconds": 0.5, "test_images": 3}
-        found = {rule: scores(of) for rule, of in rows.items()}
+        found = {rule: scores(Images.of(of)) for rule, of in rows.items()}
         curve = pd.DataFrame(
             [{"step": i + 1, "epoch": i + 1, "loss": 1.0 / (i + 1), "ends_epoch": True, "best_miou": 50.0} for i in range(4)]
         )
@@ -180,6 +180,7 @@ def _usages() -> dict[str, list[Usage]]:
             Usage(("CELL", "--format", "sam", "--out", "new.pth", "--pretrained", "pretrained"), (*OUT, *WEIGHTS), 6),
         ],
         "bench.compare": [Usage(("out", "out"), OUT, 10), Usage(("CELL", "CELL"), OUT)],
+        "bench.__main__": [Usage(())],
         "bench.list": [Usage(("datasets", "--data", "data"), DATA, 3)],
         "bench.merge": [Usage(("out", "--into", "merged"), OUT, 6)],
         "bench.power": [Usage(("lora", "sam", "--out", "out"), OUT, 4)],

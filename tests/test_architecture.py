@@ -1,6 +1,7 @@
 """The rules of the house that a machine can check."""
 
 import ast
+import os
 import subprocess
 import sys
 from functools import cache
@@ -128,7 +129,7 @@ def test_planning_and_tables_import_no_torch():
 
 
 def test_help_of_every_command_comes_at_once():
-    """Half a second is Python, numpy and the registry; any of these would double it."""
+    """Half a second is Python, numpy and the registry; any of these would double it. It shows a call and has room in 80 columns."""
     code = """
 import contextlib, importlib, io, pathlib, sys
 for path in sorted(pathlib.Path("bench").glob("*.py")):
@@ -136,9 +137,13 @@ for path in sorted(pathlib.Path("bench").glob("*.py")):
         with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
             importlib.import_module(f"bench.{path.stem}").main(["--help"])
         heavy = [name for name in ("torch", "pandas", "scipy", "matplotlib", "cv2", "jinja2") if name in sys.modules]
+        lines = said.getvalue().splitlines()
         assert "--help" in said.getvalue() and not heavy, (path.stem, heavy)
+        assert any(line.startswith(f"    python -m bench.{path.stem}".removesuffix(".__main__")) for line in lines), path
+        assert max(map(len, lines)) <= 80, (path.stem, max(lines, key=len))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
-from bench.grid.metrics import ImageRow
-
 
 @dataclass(frozen=True)
 class Instance:
@@ -34,12 +32,13 @@ class Instance:
         return cls(int(category), int(truth), int(predicted), float(score), {int(j): int(pixels) for j, pixels in pairs})
 
 
-def average_precision(rows: Sequence[ImageRow], threshold: float | None = None) -> float:
+def average_precision(images: Sequence[str], threshold: float | None = None) -> float:
     """AP in percent, the mean over COCO's IoU thresholds, or at one of them, and over the classes that have objects; NaN without any.
+    images: of each, its `ImageRow.instances`.
 
     Every object is one to be found, and is asked for by a prompt of its own. COCO ranks at most 100 predictions of an image and class.
     """
-    evaluation = _Evaluation([[Instance.of(text) for text in (row.instances or "").split()] for row in rows])
+    evaluation = _Evaluation([[Instance.of(text) for text in of.split()] for of in images])
     if not evaluation.params.catIds:
         return math.nan
     with contextlib.redirect_stdout(io.StringIO()):  # it tells of each step

@@ -12,15 +12,16 @@ score is given under three rules, from the same predictions:
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from bench.errors import unknown
 
 RULES = ("all", "empty_as_empty", "with_objects")
+TEXTS = ("name", "confusion", "instances")  # columns of `Images` that are lists
 
 
 @dataclass(frozen=True)
@@ -56,24 +57,64 @@ def count(name: str, objects: int, predicted: np.ndarray, truth: np.ndarray) -> 
     return ImageRow(name, objects, both, either, int(np.count_nonzero(t)), int(np.count_nonzero(p)))
 
 
-def under_rule(rows: Sequence[ImageRow], rule: str) -> list[ImageRow]:
-    """The rows as a rule counts them."""
+@dataclass(frozen=True)
+class Images:
+    """Test images column by column, as `ImageRow` has them: arrays (n,) of whole numbers, and lists of texts; None for what any of them
+    lacks."""
+
+    name: list[str]
+    objects: np.ndarray
+    intersection: np.ndarray
+    union: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+    pixels: np.ndarray | None = None
+    boundary_intersection: np.ndarray | None = None
+    boundary_union: np.ndarray | None = None
+    boundary_truth: np.ndarray | None = None
+    confusion: list[str] | None = None
+    instances: list[str] | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[ImageRow]) -> "Images":
+        """The same images."""
+        columns: dict[str, list[Any]] = {f.name: [getattr(row, f.name) for row in rows] for f in fields(cls)}
+        whole = {name: of for name, of in columns.items() if None not in of}
+        return cls(**{name: of if name in TEXTS else np.array(of, np.int64) for name, of in whole.items()})
+
+    def at(self, which: Sequence[int] | np.ndarray) -> "Images":
+        """Some of them, in this order."""
+        known = {f.name: of for f in fields(self) if (of := getattr(self, f.name)) is not None}
+        return Images(**{name: [of[i] for i in which] if name in TEXTS else of[which] for name, of in known.items()})
+
+    def unless_empty(self) -> "Images":
+        """The same as if nothing was predicted where an image has no objects."""
+        empty, nothing = self.objects == 0, np.zeros_like(self.objects)
+        edges = nothing if self.boundary_truth is None else np.where(self.truth > 0, self.boundary_truth, 0)
+        unknown = self.boundary_truth is None and bool((empty & (self.truth > 0)).any())
+        instead = {"intersection": nothing, "union": self.truth, "predicted": nothing}
+        instead |= {"boundary_intersection": nothing, "boundary_union": edges}
+        made: dict[str, Any] = {name: np.where(empty, to, of) for name, to in instead.items() if (of := getattr(self, name)) is not None}
+        if self.confusion is not None:
+            made["confusion"] = [_missed(text) if none else text for text, none in zip(self.confusion, empty, strict=True)]
+        return replace(self, **made | ({"boundary_union": None} if unknown else {}))
+
+
+def under_rule(images: Images, rule: str) -> Images:
+    """The images as a rule counts them."""
+    if rule == "all" or images.objects.all():
+        return images
     if rule == "with_objects":
-        return [row for row in rows if row.objects]
-    if rule == "empty_as_empty":
-        return [row if row.objects else _empty(row) for row in rows]
-    return list(rows)
+        return images.at(np.flatnonzero(images.objects))
+    return images.unless_empty()
 
 
-def _empty(row: ImageRow) -> ImageRow:
-    """The row as if nothing was predicted."""
-    edge = row.boundary_truth if row.truth else 0
+def _missed(text: str) -> str:
+    """A confusion matrix as if nothing was predicted."""
     missed: dict[int, int] = {}
-    for truth, _, pixels in confusion(row):
+    for truth, _, pixels in confusion(text):
         missed[truth] = missed.get(truth, 0) + pixels
-    classes = None if row.confusion is None else " ".join(f"{truth}:0:{pixels}" for truth, pixels in missed.items())
-    none = ImageRow(row.name, 0, 0, row.truth, row.truth, 0, row.pixels, boundary_intersection=0, boundary_union=edge)
-    return replace(none, boundary_truth=edge, confusion=classes, instances=row.instances)
+    return " ".join(f"{truth}:0:{pixels}" for truth, pixels in missed.items())
 
 
 def pooled_iou(rows: Sequence[ImageRow]) -> float:
@@ -86,26 +127,27 @@ def pooled_dice(rows: Sequence[ImageRow]) -> float:
     return _percent(2 * sum(r.intersection for r in rows), sum(r.predicted + r.truth for r in rows))
 
 
-def image_iou(row: ImageRow, empty: float = 0.0) -> float:
-    """One image's IoU in percent; `empty` where prediction and truth are both empty (the reference counts 0)."""
-    return _percent(row.intersection, row.union) if row.union else empty
+def image_iou(row: ImageRow) -> float:
+    """One image's IoU in percent; 0 where prediction and truth are both empty, as the reference counts."""
+    return _percent(row.intersection, row.union) if row.union else 0.0
 
 
-def mean_image_iou(rows: Sequence[ImageRow], empty: float = 0.0) -> float:
-    """The mean of the images' IoUs in percent; NaN without images."""
-    return float(np.mean([image_iou(row, empty) for row in rows])) if rows else float("nan")
+def mean_image_iou(images: Images, empty: float = 0.0) -> float:
+    """The mean of the images' IoUs in percent; `empty` where prediction and truth are both empty. NaN without images."""
+    ((ious, _),) = _ratio(100 * images.intersection, images.union, empty).values()
+    return float(np.mean(ious)) if len(ious) else math.nan
 
 
-def confusion(row: ImageRow) -> list[tuple[int, int, int]]:
-    """The image's confusion matrix as (true class, predicted class, pixels)."""
-    return [(int(truth), int(predicted), int(pixels)) for truth, predicted, pixels in map(_parted, (row.confusion or "").split())]
+def confusion(text: str) -> list[tuple[int, int, int]]:
+    """An image's confusion matrix as (true class, predicted class, pixels)."""
+    return [(int(truth), int(predicted), int(pixels)) for truth, predicted, pixels in map(_parted, text.split())]
 
 
 def _parted(entry: str) -> list[str]:
     return entry.split(":")
 
 
-Terms = Mapping[Hashable, tuple[float, float]]  # the ratios whose mean a metric is: an image's part and whole of each
+Terms = Mapping[Hashable, tuple[np.ndarray, np.ndarray]]  # the ratios whose mean a metric is: every image's part and whole of each, (n,)
 
 
 @dataclass(frozen=True)
@@ -113,16 +155,16 @@ class Metric:
     """A score from 0 to 100. It is the mean, over the ratios that `terms` names, of Σ parts / Σ wholes over all images, leaving out those
     whose wholes are all 0; `score` where it is something else. needs: fields of ImageRow that not every cell has.
 
-    terms: an image's, given what one without pixels in prediction and truth is worth, 0 to 1. empty: in words, what such images do.
+    terms: of images, given what one without pixels in prediction and truth is worth, 0 to 1. empty: in words, what such images do.
     """
 
     title: str
     definition: str
     empty: str
-    terms: Callable[[ImageRow, float], Terms] | None = None
+    terms: Callable[[Images, float], Terms] | None = None
     needs: tuple[str, ...] = ()
     better: Literal["higher", "lower"] = "higher"
-    score: Callable[[Sequence[ImageRow], float], float] | None = None
+    score: Callable[[Images, float], float] | None = None
 
     @property
     def sign(self) -> int:
@@ -134,18 +176,21 @@ class Metric:
         """What it is, its range and direction, and what it does on empty images."""
         return f"{self.definition}; 0 to 100, {self.better} is better. {self.empty}."
 
-    def value(self, rows: Sequence[ImageRow], rule: str = "all") -> float:
-        """The score of images under a rule, in percent; NaN where it is not defined, or rows lack what it needs."""
-        counted, empty = under_rule(rows, rule), worth_of_empty(rule)
-        if self.lacks(counted):
+    def value(self, images: Images, rule: str = "all") -> float:
+        """The score of images under a rule, in percent; NaN where it is not defined, or they lack what it needs."""
+        return self.of_counted(under_rule(images, rule), worth_of_empty(rule))
+
+    def of_counted(self, images: Images, empty: float) -> float:
+        """The same of images that a rule has counted; empty: what one without pixels in prediction and truth is worth, 0 to 1."""
+        if self.lacks(images):
             return math.nan
         if self.score:
-            return self.score(counted, empty)
-        return mean_ratio(self.terms(row, empty) for row in counted) if self.terms else math.nan
+            return self.score(images, empty)
+        return mean_ratio(self.terms(images, empty)) if self.terms else math.nan
 
-    def lacks(self, rows: Iterable[ImageRow]) -> tuple[str, ...]:
-        """What some of the rows have not of what it needs."""
-        return tuple(name for name in self.needs if any(getattr(row, name) is None for row in rows))
+    def lacks(self, images: Images) -> tuple[str, ...]:
+        """What some of the images have not of what it needs."""
+        return tuple(name for name in self.needs if getattr(images, name) is None)
 
 
 def worth_of_empty(rule: str) -> float:
@@ -153,46 +198,50 @@ def worth_of_empty(rule: str) -> float:
     return 1.0 if rule == "empty_as_empty" else 0.0
 
 
-def mean_ratio(terms: Iterable[Terms]) -> float:
+def mean_ratio(terms: Terms) -> float:
     """The mean of Σ parts / Σ wholes in percent; NaN where no whole is above 0."""
-    sums: dict[Hashable, tuple[float, float]] = {}
-    for of_image in terms:
-        for name, (part, whole) in of_image.items():
-            parts, wholes = sums.get(name, (0, 0))
-            sums[name] = parts + part, wholes + whole
-    ratios = [100 * part / whole for part, whole in sums.values() if whole]
+    sums = [(part.sum(), whole.sum()) for part, whole in terms.values()]
+    ratios = [100 * float(part) / float(whole) for part, whole in sums if whole]
     return sum(ratios) / len(ratios) if ratios else math.nan
 
 
-def _two_classes(row: ImageRow, _: float) -> Terms:
-    pixels = row.pixels or 0
-    return {"foreground": (row.intersection, row.union), "background": (pixels - row.union, pixels - row.intersection)}
+def _two_classes(images: Images) -> Terms:
+    pixels, both, either = images.pixels, images.intersection, images.union
+    return {"foreground": (both, either), "background": (pixels - either, pixels - both)}
 
 
-def _errors(row: ImageRow, _: float) -> Terms:
-    missed, added = row.truth - row.intersection, row.predicted - row.intersection
-    return {"foreground": (missed, row.truth), "background": (added, (row.pixels or 0) - row.truth)}
+def _mean_of_two(images: Images) -> np.ndarray:
+    """Every image's mean IoU of those of the two classes that it has, 0 to 1."""
+    parts, wholes = (np.stack(of) for of in zip(*_two_classes(images).values(), strict=True))
+    there = wholes > 0
+    return np.asarray((parts / np.where(there, wholes, 1)).sum(axis=0, where=there) / np.maximum(there.sum(axis=0), 1))
 
 
-def _classes(row: ImageRow, _: float) -> Terms:
-    both: dict[Hashable, int] = {}
-    either: dict[Hashable, int] = {}
-    for truth, predicted, pixels in confusion(row):
-        for number in {truth, predicted} - {0}:
-            either[number] = either.get(number, 0) + pixels
-            both[number] = both.get(number, 0) + pixels * (truth == predicted)
-    return {number: (both[number], either[number]) for number in either}
+def _errors(images: Images, _: float) -> Terms:
+    missed, added = images.truth - images.intersection, images.predicted - images.intersection
+    return {"foreground": (missed, images.truth), "background": (added, images.pixels - images.truth)}
 
 
-def _ratio(part: float, whole: float, empty: float) -> Terms:
-    """A ratio of one image, of which a mean over images is made."""
-    return {"": (part / whole if whole else empty, 1)}
+def _classes(images: Images, _: float) -> Terms:
+    found: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
+    for i, text in enumerate(images.confusion or ()):
+        for truth, predicted, pixels in confusion(text):
+            for number in {truth, predicted} - {0}:
+                both, either = found.setdefault(number, (np.zeros_like(images.objects), np.zeros_like(images.objects)))
+                either[i] += pixels
+                both[i] += pixels * (truth == predicted)
+    return found
 
 
-def _average_precision(rows: Sequence[ImageRow], threshold: float | None = None) -> float:
+def _ratio(part: np.ndarray, whole: np.ndarray, empty: float) -> Terms:
+    """A ratio of every image, of which a mean over images is made."""
+    return {"": (np.where(whole > 0, part / np.where(whole > 0, whole, 1), empty), np.ones(len(whole)))}
+
+
+def _average_precision(images: Images, threshold: float | None = None) -> float:
     from bench.grid.average_precision import average_precision  # loads pycocotools
 
-    return average_precision(rows, threshold)
+    return average_precision(images.instances or (), threshold)
 
 
 BOUNDARY = ("boundary_intersection", "boundary_union")
@@ -203,39 +252,39 @@ METRICS: Mapping[str, Metric] = {
         "foreground mIoU (%)",
         "Foreground IoU, intersection over union, of one confusion matrix pooled over all test pixels; the paper's mIoU",
         NOT_COUNTED,
-        lambda row, _: {"": (row.intersection, row.union)},
+        lambda images, _: {"": (images.intersection, images.union)},
     ),
     "dice": Metric(
         "foreground Dice (%)",
         "Dice of the foreground, 2 intersection / (predicted + truth), pooled over all test pixels",
         NOT_COUNTED,
-        lambda row, _: {"": (2 * row.intersection, row.predicted + row.truth)},
+        lambda images, _: {"": (2 * images.intersection, images.predicted + images.truth)},
     ),
     "mean_image_iou": Metric(
         "mean IoU of images (%)",
         "The mean of the images' foreground IoUs",
         BY_RULE,
-        lambda row, empty: _ratio(row.intersection, row.union, empty),
-        score=lambda rows, empty: mean_image_iou(rows, 100 * empty),
+        lambda images, empty: _ratio(images.intersection, images.union, empty),
+        score=lambda images, empty: mean_image_iou(images, 100 * empty),
     ),
     "mean_image_dice": Metric(
         "mean Dice of images (%)",
         "The mean of the images' foreground Dice, as PraNet reports",
         BY_RULE,
-        lambda row, empty: _ratio(2 * row.intersection, row.predicted + row.truth, empty),
+        lambda images, empty: _ratio(2 * images.intersection, images.predicted + images.truth, empty),
     ),
     "two_class_miou": Metric(
         "mIoU of foreground and background (%)",
         "The mean of the IoUs of foreground and background, each pooled over all test pixels",
         "An image without foreground counts for the background; a class that is nowhere is left out",
-        _two_classes,
+        lambda images, _: _two_classes(images),
         ("pixels",),
     ),
     "mean_image_two_class_miou": Metric(
         "mean two-class mIoU of images (%)",
         "The mean over images of the mean of the IoUs of foreground and background",
         "A class that an image has in neither prediction nor truth is left out of its mean, so that one without foreground may have 100",
-        lambda row, empty: _ratio(mean_ratio([_two_classes(row, empty)]), 100, empty),
+        lambda images, _: {"": (_mean_of_two(images), np.ones(len(images.name)))},
         ("pixels",),
     ),
     "ber": Metric(
@@ -250,14 +299,14 @@ METRICS: Mapping[str, Metric] = {
         "Boundary IoU (%)",
         "IoU of the pixels within 2 % of the image's diagonal of the mask's edge, pooled over all test pixels",
         NOT_COUNTED,
-        lambda row, _: {"": (row.boundary_intersection or 0, row.boundary_union or 0)},
+        lambda images, _: {"": (images.boundary_intersection, images.boundary_union)},
         BOUNDARY,
     ),
     "mean_image_boundary_iou": Metric(
         "mean Boundary IoU of images (%)",
         "The mean of the images' Boundary IoUs, HQ-SAM's mBIoU",
         BY_RULE,
-        lambda row, empty: _ratio(row.boundary_intersection or 0, row.boundary_union or 0, empty),
+        lambda images, empty: _ratio(images.boundary_intersection, images.boundary_union, empty),
         BOUNDARY,
     ),
     "class_miou": Metric(
@@ -272,17 +321,18 @@ METRICS: Mapping[str, Metric] = {
         "COCO's average precision of masks over IoU thresholds 0.50 to 0.95, ranked by SAM's estimate, of objects asked for one by one",
         "An image without objects adds nothing",
         needs=("instances",),
-        score=lambda rows, _: _average_precision(rows),
+        score=lambda images, _: _average_precision(images),
     ),
     "ap50": Metric(
         "mask AP50 (%)",
         "COCO's average precision of masks at the IoU threshold 0.50, ranked by SAM's estimate, of objects asked for one by one",
         "An image without objects adds nothing",
         needs=("instances",),
-        score=lambda rows, _: _average_precision(rows, 0.5),
+        score=lambda images, _: _average_precision(images, 0.5),
     ),
 }
 USUAL = "miou"
+WHOLE = "is of all images' objects together"  # a metric without terms
 RECORDED = ("miou", "dice", "mean_image_iou")  # what records have; all others are read off the rows by image
 
 
@@ -293,9 +343,10 @@ def metric_of(name: str) -> Metric:
     return METRICS[name]
 
 
-def scores(rows: Sequence[ImageRow]) -> dict[str, float]:
+def scores(images: Images) -> dict[str, float]:
     """What a record has, in percent: each of RECORDED as `<name>_<rule>`, rule by rule."""
-    return {f"{name}_{rule}": METRICS[name].value(rows, rule) for rule in RULES for name in RECORDED}
+    counted = {rule: under_rule(images, rule) for rule in RULES}
+    return {f"{name}_{rule}": METRICS[name].of_counted(of, worth_of_empty(rule)) for rule, of in counted.items() for name in RECORDED}
 
 
 def _percent(part: int, whole: int) -> float:

@@ -7,15 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Self, TextIO, TypeVar
 
-from rich.console import Console, RenderableType
-from rich.live import Live
-from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
-from rich.progress import Progress as RichProgress
-from rich.spinner import Spinner
-from rich.table import Column
-from rich.text import Text
+if TYPE_CHECKING:  # rich takes a tenth of a second to load, and a log needs nothing of it
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 T = TypeVar("T")
 SILENT = 2.0  # seconds until a log says what is being done
@@ -26,7 +22,7 @@ class _Running:
     """A cell that is being run: when it began, when a log last spoke of it, and where it stood then."""
 
     label: str
-    bar: TaskID | None
+    bar: "TaskID | None"
     printed: float
     began: float = field(default_factory=time.monotonic)
     first: float | None = None
@@ -114,9 +110,10 @@ def working(text: str, stream: TextIO | None = None, every_seconds: float = 15.0
     seconds, with how long it takes so far. It gives a function that says what is done next."""
     stream = sys.stderr if stream is None else stream
     if stream.isatty():
-        spinner = Spinner("line", _line(text))
-        with Live(spinner, console=Console(file=stream), transient=True, redirect_stdout=sys.stdout.isatty()):
-            yield lambda next_one: spinner.update(text=_line(next_one))
+        from bench.grid.bars import spinning
+
+        with spinning(text, stream) as say:
+            yield say
         return
     said, began, ended = [text], time.monotonic(), threading.Event()
 
@@ -151,25 +148,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _line(text: str) -> Text:
-    return Text(text, no_wrap=True, overflow="ellipsis")
+def _bars(stream: TextIO) -> "RichProgress":
+    from bench.grid.bars import bars
 
-
-class _Bars(RichProgress):
-    """A bar a task over the whole width, its label above it."""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """A terminal's lines."""
-        for task in self.tasks:
-            if task.fields["label"]:
-                yield _line(task.fields["label"])
-            yield self.make_tasks_table([task])
-
-
-def _bars(stream: TextIO) -> RichProgress:
-    """What is being done is cut where a terminal is narrow, and the time left never is."""
-    console = Console(file=stream)
-    doing = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
-    left = TextColumn("{task.fields[left]}", markup=False, justify="right", table_column=Column(no_wrap=True))
-    columns = (BarColumn(10 if console.width < 100 else 24), TaskProgressColumn(), doing, left)
-    return _Bars(*columns, console=console, transient=True, expand=True, redirect_stdout=sys.stdout.isatty())
+    return bars(stream)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PAPER = ROOT / "results" / "paper"
+PROTOCOL = "paper"  # under which a number of ours is a repetition of theirs
 PUBLISHED = {"1": PAPER / "one_shot.csv"}  # by shots: tables of methods
 BY_TASK = PAPER / "by_task.csv"  # numbers of every task and number of shots, a row each, beside those
 
@@ -210,6 +211,7 @@ def _target(line: ast.AnnAssign | ast.Assign) -> str:
     return ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0])
 
 
+@cache
 def _classes(path: Path) -> list[ast.ClassDef]:
     try:
         return [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]

@@ -3,28 +3,26 @@
 import csv
 import math
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.grid.files import remember, remembered
-from bench.grid.metrics import ImageRow, metric_of, scores
+from bench.grid.metrics import TEXTS, Images, metric_of, scores
 
 IMAGES = "images.csv"
 COUNTS = ("objects", "intersection", "union", "truth", "predicted")
-LATER: Mapping[str, Callable[[str], Any]] = {  # columns that not every cell has, and how they are read
-    **dict.fromkeys(("pixels", "boundary_intersection", "boundary_union", "boundary_truth"), lambda text: int(text) if text else None),
-    "confusion": lambda text: text or None,
-    "instances": str,
-}
+LATER = ("pixels", "boundary_intersection", "boundary_union", "boundary_truth", "confusion", "instances")  # what not every cell has
 TOLERANCE = 1e-6  # percent
 ABSENT = -1
 Scores = Mapping[str, Mapping[str, float]]
 
 
-def stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path | str) -> tuple[int, int]:
     """What changes with a file's content: its size and time of change; ABSENT for both where there is none."""
     try:
         found = os.stat(path)
@@ -33,49 +31,62 @@ def stamp(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def read_image_rows(folder: Path) -> dict[str, list[ImageRow]] | None:
+def image_rows(folder: Path) -> Mapping[str, Images] | None:
+    """As `read_image_rows`, of a file that is read once, until it changes."""
+    return _kept(folder, stamp(f"{folder}/{IMAGES}"))
+
+
+@lru_cache(maxsize=1024)  # tables and figures ask for the same rows many times
+def _kept(folder: Path, stamp: tuple[int, int]) -> Mapping[str, Images] | None:
+    return read_image_rows(folder)
+
+
+def read_image_rows(folder: Path) -> dict[str, Images] | None:
     """Selection -> the rows of a cell's folder; None where the file is absent or cannot be read."""
-    found: dict[str, list[ImageRow]] = {}
     try:
         with open(folder / IMAGES, newline="", encoding="utf-8") as file:
             lines = csv.reader(file)
-            heads = next(lines)
-            own = itemgetter(*(heads.index(name) for name in ("selection", "name", *COUNTS)))
-            later = {name: (heads.index(name), read) for name, read in LATER.items() if name in heads}
-            for line in lines:
-                selection, name, *counts = own(line)
-                more = {key: read(line[i]) for key, (i, read) in later.items()}
-                objects, both, either, truth, predicted = map(int, counts)
-                found.setdefault(selection, []).append(ImageRow(name, objects, both, either, truth, predicted, **more))
-    except (OSError, ValueError, IndexError, StopIteration, csv.Error):
+            heads, columns = next(lines), list(zip(*lines, strict=True))
+        own = {name: columns[heads.index(name)] if columns else () for name in ("selection", "name", *COUNTS)}
+        later = {name: columns[heads.index(name)] for name in LATER if name in heads and columns}
+        return {name: _images({**own, **later}, of) for name, of in _places(own.pop("selection")).items()}
+    except (OSError, ValueError, OverflowError, IndexError, StopIteration, csv.Error):
         return None
+
+
+def _places(names: Iterable[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        found.setdefault(name, []).append(i)
     return found
+
+
+def _images(columns: Mapping[str, Sequence[str]], at: Sequence[int]) -> Images:
+    """Some lines' images. A column with an empty text is one that not every image has; but an image can have no instances."""
+    texts = {name: [sys.intern(column[i]) if name == "name" else column[i] for i in at] for name, column in columns.items()}
+    whole = {name: of for name, of in texts.items() if name not in LATER or name == "instances" or all(of)}
+    return Images(**{name: of if name in TEXTS else np.fromiter(map(int, of), np.int64, len(of)) for name, of in whole.items()})  # type: ignore[arg-type]
 
 
 def score_of(folder: Path, selection: str, rule: str, metric: str) -> float:
     """A cell's score by any metric, from its rows; NaN where they are absent, or lack what it needs."""
-    rows = _kept(folder, stamp(folder / IMAGES)) or {}
-    return metric_of(metric).value(rows[selection], rule) if rows.get(selection) else math.nan
+    images = (image_rows(folder) or {}).get(selection)
+    return metric_of(metric).value(images, rule) if images else math.nan
 
 
 def lacks(folder: Path, selection: str, metric: str) -> tuple[str, ...]:
     """The columns of a cell's rows that a metric needs and that they have not."""
-    return metric_of(metric).lacks((_kept(folder, stamp(folder / IMAGES)) or {}).get(selection, ()))
-
-
-@lru_cache(maxsize=1024)
-def _kept(folder: Path, stamp: tuple[int, int]) -> dict[str, list[ImageRow]] | None:
-    """The rows of a file with this stamp."""
-    return read_image_rows(folder)
+    images = (image_rows(folder) or {}).get(selection)
+    return metric_of(metric).lacks(images) if images else ()
 
 
 def disagreement(folder: Path, said: Scores) -> str:
     """In which score a record says something else than its rows; empty where in none, or where there are no rows that can be read."""
-    rows = read_image_rows(folder)
-    if rows is None:
+    found = image_rows(folder)
+    if found is None:
         return ""
     for selection, values in said.items():
-        for name, value in scores(rows.get(selection, ())).items():
+        for name, value in scores(found.get(selection, Images.of(()))).items():
             other = values.get(name, value)
             if not (math.isnan(value) and math.isnan(other)) and not abs(value - other) <= TOLERANCE:
                 return f"its {selection} {name} is {other:.6g}, and {value:.6g} by its {IMAGES}"

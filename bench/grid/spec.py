@@ -146,7 +146,8 @@ class RunSpec:
     @property
     def condition_in_words(self) -> str:
         """The same for people: "tuned on whu: box(jitter=0.25) jpeg(3) fp32"."""
-        return f"tuned on {self.condition[0]}: {' '.join(filter(None, self.condition[1:]))}" if self.reevaluation else ""
+        tuned_on, *asked = self.condition or ("",)
+        return f"{'' if self.method.is_zero_shot else f'tuned on {tuned_on}: '}{' '.join(filter(None, asked))}" if asked else ""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # pandas takes longer to load than most commands take
 T = TypeVar("T")
 RECORD, STATE, RESUME, TUNED, HISTORY = "record.json", "state.json", "resume.pt", "tuned.safetensors", "history.csv"
 TRACEBACK = "traceback.txt"  # of the failure that the state tells in a sentence
+COPY = "it is a copy of"  # begins the reason why a second copy of a cell is left out
 GRID, REEVALUATIONS = "grid.json", "reevaluations.json"  # what was asked for last: of `bench.run`, of `bench.reevaluate`
 ATTEMPT = re.compile(r"attempt_[0-9]+_[0-9]+\.json")  # a start of the cell by a SLURM job: its number and restart count
 KEYED_NAME = re.compile(r".+_([0-9a-f]{12})")
@@ -275,7 +276,7 @@ class ResultStore:
                 damaged.append(Damaged(folder / RECORD, str(damage)))
                 continue
             if found["key"] in paths:
-                damaged.append(Damaged(folder / RECORD, f"it is a copy of {paths[found['key']]}"))
+                damaged.append(Damaged(folder / RECORD, f"{COPY} {paths[found['key']]}"))
                 continue
             paths[found["key"]] = found["path"]
             columns.append(found)

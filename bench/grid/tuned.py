@@ -43,7 +43,8 @@ class Choice:
 
     method: as it was asked for; chosen: with the parameters of its best trial. score, untuned: mIoU on held-out training images, of the
     best trial and of trial 0, which has the protocol's own rates (None where halving left it behind). best_so_far: after each trial of
-    full length. space: what was tried, by parameter.
+    full length. space: what was tried, by parameter. steps, images, seconds: of all trials; images that training showed (None in files
+    of earlier versions), seconds of training and evaluation on `device`.
     """
 
     method: str
@@ -58,6 +59,7 @@ class Choice:
     space: Mapping[str, str]
     dataset: str = ""
     untuned: float | None = None
+    images: Count | None = None
 
 
 @dataclass(frozen=True)

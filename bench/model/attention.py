@@ -120,7 +120,7 @@ def _projected(
     lengths = [tokens.shape[1], prompts.shape[1], int(padded)]
     is_plain, own = qkv is None and is_stock(attn.qkv, nn.Linear), qkv or partial(project, attn.qkv)
     zeros = tokens.new_zeros(len(tokens), int(padded and not is_plain), tokens.shape[-1])  # with which SAM pads before the projection
-    if at_once and not is_plain and prompt_qkv is None and sum(lengths[1:]):
+    if at_once and not is_plain and prompt_qkv is None and any(lengths[1:]):
         return own(torch.cat([tokens, prompts, zeros], 1)).split(lengths, 1)
     image = own(tokens)
     nothing = image.new_empty(len(image), 0, image.shape[-1])

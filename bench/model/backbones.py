@@ -89,7 +89,11 @@ def checkpoint_path(backbone: str, pretrained: Path, checkpoint: Path | None = N
     spec = read_backbone(backbone)
     found = _file_in(checkpoint, spec) if checkpoint else next(checkpoint_files(spec, pretrained), None)
     if found is None:
-        how = "a file is needed" if checkpoint else f"{spec.source}; put the file there{_from_hugging_face(spec, pretrained)}"
+        how = (
+            "A file, or a model's folder from Hugging Face, is needed"
+            if checkpoint
+            else f"{spec.source}; put the file there{_from_hugging_face(spec, pretrained)}"
+        )
         raise CheckpointError(f"The checkpoint of {backbone} is not at {checkpoint or pretrained / spec.file}. {how}.")
     return found
 

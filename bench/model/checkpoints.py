@@ -27,7 +27,11 @@ from bench.model.sizes import CONFIGS, PyramidConfig, SamConfig
 
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")  # keys of a mapping in which scripts keep a model's tensors
 PREFIXES = ("module.", "_orig_mod.", "model.", "sam.")  # of DistributedDataParallel, torch.compile, Lightning and scripts
-BLOCK = re.compile(r"(?:image_encoder\.blocks|vision_encoder\.layers)\.(\d+)\.")  # in SAM's names and Hugging Face's
+ENCODER = r"(?:image_encoder|vision_encoder|vision_backbone)\.(?:backbone\.|trunk\.)?"  # in Meta's names and Hugging Face's
+BLOCK, POSITIONS = (
+    re.compile(rf"{ENCODER}(?:blocks|layers)\.(\d+)\."),
+    re.compile(rf"{ENCODER}(?:pos_embed|embeddings\.position_embeddings)$"),
+)
 HQ_PARTS = re.compile(r"mask_decoder\.(hf_|compress_vit_feat|embedding_)")  # of SAM-HQ's decoder, and CAT-SAM's, beside SAM's own
 STORED_AS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -41,8 +45,9 @@ def load_sam(
     """A frozen SAM.
 
     arch: a name of configs/backbones/ ("vit_b", "medsam", "vit_b(image_size=512)") or a SamConfig. checkpoint: a path (.pth, .pt, .bin,
-    .safetensors) or a state dict, in SAM's names or those of Hugging Face's SamModel; None takes `pretrained/<file>` for a name, and
-    random weights of `seed` for a SamConfig. Tables of positions are resized to an image_size that is not the architecture's own.
+    .safetensors, a model's folder) or a state dict, in the names of SAM or Hugging Face's SamModel; None takes `pretrained/<file>` for
+    a name, and random weights of `seed` for a SamConfig. Tables of positions are resized to an image_size that is not the
+    architecture's own.
     CheckpointError, in one sentence, for a file that is absent, damaged, pickled code or of another architecture.
     """
     spec = read_backbone(arch) if isinstance(arch, str) else None
@@ -51,7 +56,7 @@ def load_sam(
     if spec and checkpoint is None:
         checkpoint = checkpoint_path(spec.name, PRETRAINED)
     if isinstance(checkpoint, str | Path):
-        path = Path(checkpoint)
+        path = checkpoint_path(spec.name, PRETRAINED, Path(checkpoint)) if spec else Path(checkpoint)
         tensors, found = _read(path)
         sam = _filled(config, tensors, f"{path}{found}", own)
         sam.sha256 = file_sha256(path)
@@ -123,21 +128,24 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 def architecture_of(tensors: Mapping[str, Tensor]) -> str:
     """The named architecture that fits an encoder's width and depth, with the image size where that is another, or a description."""
-    position = tensors.get("image_encoder.pos_embed")
-    width = position.shape[-1] if position is not None and position.ndim == 4 else None
-    depth = len({found[1] for name in tensors if (found := BLOCK.match(name))})
-    names = [name for name, config in CONFIGS.items() if (config.width, config.depth) == (width, depth)]
-    if not names or position is None:
-        return f"an encoder of width {width} and depth {depth}"
+    position = next((tensor for name, tensor in tensors.items() if POSITIONS.search(name)), None)
+    depth = len({found[1] for name in tensors if (found := BLOCK.search(name))})
+    if position is None or not depth:
+        return "a file without an image encoder of SAM's names"
+    widths = position.shape[1], position.shape[-1]  # a Hiera's is in front
+    names = [name for name, config in CONFIGS.items() if config.depth == depth and config.blocks[0].before in widths]
+    if not names:
+        return f"an encoder of width {widths[1]} and depth {depth}"
     config, side = CONFIGS[names[0]], position.shape[1]
-    return names[0] if side == config.grid else f"{names[0]}(image_size={side * config.patch_size})"
+    own_size = side == config.grid or isinstance(config, PyramidConfig)  # whose positions do not depend on the size
+    return names[0] if own_size else f"{names[0]}(image_size={side * config.patch_size})"
 
 
 def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str, own: SamConfig) -> Sam:
     """A SAM of these tensors. own: the sizes that the tensors may have where `config` differs in the size of images."""
     with WithoutNumbers():  # no time and memory for weights that are replaced at once
         sam = Sam(config)
-    expected = sam.state_dict()
+    expected, given = sam.state_dict(), tensors
     if isinstance(config, PyramidConfig):
         tensors = pyramid_tensors(tensors, expected)
     elif is_hugging_face(tensors):
@@ -158,7 +166,7 @@ def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str, own: 
         if found
     ]
     if problems:
-        raise CheckpointError(f"{source} does not fit this architecture, it looks like {architecture_of(tensors)}: {'; '.join(problems)}.")
+        raise CheckpointError(f"{source} does not fit this architecture, it looks like {architecture_of(given)}: {'; '.join(problems)}.")
     check_numbers(source, {**tensors, **sam.hq})
     sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return sam.requires_grad_(False)
@@ -232,5 +240,6 @@ def _holds_code(path: Path) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, cut to a message's length."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    """The first line of what an error says that is no heading, cut to a message's length, without a point at its end."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__)[:240].rstrip(".")

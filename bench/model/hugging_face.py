@@ -1,9 +1,12 @@
 """Hugging Face's SamModel and peft: the names that they have for SAM's tensors, and what an adapter is."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from bench.errors import RequestError
 from bench.model.sizes import SamConfig
 
 if TYPE_CHECKING:
@@ -11,8 +14,9 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 SHARED = "shared_image_embedding.positional_embedding"  # the same tensor as the prompt encoder's, and the one that files have
-# Meta's names, and Hugging Face's, part by part: of mask prompts and upscaling, as SAM 2 and SAM 3 have them too; and of all SAM.
-MASKS_RENAMED = (
+Rules = tuple[tuple[str, str], ...]  # Meta's names, as patterns, and Hugging Face's; one after the other
+_HEAD = r"(mlps\.\d|_head)\.layers\."  # of three layers
+COMMON: Rules = (  # SAM 2 and SAM 3 have these too
     (r"\.mask_downscaling\.0\.", ".mask_embed.conv1."),
     (r"\.mask_downscaling\.1\.", ".mask_embed.layer_norm1."),
     (r"\.mask_downscaling\.3\.", ".mask_embed.conv2."),
@@ -21,8 +25,13 @@ MASKS_RENAMED = (
     (r"\.output_upscaling\.0\.", ".upscale_conv1."),
     (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
     (r"\.output_upscaling\.3\.", ".upscale_conv2."),
+    (rf"{_HEAD}0\.", r"\1.proj_in."),
+    (rf"{_HEAD}1\.", r"\1.layers.0."),
+    (rf"{_HEAD}2\.", r"\1.proj_out."),
+    (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
+    (r"^prompt_encoder\.pe_layer\..*", "prompt_encoder.shared_embedding.positional_embedding"),
 )
-RENAMED = (
+RENAMED: Rules = (
     (r"^image_encoder\.", "vision_encoder."),
     (r"^vision_encoder\.blocks\.", "vision_encoder.layers."),
     (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
@@ -30,16 +39,11 @@ RENAMED = (
     (r"\.neck\.1\.", ".neck.layer_norm1."),
     (r"\.neck\.2\.", ".neck.conv2."),
     (r"\.neck\.3\.", ".neck.layer_norm2."),
-    (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
-    (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", "prompt_encoder.shared_embedding.positional_embedding"),
     (r"^prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embed."),
-    *MASKS_RENAMED,
-    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.layers\.0\.", r"\1.proj_in."),
-    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.layers\.2\.", r"\1.proj_out."),
-    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d|iou_prediction_head))\.layers\.1\.", r"\1.layers.0."),
+    *COMMON,
 )
 # What a SamHQModel adds: Hugging Face's names, and those of SAM-HQ's files.
-HQ_RENAMED = (
+HQ_RENAMED: Rules = (
     (r"^mask_decoder\.hq_token\.", "mask_decoder.hf_token."),
     (r"^mask_decoder\.hq_mask_mlp\.layers\.0\.", "mask_decoder.hf_mlp.layers.1."),
     (r"^mask_decoder\.hq_mask_mlp\.proj_in\.", "mask_decoder.hf_mlp.layers.0."),
@@ -64,12 +68,24 @@ class PeftAdapter(NamedTuple):
     tensors: "dict[str, Tensor]"
 
 
+def adapter_config(path: Path) -> dict[str, Any]:
+    """The content of an adapter_config.json; RequestError where it is none."""
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise RequestError(f"{path} is no adapter_config.json: a table of values in JSON is needed.")
+    return config
+
+
 def hugging_face_name(name: str) -> str:
     """SamModel's name for a tensor of SAM."""
-    return _renamed(name, RENAMED)
+    return renamed(name, RENAMED)
 
 
-def _renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+def renamed(name: str, rules: Rules) -> str:
+    """A name after all the rules."""
     for pattern, new in rules:
         name = re.sub(pattern, new, name)
     return name
@@ -85,7 +101,7 @@ def from_hugging_face(tensors: Mapping[str, V], expected: Iterable[str]) -> dict
     own."""
     own = {hugging_face_name(name): name for name in expected}
     tied = own["prompt_encoder.shared_embedding.positional_embedding"]
-    found = {own.get(name) or _renamed(name, HQ_RENAMED): tensor for name, tensor in tensors.items() if name != SHARED}
+    found = {own.get(name) or renamed(name, HQ_RENAMED): tensor for name, tensor in tensors.items() if name != SHARED}
     return found if tied in found or SHARED not in tensors else {**found, tied: tensors[SHARED]}
 
 

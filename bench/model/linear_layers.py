@@ -20,7 +20,8 @@ LAYERS = {
     "lin1": "mlp.lin1",
     "lin2": "mlp.lin2",
 }  # their names in a block
-Blocks, Layers = tuple[int, ...], tuple[str, ...]  # numbers of blocks, and names in LAYERS
+Blocks = tuple[int, ...]  # numbers
+Layers = tuple[str, ...]  # names in LAYERS
 WHOLE = ("qkv", "proj", "lin1", "lin2")
 Prepared = Mapping[str, Sequence[Any]]  # of layers, by name: something for each tuned block
 
@@ -168,8 +169,8 @@ class AddingTuner(LinearTuner):
     def layer(self, block: Block, name: str, known: Mapping[str, Any]) -> Projection | None:
         return self.around(block.get_submodule(LAYERS[name]), *known[name]) if name in known else None
 
-    def around(self, layer: nn.Linear, down: Tensor, up: Tensor) -> Projection:
-        """What stands in for a whole layer to which these are added."""
+    def around(self, layer: nn.Linear, down: Tensor, up: Tensor, *more: Tensor) -> Projection:
+        """What stands in for a whole layer to which these are added; more: what `prepared` has besides."""
 
         def projection(tokens: Tensor) -> Tensor:
             frozen, low = project(layer, tokens), product(tokens, down)

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from bench.model.hugging_face import MASKS_RENAMED
+from bench.model.hugging_face import COMMON, Rules, renamed
 
-Rules = tuple[tuple[str, str], ...]  # this project's name, as a pattern, and theirs; one after the other
-
+# This project's names, and theirs.
 _META: Rules = (
     (r"^image_encoder\.neck\.high_res\.", "sam_mask_decoder.conv_s"),
     (r"^image_encoder\.neck\.no_memory$", "no_mem_embed"),
@@ -18,18 +17,12 @@ _META: Rules = (
 _META_MLP: Rules = ((r"(?<=\.mlp)\.lin1\.", ".layers.0."), (r"(?<=\.mlp)\.lin2\.", ".layers.1."))
 _FPN = {"0.0": "0.dconv_2x2_0", "0.2": "0.dconv_2x2_1", "0.3": "0.conv_1x1", "0.4": "0.conv_3x3"}
 _FPN |= {"1.0": "1.dconv_2x2", "1.1": "1.conv_1x1", "1.2": "1.conv_3x3", "2.0": "2.conv_1x1", "2.1": "2.conv_3x3"}
-_THREE = r"(mlps\.\d|_head)\.layers\."  # a head of three layers
 _HUGGING_FACE: Rules = (
     (r"^image_encoder\.neck\.high_res\.", "mask_decoder.conv_s"),
     (r"^image_encoder\.neck\.no_memory$", "no_memory_embedding"),
-    (r"^prompt_encoder\.pe_layer\..*", "prompt_encoder.shared_embedding.positional_embedding"),
     (r"\.point_embeddings\.\d\.", ".point_embed."),
-    *MASKS_RENAMED,
-    (rf"{_THREE}0\.", r"\1.proj_in."),
-    (rf"{_THREE}1\.", r"\1.layers.0."),
-    (rf"{_THREE}2\.", r"\1.proj_out."),
     (r"^(mask_decoder.*)\.out_proj\.", r"\1.o_proj."),
-    (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
+    *COMMON,
 )
 _PROJ: Rules = ((r"(?<=\.mlp)\.lin1\.", ".proj_in."), (r"(?<=\.mlp)\.lin2\.", ".proj_out."))
 _HUGGING_FACE_SAM3: Rules = (
@@ -83,9 +76,7 @@ LAYOUTS: Mapping[str, Rules] = {
 
 def name_in(layout: str, own: str) -> str:
     """The name that a tensor has in a layout; several may share one."""
-    for pattern, theirs in LAYOUTS[layout]:
-        own = re.sub(pattern, theirs, own)
-    return own
+    return renamed(own, LAYOUTS[layout])
 
 
 def layout_of(tensors: Iterable[str], expected: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.errors import CheckpointError, RequestError
 from bench.model.backbones import read_backbone
-from bench.model.checkpoints import architecture_of, check_numbers, load_sam, read_tensors
+from bench.model.checkpoints import HQ_PARTS, architecture_of, check_numbers, load_sam, read_tensors
 from bench.model.method import build
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
@@ -96,10 +96,9 @@ def released_name(own: str) -> str:
 def frozen_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """SAM's own tensors, under SAM's names, out of a released checkpoint."""
     found: dict[str, Tensor] = {}
-    trained = re.compile(r"mask_decoder\.(hf_|compress_vit_feat|embedding_)")
     for own, copies in FROZEN_COPIES.items():
         for prefix in reversed(copies):
-            found |= {own + n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix) and not trained.match(n)}
+            found |= {own + n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix) and not HQ_PARTS.match(n)}
     return found
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, NamedTuple
 from bench.types import Range
 
 Size = Annotated[int, Range(1)]
-STAGES = 4  # of a Hiera; the third is on the decoder's grid
 
 
 class BlockSize(NamedTuple):

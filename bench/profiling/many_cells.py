@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.grid.files import write_together
-from bench.grid.metrics import RULES, ImageRow, scores
+from bench.grid.metrics import RULES, ImageRow, Images, scores
 from bench.grid.plan import Request, specs_of
 from bench.grid.provenance import PACKAGES
 from bench.grid.published import PUBLISHED, read_published
@@ -91,7 +91,7 @@ def fill_with_rows(store: ResultStore, specs: Sequence[RunSpec]) -> None:
             for kind in spec.settings.selections
             for row in rows
         ]
-        record = replace(made_up(spec), scores={kind: scores(rows) for kind in spec.settings.selections})
+        record = replace(made_up(spec), scores={kind: scores(Images.of(rows)) for kind in spec.settings.selections})
         folder = store.folder(spec)
         folder.mkdir(parents=True, exist_ok=True)
         content = "\n".join((",".join(("selection", "name", *COUNTS)), *lines, ""))

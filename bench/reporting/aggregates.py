@@ -25,6 +25,11 @@ from bench.reporting.table_statistics import BEST, PAIRS
 REPETITIONS = 2000
 THRESHOLDS = (50, 60, 70, 80, 90)  # percent of mIoU, of the profile's table
 FEWEST = 2  # methods, units
+FEW_UNITS = 10
+TOO_SHORT = (
+    "Intervals of fewer than 10 {}s are too short, as rliable's are: on one data set the bootstrap's hold the truth in about 50 % of cases "
+    "for 2 of them, 75 % for 3, 90 % for 5; on three data sets in 75, 85 and 90 %."
+)
 LEAST_GAIN = 1.0  # points above zero-shot from which scores are normalised by it
 Statistic = Callable[[Values], Values]  # (…, units, runs, data sets) -> (…)
 
@@ -269,6 +274,7 @@ def _meaning(scores: Scores, naming: Labels, against: str) -> tuple[str, ...]:
         f"IQM: mean of the middle half of all runs. normalised: the IQM where 0 is {none} and 100 the best method's mean on each data set. "
         f"P(better): chance that a run is {'above' if scores.sign > 0 else 'below'} one of {best}.",
         f"{BRACKETS}95 % interval of the stratified bootstrap over {scores.units}s; test images as they are.",
+        *([TOO_SHORT.format(scores.units)] if max(map(len, scores.of.values())) < FEW_UNITS else []),
     )
 
 

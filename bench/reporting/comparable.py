@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError, counted, unknown
-from bench.grid.metrics import RECORDED, USUAL, metric_of
+from bench.grid.metrics import RECORDED, USUAL, WHOLE, metric_of
 from bench.grid.published import published_for
 from bench.grid.rows import lacks, score_of
-from bench.grid.store import COST_FIELDS, Damaged, GridCell, ResultStore, Snapshot, own_weights
+from bench.grid.store import COPY, COST_FIELDS, Damaged, GridCell, ResultStore, Snapshot, own_weights
 from bench.reporting.labels import Labels, shots_in_words
 from bench.reporting.table import Cell
 
@@ -34,6 +34,7 @@ SAME = {  # what cells of one table should have in common
     "device": MACHINE,
     "torch": "provenance.packages.torch",
 }
+FEW = 4  # methods that a note names
 ONLY_SAMPLE = "provenance.only_training_sample"
 
 
@@ -97,6 +98,7 @@ class ComparableCells:
         """The same cells, whose scores are by another metric; of which it cannot be computed is said of these data sets, or all."""
         asked = self.frame[self.frame["dataset"].isin(list(datasets))] if datasets and len(self.frame) else self.frame
         lack = () if metric in RECORDED else _lack(asked, self.selection, metric)
+        lack += () if metric_of(metric).terms else (f"{metric} {WHOLE}, so that it has no interval and nothing is tested by it.",)
         scores = _scores(self.frame, self.selection, self.rule, metric)
         return replace(self, metric=metric, scores=scores, notes=(*self.notes, *lack))
 
@@ -187,7 +189,7 @@ class ComparableCells:
         std = _std([mean(scores[run] for scores in runs) for run in common]) if same else None
         partial = any(cell.n != cell.of for cell in cells.values())
         notes = ("of data sets with missing runs or with different runs",) if partial or not same else ()
-        return Cell(mean(_value(cell) for cell in cells.values()), std, len(common) if same else None, notes=notes)
+        return Cell(mean(cell.value for cell in cells.values() if cell.value is not None), std, len(common) if same else None, notes=notes)
 
     @property
     def context(self) -> tuple[tuple[str, str], ...]:
@@ -207,7 +209,7 @@ class ComparableCells:
         metric = () if self.metric == USUAL else (self.metric,)
         return file_name((kind, backbone, checkpoint[:8], f"{shots}shot", protocol, self.selection, self.rule, *metric))
 
-    @property
+    @cached_property
     def stand_ins(self) -> tuple[str, ...]:
         """A warning where numbers are of generated images under a real data set's name."""
         if not len(self.frame) or not self.frame["generated"].any():
@@ -215,7 +217,7 @@ class ComparableCells:
         names = ", ".join(map(self.naming.dataset, sorted(set(self.frame.loc[self.frame["generated"], "dataset"]))))
         return (f"GENERATED STAND-INS, not the real images: {names}. These numbers say nothing about the real data sets.",)
 
-    @property
+    @cached_property
     def training(self) -> tuple[str, ...]:
         """What a reader would not expect of the cells' training: one picture for all epochs; dropout that stops."""
         if not len(self.frame):
@@ -240,7 +242,7 @@ class ComparableCells:
         """What is to be known before its numbers are read."""
         return (*self.stand_ins, *self.training, *self.mixed)
 
-    @property
+    @cached_property
     def mixed(self) -> tuple[str, ...]:
         """A warning for each thing in which the cells of one table should not differ, and do."""
         warnings = []
@@ -259,12 +261,6 @@ def file_name(words: Iterable[str]) -> str:
         return name
     kept = name.encode()[:LONGEST_NAME].decode(errors="ignore")  # a protocol with many changes
     return f"{kept}-{sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _value(cell: Cell) -> float:
-    if cell.value is None:
-        raise ValueError("a cell without a value has no part in an average")
-    return cell.value
 
 
 def _std(values: Iterable[float]) -> float | None:
@@ -301,6 +297,7 @@ def comparable_cells(store: ResultStore, query: CellQuery) -> list[ComparableCel
     What trains nothing has no shots of its own: it stands once in every table of its backbone, protocol and weights.
     RequestError, one sentence, where there is no cell at all, or none that is asked for. Of a snapshot they are the same objects again.
     """
+    query = replace(query, metric=None) if query.metric == USUAL else query
     if isinstance(store, Snapshot):
         return list(store.once(("comparable", query), lambda: _comparable_cells(store, query)))
     return _comparable_cells(store, query)
@@ -378,14 +375,15 @@ def _identity(key: Iterable[object]) -> Identity:
     return backbone, protocol, shots, checkpoint
 
 
-def _grouped(frame: pd.DataFrame, columns: list[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
-    if frame.empty:
-        return []
-    return [(key if isinstance(key, tuple) else (key,), part) for key, part in frame.groupby(columns, sort=False)]
+def _grouped(frame: pd.DataFrame, columns: list[str]) -> list[tuple[Any, pd.DataFrame]]:
+    return [] if frame.empty else list(frame.groupby(columns, sort=False))
 
 
-def _damage_notes(store: ResultStore, damaged: Iterable[Damaged]) -> tuple[str, ...]:
-    return tuple(f"Left out: {_below(item.path, store).as_posix()}: {item.reason}." for item in damaged)
+def _damage_notes(store: ResultStore, damaged: Sequence[Damaged]) -> tuple[str, ...]:
+    """A sentence for each record that is left out, and one for all copies beyond the first few, as folders of two people have them."""
+    more = [item for item in damaged if item.reason.startswith(COPY)][FEW:]
+    notes = tuple(f"Left out: {_below(item.path, store).as_posix()}: {item.reason}." for item in damaged if item not in more)
+    return (*notes, f"Left out: {len(more)} more copies of cells.") if more else notes
 
 
 def _below(path: Path, store: ResultStore) -> Path:
@@ -456,7 +454,10 @@ def _rates(frame: pd.DataFrame, naming: Labels) -> tuple[str, ...]:
         for rate, of in cells.groupby("lr"):
             where = "" if len(of) == len(cells) else f" on {', '.join(map(naming.dataset, sorted(set(of['dataset']))))}"
             by_rate.setdefault(str(rate), []).append(f"{naming.method(str(label))}{where}")
-    return ("Learning rates: " + "; ".join(f"{rate}: {', '.join(labels)}" for rate, labels in sorted(by_rate.items())) + ".",)
+    usual = max(by_rate, key=lambda rate: len(by_rate[rate]))
+    others = f"; all others {usual}" if len(by_rate[usual]) > FEW else ""
+    said = (f"{rate}: {', '.join(labels)}" for rate, labels in sorted(by_rate.items()) if not others or rate != usual)
+    return (f"Learning rates: {'; '.join(said)}{others}.",)
 
 
 def _current(frame: pd.DataFrame, names: list[str], identity: str, asked: Mapping[tuple[str, ...], str]) -> pd.DataFrame:

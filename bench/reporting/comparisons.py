@@ -14,9 +14,10 @@ MEANING = (
 )
 
 
-def comparisons_table(comparable: ComparableCells, published: Published) -> Table:
-    """Methods, or pairs of them, as rows; for every data set and the average: the difference, its interval, corrected p and effect size."""
-    datasets, against, naming = comparable.datasets, comparable.against, comparable.naming
+def comparisons_table(comparable: ComparableCells, published: Published, against: str = "") -> Table:
+    """Methods, or pairs of them, as rows; for every data set and the average: the difference, its interval, corrected p and effect size.
+    against: in place of what the cells are to be compared with."""
+    datasets, against, naming = comparable.datasets, against or comparable.against, comparable.naming
     known = table_statistics(comparable, datasets, averaged=len(datasets) > 1)
     comparisons = known.comparisons(against)
     parts = (("Δ", 1, True), ("p", 4, False), ("d", 2, True))

@@ -116,9 +116,16 @@ class Split:
         found = zip((DRAW, METHOD_DRAW, SEED), squares.variances(), squares.intervals(), strict=True)
         parts: dict[str, tuple[float, Interval | None] | None] = {name: (float(v), i) if i else None for name, v, i in found}
         pools = [Pooled.of(counts) for counts in whole]
-        variance, df = float(np.mean([pool.images_variance() for pool in pools])), pools[0].df
+        variance, df = float(np.mean([pool.images_variance() for pool in pools])), _images_df(pools)
         parts[IMAGES] = variance, Interval(*(float(variance * df / _chi2(q, df)) for q in (1 - ALPHA / 2, ALPHA / 2)))
         return cls(parts, len(draws), len(seeds), len(methods), len(whole[0].images))
+
+
+def _images_df(pools: Sequence[Pooled]) -> float:
+    """Of the images' variance: Satterthwaite's, from how unequally it comes from the images, of which some are larger or harder."""
+    squares = np.mean([np.square(pool.influences.mean(axis=-2)) for pool in pools], axis=0)  # (images,)
+    scatter = len(squares) * squares.var(ddof=1)
+    return float(min(pools[0].df, 2 * squares.sum() ** 2 / scatter)) if scatter else float(pools[0].df)
 
 
 def _chi2(q: Values | float, df: Values | float) -> Values:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import RequestError
-from bench.grid.metrics import METRICS, RECORDED, USUAL, metric_of
+from bench.grid.metrics import METRICS, RECORDED, USUAL, WHOLE, metric_of
 from bench.grid.rows import score_of
 from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, flat, read_record, spec_to_json, trains
 from bench.reporting.comparisons import MEANING, difference_cells
@@ -123,7 +123,8 @@ def results(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule:
     numbers = (Column("", "A"), Column("", "B"), Column("", "A - B", 2, True), Column("", "p", 4), Column("", "d", 2, True))
     columns = (*numbers, Column("", "verdict"))
     of_metric = metric_of(metric)
-    notes = (MEANING, *([f"{metric}: {of_metric.better} is better."] if metric != USUAL else []))
+    untested = "" if of_metric.terms else f" It {WHOLE}, so that nothing is tested by it."
+    notes = (MEANING, *([f"{metric}: {of_metric.better} is better.{untested}"] if metric != USUAL else []))
     shown = (("selection", selection or "the first of each protocol"), ("rule", rule))
     return Table("results", f"{of_metric.title[0].upper()}{of_metric.title[1:]}", shown, "cells", columns, tuple(rows), notes)
 
@@ -136,7 +137,7 @@ def _mean(scores: Sequence[float]) -> Cell:
 def _verdict(means: Sequence[Cell], found: Difference | None) -> tuple[Cell, Cell, Cell, Cell]:
     if found is None:
         gap = None if means[0].value is None or means[1].value is None else means[0].value - means[1].value
-        return Cell(gap), Cell(), Cell(), Cell(reason="not tested: other images or data files, or too few")
+        return Cell(gap), Cell(), Cell(), Cell(reason="not tested: other images or data files, too few, or a metric without intervals")
     delta, p, effect = difference_cells(found)
     if found.p is None:
         return delta, Cell(), effect, Cell(reason="one run cannot tell")

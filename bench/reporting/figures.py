@@ -274,22 +274,32 @@ def _scatter(ax: Axes, view: View, dataset: str, a: str, b: str) -> None:
     ax.plot(x, y, "o", markersize=3, color=colour(0), alpha=0.6, markeredgewidth=0)
     worst = np.argsort(-np.abs(x - y), kind="stable")[:NAMED]
     ax.plot(x[worst], y[worst], "o", markersize=5, markerfacecolor="none", markeredgecolor=colour(5), markeredgewidth=1)
+    gaps = np.subtract.outer(x[worst] + y[worst], x[worst] + y[worst])
+    np.fill_diagonal(gaps, math.inf)
     for number, i in enumerate(worst, 1):
-        side = 1 if x[i] > y[i] else -1  # away from the diagonal
-        ax.annotate(str(number), (x[i], y[i]), xytext=(6 * side, -6 * side), textcoords="offset points", ha="center", va="center")
+        side = 1 if x[i] > y[i] else -1  # away from the diagonal, and from the next one's
+        ahead = gaps[number - 1][np.argmin(np.abs(gaps[number - 1]))] > 0
+        right, down = (9, 2) if ahead == (side == 1) else (2, 9)
+        ax.annotate(str(number), (x[i], y[i]), xytext=(right * side, -down * side), textcoords="offset points", ha="center", va="center")
     named = ", ".join(f"{number}: {counts[0].images[i].partition('/')[2]}" for number, i in enumerate(worst, 1))
     ax.set_xlabel(f"{ax.get_xlabel()}\n{wrapped(f'most apart, {named}', 52)}")
 
 
 def shot_curves(views: Sequence[View]) -> Figure:
-    """Scores by number of shots, for views that differ in nothing else; bars are 95 % intervals, methods moved aside."""
+    """Scores by number of shots, for views that differ in nothing else; bars are 95 % intervals, methods moved aside; what trains
+    nothing is a line."""
     datasets = {name: title for view in views for name, title in view.datasets.items()}
     titles = {label: title for view in views for label, title in zip(view.labels, view.titles, strict=True)}
     drawn = looks(titles)
+    fixed = {label for view in views for (label, _), of in view.known.counts.items() if not of.trains}
     with panels(len(datasets), 2.2) as (figure, axes):
         for ax, dataset in zip(axes, sorted(datasets), strict=True):
             for i, (label, title) in enumerate(titles.items()):
-                dodged(ax, i, len(titles), title, [view.cell(label, dataset) for view in views], drawn[label])
+                cells = [view.cell(label, dataset) for view in views]
+                if label not in fixed:
+                    dodged(ax, i, len(titles), title, cells, drawn[label])
+                elif (value := cells[0].value) is not None:
+                    ax.axhline(value, color=GREY, linestyle=":", zorder=1, label=title)
             ax.set_xticks(range(len(views)), [view.comparable.identity[2] for view in views])
             ax.set(title=datasets[dataset], xlabel="shots", ylabel=views[0].comparable.measured)
             ax.grid(axis="x", visible=False)

@@ -64,13 +64,14 @@ class Labels:
 
 
 def _shared(labels: Iterable[str]) -> Facts:
-    """The parameters that labels always show, where all that show one show the same value, or all but methods whose own default it is."""
+    """The parameters that labels always show, with the value that more than three quarters of those show that say one; methods
+    whose own default it is do not count where others are there."""
     shown = [(label.partition("(")[0], shown_values(label)) for label in labels]
     found = []
     for name in ALWAYS_SHOWN:
         of = [(values[name], own_values(name).get(method)) for method, values in shown if name in values]
-        alike = [{value for value, _ in of}, {value for value, own in of if value != own}]
-        found += [(name, next(iter(values))) for values in alike if len(values) == 1][:1]
+        counts = Counter(value for value, own in of if value != own) or Counter(value for value, _ in of)
+        found += [(name, value) for value, count in counts.most_common(1) if 4 * count > 3 * counts.total()]
     return tuple(found)
 
 

@@ -1,9 +1,10 @@
 """Tables with any of a cell's fields as rows and columns; what stands in neither parts the tables, so nothing is ever mixed."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def _best(found: Sequence[Entry], pivot: Pivot, store: ResultStore, naming: Labe
 
 
 def _counted(found: Sequence[Entry], pivot: Pivot, known: Known) -> dict[Position, Counts]:
-    places = {(entry.at["label"], entry.at["dataset"]): _place(entry, pivot) for entry in found}
+    place_of = _place(pivot)
+    places = {(entry.at["label"], entry.at["dataset"]): place_of(entry.at) for entry in found}
     return {name: known[place][0] for name, place in places.items() if place in known}
 
 
@@ -146,7 +148,8 @@ def _known(found: Sequence[Entry], pivot: Pivot) -> Known:
     """Counts and interval of every place of a pivot of mIoU that has rows by image; methods of one column share what runs tell."""
     columns: dict[tuple[str, ...], dict[str, Counts]] = {}
     stored = [entry for entry in found if entry.folder and pivot.metric in METRICS]
-    for place, of in groupby(sorted(stored, key=lambda entry: (_place(entry, pivot), entry.run)), key=lambda entry: _place(entry, pivot)):
+    place_of = _place(pivot)
+    for place, of in groupby(sorted(stored, key=lambda entry: (place_of(entry.at), entry.run)), key=lambda entry: place_of(entry.at)):
         runs = list(of)
         at, folders = runs[0].at, [(entry.run, entry.folder) for entry in runs if entry.folder]
         counts = counts_of(at["dataset"], folders, at["selection"], at["rule"], runs[0].trains, pivot.metric)
@@ -156,10 +159,10 @@ def _known(found: Sequence[Entry], pivot: Pivot) -> Known:
     return {(*key, label): (counts, made[key].mean(label).interval()) for key, of in columns.items() for label, counts in of.items()}
 
 
-def _place(entry: Entry, pivot: Pivot) -> tuple[str, ...]:
-    """What an entry is, but for the draw and seed that the pivot does not show; the method last."""
+def _place(pivot: Pivot) -> Callable[[Mapping[str, str]], tuple[str, ...]]:
+    """Of what an entry is at, all but the draw and seed that the pivot does not show; the method last."""
     shown = [name for name in RUN if name in (*pivot.rows, *pivot.columns)]
-    return tuple(entry.at[name] for name in (*(name for name in FIELDS if name != "label"), *shown, *pivot.swept, "label"))
+    return itemgetter(*(name for name in FIELDS if name != "label"), *shown, *pivot.swept, "label")
 
 
 def entries(comparable: ComparableCells, pivot: Pivot) -> list[Entry]:
@@ -289,7 +292,7 @@ def _cell(
     cell = comparable.cell(*place)
     if cell.reason == "undefined":
         return replace(cell, notes=(*cell.notes[:-1], f"a run without `{pivot.metric}` here"))
-    found = known.get(_place(behind[place][0], pivot)) if cell.value is not None else None
+    found = known.get(_place(pivot)(behind[place][0].at)) if cell.value is not None else None
     return bracketed(cell, found[1], len(found[0].images)) if found else cell
 
 

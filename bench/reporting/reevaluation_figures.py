@@ -29,12 +29,16 @@ def robustness_figure(found: Robustness, naming: Labels, measured: str) -> Figur
 
 
 def _tick(condition: str) -> str:
-    """What a condition is called below an axis that its family's name stands above."""
-    family, inside = family_of(condition), condition.partition("(")[2].partition(")")[0]
-    if family == "jitter":
-        return f"±{float(inside.removeprefix('jitter=')):.0%}"
-    whole = family in (CLEAN, *UNORDERED) or not inside
-    return condition.partition("@")[0].replace(" ", "\n") if whole else inside
+    """What a condition is called below an axis that its family's name stands above, in narrow lines."""
+    level = condition.partition("(")[2].removesuffix(")")
+    if level and family_of(condition) not in ("jitter", *UNORDERED):
+        return level
+    return "\n".join(map(_narrow, condition.split()))
+
+
+def _narrow(word: str) -> str:
+    _, jittered, share = word.removesuffix(")").partition("jitter=")
+    return f"±{float(share):.0%}" if jittered else word.partition("@")[0].replace("=", "=\n")
 
 
 def retention_figure(found: Retention, naming: Labels) -> Figure:

@@ -7,22 +7,25 @@ import numpy as np
 import pandas as pd
 
 from bench.grid.published import Published, ordered
-from bench.reporting.comparable import ComparableCells
-from bench.reporting.statistics import Difference
+from bench.reporting.comparable import ComparableCells, Position
+from bench.reporting.statistics import Counts, Difference
 from bench.reporting.table import Cell, Column, Row, Table
-from bench.reporting.table_statistics import TableStatistics, interval_notes, table_statistics
+from bench.reporting.table_statistics import TableStatistics, interval_notes, scope, table_statistics
 
 CLEAN = "clean"
 PROMPTS = ("box", "point", "points", "mask", "none", "boxes_from")
 RUN = ["label", "dataset", "draw", "seed"]
-PER_METHOD = "Δ: difference in points on the same images, draws and seeds, with its interval at the level that Holm's correction leaves"
+PER_METHOD = (
+    "Δ: difference in points on the same images, draws and seeds, with its interval at the level that Holm's correction leaves, of one run "
+    "at 95 % over its images alone"
+)
 ROBUSTNESS = (
     "clean: each cell as it was stored. Every other column is what one thing changes: how test images are prompted, or how they are "
-    f"damaged (level 1 to 5, as in ImageNet-C). {PER_METHOD} for the method's columns; what is below 0 is lost."
+    f"damaged (level 1 to 5, as in ImageNet-C). {PER_METHOD}; corrected are the method's columns together; what is {{worse}} 0 is lost."
 )
 RETENTION = (
     "A row is the weights that were tuned on its data set, a column the data set they are tested on, with the prompts and images of the "
-    f"stored cells. {PER_METHOD} for the column; it is from {{zero}}, which nobody tuned."
+    f"stored cells. {PER_METHOD}; corrected is the column together; it is from {{zero}}, which nobody tuned."
 )
 
 
@@ -74,6 +77,15 @@ class Robustness:
         """A method's mean over runs, with its interval."""
         return self.known.with_interval(self.cells.cell(condition, label), condition, label)
 
+    @property
+    def by_scope(self) -> dict[Position, Counts]:
+        """(method, data set) -> what intervals are over; a condition stands by itself where its runs are others than CLEAN's."""
+        found: dict[Position, Counts] = {}
+        for (condition, label), counts in self.known.counts.items():
+            clean = self.known.counts.get((CLEAN, label), counts)
+            found[label if scope(counts) == scope(clean) else f"{label}\t{condition}", self.dataset] = counts
+        return found
+
     def drops(self, label: str) -> dict[str, Cell]:
         """Condition -> the difference from CLEAN."""
         found = self.known.compared([(condition, CLEAN) for condition in self.conditions if condition != CLEAN], label)
@@ -114,8 +126,9 @@ def robustness_table(comparable: ComparableCells, published: Published) -> Table
             }
             shown = tuple(cells.get((column.group, column.name), Cell()) for column in columns)
             rows.append(Row(f"{naming.dataset(of.dataset)}: {naming.method(label)}", shown, (("dataset", of.dataset), ("method", label))))
-    counts = {(label, of.dataset): counts for of in found for (name, label), counts in of.known.counts.items() if name == CLEAN}
-    notes = (*comparable.warnings, ROBUSTNESS, *interval_notes(counts, naming))
+    counts = {place: counts for of in found for place, counts in of.by_scope.items()}
+    said = ROBUSTNESS.format(worse="below" if comparable.sign > 0 else "above")
+    notes = (*comparable.warnings, said, *interval_notes(counts, naming), *comparable.notes)
     title = f"Robustness: {comparable.measured} under other prompts and on damaged images"
     return Table(comparable.name("robustness"), title, comparable.context, "method", tuple(columns), tuple(rows), notes)
 
@@ -196,6 +209,10 @@ def retention_table(comparable: ComparableCells, published: Published) -> Table:
         title = _row(naming.method(label), naming.dataset(source)) if source else f"{naming.method(label)}, zero-shot"
         rows.append(Row(title, tuple(cell for pair in each for cell in pair), (("method", label),)))
     note = RETENTION.format(zero=naming.method(found.zero) if found.zero else "zero-shot SAM, which is not stored")
-    notes = (*comparable.warnings, note, *interval_notes(found.known.counts, naming))
+    counts = {(found.sources[row], name): of for (row, name), of in found.known.counts.items()}
+    said = {
+        (f"{label}\ttuned on {naming.dataset(source)}" if source else label, name): of for ((label, source), name), of in counts.items()
+    }
+    notes = (*comparable.warnings, note, *interval_notes(said, naming), *comparable.notes)
     title = f"Retention: {comparable.measured} of what was tuned on one data set and is tested on others"
     return Table(comparable.name("retention"), title, comparable.context, "tuned on", columns, tuple(rows), notes)

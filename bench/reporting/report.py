@@ -17,11 +17,11 @@ from typing import TypeVar
 import pandas as pd
 from PIL.Image import open as open_picture
 
-from bench.errors import RequestError
-from bench.grid.metrics import USUAL
+from bench.grid.published import published_for
 from bench.grid.spec import RELEASED
 from bench.grid.store import ResultStore, Snapshot
 from bench.reporting.comparable import CellQuery, ComparableCells, Run, comparable_cells
+from bench.reporting.comparisons import comparisons_table
 from bench.reporting.figures import pictures
 from bench.reporting.formats import render
 from bench.reporting.style import rendered
@@ -117,7 +117,7 @@ def report(store: ResultStore, metric: str | None = None) -> str:
         titles=TITLES,
         views=views,
         tables=[table for table in made if _kind(table) not in (*VIEWS, *studied)],
-        pairs=_pairs(store, found),
+        pairs=_pairs(found),
         region=True,
         cells=cells,
         gaps=[row for comparable in found for row in _gaps(comparable)],
@@ -127,13 +127,20 @@ def report(store: ResultStore, metric: str | None = None) -> str:
         recorded=sorted(map(str, table["provenance.command"].dropna().unique())) if "provenance.command" in table else [],
         out=store.root.name,
     )
-    room = LIMIT_BYTES - SPARE_BYTES - len(page(figures=Inlined(), sheets=Inlined(), studies=studies).encode())
-    figures, room = inlined((picture for picture in drawn if _kind(picture) not in studied), room)
-    for at, study in enumerate(studies):
-        shown, room = inlined(of_kinds(drawn, STUDIES[study.title]), room)
-        studies[at] = replace(study, figures=shown)
-    sheets, _ = inlined(_sheets(store), room)
-    return page(figures=figures, sheets=sheets, studies=studies)
+    sheets = list(_sheets(store))
+
+    def illustrated(room: int) -> str:
+        figures, room = inlined((picture for picture in drawn if _kind(picture) not in studied), room)
+        shown = []
+        for study in studies:
+            of_study, room = inlined(of_kinds(drawn, STUDIES[study.title]), room)
+            shown.append(replace(study, figures=of_study))
+        return page(figures=figures, sheets=inlined(sheets, room)[0], studies=shown)
+
+    whole = illustrated(LIMIT_BYTES)
+    if len(whole.encode()) <= LIMIT_BYTES:
+        return whole
+    return illustrated(LIMIT_BYTES - SPARE_BYTES - len(page(figures=Inlined(), sheets=Inlined(), studies=studies).encode()))
 
 
 def _kind(item: Image | Table) -> str:
@@ -167,15 +174,13 @@ def _says_more(table: Table) -> bool:
     return any(len(values) > 1 for values in groups.values())
 
 
-def _pairs(store: ResultStore, found: Sequence[ComparableCells]) -> list[Table]:
+def _pairs(found: Sequence[ComparableCells]) -> list[Table]:
     """All methods compared in pairs, if these are not too many."""
     most = max(len(of.labels_of(of.datasets)) for of in found)
     if most < 3 or most * (most - 1) // 2 > MOST_PAIRS:
         return []
-    try:
-        return tables(store, CellQuery(against=PAIRS, metric=None if found[0].metric == USUAL else found[0].metric), "comparisons")
-    except RequestError:  # without rows by image
-        return []
+    made = [comparisons_table(of, published_for(of.identity[2]), PAIRS) for of in found]
+    return [table for table in made if table.rows]  # there are none without rows by image
 
 
 def _commands(comparable: ComparableCells) -> Iterator[str]:

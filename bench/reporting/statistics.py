@@ -31,7 +31,7 @@ is what it found.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -65,7 +65,11 @@ class Counts:
     def lack(self) -> str:
         """Why the images give no interval, "" if they do: every run needs two with pixels in the union."""
         most = self.unions.max(axis=-1)
-        return "fewer than two of its test images have pixels in prediction or truth" if (self.unions.sum(axis=-1) <= most).any() else ""
+        return (
+            "fewer than two of its test images have pixels in prediction or truth, or of a class"
+            if (self.unions.sum(axis=-1) <= most).any()
+            else ""
+        )
 
     def of_runs(self, runs: Sequence[Run]) -> "Counts":
         """The same with only these runs, in this order."""
@@ -93,7 +97,7 @@ class Estimate:
     of_runs: Values
     runs_df: Values
     of_images: Values
-    images_df: float
+    images_df: Values | float
 
     @property
     def error(self) -> Values:
@@ -332,13 +336,18 @@ class Difference:
 
 def differences(pairs: Sequence[Pair]) -> list[Difference]:
     """Comparisons that are made together, by Holm's correction."""
-    found = [float(pair.estimate.p) for pair in pairs if pair.tells]
-    corrected = iter(zip(found, holm(found), strict=True))
+    if not pairs:
+        return []
+    together = Estimate(*(np.array([getattr(pair.estimate, f.name) for pair in pairs], float) for f in fields(Estimate)))
+    tell = np.array([pair.tells for pair in pairs])
+    p, corrected = together.p, np.full(len(pairs), np.nan)
+    corrected[tell] = holm(p[tell])
+    halves = together.half(np.where(tell, ALPHA * p / np.where(tell, corrected, 1), ALPHA))
     made = []
-    for pair in pairs:
-        p, of = next(corrected) if pair.tells else (None, None)
-        interval = pair.estimate.interval(ALPHA * p / of if p and of else ALPHA)
-        made.append(Difference(float(pair.estimate.value), interval, of, pair.effect, pair.runs, pair.images))
+    for pair, half, of in zip(pairs, halves, corrected, strict=True):
+        value = float(pair.estimate.value)
+        interval = Interval(float(value - half), float(value + half))
+        made.append(Difference(value, interval, float(of) if pair.tells else None, pair.effect, pair.runs, pair.images))
     return made
 
 
@@ -369,7 +378,7 @@ def _mean_ious(counts: Counts) -> Values:
     return np.asarray(_ratio(counts.intersections, counts.unions, 0.0).mean(axis=0))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float] | Values) -> list[float]:
     """Holm's step-down correction for that many comparisons, in the order given."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, floor = [0.0] * len(p_values), 0.0

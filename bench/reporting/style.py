@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from bench.grid.families import FAMILIES
 from bench.grid.published import family_of
@@ -47,6 +48,7 @@ SETTINGS = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.titlesize": 7.5,
+    "axes.titley": 1.0,  # where it is in any case: to find that out, all is measured three times more
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -56,6 +58,8 @@ SETTINGS = {
     "pdf.fonttype": 42,
     "text.parse_math": False,  # a name with a $ is a name
 }
+PAD = 3 / 72  # inches around a panel with its words
+SIDES = ("left", "bottom", "right", "top")
 Boxes = np.ndarray  # (x0, y0, x1, y1) in pixels along the last axis
 METADATA: Mapping[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
@@ -67,20 +71,52 @@ METADATA: Mapping[str, dict[str, Any]] = {
 class Drawing(Figure):
     """A figure in this style wherever it is drawn; its layout is found once, for all forms in which it is saved."""
 
+    arranged = False  # for good, as it is saved
+
     def draw(self, renderer: Any) -> None:
         with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
+            if not self.arranged:
+                self._arrange()
             super().draw(renderer)
 
     def savefig(self, *to: Any, **how: Any) -> None:
         with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
-            if engine := self.get_layout_engine():
-                engine.execute(self)
-                self.set_layout_engine(None)
+            if not self.arranged:
+                self._arrange()
+                self.arranged = True
             super().savefig(*to, **how)
+
+    def _arrange(self) -> None:
+        """Places the panels, all of one size, as closely as their words allow, and above the legend. Matplotlib's constrained layout does
+        the same, but measures all of them twice."""
+        renderer, grid = self.canvas.get_renderer(), self.axes[0].get_subplotspec().get_gridspec()  # type: ignore[attr-defined, union-attr]
+        around = {side: np.full(grid.nrows if side in ("bottom", "top") else grid.ncols, PAD * self.dpi) for side in SIDES}
+        for ax, row, column in _placed(self.axes):
+            panel = ax.get_position(original=True).transformed(self.transFigure)
+            whole = ax.get_tightbbox(renderer, for_layout_only=True)
+            words = dict(zip(SIDES, (panel.x0 - whole.x0, panel.y0 - whole.y0, whole.x1 - panel.x1, whole.y1 - panel.y1), strict=True))
+            for side, of in words.items():
+                at = row if side in ("bottom", "top") else column
+                around[side][at] = max(around[side][at], of + PAD * self.dpi)
+        left, bottom, right, top = around.values()
+        below = sum(legend.get_window_extent(renderer).height + 2 * PAD * self.dpi for legend in self.legends)
+        wide = (self.bbox.width - (left + right).sum()) / grid.ncols
+        high = (self.bbox.height - below - (bottom + top).sum()) / grid.nrows
+        x = np.cumsum(left + wide + right) - right - wide
+        y = self.bbox.height - np.cumsum(top + high + bottom) + bottom
+        for ax, row, column in _placed(self.axes):
+            ax.set_position(Bbox.from_bounds(x[column], y[row], wide, high).transformed(self.transFigure.inverted()))
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
         return rendered(self, "png")
+
+
+def _placed(axes: Iterable[Axes]) -> Iterator[tuple[Axes, int, int]]:
+    """The panels, with the row and the column of each."""
+    for ax in axes:
+        place: Any = ax.get_subplotspec()
+        yield ax, place.rowspan.start, place.colspan.start
 
 
 @contextmanager
@@ -91,7 +127,7 @@ def panels(count: int, height: float, per_line: int = 0, width: float = 0.0) -> 
     width = width or (COLUMN if per_line == 1 else PAGE)
     lines = -(-count // per_line)
     with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
-        figure = Drawing(figsize=(width, height * lines), layout="constrained")
+        figure = Drawing(figsize=(width, height * lines))
         FigureCanvasAgg(figure)
         shown = list(figure.subplots(lines, per_line, squeeze=False).ravel())
         for ax in shown[count:]:
@@ -177,7 +213,7 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
 
 def dodged(ax: Axes, i: int, of: int, title: str, cells: Sequence[Cell], look: Look, joined: bool = True) -> None:
     """The i-th of several methods at 0, 1, …, moved aside so that its intervals hide no other's."""
-    aside = min(0.7, 0.1 * of) * ((i + 0.5) / of - 0.5)
+    aside = min(0.7, 0.06 * of) * ((i + 0.5) / of - 0.5)
     points = [(k + aside, cell.value, cell) for k, cell in enumerate(cells) if cell.value is not None]
     ax.plot([x for x, *_ in points], [value for _, value, _ in points], markersize=3, label=title, **look.point)
     ax.lines[-1].set(linestyle=look.dash if joined else "none", linewidth=0.7)
@@ -204,7 +240,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes], of: Iterable[Look] = ()) 
     most = min(sum(map(len, parts)), max(1, int(figure.get_figwidth() / LETTER / (longest + 5))))
     names, columns = _in_columns([list(part) for part in parts], most)
     handles = [next((part[name] for part in parts if name in part), Patch(alpha=0)) for name in names]
-    how: dict[str, Any] = {"loc": "outside lower center", "handlelength": 1.8, "columnspacing": 1.0, "labelspacing": 0.35, "ncols": columns}
+    how: dict[str, Any] = {"loc": "lower center", "handlelength": 1.8, "columnspacing": 1.0, "labelspacing": 0.35, "ncols": columns}
     legend = figure.legend(handles=handles, labels=[name.removeprefix(HEAD) for name in names], **how)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_fontweight("bold" if name.startswith(HEAD) else "normal")

@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Literal
 
 import pandas as pd
-from tabulate import tabulate
 
 from bench.grid.spreadsheet import no_formula
 from bench.reporting.labels import Facts, in_words
@@ -81,6 +80,8 @@ class Table:
 
 def markdown(table: Table) -> str:
     """The table as GitHub's markdown, aligned so that it also reads in a terminal; each gap's reason is a footnote."""
+    from tabulate import tabulate  # a page needs none of it
+
     footnotes: list[str] = []
     body = [
         [_one_line(row.heading), *(_text(*pair, footnotes) for pair in zip(row.cells, table.columns, strict=True))] for row in table.rows
@@ -104,6 +105,15 @@ def reduced(table: Table, intervals: bool = True, runs: bool = True) -> Table:
 
     rows = tuple(replace(row, cells=tuple(map(of, row.cells))) for row in table.rows)
     return replace(table, rows=rows, notes=tuple(note for note in table.notes if intervals or not note.startswith(BRACKETS)))
+
+
+def runs_once(table: Table) -> Table:
+    """The table with its number of runs in the context alone, where all means have the same."""
+    counted = [cell for row in table.rows for cell in row.cells if count(cell)]
+    runs = {cell.n if cell.std is not None and cell.of in (None, cell.n) else None for cell in counted}
+    if len(runs) != 1 or None in runs:
+        return table
+    return replace(reduced(table, runs=False), context=(*table.context, ("n", f"{runs.pop()} where there is a ±")))
 
 
 NUMBERS = ("value", "spread", "n", "n_asked", "low", "high", "images", "mark")
@@ -149,8 +159,10 @@ def footnote_numbers(cell: Cell, footnotes: list[str]) -> list[int]:
 
 
 def number(cell: Cell, column: Column, between: str = " ± ") -> str:
-    """The value of a cell that has one, with its spread, in the column's digits."""
-    sign = "+" if column.signed else ""
+    """The value of a cell that has one, with its spread, in the column's digits; "<0.01" for what is not 0 but would be shown as it."""
+    sign, smallest = "+" if column.signed else "", f"{10**-column.digits:.{column.digits}f}"
+    if not sign and cell.std is None and 0 < cell.value < float(smallest) / 2:
+        return f"<{smallest}"
     std = "" if cell.std is None else f"{between}{cell.std:.{column.digits}f}"
     return f"{cell.value:{sign},.{column.digits}f}" + std
 

@@ -1,16 +1,14 @@
 """What per-image rows say: every value's interval, and methods compared on the same images and units (`bench.reporting.statistics`)."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from itertools import chain, combinations, groupby
+from itertools import combinations, groupby
 from pathlib import Path
 
 import numpy as np
 
-from bench.grid.metrics import METRICS, RULES, USUAL, Terms, under_rule, worth_of_empty
-from bench.grid.rows import IMAGES, read_image_rows, stamp
+from bench.grid.metrics import METRICS, USUAL, Terms, under_rule, worth_of_empty
+from bench.grid.rows import image_rows, lacks
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
@@ -156,16 +154,21 @@ def scope(counts: Counts) -> str:
 
 def interval_notes(counts: Mapping[Position, Counts], naming: Labels) -> tuple[str, ...]:
     """Over what a table's intervals generalise, what one run cannot tell, and which data sets have few images."""
+    scopes: dict[str, set[str]] = {}  # of each method
+    for (label, _), of in counts.items():
+        scopes.setdefault(label, set()).add(scope(of))
     over: dict[str, list[str]] = {}
-    for place, of in counts.items():
-        over.setdefault(scope(of), []).append(naming.place(*place))
+    for (label, dataset), of in counts.items():
+        said = naming.method(label) if len(scopes[label]) == 1 else naming.place(label, dataset)
+        over.setdefault(scope(of), []).append(said)
     if not over:
         return ()
     usual, *others = sorted(over, key=lambda text: -len(over[text]))
-    told = "".join(f"; of {some_of(over[text])} over {text}" for text in others)
+    once = {text: list(dict.fromkeys(places)) for text, places in over.items()}
+    told = "".join(f"; of {some_of(once[text])} over {text}" for text in others)
     notes = [f"{BRACKETS}95 % interval over {usual}{told}."]
     if ONE_RUN in over:
-        who = "no method here is marked or" if len(over) == 1 else f"those with one, {some_of(over[ONE_RUN])}, are neither marked nor"
+        who = "no method here is marked or" if len(over) == 1 else f"those with one, {some_of(once[ONE_RUN])}, are neither marked nor"
         notes.append(f"One run cannot tell methods apart, for another seed may turn them round: {who} tested.")
     few = {dataset: len(of.images) for (_, dataset), of in sorted(counts.items()) if len(of.images) < FEW_IMAGES}
     if few:
@@ -208,17 +211,20 @@ def _table_statistics(comparable: ComparableCells, datasets: Sequence[str], aver
             files |= zip([place], known, strict=False)
         if isinstance(found, Counts):
             counts[place] = found
-        else:
+        elif found:
             lacking[place] = found
     return TableStatistics(counts, tuple(datasets), averaged, lacking, files, comparable.sign)
 
 
 def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, rule: str, trains: bool, metric: str = USUAL) -> Counts | str:
-    """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels."""
+    """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels. "" where
+    the rows lack what the metric needs, so that there is no score either."""
     if METRICS[metric].terms is None:
         return f"{metric} is of all images' objects together"
     tables = [read_rows(folder, selection, rule, metric) for _, folder in runs]
     unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if table is None or not table[0]]
+    if any(lacks(folder, selection, metric) for folder in unread):
+        return ""
     if unread:
         return f"the rows by image of {'/'.join(unread[0].parts[-3:])} are absent or damaged"
     if (found := same_images(tables)) is None:
@@ -239,39 +245,29 @@ def same_images(tables: Sequence[Rows | None]) -> tuple[tuple[str, ...], np.ndar
 
 def read_rows(folder: Path, selection: str, rule: str, metric: str = USUAL) -> Rows | None:
     """The images by name, and of each part and whole of the ratio that a metric is (intersection and union in pixels) as a rule counts
-    them; of the mean of several ratios what stands for it (see `linear_parts`). None where the file is absent or damaged, or lacks what
-    the metric needs."""
-    found = _rows_by_rule(folder, stamp(folder / IMAGES), metric)
-    return None if found is None else found.get((selection, rule), ([], np.empty((0, 2))))
-
-
-@lru_cache(maxsize=1024)  # the tables and figures of a report ask for the same rows many times
-def _rows_by_rule(folder: Path, stamp: tuple[int, int], metric: str) -> Mapping[tuple[str, str], Rows] | None:
-    """(selection, rule) -> the rows of a file with this stamp."""
-    if (read := read_image_rows(folder)) is None:
+    them; of the mean of several ratios what stands for it (see `linear_parts`). None where the file is absent or damaged; no images where
+    it lacks what the metric needs."""
+    if (found := image_rows(folder)) is None:
         return None
-    found: dict[tuple[str, str], Rows] = {}
-    for selection, rows in read.items():
-        rows.sort(key=lambda row: row.name)
-        names = [sys.intern(row.name) for row in rows]
-        for rule in RULES:
-            counted, of = under_rule(rows, rule), METRICS[metric]
-            if of.terms is None or of.lacks(counted):
-                return None
-            pixels = linear_parts([of.terms(row, worth_of_empty(rule)) for row in counted])
-            found[selection, rule] = names if len(counted) == len(rows) else [sys.intern(row.name) for row in counted], pixels
-    return found
+    of = METRICS[metric]
+    if selection not in found or of.terms is None or of.lacks(counted := under_rule(found[selection], rule)):
+        return [], np.empty((0, 2))
+    order = sorted(range(len(counted.name)), key=counted.name.__getitem__)
+    return [counted.name[i] for i in order], linear_parts(of.terms(counted, worth_of_empty(rule)), len(order))[order]
 
 
-def linear_parts(terms: Sequence[Terms]) -> np.ndarray:
+def linear_parts(terms: Terms, images: int) -> np.ndarray:
     """Parts and wholes (images, 2) whose pooled ratio is the mean of the terms' pooled ratios, and on which every image has the same
-    influence: of one ratio its own; else each image's share of the mean, with a whole of 1, as the infinitesimal jackknife has it."""
-    names = list(dict.fromkeys(chain.from_iterable(terms)))
-    if len(names) == 1:
-        return np.array([of_image.get(names[0], (0, 0)) for of_image in terms], float)
-    parts = np.array([[of_image.get(name, (0, 0)) for name in names] for of_image in terms], float).reshape(len(terms), len(names), 2)
-    parts = parts[:, parts[:, :, 1].sum(axis=0) > 0]
+    influence: of one ratio its own; else each image's share of the mean, with a whole of 1, as the infinitesimal jackknife has it. No image
+    has a whole where one of the ratios is of a single image, for nothing is known of how that varies."""
+    if len(terms) == 1:
+        return np.stack(next(iter(terms.values())), axis=1).astype(float)
+    parts = np.array([np.stack(of, axis=1) for of in terms.values()], float).reshape(len(terms), images, 2).swapaxes(0, 1)
+    having = np.count_nonzero(parts[:, :, 1], axis=0)
+    if (having == 1).any():
+        return np.zeros((images, 2))
+    parts = parts[:, having > 0]
     sums = parts.sum(axis=0)  # (ratios, 2)
     ratios = sums[:, 0] / sums[:, 1]
-    share = ratios + len(terms) * (parts[:, :, 0] - ratios * parts[:, :, 1]) / sums[:, 1]
-    return np.stack([share.mean(axis=1) if len(ratios) else np.zeros(len(terms)), np.full(len(terms), float(len(ratios) > 0))], axis=1)
+    share = ratios + images * (parts[:, :, 0] - ratios * parts[:, :, 1]) / sums[:, 1]
+    return np.stack([share.mean(axis=1) if len(ratios) else np.zeros(images), np.full(images, float(len(ratios) > 0))], axis=1)

@@ -5,15 +5,16 @@ shots never share a table, unless a pivot names them in its rows or columns.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from bench.errors import RequestError, unknown
-from bench.grid.metrics import USUAL
+from bench.grid.metrics import METRICS, USUAL, metric_of
 from bench.grid.published import (
+    PROTOCOL,
     PUBLISHED,
     Number,
     Published,
@@ -35,20 +36,20 @@ from bench.reporting.formats import FORMATS, SUFFIX
 from bench.reporting.labels import Labels, shots_in_words
 from bench.reporting.pivot import PIVOTS, Pivot, pivot_tables
 from bench.reporting.reevaluations import retention_table, robustness_table
-from bench.reporting.table import Cell, Column, Row, Table, reduced
+from bench.reporting.table import Cell, Column, Row, Table, reduced, runs_once
 from bench.reporting.table_statistics import AVERAGE, BEST, PAIRS, TableStatistics, dataset_of, interval_notes, some_of, table_statistics
-from bench.reporting.terminal import show
 from bench.reporting.tuning import tuned_pairs, tuning_table
 
 
 @dataclass(frozen=True)
 class PaperColumn:
-    """A data set's column, or that of their average: ours by method, and by what it is scored."""
+    """A data set's column, or that of their average: ours by method, and by what it is scored. differs: see `_differs`."""
 
     group: str
     ours: Mapping[Position, Cell]
     scored: ComparableCells
     known: TableStatistics
+    differs: str
 
     @property
     def title(self) -> str:
@@ -59,7 +60,7 @@ class PaperColumn:
     def cells(self, label: str, published: Published) -> tuple[Cell, Cell, Cell, Cell]:
         """Ours, the published number, Δ, and whether ours may be that."""
         ours = self.ours.get((label, self.group), Cell(reason="not run"))
-        return _beside(ours, published.of(label, self.group), self.scored.metric)
+        return _beside(ours, published.of(label, self.group), self.scored.metric, self.differs)
 
 
 def paper_table(comparable: ComparableCells, published: Published) -> Table:
@@ -79,6 +80,7 @@ def paper_table(comparable: ComparableCells, published: Published) -> Table:
         *comparable.warnings,
         *_cannot_say(comparable, datasets),
         *_published_notes(comparable, published, datasets),
+        *(f"{metric}: {metric_of(metric).in_words}" for metric in dict.fromkeys(of.scored.metric for of in shown) if metric != USUAL),
         *(note for of in shown for note in _statistics_notes(of.known, comparable.naming)),
         *(note for of in shown for note in of.scored.notes),
     )
@@ -100,15 +102,31 @@ def _paper_columns(comparable: ComparableCells, published: Published, datasets: 
             known = table_statistics(scored, mine, averaged)
             groups = (*mine, AVERAGE) if averaged else tuple(mine)
             ours = _scored(scored, known, mine, groups)
-            found += [PaperColumn(group, ours, scored, known) for group in groups]
+            for group in groups:
+                found.append(
+                    PaperColumn(group, ours, scored, known, _differs(comparable, published, mine if group == AVERAGE else [group]))
+                )
     return found
 
 
-def _beside(ours: Cell, theirs: Number | None, metric: str) -> tuple[Cell, Cell, Cell, Cell]:
+def _differs(comparable: ComparableCells, published: Published, datasets: Sequence[str]) -> str:
+    """In two words in what ours are no repetition of the published numbers of these data sets, so that no Δ means anything."""
+    (backbone, protocol, *_), frame = comparable.identity, comparable.frame
+    generated = len(frame) and frame.loc[frame["dataset"].isin(list(datasets)), "generated"].any()
+    differences = {
+        "stand-in images": generated,
+        "other backbone": backbone.replace("_", "-").lower() not in published.source.lower(),
+        "other protocol": protocol != PROTOCOL,
+        "other rule": comparable.rule != "all",  # the published numbers count images without objects too
+    }
+    return next((words for words, differs in differences.items() if differs), "")
+
+
+def _beside(ours: Cell, theirs: Number | None, metric: str, differs: str) -> tuple[Cell, Cell, Cell, Cell]:
     """Ours, the published number, their difference or why there is none, and where the number lies in our interval."""
     if theirs is None:
         return ours, Cell(), Cell(), Cell()
-    differs = theirs.differs or (f"{theirs.metric}, not {metric}" if theirs.metric != metric else "")
+    differs = theirs.differs or (f"{theirs.metric}, not {metric}" if theirs.metric != metric else differs)
     if differs or ours.value is None:
         return ours, Cell(theirs.value), Cell(reason=differs), Cell()
     return ours, Cell(theirs.value), Cell(ours.value - theirs.value), Cell(reason=_inside(ours, theirs.value))
@@ -146,8 +164,13 @@ def _statistics_notes(known: TableStatistics, naming: Labels) -> tuple[str, ...]
         "Bold: ahead of every other method of the column; underlined: of all but the bold one. Both by paired differences on the same "
         "images, draws and seeds (p < 0.05 after Holm's correction for those behind), which brackets that overlap do not show.",
         f"Test images: {images}.",
-        *(f"No interval: {naming.place(*place)}: {why}." for place, why in known.lacks().items()),
+        *_without_interval(known.lacks(), naming),
     )
+
+
+def _without_interval(lacks: Mapping[Position, str], naming: Labels) -> Iterator[str]:
+    for why in dict.fromkeys(lacks.values()):
+        yield f"No interval: {some_of([naming.place(*place) for place, said in lacks.items() if said == why])}: {why}."
 
 
 def _cannot_say(comparable: ComparableCells, datasets: Sequence[str]) -> tuple[str, ...]:
@@ -184,12 +207,9 @@ def _best_of(tuned: pd.DataFrame) -> str:
 def _published_notes(comparable: ComparableCells, published: Published, datasets: Sequence[str]) -> tuple[str, ...]:
     if not has_numbers(comparable.identity[2]):
         return (f"No numbers were published for {shots_in_words(comparable.identity[2])}.",)
-    notes = [f"Published: {published.source}.", *published.notes(datasets, comparable.naming.dataset)]
-    if comparable.identity[0].replace("_", "-").lower() not in published.source.lower():
-        notes.append(f"Δ compares different backbones: ours is {comparable.identity[0]}.")
-    if comparable.rule != "all":
-        notes.append("Δ compares different rules for images without objects: the published numbers count them all.")
-    return tuple(notes)
+    same = f"Δ stands under the protocol {PROTOCOL} and the rule all, on the published backbone."
+    said = (f"Published: {published.source}.", *published.notes(datasets, comparable.naming.dataset))
+    return (*said, same) if _differs(comparable, published, ()) else said
 
 
 def plain_table(comparable: ComparableCells, published: Published) -> Table:
@@ -232,7 +252,12 @@ NEEDS = {  # what a kind has nothing to show without
 
 
 AGAIN = {"robustness": "with other prompts or on damaged images", "retention": "on other data sets than they were tuned on"}
-READING = "Mean ± standard deviation over the n draws and seeds (one where no n is given); mIoU is pooled over all test pixels."
+READING = "Mean ± standard deviation over the n draws and seeds (one where no n is given)"
+
+
+def _reading(metric: str | None) -> str:
+    """How to read a cell; None: by the usual metric, or by each column's."""
+    return f"{READING}; mIoU is pooled over all test pixels." if metric in (None, USUAL) else f"{READING}. {metric_of(metric).definition}."
 
 
 def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Table]:
@@ -252,7 +277,7 @@ def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Ta
     elif query.against not in (BEST, PAIRS, *labels):
         raise unknown("method to compare with", query.against, (BEST, PAIRS, *sorted(labels)))
     made = [table for comparable in found for table in _made(like, comparable, published_for(comparable.identity[2]))]
-    reading = (READING,) if like in ("paper", "plain", "robustness", "retention") else ()
+    reading = (_reading(query.metric),) if like in ("paper", "plain", "robustness", "retention") else ()
     shown = [replace(table, notes=(*reading, *table.notes)) for table in made if table.rows]
     if not shown and like == "paper":
         raise RequestError(f"No cell is of the data sets {', '.join(reference.datasets)}, which --like {like} is about: leave it out.")
@@ -292,7 +317,7 @@ def _all_kinds(store: ResultStore, query: CellQuery) -> list[Table]:
 def pivoted(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Table]:
     """A pivot's tables, its methods named as published."""
     made = pivot_tables(store, query, pivot, read_published(PUBLISHED["1"]))
-    return [replace(table, notes=(READING, *table.notes)) for table in made]
+    return [replace(table, notes=(_reading(pivot.metric if pivot.metric in METRICS else None), *table.notes)) for table in made]
 
 
 def tuning_tables(store: ResultStore, query: CellQuery) -> list[Table]:
@@ -304,7 +329,7 @@ def tuning_tables(store: ResultStore, query: CellQuery) -> list[Table]:
             'Nothing to show: --like tuning needs cells of a protocol and of the same with tuned rates, as "clean(tuned=…)".'
         )
     return [
-        replace(table, notes=(READING, *table.notes))
+        replace(table, notes=(_reading(query.metric), *table.notes))
         for pair in asked
         if (table := tuning_table(pair, published_for(pair.both.identity[2])))
     ]
@@ -317,9 +342,12 @@ KINDS = (*LIKE, *SEVERAL, *PIVOTS, *ACROSS)
 
 def print_and_write(made: Iterable[Table], formats: Sequence[str], folder: Path, intervals: bool = True, runs: bool = True) -> None:
     """Shows tables and writes `<folder>/<name>.<format>` for each format; a CSV has everything, also where the others leave it out."""
+    from bench.reporting.terminal import show  # a page needs none of it
+
     folder.mkdir(parents=True, exist_ok=True)
     for table in made:
+        shown = runs_once(reduced(table, intervals, runs))
         for name in formats:
-            whole = table if name == "csv" else reduced(table, intervals, runs)
-            (folder / f"{table.name}.{SUFFIX.get(name, name)}").write_text(FORMATS[name](whole), encoding="utf-8")
-        show(reduced(table, intervals, runs))
+            text = FORMATS[name](table if name == "csv" else shown)
+            (folder / f"{table.name}.{SUFFIX.get(name, name)}").write_text(text, encoding="utf-8")
+        show(shown)

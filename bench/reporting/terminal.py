@@ -8,7 +8,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from bench.reporting.labels import in_words
-from bench.reporting.table import Cell, Column, Table, count, footnote_numbers, interval, markdown, number, packed
+from bench.reporting.table import Cell, Column, Table, count, footnote_numbers, interval, markdown, number, packed, runs_once
 
 BETWEEN = 2  # characters between two columns
 MOST_HEADING = 3  # a row's heading has at most a third of the width
@@ -18,6 +18,7 @@ STYLES = {"": "", "best": "bold", "second": "underline"}
 
 def show(table: Table) -> None:
     """Prints a table to stdout: drawn on a terminal, as markdown elsewhere."""
+    table = runs_once(table)
     if sys.stdout.isatty():
         draw(table, Console(highlight=False))
     else:

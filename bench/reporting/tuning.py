@@ -117,8 +117,9 @@ def _notes(pair: TunedPair) -> Iterator[str]:
     name = pair.tuned.identity[1].partition("tuned=")[2].rstrip(")").partition(",")[0]
     trials = dict(pair.tuned.context).get("tuned")
     yield (
-        f"Tuned: the best of {trials} of each method, of which the first has the untuned rates; chosen on held-out training images "
-        f"({FOLDER}/{name}.toml). Intervals of gains are corrected for all methods of their column and exclude 0 where p < 0.05."
+        f"Tuned: the best of {trials} of each method, of which the first has the untuned rates; chosen by mIoU on held-out training images "
+        f"({FOLDER}/{name}.toml). Intervals of gains are of these rates, not of another search; they are corrected for all methods of "
+        "their column and exclude 0 where p < 0.05, but of one run they are over its images alone, uncorrected."
     )
     if pair.chosen:
         yield (

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.errors import DataError, DivergedError
 from bench.grid.files import write_together
-from bench.grid.metrics import ImageRow, image_iou, pooled_dice, pooled_iou, scores
+from bench.grid.metrics import ImageRow, Images, image_iou, pooled_dice, pooled_iou, scores
 from bench.grid.protocol import Settings
 from bench.grid.registry import METHODS, third_party
 from bench.grid.spec import RunSpec, check_files
@@ -318,7 +318,7 @@ class Cell:
             "train_images": len(self.support) if self.optimizer else 0,
             "test_images": len(next(iter(rows.values()))),
         }
-        record = Record(self.spec, {selection: scores(of) for selection, of in rows.items()}, cost, provenance)
+        record = Record(self.spec, {selection: scores(Images.of(of)) for selection, of in rows.items()}, cost, provenance)
         return Result(record, images_table(rows), pd.DataFrame(self.state.history), tuned)
 
 

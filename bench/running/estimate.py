@@ -116,7 +116,7 @@ def operations(backbone: str) -> float:
 def estimate(specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: Sequence[Cost], machine: str | None) -> Estimate:
     """Of these cells, whose data sets are open. Time is scaled from one backbone to another by `operations`; memory is not."""
     seconds = disk = memory = 0.0
-    unknown, by = 0, dict[str, None]()
+    unknown, by = 0, dict[str, dict[str, None]]()
     for spec, count in Counter(replace(spec, draw=0, seed=0) for spec in specs).items():
         amount, cost = amount_of(spec, datasets[spec.dataset]), nearest(costs, spec, machine)
         if cost is None:
@@ -129,8 +129,9 @@ def estimate(specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: S
         seconds += count * scale * (amount.steps * step + amount.images / cost.numbers["images_per_second"])
         if scale == 1:
             memory = max(memory, 1e6 * cost.numbers["peak_memory_mb"])
-        by[_in_words(cost, spec, machine)] = None
-    return Estimate(seconds, disk, memory, unknown, tuple(by))
+        label, where = _in_words(cost, spec, machine)
+        by.setdefault(where, {})[label] = None
+    return Estimate(seconds, disk, memory, unknown, tuple(f"{where}: {', '.join(labels)}" for where, labels in by.items()))
 
 
 def amount_of(spec: RunSpec, dataset: Dataset) -> Amount:
@@ -140,11 +141,12 @@ def amount_of(spec: RunSpec, dataset: Dataset) -> Amount:
     return Amount.of(spec.settings, support, images, spec.method.trains)
 
 
-def _in_words(cost: Cost, spec: RunSpec, machine: str | None) -> str:
+def _in_words(cost: Cost, spec: RunSpec, machine: str | None) -> tuple[str, str]:
+    """Of which method the cost is, and where it was measured."""
     where = "this machine" if cost.machine == machine else "the nearest of which costs are known"
     of = "" if cost.method_id == method_id(spec.method) else f" by {cost.label}"
     scaled = "" if cost.backbone == spec.backbone else f", by {cost.backbone} × {operations(spec.backbone) / operations(cost.backbone):.3g}"
-    return f"{spec.method.label}{of}{scaled}: {cost.machine} ({where}), {cost.time[:10]}"
+    return f"{spec.method.label}{of}{scaled}", f"{cost.machine} ({where}), {cost.time[:10]}"
 
 
 def estimate_in_words(specs: Sequence[RunSpec], datasets: Mapping[str, Dataset], out: Path, device: str, at_once: int) -> list[str]:

@@ -257,9 +257,11 @@ def to_run(status: CellStatus, overwrite: str, changed: bool) -> bool:
 
 
 def list_cells(specs: Sequence[RunSpec], states: Mapping[RunSpec, CellStatus], missing: Sequence[RunSpec]) -> None:
+    """Prints a line a cell: its phase, what it is, its key, and of those that have begun what became of them."""
+    width = max((len(title(spec)) for spec in specs), default=0)
     for spec in specs:
-        reason = f"  ({states[spec].reason})" if states[spec].reason else ""
-        print(f"{states[spec].phase:10}  {title(spec)}  {spec.folder}{reason}")
+        reason = "" if states[spec].phase == "pending" else states[spec].reason
+        print(f"{states[spec].phase:10}  {title(spec):{width}}  {spec.key}  {reason}".rstrip())
     print(f"{counted(len(specs), 'cell')}, {len(missing)} to run.")
 
 

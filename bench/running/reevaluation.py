@@ -3,7 +3,7 @@
 A re-evaluation is a cell of its own, which names its parent and has no weights. It lies in the parent's results folder.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import groupby, product
@@ -72,13 +72,17 @@ def reevaluate(asked: Asked, options: Options) -> int:
 
 
 def parents_of(asked: Asked, store: ResultStore) -> list[RunSpec]:
-    """The cells that are named, each once; RequestError for one that is not there, has no weights or lies below another results folder."""
-    folders = [folder for cell in asked.cells for folder in _folders(cell, store)]
-    found = {spec.key: spec for folder in dict.fromkeys(folders) if _is_kept(spec := _in_place(folder, store), asked.methods)}
-    if not found:
-        known = sorted({tuned_spec(folder).method.label for folder in folders})
-        raise unknown("method among these cells", asked.methods, known)
-    return list(found.values())
+    """The cells that are named, each once; RequestError for one that is not there, has no weights or lies below another results folder,
+    and for a method that none of them has."""
+    folders = dict.fromkeys(folder for cell in asked.cells for folder in _folders(cell, store))
+    specs = list({spec.key: spec for spec in (_in_place(folder, store) for folder in folders)}.values())
+    wanted: set[str] = set()
+    for word in split_calls(asked.methods):
+        names = members(word, families_by_method()) if word.startswith(SIGN) else [word]
+        if not any(_is_one(spec, names) for spec in specs):
+            raise unknown("method among these cells", word, sorted({spec.method.label for spec in specs}))
+        wanted.update(names)
+    return [spec for spec in specs if not wanted or _is_one(spec, wanted)]
 
 
 def _folders(cell: str, store: ResultStore) -> list[Path]:
@@ -99,9 +103,8 @@ def _in_place(folder: Path, store: ResultStore) -> RunSpec:
     return spec
 
 
-def _is_kept(spec: RunSpec, methods: str) -> bool:
-    words = [name for word in split_calls(methods) for name in (members(word, families_by_method()) if word.startswith(SIGN) else [word])]
-    return not methods or spec.method.name in words or spec.method.label in words
+def _is_one(spec: RunSpec, methods: Collection[str]) -> bool:
+    return spec.method.name in methods or spec.method.label in methods
 
 
 def _weights(spec: RunSpec) -> tuple[str, str]:

@@ -1,7 +1,6 @@
 """Released CAT-SAM checkpoints, and adapters of Hugging Face's peft, evaluated as a cell is evaluated, and stored as one where that is
 asked for."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from bench.grid.spreadsheet import spreadsheet
 from bench.grid.store import Record, ResultStore
 from bench.model.backbones import backbone_names, checkpoint_path, read_backbone
 from bench.model.checkpoints import architecture_of, load_sam
+from bench.model.hugging_face import adapter_config
 from bench.model.released import load_released
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
@@ -75,10 +75,7 @@ def evaluate_adapter(given: Evaluation) -> int:
 def _backbone_of(adapter: Path) -> str:
     """The backbone whose name on Hugging Face an adapter's config has; RequestError where none is told."""
     path = (adapter if adapter.is_dir() else adapter.parent) / "adapter_config.json"
-    try:
-        base = str(json.loads(path.read_text()).get("base_model_name_or_path") or "nothing")
-    except (ValueError, AttributeError):
-        raise RequestError(f"{path} is no adapter_config.json: a table of values in JSON is needed.") from None
+    base = str(adapter_config(path).get("base_model_name_or_path") or "nothing")
     found = [name for name in backbone_names() if base in read_backbone(name).names_there]
     if len(found) != 1:
         raise RequestError(f"{adapter} says that it is made for {base}, which is the name of no one backbone: --backbone names one.")

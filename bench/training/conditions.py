@@ -18,8 +18,9 @@ import torch
 from bench.data.corruptions import corrupted, read_corruption
 from bench.data.objects import Objects
 from bench.data.prompt_table import read_prompts
-from bench.errors import DataError, RequestError
+from bench.errors import DataError, unknown
 from bench.grid.files import file_sha256
+from bench.grid.prompts import KNOWN
 from bench.grid.prompts import canonical_prompt as canonical_word
 from bench.model.inputs import check_prompts
 from bench.training.prompts import prompts_of
@@ -67,8 +68,8 @@ def canonical_prompt(text: str) -> str:
     if path := boxes_file(text):
         read_boxes(path)
         return f"{FROM_FILE}={path.name}@{file_sha256(path)[:12]}"
-    if text.strip() == FROM_FILE:
-        raise RequestError(f"The prompt {text.strip()!r} needs a file: {FROM_FILE}=FILE.csv.")
+    if (word := text.partition("(")[0].strip()) not in KNOWN:
+        raise unknown("prompt", word, (*KNOWN, f"{FROM_FILE}=FILE.csv"))
     return canonical_word(text)
 
 

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from bench.errors import RequestError
 from bench.grid.files import write_together
+from bench.grid.metrics import USUAL
 from bench.grid.plan import protocol_of
 from bench.grid.registry import DATASETS
 from bench.grid.spec import RunSpec
@@ -63,7 +64,9 @@ def _in_words(table: Mapping[str, Any]) -> str:
     lost = f"\n{failed} of {len(table['trial'])} trials failed, as those that diverge do; the file says why." if failed else ""
     grid = tabulate(rows, heads, tablefmt="pipe", floatfmt=("", "", ".1f", ".1f", "", "", ""), missingval="-")
     images = ", ".join(f"{count} of {name}" for name, count in table["held_out"].items())
-    return f"\nmIoU (%) on held-out training images ({images}), the best of {table['trials']} trials:\n\n{grid}\n{lost}"
+    own = [f"{name} ({metric})" for name in table["held_out"] if (metric := DATASETS.get(name).metric) != USUAL]
+    also = f"\nIt is what trials are chosen by also where a data set has a metric of its own: {', '.join(own)}." if own else ""
+    return f"\nmIoU (%) on held-out training images ({images}), the best of {table['trials']} trials:\n\n{grid}\n{also}{lost}"
 
 
 def _without_choice(trials: Trials, alive: Alive) -> str:
@@ -105,8 +108,9 @@ def _refuse_other_request(search: Search, folder: Path) -> None:
 
 
 def _write(text: str, path: Path, overwrite: bool) -> Path:
-    """Writes the file whole; RequestError where there is another one, which stays."""
-    if path.is_file() and not overwrite and path.read_text(encoding="utf-8") != text:
+    """Writes the file whole; RequestError where there is one that says something else, which stays; an earlier version's may say less."""
+    before = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() and not overwrite else set()
+    if before - set(text.splitlines()):
         raise RequestError(f"{path} has another content, from earlier results of these trials: --overwrite replaces it, --name keeps both.")
     write_together(path.parent, {path.name: text.encode()})
     return path
@@ -170,6 +174,7 @@ def _choices(trials: Trials, place: Place, rungs: Sequence[Alive], records: Mapp
         best_so_far=tuple(accumulate((0.0 if math.isnan(value) else round(value, 4) for value in scores.values()), max)),
         cells=len(cells),
         steps=sum(int(cost["steps"]) for cost in costs),
+        images=sum(spec.settings.epochs * int(records[spec].cost["train_images"]) for spec in cells if spec in records),
         seconds=round(sum(cost["training_seconds"] + cost["evaluation_seconds"] for cost in costs), 1),
         space={name: str(dimension) for name, dimension in trials.search.spaces[place.method].items()},
         dataset="" if trials.search.per == "grid" else place.datasets[0],

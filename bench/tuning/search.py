@@ -56,6 +56,8 @@ class Search:
                     raise RequestError(f"--{name} {getattr(self, name)} {fault}.")
         if self.sampler not in SAMPLERS:
             raise unknown("sampler", self.sampler, SAMPLERS)
+        if self.halving and self.trials < 2 * LAST_RUNG:
+            raise RequestError(f"--halving with --trials {self.trials}: at least {2 * LAST_RUNG} are needed, or no half is left behind.")
         if "," in self.request.shots.strip(","):
             raise RequestError(f"--shots {self.request.shots}: rates are tuned for one number of shots at a time.")
         if "lr" in parse_call(self.request.protocol)[1]:
@@ -91,7 +93,7 @@ class Search:
     @property
     def rungs(self) -> int:
         """How often trials are trained; 1 without halving."""
-        return max(1, int(math.log2(self.trials / LAST_RUNG)) + 1) if self.halving and self.trials > LAST_RUNG else 1
+        return int(math.log2(self.trials / LAST_RUNG)) + 1 if self.halving else 1
 
 
 @dataclass(frozen=True)

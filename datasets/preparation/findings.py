@@ -78,7 +78,8 @@ def of_masks(split: str, seen: Sequence[Inspection], threshold: int) -> Iterator
         yield note(f"{split}: {_images(len(turned), 'is', 'are')} {upright}.")
     other = [look for look in seen if not look.fits]
     if other:
-        yield note(f"{split}: {_images(len(other))} not the mask's size and are transposed or resized to it, such as {other[0].name}.")
+        others = _images(len(other), "is transposed or resized to its mask's size", "are transposed or resized to their masks' sizes")
+        yield note(f"{split}: {others}, such as {other[0].name}.")
     mixed = [look for look in seen if look.values and len(look.values) > 2]
     if mixed:
         said = f"{len(mixed):,} of {len(seen):,} masks are not binary, with the values {ranges(values)}"

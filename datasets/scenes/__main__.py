@@ -1,10 +1,16 @@
-"""Writes a contact sheet of all scenes: `python -m datasets.scenes --out sheet.png` (seconds on one CPU core)."""
+"""Writes a contact sheet of all scenes.
 
-import argparse
+    python -m datasets.scenes --out sheet.png     # seconds on one CPU core
+
+One row of images a generator, and below it their objects outlined.
+"""
+
 import sys
 from pathlib import Path
 
 import cv2
+
+from bench.grid.command_line import command_parser
 
 from . import buildings, home, polyps, rng_for, shadows
 from .sheet import outlined, sheet
@@ -14,10 +20,10 @@ COLUMNS = 8
 
 def main() -> int:
     """Draws `--rows` rows of each generator, every one with its outlines below it, and writes them to `--out`."""
-    parser = argparse.ArgumentParser(prog="python -m datasets.scenes", description=__doc__)
+    parser = command_parser("datasets.scenes", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="the PNG file to write")
-    parser.add_argument("--size", type=int, default=192, help="side of each image in pixels (192)")
-    parser.add_argument("--rows", type=int, default=1, help=f"rows of {COLUMNS} images for each generator (1)")
+    parser.add_argument("--size", type=int, default=192, help="side of each image in pixels")
+    parser.add_argument("--rows", type=int, default=1, help=f"rows of {COLUMNS} images for each generator")
     options = parser.parse_args()
     rows = []
     for scene in (home, buildings, polyps, shadows):

@@ -127,7 +127,7 @@ def test_an_image_of_another_size_is_noted_as_the_reader_treats_it(archive_data,
     path = sorted((archive_data / "sbu/SBU-shadow/SBU-Test/ShadowImages").iterdir())[0]
     replace(path, cv2.imencode(".jpg", np.zeros((80, 104, 3), np.uint8))[1].tobytes())
     code, printed = said("verify", "sbu", "--data", archive_data)
-    assert code == 0 and f"test: 1 image has not the mask's size and are transposed or resized to it, such as {path.stem}." in printed
+    assert code == 0 and f"test: 1 image is transposed or resized to its mask's size, such as {path.stem}." in printed
 
 
 def test_what_a_run_would_see_is_what_the_reader_gives(archive_data):

@@ -14,7 +14,7 @@ from test_spec import SPEC
 
 import bench
 from bench import ROOT
-from bench.errors import RequestError
+from bench.errors import CheckpointError, RequestError
 from bench.evaluate import main as evaluate
 from bench.export import main as export
 from bench.exporting.merged import merged_tensors
@@ -138,6 +138,30 @@ def test_somebody_elses_adapter_is_computed_as_peft_computes_it(tiny, tmp_path):
     save_file({name: tensor for name, tensor in tensors.items() if "layers.1." not in name}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(RequestError, match=r"does not fit this backbone: it lacks .*layers\.1\."):
         bench.build(f"adapter(file={str(tmp_path)!r})", tiny)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for key, value, says in (
+        ("of_a_newer_peft", True, "the peft that is installed does not know its of_a_newer_peft"),
+        ("r", 5, r"size mismatch for .*lora_A.*\[3, 192\].*\[5, 192\]\)?\.$"),
+        ("peft_type", "NEW", "peft knows no peft_type 'NEW'"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(RequestError, match=says):
+            bench.build(f"adapter(file={str(tmp_path)!r})", tiny)
+    save_file({name: tensor / 0 for name, tensor in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lora_A.weight holds NaN or infinite numbers"):
+        bench.build(f"adapter(file={str(tmp_path)!r})", tiny)
+
+
+def test_what_peft_does_not_save_is_not_asked_for(tiny, tmp_path):
+    peft = pytest.importorskip("peft")
+    theirs = peft.get_peft_model(sam_model(tiny), peft.AdaLoraConfig(init_r=3, target_r=2, total_step=9, target_modules=["qkv"]))
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1)
+    theirs.save_pretrained(tmp_path)  # without `ranknum`
+    ours = logits(bench.build(f"adapter(file={str(tmp_path)!r})", tiny))
+    torch.testing.assert_close(ours, of_hugging_face(theirs, tiny), atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("neumann", [False, True])

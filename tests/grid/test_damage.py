@@ -16,7 +16,7 @@ from test_spec import SPEC
 
 from bench import export, report, status, tables
 from bench.errors import RequestError
-from bench.grid.metrics import count, scores
+from bench.grid.metrics import Images, count, scores
 from bench.grid.rows import disagreement
 from bench.grid.store import Record, ResultStore, read_state
 from bench.running.cell import images_table
@@ -54,7 +54,7 @@ def stored(store: ResultStore, seed: int) -> Path:
     rng, spec = np.random.default_rng(seed), replace(SPEC, seed=seed)
     rows = {rule: [count(f"{i:03}", i % 3, *(rng.random((2, 8, 8)) > 0.4)) for i in range(6)] for rule in spec.settings.selections}
     found, cost = (
-        {rule: scores(of) for rule, of in rows.items()},
+        {rule: scores(Images.of(of)) for rule, of in rows.items()},
         {"trainable_parameters": 8, "total_parameters": 9, "training_seconds": 1.5},
     )
     facts = {

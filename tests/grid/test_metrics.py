@@ -19,7 +19,7 @@ from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 
 from bench.data.boundary import boundary
-from bench.grid.metrics import METRICS, ImageRow, count, mean_image_iou, pooled_dice, pooled_iou, scores, under_rule
+from bench.grid.metrics import METRICS, ImageRow, Images, count, mean_image_iou, pooled_dice, pooled_iou, scores, under_rule
 
 
 def maps(seed, images=6):
@@ -38,7 +38,7 @@ def test_the_references_numbers():
     files, expected = np.load(FOLDER / "objects.npz"), json.loads((FOLDER / "objects.json").read_text())["metric"]
     rows = rows_of([(files[f"pred{i}"], files[f"gt{i}"]) for i in range(6)])
     assert pooled_iou(rows) / 100 == pytest.approx(expected["pooled_foreground_iou"], abs=1e-9)
-    assert [mean_image_iou([row]) / 100 for row in rows] == pytest.approx(expected["per_image"], abs=1e-8)
+    assert [mean_image_iou(Images.of([row])) / 100 for row in rows] == pytest.approx(expected["per_image"], abs=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -56,7 +56,7 @@ HAND = [ImageRow("a", 1, 3, 5, 4, 4), ImageRow("b", 0, 0, 5, 0, 5), ImageRow("c"
 
 
 def test_hand_counted_rules():
-    found = scores(HAND)
+    found = scores(Images.of(HAND))
     assert found["miou_all"] == pytest.approx(100 * 4 / 14)
     assert found["miou_empty_as_empty"] == pytest.approx(100 * 3 / 7)  # "c" misses its 2 pixels
     assert found["miou_with_objects"] == pytest.approx(100 * 3 / 5)
@@ -69,15 +69,19 @@ def test_hand_counted_rules():
 
 
 def test_nothing_to_count_is_nan_and_never_a_number():
-    assert math.isnan(pooled_iou([])) and math.isnan(mean_image_iou([])) and math.isnan(scores([HAND[1]])["miou_with_objects"])
+    assert (
+        math.isnan(pooled_iou([]))
+        and math.isnan(mean_image_iou(Images.of([])))
+        and math.isnan(scores(Images.of([HAND[1]]))["miou_with_objects"])
+    )
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 50)] * 3, st.integers(0, 2)), min_size=1, max_size=8))
 def test_rules_bound_each_other(numbers):
     rows = [ImageRow("", objects, both, both + p + t, both + t, both + p) for both, p, t, objects in numbers]
-    found = scores(rows)
+    found = scores(Images.of(rows))
     assert all(math.isnan(value) or 0 <= value <= 100 for value in found.values())
-    assert len(under_rule(rows, "with_objects")) == sum(row.objects > 0 for row in rows)
+    assert len(under_rule(Images.of(rows), "with_objects").name) == sum(row.objects > 0 for row in rows)
     if not any(row.intersection for row in rows if not row.objects):
         assert not found["miou_empty_as_empty"] < found["miou_all"]  # forgiving false positives only helps
 
@@ -105,18 +109,18 @@ def test_pixel_metrics_equal_independent_oracles(seed, kind):
     pairs = [a_pair(rng, *(DEGENERATE.get(kind) or (None, None))) for _ in range(5)]
     rows = [integer_row(str(i), *pair) for i, pair in enumerate(pairs)]
     flat = [torch.from_numpy(np.concatenate([pair[k].ravel() for pair in pairs])).long() for k in (0, 1)]
-    assert METRICS["two_class_miou"].value(rows) == pytest.approx(two_class(*flat), abs=1e-6)
+    assert METRICS["two_class_miou"].value(Images.of(rows)) == pytest.approx(two_class(*flat), abs=1e-6)
     each = [two_class(*(torch.from_numpy(x.ravel()).long() for x in pair)) for pair in pairs]
-    assert METRICS["mean_image_two_class_miou"].value(rows) == pytest.approx(np.mean(each), abs=1e-6)
-    assert METRICS["ber"].value(rows) == pytest.approx(100 - balanced_accuracy(*flat), abs=1e-6)
+    assert METRICS["mean_image_two_class_miou"].value(Images.of(rows)) == pytest.approx(np.mean(each), abs=1e-6)
+    assert METRICS["ber"].value(Images.of(rows)) == pytest.approx(100 - balanced_accuracy(*flat), abs=1e-6)
     dice = [100 * 2 * (p & t).sum() / (p.sum() + t.sum()) if p.any() or t.any() else 0.0 for p, t in pairs]
-    assert METRICS["mean_image_dice"].value(rows) == pytest.approx(np.mean(dice), abs=1e-6)
+    assert METRICS["mean_image_dice"].value(Images.of(rows)) == pytest.approx(np.mean(dice), abs=1e-6)
     edges = [(published_boundary(p), published_boundary(t)) for p, t in pairs]
     of_images = [100 * (a & b).sum() / (a | b).sum() if (a | b).any() else 0.0 for a, b in edges]
-    assert METRICS["mean_image_boundary_iou"].value(rows) == pytest.approx(np.mean(of_images), abs=1e-6)
+    assert METRICS["mean_image_boundary_iou"].value(Images.of(rows)) == pytest.approx(np.mean(of_images), abs=1e-6)
     whole = sum((a | b).sum() for a, b in edges)
     pooled = 100 * sum((a & b).sum() for a, b in edges) / whole if whole else math.nan
-    assert METRICS["boundary_iou"].value(rows) == pytest.approx(pooled, abs=1e-6, nan_ok=True)
+    assert METRICS["boundary_iou"].value(Images.of(rows)) == pytest.approx(pooled, abs=1e-6, nan_ok=True)
 
 
 def two_class(predicted, truth):
@@ -147,7 +151,7 @@ def test_class_miou_equals_torchmetrics(seed):
     flat = [torch.from_numpy(np.concatenate([pair[k].ravel() for pair in pairs])) for k in (0, 1)]
     every = multiclass_jaccard_index(*flat, num_classes=6, average=None).double()[1:]
     occurs = [any((x == number).any() for x in flat) for number in range(1, 6)]
-    assert METRICS["class_miou"].value(rows) == pytest.approx(100 * every[occurs].mean().item(), abs=1e-5)
+    assert METRICS["class_miou"].value(Images.of(rows)) == pytest.approx(100 * every[occurs].mean().item(), abs=1e-5)
 
 
 def sparse(predicted, truth):
@@ -162,9 +166,9 @@ def test_average_precision_equals_pycocotools_on_masks(seed, kind):
     images = [objects_and_predictions(rng, kind) for _ in range(4)]
     rows = [ImageRow(str(i), len(of[0]), 0, 0, 0, 0, instances=instances_of(*of)) for i, of in enumerate(images)]
     ap, ap50 = coco_ap(images)
-    assert METRICS["ap"].value(rows) == pytest.approx(ap, abs=1e-6)
-    assert METRICS["ap50"].value(rows) == pytest.approx(ap50, abs=1e-6)
-    assert math.isnan(METRICS["ap"].value([ImageRow("a", 0, 0, 0, 0, 0, instances="")]))
+    assert METRICS["ap"].value(Images.of(rows)) == pytest.approx(ap, abs=1e-6)
+    assert METRICS["ap50"].value(Images.of(rows)) == pytest.approx(ap50, abs=1e-6)
+    assert math.isnan(METRICS["ap"].value(Images.of([ImageRow("a", 0, 0, 0, 0, 0, instances="")])))
 
 
 def objects_and_predictions(rng, kind):

@@ -191,7 +191,7 @@ def test_numbers_that_no_checkpoint_has_are_named(tmp_path, odd, says):
 def test_absent_files_and_unknown_names(tmp_path):
     with pytest.raises(CheckpointError, match=r"sam_vit_l_0b3195\.pth"):
         checkpoint_path("vit_l", tmp_path)
-    with pytest.raises(CheckpointError, match=r"no checkpoint .*none\.pth"):
+    with pytest.raises(CheckpointError, match=r"not at .*none\.pth\. A file"):
         bench.load_sam("vit_l", tmp_path / "none.pth")
     with pytest.raises(RequestError, match=r"Unknown backbone 'vit_x'.*vit_b"):
         bench.load_sam("vit_x")

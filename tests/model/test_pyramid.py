@@ -173,9 +173,16 @@ def test_the_names_are_those_of_the_real_files():
 
 
 def test_a_file_of_another_model_is_told_of(tmp_path):
-    torch.save(bench.load_sam("tiny_sam3").state_dict(), tmp_path / "sam3.pt")
-    with pytest.raises(CheckpointError, match="does not fit this architecture"):
-        bench.load_sam("tiny_sam2", tmp_path / "sam3.pt")
+    for of, asked, layout in (
+        ("tiny_sam3", "tiny_sam2", "Meta's SAM 3"),
+        ("tiny_sam2", "tiny", "Hugging Face's SAM 2"),
+        ("tiny", "tiny_sam3", "this project's"),
+    ):
+        torch.save(in_layout(layout, bench.load_sam(of).state_dict()), tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match=f"does not fit this architecture, it looks like {of}: "):
+            bench.load_sam(asked, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="it looks like a file without an image encoder of SAM's names: "):
+        bench.load_sam("tiny", {"a": torch.zeros(1)})
     with pytest.raises(RequestError, match=r"tiny_sam2\(image_size=144\): a multiple of 32 pixels is needed"):
         read_backbone("tiny_sam2(image_size=144)")
 

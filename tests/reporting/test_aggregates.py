@@ -118,6 +118,7 @@ def test_one_data_set_is_ranked_over_its_draws(tmp_path: Path) -> None:
     fill(store, ("whu",), draws=3, seeds=1)
     (table, _) = tables(store, CellQuery(), "aggregates")
     assert any(note.startswith("mean rank: over 3 draws of WHU Building;") for note in table.notes)
+    assert any(note.startswith("Intervals of fewer than 10 draws are too short") for note in table.notes)
 
 
 def test_one_run_of_each_has_no_aggregates_and_says_what_is_needed(tmp_path: Path) -> None:

@@ -59,6 +59,18 @@ def test_a_run_is_split_into_draw_method_seed_and_images() -> None:
     assert Split.of([one_of(world.methods(np.random.default_rng(3), 1)[0][0]).of_runs([(0, 0), (0, 1)])]) is None
 
 
+def test_the_interval_of_the_images_holds_where_few_large_ones_weigh_most() -> None:
+    rng, held = np.random.default_rng(5), []
+    for _ in range(200):
+        sizes = rng.lognormal(7, 0.5, 64)
+        iou = 60 + rng.normal(0, 10, 64) + rng.normal(0, 1, (2, 3, 1)) + rng.normal(0, 2, (2, 3, 64))
+        runs = tuple((draw, 0) for draw in range(3))
+        found = Split.of([Counts(runs, tuple(map(str, range(64))), of / 100 * sizes, np.broadcast_to(sizes, of.shape)) for of in iou])
+        assert found is not None
+        held.append(found.parts[IMAGES][1].holds(100 * np.exp(0.25) / 64))  # type: ignore[index, union-attr]
+    assert np.mean(held) > 0.9  # chi-squared with a degree of freedom an image: 0.81
+
+
 @pytest.mark.parametrize("images", [SIMULATED, 2 * SIMULATED])
 def test_the_suggested_design_has_the_power_that_it_promises(images: int) -> None:
     """From the cells of one experiment to the smallest design with these images, which is then simulated."""

@@ -92,7 +92,7 @@ def test_power_says_the_fewest_runs_and_takes_a_difference(store: ResultStore, c
     [
         (["lora", "mona"], "Unknown stored method 'mona'. Known: cat_sam_t, lora(decoder=sam), sam."),
         (["lora", "lora"], "to be told from itself"),
-        (["lora", "sam", "--difference", "0"], "--difference 0: points of mIoU above 0"),
+        (["lora", "sam", "--difference", "0"], "--difference 0: points above 0"),
         (["lora", "sam", "--difference", "nan"], "--difference nan: points"),
     ],
 )

@@ -9,7 +9,7 @@ from drawn_cells import fill
 from test_renderings import CAT, LORA, put
 
 from bench.errors import RequestError
-from bench.grid.metrics import METRICS, ImageRow
+from bench.grid.metrics import METRICS, ImageRow, Images
 from bench.grid.published import published_for
 from bench.grid.rows import IMAGES, read_image_rows
 from bench.grid.store import ResultStore
@@ -63,6 +63,9 @@ def test_less_is_better_where_it_is(store):
     assert scores.best == CAT.label and scores.normalised[CAT.label].mean() == pytest.approx(100)
     for like in ("comparisons", "draws", "aggregates", "rules", "selections"):
         assert tables(store, CellQuery(metric="ber"), like)
+    (plain,) = tables(store, CellQuery(metric="class_miou"), "plain")
+    assert not [note for note in plain.notes if "No interval" in note or "mIoU is pooled" in note]  # no score has none either
+    assert sum("class_miou cannot be computed from" in note for note in plain.notes) == 1
     (aggregates, _) = tables(store, CellQuery(metric="ber"), "aggregates")
     ranks = {dict(row.about)["method"]: row.cells[3].value for row in aggregates.rows}
     assert ranks[CAT.label] == 1 and ranks["sam"] == 3
@@ -70,6 +73,24 @@ def test_less_is_better_where_it_is(store):
     a, b = (side(str(next((store.runs / "whu").glob(f"{of.name}*/*/record.json")).parent), store.root) for of in (CAT, LORA))
     compared = results(paired(a, b), None, "all", "ber")
     assert compared.title == "Balanced error rate (%)" and compared.rows[0].cells[2].value < 0
+
+
+def test_a_metric_of_all_objects_together_has_no_interval_and_says_so(store):
+    for draw in range(2):
+        for method in (CAT, LORA):
+            put(store, 70.0, method=method, draw=draw)
+    for path in store.runs.rglob(IMAGES):
+        frame = pd.read_csv(path)
+        frame.assign(instances="1:1000:900:0.9:1=850").to_csv(path, index=False)
+    said, query = "ap is of all images' objects together", CellQuery(metric="ap")
+    for (table,) in (tables(store, query), pivoted(store, CellQuery(), Pivot.of("method", "dataset", "ap"))):
+        shown = [cell for row in table.rows for cell in row.cells if cell.n == 2]
+        assert len(shown) == 2 and all(cell.value > 50 and cell.low is None and not cell.mark for cell in shown)
+        assert any(note.startswith(said) and "no interval" in note for note in table.notes)
+    with pytest.raises(RequestError, match=f"{said}: it has no interval, and so no power"):
+        power_tables(store, query, CAT.label, LORA.label)
+    a, b = (side(str(next(store.runs.rglob(f"{of.name}*/*/record.json")).parent), store.root) for of in (CAT, LORA))
+    assert any("nothing is tested by it" in note for note in results(paired(a, b), None, "all", "ap").notes)
 
 
 def test_a_mean_of_ratios_has_its_value_and_the_jackknifes_interval():
@@ -82,13 +103,19 @@ def test_a_mean_of_ratios_has_its_value_and_the_jackknifes_interval():
     ]
     for name in ("ber", "two_class_miou", "mean_image_two_class_miou", "mean_image_iou", "miou"):
         metric = METRICS[name]
-        parts = linear_parts([metric.terms(row, 0.0) for row in rows])
+        parts = linear_parts(metric.terms(Images.of(rows), 0.0), len(rows))
         counts = Counts(((0, 0),), tuple(row.name for row in rows), parts[None, :, 0], parts[None, :, 1])
         found = Pooled.of(counts)
-        assert float(found.value) == pytest.approx(metric.value(rows))
-        without = [metric.value(rows[:i] + rows[i + 1 :]) for i in range(len(rows))]
+        assert float(found.value) == pytest.approx(metric.value(Images.of(rows)))
+        without = [metric.value(Images.of(rows[:i] + rows[i + 1 :])) for i in range(len(rows))]
         jackknife = (len(rows) - 1) / len(rows) * np.square(np.array(without) - np.mean(without)).sum()
         assert float(found.images_variance()) == pytest.approx(jackknife, rel=0.05)
+    cans = np.array([5.0, 3.0, 0.0]), np.array([9.0, 9.0, 0.0])
+    alone, both = (
+        linear_parts({"can": cans, "bottle": (np.array(part), np.array(whole))}, 3)
+        for part, whole in (([0.0, 1.0, 0.0], [0.0, 4.0, 0.0]), ([0.0, 1.0, 2.0], [0.0, 4.0, 4.0]))
+    )
+    assert not alone.any() and both[:, 1].all()  # one image says nothing of how bottles vary, and an interval without them were too short
 
 
 @pytest.mark.parametrize(("shots", "sbu"), [(16, 4.04), ("full", 2.54)])
@@ -106,6 +133,10 @@ def test_every_published_number_stands_beside_ours_with_its_metric_or_the_reason
     told = " ".join(table.notes)
     assert "Kvasir rises from 85 to 93" in told and "the split and the few-shot images are not published" in told
     assert "ap cannot be computed from" in told and "class_miou cannot be computed from" in told
+    assert "class_miou: The mean IoU of the classes but the background" in told and "ber: Half the sum" in told
+    put(store, 70.0, method=CAT, dataset="whu", shots=shots, protocol="smoke")
+    (smoke,) = tables(store, CellQuery(protocol="smoke"), "paper")
+    assert smoke.rows[0].cells[1].value and smoke.rows[0].cells[2].reason == "other protocol"
     published = published_for(str(shots))
     assert len(published.others) == 6 * 2 + 6 and published.of("sam", "sbu").metric == "miou" != published.metric("sbu")
     assert published.of("cat_sam_a", "hrsid").value == {16: 45.7, "full": 52.9}[shots]

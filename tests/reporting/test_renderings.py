@@ -17,7 +17,7 @@ from test_spec import LORA, SPEC
 from test_store import HISTORY
 
 from bench.errors import RequestError
-from bench.grid.metrics import ImageRow
+from bench.grid.metrics import ImageRow, Images
 from bench.grid.metrics import scores as scores_of
 from bench.grid.rows import COUNTS
 from bench.grid.spec import MethodChoice, RunSpec
@@ -27,7 +27,7 @@ from bench.reporting.comparable import CellQuery, comparable_cells
 from bench.reporting.figures import heat_maps
 from bench.reporting.formats import FORMATS, html, latex
 from bench.reporting.pivot import Pivot, _values, _without
-from bench.reporting.table import Cell, Column, Row, Table, csv, markdown
+from bench.reporting.table import Cell, Column, Row, Table, csv, markdown, number
 from bench.reporting.table_statistics import read_rows, table_statistics
 from bench.reporting.tables import pivoted, tables
 from bench.tables import main
@@ -105,7 +105,7 @@ def put(store: ResultStore, level: float, images: int = 40, empty: int = 0, nois
         rows += [{"selection": rule, "name": f"{i:03}", **counts, "iou": both / 10, "dice": 0.0} for rule in ("best", "last")]
     table = pd.DataFrame(rows)
     images = [ImageRow(row["name"], *(row[name] for name in COUNTS)) for row in rows if row["selection"] == "best"]
-    scores = {name: value for name, value in scores_of(images).items() if name.startswith("miou_")}
+    scores = {name: value for name, value in scores_of(Images.of(images)).items() if name.startswith("miou_")}
     store.save(Record(spec, {"best": scores, "last": scores}, COST, {"device_name": "a machine"}), table, HISTORY, None)
     return spec
 
@@ -245,7 +245,7 @@ def test_a_table_says_over_what_its_intervals_generalise(store: ResultStore) -> 
     for seed in range(3):
         put(store, 86.0, seed=seed, draw=1)
     said = " ".join(tables(store, CellQuery())[0].notes)
-    assert "; of LoRA on WHU Building over draws of the shots, each with its seeds, and test images." in said
+    assert "; of LoRA over draws of the shots, each with its seeds, and test images." in said
 
 
 def test_few_test_images_are_said_and_too_few_are_a_reason(store: ResultStore) -> None:
@@ -259,12 +259,14 @@ def test_few_test_images_are_said_and_too_few_are_a_reason(store: ResultStore) -
     table = pd.read_csv(store.folder(replace(SPEC, method=CAT)) / "images.csv", converters={"name": str})
     table.loc[table["objects"] == 0, ["intersection", "union"]] = 0  # one image decides all: no other resample has a union
     images = [ImageRow(*row) for row in table.loc[table["selection"] == "best", ["name", *COUNTS]].itertuples(index=False)]
-    scores = {name: value for name, value in scores_of(images).items() if name.startswith("miou_")}
+    scores = {name: value for name, value in scores_of(Images.of(images)).items() if name.startswith("miou_")}
     kept = replace(store.read(replace(SPEC, method=CAT)), scores={"best": scores, "last": scores})
     table.to_csv(store.folder(kept.spec) / "images.csv", index=False)
     (store.folder(kept.spec) / "record.json").write_bytes(record_bytes(kept))
     said = [note for note in tables(store, CellQuery())[0].notes if note.startswith("No interval")]
-    assert said == ["No interval: CAT-SAM-T on WHU Building: fewer than two of its test images have pixels in prediction or truth."]
+    assert said == [
+        "No interval: CAT-SAM-T on WHU Building: fewer than two of its test images have pixels in prediction or truth, or of a class."
+    ]
 
 
 UNTRAINED = {"trainable_parameters": 0, "total_parameters": 10_000}
@@ -523,3 +525,10 @@ def test_a_protocol_with_many_changes_has_a_file_name(store: ResultStore) -> Non
     assert main(["--out", str(store.root)]) == 0
     (path,) = (store.root / "tables").glob("*.md")
     assert len(path.name.encode()) < 255
+
+
+def test_what_is_not_nothing_is_not_shown_as_nothing() -> None:
+    p, share = Column("", "p", digits=4), Column("", "share %", digits=2)
+    shown = [number(Cell(value), column) for value, column in ((3e-6, p), (6e-5, p), (0.0, share), (0.0007, share), (0.008, share))]
+    assert shown == ["<0.0001", "0.0001", "0.00", "<0.01", "0.01"]
+    assert "$<$0.0001" in latex(Table("t", "T", (), "", (p,), (Row("a", (Cell(3e-6),)),)))

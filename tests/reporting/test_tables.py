@@ -3,6 +3,7 @@
 import csv as csv_format
 import io
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -266,7 +267,10 @@ def test_published_numbers_are_of_the_papers_method_shots_and_backbone(store: Re
     assert "No numbers were published for 4 shots." in many.notes
     put(store, 80.0, backbone="vit_b")
     (other,) = tables(store, CellQuery(backbone="vit_b", shots="1"), "paper")
-    assert "Δ compares different backbones: ours is vit_b." in other.notes
+    assert other.rows[0].cells[1].value == 86.1 and other.rows[0].cells[2].reason == "other backbone"
+    put(store, 80.0, protocol="clean")
+    (clean,) = tables(store, CellQuery(protocol="clean"), "paper")
+    assert clean.rows[0].cells[2].reason == "other protocol" and clean.rows[0].cells[1].value == 86.1
 
 
 def test_rows_stand_in_the_papers_order(store: ResultStore) -> None:
@@ -285,6 +289,16 @@ def test_rows_stand_in_the_papers_order(store: ResultStore) -> None:
         "LoRA (decoder: sam, rank: 8)",
     ]
     assert [row.heading for row in table.rows] == said
+
+
+def test_copies_in_a_second_folder_are_named_in_few_lines(store: ResultStore, tmp_path: Path) -> None:
+    for seed in range(6):
+        put(store, 80.0, seed=seed)
+    shutil.copytree(store.root, tmp_path / "colleague")
+    (table,) = tables(ResultStore(store.root, tmp_path / "colleague"), CellQuery())
+    notes = [note for note in table.notes if note.startswith("Left out:")]
+    assert table.rows[0].cells[2].n == 6 and sum("it is a copy of" in note for note in notes) == 4
+    assert notes[4:] == ["Left out: 2 more copies of cells."]
 
 
 def test_damaged_records_stand_below_the_table(store: ResultStore) -> None:
@@ -379,6 +393,7 @@ def test_the_papers_table_says_in_one_line_what_it_cannot_say(store: ResultStore
         (["samed(decoder=tuned)", "lora(decoder=tuned)"], (("decoder", "tuned"),)),
         (["samed(decoder=tuned)"], (("decoder", "tuned"),)),
         (["lora(decoder=sam)", "lora(decoder=hq)", "samed(decoder=tuned)"], ()),
+        ([*(f"{name}(decoder=sam)" for name in ("lora", "ssf", "dora", "oft")), "lora(decoder=hq)"], (("decoder", "sam"),)),
     ],
 )
 def test_a_decoder_that_all_share_is_said_once_whatever_a_methods_own_is(labels: list[str], shared: tuple) -> None:

@@ -18,6 +18,7 @@ from bench.model.backbones import CONFIGS
 from bench.reevaluate import main
 from bench.reporting.comparable import CellQuery
 from bench.reporting.figures import pictures
+from bench.reporting.reevaluation_figures import _tick
 from bench.reporting.report import report
 from bench.reporting.table import markdown
 from bench.reporting.tables import tables
@@ -155,6 +156,7 @@ def test_boxes_of_a_file_are_kept_with_the_results(place, capsys):
         (["--prompt", "boxs"], "Unknown prompt 'boxs'"),
         (["--datasets", "kvasr"], "Unknown data set 'kvasr'. Did you mean kvasir"),
         (["--methods", "cat_sam_a"], "Unknown method among these cells 'cat_sam_a'"),
+        (["--methods", "lora,cat_sam_a"], "Unknown method among these cells 'cat_sam_a'"),
         (["--methods", "@prompt"], "Unknown method among these cells '@prompt'"),
         (["--methods", "@nobody"], "Unknown family of methods '@nobody'"),
         (["--backbone-precision", "fp16"], "Unknown precision 'fp16'"),
@@ -221,6 +223,19 @@ def test_no_other_table_has_them_and_theirs_say_what_changed(several):
     away, home = rows["LoRA, tuned on SBU Shadow"][0], rows["LoRA, tuned on SBU Shadow"][2]
     assert away == pytest.approx(miou["kvasir", "sbu", "box", ""]) and home == pytest.approx(miou["sbu", "sbu", "box", ""])
     assert rows["LoRA, tuned on SBU Shadow"][1] == pytest.approx(away - rows["SAM, zero-shot"][0])
+
+    assert ask(place, parent(place), "--prompt", "point") == 0  # one of two seeds
+    (robust,), (errors,) = (tables(store, CellQuery(metric=metric), "robustness") for metric in (None, "ber"))
+    assert any("LoRA point on Kvasir-SEG" in note and "of this one run alone" in note for note in robust.notes)
+    for table, worse in ((robust, "below"), (errors, "above")):
+        assert any(note.endswith(f"what is {worse} 0 is lost.") for note in table.notes)
+
+
+def test_conditions_stand_in_narrow_lines_below_an_axis():
+    names = ("clean", "box(jitter=0.25)", "points(3)", "jpeg(4)", "box(jitter=0.1) jpeg(4)", "boxes_from=mine.csv@e1 blur(2)", "bf16")
+    assert [_tick(name) for name in names] == [
+        "clean", "±25%", "points(3)", "4", "±10%\njpeg(4)", "boxes_from=\nmine.csv\nblur(2)", "bf16",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -194,7 +194,7 @@ def test_a_suite_and_a_dry_run(place, tmp_path, capsys):
         listed.count("pending") == 5
         and "5 cells, 5 to run" in listed
         and "kvasir sam zero-shot" in listed
-        and "lora,decoder=sam,rank=8" in listed
+        and "lora(decoder=sam,rank=8)" in listed
     )
     assert main([*flags, "--dry-run", "--seeds", "5"]) == 0
     assert "3 cells, 3 to run" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from bench.data.objects import class_map_of, class_objects, labelled_objects, sample_objects, stacked_objects
 from bench.errors import DataError
-from bench.grid.metrics import METRICS, ImageRow, confusion
+from bench.grid.metrics import METRICS, ImageRow, Images, confusion
 from bench.grid.rows import read_image_rows
 from bench.model.upsampling import interpolated, union
 from bench.training.by_object import Covered, ObjectTruth
@@ -55,7 +55,7 @@ def test_masks_of_objects_equal_brute_force(seed, overlapping):
         scores[number] = np.maximum(scores[number], logits)
     wanted = multiclass_confusion_matrix(torch.from_numpy(scores.argmax(0)), torch.from_numpy(sample.class_map.astype(np.int64)), 8)
     found = np.zeros((8, 8), int)
-    for truth, predicted, pixels in confusion(ImageRow("a", 1, 0, 0, 0, 0, confusion=arriving.confusion())):
+    for truth, predicted, pixels in confusion(arriving.confusion()):
         found[truth, predicted] = pixels
     assert np.array_equal(found, wanted.numpy()) and found.sum() == sample.mask.size
 
@@ -109,14 +109,15 @@ def test_a_cell_of_classes_keeps_what_they_need(tmp_path):
     assert made.returncode == 0, made.stderr + made.stdout
     for folder in (path.parent for path in tmp_path.rglob("record.json")):
         rows = read_image_rows(folder)["last"]
-        assert len(rows) == 4 and 0 <= METRICS["class_miou"].value(rows) <= 100 and 0 <= METRICS["ap"].value(rows) <= 100
-        for row in rows:
+        assert len(rows.name) == 4 and 0 <= METRICS["class_miou"].value(rows) <= 100 and 0 <= METRICS["ap"].value(rows) <= 100
+        for i, text in enumerate(rows.confusion):
             matrix = np.zeros((4, 4), int)
-            for truth, predicted, pixels in confusion(row):
+            for truth, predicted, pixels in confusion(text):
                 matrix[truth, predicted] = pixels
-            foreground = row.objects > 0  # without objects the one mask that there is has no class
-            assert matrix.sum() == row.pixels and matrix[1:].sum() == row.truth and matrix[:, 1:].sum() == row.predicted * foreground
-            assert matrix[1:, 1:].sum() == row.intersection * foreground and len(row.instances.split()) == row.objects
+            foreground = rows.objects[i] > 0  # without objects the one mask that there is has no class
+            predicted, both = rows.predicted[i] * foreground, rows.intersection[i] * foreground
+            assert matrix.sum() == rows.pixels[i] and matrix[1:].sum() == rows.truth[i] and matrix[:, 1:].sum() == predicted
+            assert matrix[1:, 1:].sum() == both and len(rows.instances[i].split()) == rows.objects[i]
 
 
 def test_a_class_that_is_not_named_is_refused(tmp_path, capsys):
@@ -132,6 +133,12 @@ def test_a_class_that_is_not_named_is_refused(tmp_path, capsys):
 
 def test_empty_as_empty_predicts_no_class():
     row = ImageRow("a", 0, 1, 9, 4, 6, 20, 1, 8, None, 3, "0:0:11 0:2:5 2:0:3 2:2:1", "")
-    assert METRICS["class_miou"].value([row]) == 100 * 1 / 9 and METRICS["class_miou"].value([row], "empty_as_empty") == 0
-    assert METRICS["ber"].value([row], "empty_as_empty") == 50 and METRICS["boundary_iou"].value([row], "empty_as_empty") == 0
-    assert np.isnan(METRICS["boundary_iou"].value([replace(row, boundary_truth=None)], "empty_as_empty"))
+    assert (
+        METRICS["class_miou"].value(Images.of([row])) == 100 * 1 / 9
+        and METRICS["class_miou"].value(Images.of([row]), "empty_as_empty") == 0
+    )
+    assert (
+        METRICS["ber"].value(Images.of([row]), "empty_as_empty") == 50
+        and METRICS["boundary_iou"].value(Images.of([row]), "empty_as_empty") == 0
+    )
+    assert np.isnan(METRICS["boundary_iou"].value(Images.of([replace(row, boundary_truth=None)]), "empty_as_empty"))

@@ -140,7 +140,9 @@ def chosen(out):
 
 
 def test_no_test_image_is_read_before_the_choice_and_a_protocol_takes_it(closed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Closed, "metric", "ap")
     assert tune(tmp_path, "--only-rates") == 0, capsys.readouterr()
+    assert "mIoU (%) on held-out training images" in (said := capsys.readouterr().out) and "a metric of its own: closed (ap)." in said
     found = chosen(tmp_path)
     assert found["held_out"] == {"closed": 2} and found["trials"] == 3 and found["checkpoint_sha256"] and found["device"]
     assert {choice["method"]: choice["cells"] for choice in found["choice"]} == {"lora(decoder=sam)": 3, "cat_sam_a": 3}  # not sam
@@ -150,12 +152,19 @@ def test_no_test_image_is_read_before_the_choice_and_a_protocol_takes_it(closed,
         best = trials[int(np.argmax(scores))]
         assert (choice["trial"], choice["rates"], choice["score"]) == (best["number"], best["rates"], max(scores))
         assert choice["untuned"] == scores[0] and choice["best_so_far"] == list(np.maximum.accumulate(scores))
-        assert choice["steps"] == 12 and choice["seconds"] > 0 and trials[0]["rates"] == dict.fromkeys(choice["rates"], 1e-3)
+        assert (
+            choice["steps"] == choice["images"] == 12
+            and choice["seconds"] > 0
+            and trials[0]["rates"] == dict.fromkeys(choice["rates"], 1e-3)
+        )
     records = [json.loads(path.read_text()) for path in (tmp_path / "tuned" / "mine").rglob("record.json")]
     assert len(records) == 6 and not (tmp_path / "runs").exists()  # apart from all tables
     assert {record["spec"]["settings"]["evaluation_split"] for record in records} == {"val"}
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
+    written = tmp_path / "tuned" / "mine.toml"
+    written.write_text(written.read_text().replace("images = 12\n", ""))  # as earlier versions wrote it
+    assert read_tuned("mine", [written.parent]).choices[0].images is None
     assert tune(tmp_path, "--only-rates") == 0 and stamps == {path: path.stat().st_mtime_ns for path in stamps}
     assert chosen(tmp_path) == found
 
@@ -230,6 +239,7 @@ def test_parameters_that_trials_chose_are_seen_in_name_and_key(closed, tmp_path,
     ("words", "says"),
     [
         (["--trials", "0"], "--trials 0 is too small: at least 1 is needed"),
+        (["--halving", "--trials=3"], "--halving with --trials 3: at least 4 are needed"),
         (["--rates", "1e-1:1e-3"], "0 < low < high, both finite, is needed"),
         (["--rates", "1e-3:inf"], "0 < low < high, both finite, is needed"),
         (["--rates", "all"], "cannot be read: two numbers with a colon"),
