@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -37,6 +36,9 @@ class FacTTuner(LinearTuner):
         self.u = nn.ParameterDict({str(width): nn.Linear(width, r, bias=False).weight for width in sorted(read)})
         self.v = nn.ParameterDict({str(size.width): torch.zeros(r, size.width) for size in self.sizes})
         self.c = nn.ParameterDict({width: nn.init.xavier_uniform_(torch.empty(r, r, r)) for width in self.v if method.form == "tk"})
+        widths = [(size.before, size.width) for size in self.sizes]
+        starts = [i for i in range(blocks) if not i or widths[i] != widths[i - 1]]
+        self.alike = [(*widths[first], first, end) for first, end in zip(starts, [*starts[1:], blocks], strict=True)]  # blocks in a row
         self.layers = nn.ParameterDict()
         for name, n in slices.items():
             shape = (r, n) if self.c else (n * r, r) if name == "lin2" else (r, n * r)
@@ -47,11 +49,10 @@ class FacTTuner(LinearTuner):
         """Of each block U and Σ of a layer as one matrix, (in, r of each slice that writes), and V, of whose views alone are many gradients
         summed by one kernel."""
         found: dict[str, list[Any]] = {name: [] for name in self.layers}
-        for (before, width), blocks in groupby(enumerate(self.sizes), lambda of: (of[1].before, of[1].width)):
-            at = [i for i, _ in blocks]
+        for before, width, first, end in self.alike:
             for name, own in found.items():
-                u, v = self.u[str(before if name == "qkv" else width)], self.v[str(width)].expand(len(at), -1, -1)
-                own += zip(self.lowering(name, self.layers[name][at[0] : at[-1] + 1], u, width).unbind(), v.unbind(), strict=True)
+                u, v = self.u[str(before if name == "qkv" else width)], self.v[str(width)].expand(end - first, -1, -1)
+                own += zip(self.lowering(name, self.layers[name][first:end], u, width).unbind(), v.unbind(), strict=True)
         return found
 
     def lowering(self, name: str, sigma: Tensor, u: Tensor, width: int) -> Tensor:
