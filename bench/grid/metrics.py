@@ -332,7 +332,7 @@ METRICS: Mapping[str, Metric] = {
     ),
 }
 USUAL = "miou"
-WHOLE = "is of all images' objects together"  # a metric without terms
+OF_ALL = "is of all images' objects together"  # a metric without terms
 RECORDED = ("miou", "dice", "mean_image_iou")  # what records have; all others are read off the rows by image
 
 

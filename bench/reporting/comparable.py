@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import RequestError, counted, unknown
-from bench.grid.metrics import RECORDED, USUAL, WHOLE, metric_of
+from bench.grid.metrics import OF_ALL, RECORDED, USUAL, metric_of
 from bench.grid.published import published_for
 from bench.grid.rows import lacks, score_of
 from bench.grid.store import COPY, COST_FIELDS, Damaged, GridCell, ResultStore, Snapshot, own_weights
@@ -98,7 +98,7 @@ class ComparableCells:
         """The same cells, whose scores are by another metric; of which it cannot be computed is said of these data sets, or all."""
         asked = self.frame[self.frame["dataset"].isin(list(datasets))] if datasets and len(self.frame) else self.frame
         lack = () if metric in RECORDED else _lack(asked, self.selection, metric)
-        lack += () if metric_of(metric).terms else (f"{metric} {WHOLE}, so that it has no interval and nothing is tested by it.",)
+        lack += () if metric_of(metric).terms else (f"{metric} {OF_ALL}, so that it has no interval and nothing is tested by it.",)
         scores = _scores(self.frame, self.selection, self.rule, metric)
         return replace(self, metric=metric, scores=scores, notes=(*self.notes, *lack))
 

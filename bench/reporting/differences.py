@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import RequestError
-from bench.grid.metrics import METRICS, RECORDED, USUAL, WHOLE, metric_of
+from bench.grid.metrics import METRICS, OF_ALL, RECORDED, USUAL, metric_of
 from bench.grid.rows import score_of
 from bench.grid.store import RECORD, DamagedRecord, Record, ResultStore, flat, read_record, spec_to_json, trains
 from bench.reporting.comparisons import MEANING, difference_cells
@@ -123,7 +123,7 @@ def results(pairs: Sequence[tuple[Stored, Stored]], selection: str | None, rule:
     numbers = (Column("", "A"), Column("", "B"), Column("", "A - B", 2, True), Column("", "p", 4), Column("", "d", 2, True))
     columns = (*numbers, Column("", "verdict"))
     of_metric = metric_of(metric)
-    untested = "" if of_metric.terms else f" It {WHOLE}, so that nothing is tested by it."
+    untested = "" if of_metric.terms else f" It {OF_ALL}, so that nothing is tested by it."
     notes = (MEANING, *([f"{metric}: {of_metric.better} is better.{untested}"] if metric != USUAL else []))
     shown = (("selection", selection or "the first of each protocol"), ("rule", rule))
     return Table("results", f"{of_metric.title[0].upper()}{of_metric.title[1:]}", shown, "cells", columns, tuple(rows), notes)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.errors import RequestError, unknown
-from bench.grid.metrics import WHOLE, metric_of
+from bench.grid.metrics import OF_ALL, metric_of
 from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, comparable_cells
 from bench.reporting.components import FEWEST_DRAWS, MOST_DRAWS, POWER, Design, Spread, grid
@@ -23,7 +23,7 @@ def power_tables(store: ResultStore, query: CellQuery, a: str, b: str, differenc
     """A table for every data set on which both methods have two draws, or more; difference: in points, instead of the one that was
     found. RequestError, one sentence, where there is none, and for a method that is not stored."""
     if query.metric and metric_of(query.metric).terms is None:
-        raise RequestError(f"{query.metric} {WHOLE}: it has no interval, and so no power.")
+        raise RequestError(f"{query.metric} {OF_ALL}: it has no interval, and so no power.")
     found = comparable_cells(store, query)
     labels = sorted({label for comparable in found for label, _ in comparable.scores})
     a, b = (_stored(name, labels) for name in (a, b))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.grid.metrics import METRICS, USUAL, Terms, under_rule, worth_of_empty
+from bench.grid.metrics import METRICS, OF_ALL, USUAL, Terms, under_rule, worth_of_empty
 from bench.grid.rows import image_rows, lacks
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.labels import Labels
@@ -220,7 +220,7 @@ def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, ru
     """The counts of a method's runs on a data set, or why there are none: they need the same test images, two of them with pixels. "" where
     the rows lack what the metric needs, so that there is no score either."""
     if METRICS[metric].terms is None:
-        return f"{metric} is of all images' objects together"
+        return f"{metric} {OF_ALL}"
     tables = [read_rows(folder, selection, rule, metric) for _, folder in runs]
     unread = [folder for (_, folder), table in zip(runs, tables, strict=True) if table is None or not table[0]]
     if any(lacks(folder, selection, metric) for folder in unread):

@@ -328,6 +328,7 @@ def run_in_workers(
     """
     spawn = multiprocessing.get_context("spawn")
     tasks, events = spawn.Queue(), spawn.Queue()
+    tasks.cancel_join_thread()  # workers that are stopped leave tasks in it, which must not keep this process from ending
     for task in [*_tasks(specs), *[None] * workers]:
         tasks.put(task)
     processes = [

@@ -64,7 +64,8 @@ def _in_words(table: Mapping[str, Any]) -> str:
     lost = f"\n{failed} of {len(table['trial'])} trials failed, as those that diverge do; the file says why." if failed else ""
     grid = tabulate(rows, heads, tablefmt="pipe", floatfmt=("", "", ".1f", ".1f", "", "", ""), missingval="-")
     images = ", ".join(f"{count} of {name}" for name, count in table["held_out"].items())
-    own = [f"{name} ({metric})" for name in table["held_out"] if (metric := DATASETS.get(name).metric) != USUAL]
+    metrics = {name: DATASETS.get(name).metric for name in table["held_out"]}  # type: ignore[attr-defined]
+    own = [f"{name} ({metric})" for name, metric in metrics.items() if metric != USUAL]
     also = f"\nIt is what trials are chosen by also where a data set has a metric of its own: {', '.join(own)}." if own else ""
     return f"\nmIoU (%) on held-out training images ({images}), the best of {table['trials']} trials:\n\n{grid}\n{also}{lost}"
 

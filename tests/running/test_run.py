@@ -277,3 +277,16 @@ def test_workers_give_the_same_numbers(place, tmp_path):
     for workers in ("1", "2"):  # the first in this process
         assert main(words(place, tmp_path / workers, **what, workers=workers)) == 0
     assert records(tmp_path / "1") == records(tmp_path / "2") and len(records(tmp_path / "1")) == 3
+
+
+@pytest.mark.slow
+def test_workers_that_are_stopped_end_the_run_however_many_cells_wait(place, tmp_path):
+    """More than a pipe holds: what is left in it keeps nobody waiting."""
+    command = [sys.executable, "-m", "bench.run", *words(place, tmp_path, seeds="0:200", workers="2")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout and next(line for line in process.stdout if line.startswith("["))
+        process.terminate()
+        try:
+            assert process.wait(timeout=90) == 130
+        finally:
+            process.kill()
