@@ -143,7 +143,7 @@ def _above(cell: Cell, column: Column, footnotes: list[str]) -> str:
     marks = "".join(f"$^{{\\dagger{i}}}$" for i in footnote_numbers(cell, footnotes))
     if cell.value is None:
         return tex(cell.reason or "-") + marks
-    shown = number(cell, column, r" $\pm$ ").translate(str.maketrans({sign: f"${sign}$" for sign in "-+<"}))
+    shown = number(cell, column, r" $\pm$ ").translate(str.maketrans({"-": "$-$", "+": "$+$", "<": "$<$"}))
     return {"": shown, "best": f"\\textbf{{{shown}}}", "second": f"\\underline{{{shown}}}"}[cell.mark] + marks
 
 
