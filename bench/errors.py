@@ -70,7 +70,9 @@ def one_sentence(main: Callable[[Sequence[str] | None], int]) -> Callable[..., i
             _check_words([os.getcwd(), *(sys.argv[1:] if arguments is None else arguments)])
             if isinstance(sys.stdout, io.TextIOWrapper):
                 sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has a ±
-            return main(arguments)
+            code = main(arguments)
+            sys.stdout.flush()  # here, where a pipe that is closed is nothing to complain of
+            return code
         except BrokenPipeError:  # nothing may be flushed to it at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0

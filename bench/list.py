@@ -20,6 +20,7 @@ from bench.grid.families import FAMILIES, SIGN, families, members
 from bench.grid.metrics import METRICS
 from bench.grid.plan import Request, families_by_method
 from bench.grid.plugins import add_option
+from bench.grid.progress import working
 from bench.grid.protocol import load_protocol, protocol_names
 from bench.grid.registry import DATASETS, METHODS, Registry
 from bench.model.backbones import backbone_names, read_backbone
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_common(parser, "data")
     add_option(parser)
     given = parser.parse_args(arguments)
-    lines = dict(KINDS[given.kind](given.data))
+    with working(f"Loading the {given.kind}"):
+        lines = dict(KINDS[given.kind](given.data))
     names = max(map(len, lines), default=0)
     room = shutil.get_terminal_size().columns - names - 2 if sys.stdout.isatty() else 10**6
     for name, words in lines.items():

@@ -6,7 +6,6 @@
 It may be the cell's folder instead.
 """
 
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,5 +61,4 @@ def jobs_of(out: Path, cell: GridCell) -> list[str]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # … | head
     sys.exit(main())

@@ -6,7 +6,6 @@
 It reads the results' folder and SLURM's queue, so it works from any login node, and after the launching process has ended.
 """
 
-import signal
 import sys
 import time
 from collections import Counter
@@ -83,5 +82,4 @@ def _queue(out: Path) -> tuple[list[Task] | None, list[str]]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # … | head
     sys.exit(main())

@@ -41,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **words: Any) -> None:
         super().__init__(formatter_class=_Formatter, **words)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         given, extra = super().parse_known_args(args, namespace)
         if extra:
             self.error(self._of_extra(extra[0].partition("=")[0]))

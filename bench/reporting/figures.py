@@ -308,7 +308,7 @@ def shot_curves(views: Sequence[View]) -> Figure:
 
 
 def heat_map(table: Table) -> Figure:
-    """A pivot's values as colours, each written into its field; a gap is blank."""
+    """A pivot's values as colours, each written into its field, below its one method and data set; a gap is blank."""
     values = np.array([[math.nan if cell.value is None else cell.value for cell in row.cells] for row in table.rows])
     digits = max(column.digits for column in table.columns)
     names = [row.heading for row in table.rows]
@@ -320,7 +320,8 @@ def heat_map(table: Table) -> Figure:
                 ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color="black" if value > bright else "white")
         rows(ax, names)
         ax.set_xticks(range(values.shape[1]), [wrapped(f"{column.group} {column.name}".strip(), 12) for column in table.columns])
-        ax.set(title=table.title, xlabel=" / ".join(name for name, _ in table.columns[0].about), ylabel=table.corner)
+        of = ", ".join(value for name, value in table.context if name in ("method", "dataset"))
+        ax.set(title=f"{table.title}\n{of}".strip(), xlabel=" / ".join(name for name, _ in table.columns[0].about), ylabel=table.corner)
         ax.grid(visible=False)
         return figure
 

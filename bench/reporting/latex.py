@@ -1,5 +1,6 @@
 """A table in LaTeX, for booktabs: as many tabulars below each other as its columns need at full size, and its notes below them."""
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -143,7 +144,7 @@ def _above(cell: Cell, column: Column, footnotes: list[str]) -> str:
     marks = "".join(f"$^{{\\dagger{i}}}$" for i in footnote_numbers(cell, footnotes))
     if cell.value is None:
         return tex(cell.reason or "-") + marks
-    shown = number(cell, column, r" $\pm$ ").translate(str.maketrans({sign: f"${sign}$" for sign in "-+<"}))
+    shown = re.sub("[-+<]", r"$\g<0>$", number(cell, column, r" $\pm$ "))
     return {"": shown, "best": f"\\textbf{{{shown}}}", "second": f"\\underline{{{shown}}}"}[cell.mark] + marks
 
 

@@ -161,7 +161,7 @@ def footnote_numbers(cell: Cell, footnotes: list[str]) -> list[int]:
 def number(cell: Cell, column: Column, between: str = " ± ") -> str:
     """The value of a cell that has one, with its spread, in the column's digits; "<0.01" for what is not 0 but would be shown as it."""
     sign, smallest = "+" if column.signed else "", f"{10**-column.digits:.{column.digits}f}"
-    if not sign and cell.std is None and 0 < cell.value < float(smallest) / 2:
+    if not sign and cell.std is None and 0 < (cell.value or 0) < float(smallest) / 2:
         return f"<{smallest}"
     std = "" if cell.std is None else f"{between}{cell.std:.{column.digits}f}"
     return f"{cell.value:{sign},.{column.digits}f}" + std
