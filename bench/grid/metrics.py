@@ -85,7 +85,7 @@ class Images:
     def at(self, which: Sequence[int] | np.ndarray) -> "Images":
         """Some of them, in this order."""
         known: dict[str, Any] = {f.name: of for f in fields(self) if (of := getattr(self, f.name)) is not None}
-        texts = {name: [of[i] for i in which] for name, of in known.items() if name in TEXTS}
+        texts: dict[str, Any] = {name: [of[i] for i in which] for name, of in known.items() if name in TEXTS}
         return Images(**{name: of[which] for name, of in known.items() if name not in TEXTS} | texts)
 
     def unless_empty(self) -> "Images":
