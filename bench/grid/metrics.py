@@ -68,24 +68,25 @@ class Images:
     union: np.ndarray
     truth: np.ndarray
     predicted: np.ndarray
-    pixels: np.ndarray | None = None
-    boundary_intersection: np.ndarray | None = None
-    boundary_union: np.ndarray | None = None
-    boundary_truth: np.ndarray | None = None
+    pixels: Any = None
+    boundary_intersection: Any = None
+    boundary_union: Any = None
+    boundary_truth: Any = None
     confusion: list[str] | None = None
     instances: list[str] | None = None
 
     @classmethod
     def of(cls, rows: Sequence[ImageRow]) -> "Images":
         """The same images."""
-        columns: dict[str, list[Any]] = {f.name: [getattr(row, f.name) for row in rows] for f in fields(cls)}
-        whole = {name: of for name, of in columns.items() if None not in of}
-        return cls(**{name: of if name in TEXTS else np.array(of, np.int64) for name, of in whole.items()})
+        columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(cls)}
+        whole: dict[str, Any] = {name: of for name, of in columns.items() if None not in of}
+        return cls(**whole | {name: np.array(of, np.int64) for name, of in whole.items() if name not in TEXTS})
 
     def at(self, which: Sequence[int] | np.ndarray) -> "Images":
         """Some of them, in this order."""
-        known = {f.name: of for f in fields(self) if (of := getattr(self, f.name)) is not None}
-        return Images(**{name: [of[i] for i in which] if name in TEXTS else of[which] for name, of in known.items()})
+        known: dict[str, Any] = {f.name: of for f in fields(self) if (of := getattr(self, f.name)) is not None}
+        texts: dict[str, Any] = {name: [of[i] for i in which] for name, of in known.items() if name in TEXTS}
+        return Images(**{name: of[which] for name, of in known.items() if name not in TEXTS} | texts)
 
     def unless_empty(self) -> "Images":
         """The same as if nothing was predicted where an image has no objects."""

@@ -46,9 +46,10 @@ def read_image_rows(folder: Path) -> dict[str, Images] | None:
     try:
         with open(folder / IMAGES, newline="", encoding="utf-8") as file:
             lines = csv.reader(file)
-            heads, columns = next(lines), list(zip(*lines, strict=True))
-        own = {name: columns[heads.index(name)] if columns else () for name in ("selection", "name", *COUNTS)}
-        later = {name: columns[heads.index(name)] for name in LATER if name in heads and columns}
+            heads = next(lines)
+            columns = list(zip(*lines, strict=True)) or [()] * len(heads)
+        own = {name: columns[heads.index(name)] for name in ("selection", "name", *COUNTS)}
+        later = {name: columns[heads.index(name)] for name in LATER if name in heads}
         return {name: _images({**own, **later}, of) for name, of in _places(own.pop("selection")).items()}
     except (OSError, ValueError, OverflowError, IndexError, StopIteration, csv.Error):
         return None
@@ -86,7 +87,7 @@ def disagreement(folder: Path, said: Scores) -> str:
     if found is None:
         return ""
     for selection, values in said.items():
-        for name, value in scores(found.get(selection, Images.of(()))).items():
+        for name, value in scores(found[selection] if selection in found else Images.of(())).items():
             other = values.get(name, value)
             if not (math.isnan(value) and math.isnan(other)) and not abs(value - other) <= TOLERANCE:
                 return f"its {selection} {name} is {other:.6g}, and {value:.6g} by its {IMAGES}"

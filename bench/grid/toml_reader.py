@@ -83,7 +83,7 @@ def typed(where: str, key: str, value: Any, kind: Any) -> Any:
     if origin is Annotated:
         return _checked(where, key, value, inner[0], inner[1:])
     if origin in (Union, UnionType):
-        for one in inner if value is not None else (type(None), *inner):  # what fits is found first: an error takes long to word
+        for one in inner if value is not None else sorted(inner, key=lambda one: one is not type(None)):  # an error takes long to word
             with suppress(WrongType):
                 return typed(where, key, value, one)
     elif origin is Literal and type(value) in map(type, inner):

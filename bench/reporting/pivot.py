@@ -162,7 +162,8 @@ def _known(found: Sequence[Entry], pivot: Pivot) -> Known:
 def _place(pivot: Pivot) -> Callable[[Mapping[str, str]], tuple[str, ...]]:
     """Of what an entry is at, all but the draw and seed that the pivot does not show; the method last."""
     shown = [name for name in RUN if name in (*pivot.rows, *pivot.columns)]
-    return itemgetter(*(name for name in FIELDS if name != "label"), *shown, *pivot.swept, "label")
+    names = [*(name for name in FIELDS if name != "label"), *shown, *pivot.swept, "label"]
+    return itemgetter(*names)
 
 
 def entries(comparable: ComparableCells, pivot: Pivot) -> list[Entry]:

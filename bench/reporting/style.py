@@ -93,7 +93,7 @@ class Drawing(Figure):
         around = {side: np.full(grid.nrows if side in ("bottom", "top") else grid.ncols, PAD * self.dpi) for side in SIDES}
         for ax, row, column in _placed(self.axes):
             panel = ax.get_position(original=True).transformed(self.transFigure)
-            whole = ax.get_tightbbox(renderer, for_layout_only=True)
+            whole: Any = ax.get_tightbbox(renderer, for_layout_only=True)
             words = dict(zip(SIDES, (panel.x0 - whole.x0, panel.y0 - whole.y0, whole.x1 - panel.x1, whole.y1 - panel.y1), strict=True))
             for side, of in words.items():
                 at = row if side in ("bottom", "top") else column

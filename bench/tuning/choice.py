@@ -8,8 +8,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from bench.errors import RequestError
 from bench.grid.files import write_together
 from bench.grid.metrics import USUAL
@@ -55,6 +53,8 @@ def tune(search: Search, options: Options, launcher: Launcher | None = None, fre
 
 def _in_words(table: Mapping[str, Any]) -> str:
     """The choices as a table in markdown, and what failed."""
+    from tabulate import tabulate  # not for `--help`
+
     heads = ("method", "data set", "untuned", "tuned", "trial", "chosen", "learning rates")
     rows = []
     for of in table["choice"]:
