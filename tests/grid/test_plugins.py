@@ -128,15 +128,15 @@ def test_cells_of_a_plugin_run_and_their_record_names_its_file(tmp_path, plugins
     plugins = [write(tmp_path / "mine.py", METHOD, "mine"), write(tmp_path / "data" / "mine.py", DATASET, "stripes")]
     flags = [word for path in plugins for word in ("--plugin", path)]
     grid = ["--methods", "mine", "--datasets", "stripes", "--backbone", "tiny", "--protocol", "smoke", "--out", tmp_path / "out"]
-    run = [*map(str, (*flags, *grid)), "--seeds", "0,1"]
-    assert main([*run, "--workers", "2"]) == 0
-    assert "2 stored" in capsys.readouterr().out
+    run = ["-m", "bench.run", *map(str, (*flags, *grid)), "--seeds", "0,1"]
+    done = python(*run)
+    assert done.returncode == 0 and "2 stored" in done.stdout, done.stderr
     records = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("record.json")]
     digests = [subprocess.check_output(["sha256sum", path], text=True).split()[0] for path in plugins]
     expected = {"method": f"mine.py, sha256 {digests[0]}", "dataset": f"mine.py, sha256 {digests[1]}"}
     assert [record["provenance"]["third_party"] for record in records] == [expected] * 2
     plugins[0].write_text(plugins[0].read_text() + "# better now\n")
-    assert main(run) == 0
+    assert main(run[2:]) == 0
     said = capsys.readouterr().out
     assert "Stored by other code of mine (mine.py, sha256 " in said and ": 2 of these cells" in said and "of stripes" not in said
 
