@@ -13,7 +13,7 @@ from bench.predict import main as predict
 from bench.run import main as run
 from bench.tables import main as tables
 
-WHOLE = "smoke(random_crop=False,flips=False,val_images=4)"
+WHOLE = "smoke(random_crop=False,flips=False,val_images=1)"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_later_run_encodes_nothing_and_has_the_same_numbers(tmp_path, grid, en
         images = [(path / "images.csv").read_bytes() for path in sorted((tmp_path / out / "runs").glob("*/*/*"))]
         found[out] = rows.filter(regex="miou|dice").to_dict(), images, sum(encoded)
     assert found["without"][:2] == found["first"][:2] == found["later"][:2] and len(found["first"][1]) == 3
-    assert found["first"][2] == len({path.name for path in (tmp_path / "kept").rglob("*.pt")}) > 8 and found["later"][2] == 0
+    assert found["first"][2] == len({path.name for path in (tmp_path / "kept").rglob("*.pt")}) >= 5 and found["later"][2] == 0
     assert "new crop" not in capsys.readouterr().out
     assert run([*grid, "--methods", "decoder", "--protocol", "smoke", "--dry-run", "--embeddings", str(tmp_path / "kept")]) == 0
     assert f"Frozen embeddings to keep in {tmp_path / 'kept'}:" in capsys.readouterr().out
