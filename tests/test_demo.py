@@ -10,15 +10,17 @@ from bench.grid.plan import Request, specs_of
 from bench.grid.store import ResultStore
 from bench.study import main, read_study
 
-SMALL = Request("sam,vpt_shallow", "synth_polyps", "1", "0", "0", "tiny", "demo(lr=3e-3, epochs=2)")
+SMALL = Request("sam,vpt_shallow", "kvasir", "1", "0", "0", "tiny", "demo(lr=3e-3, epochs=2)")  # of four test images instead of 64
 
 
-def test_the_demo_ends_with_table_pictures_and_what_next(tmp_path, capfd):
+def test_the_demo_ends_with_table_pictures_and_what_next(tmp_path, capfd, monkeypatch, polyps):
+    (tmp_path / "data").symlink_to(polyps)
+    monkeypatch.chdir(tmp_path)
     assert run_demo(SMALL, tmp_path, workers=1) == 0
     printed = capfd.readouterr().out
-    for part in ("VPT-shallow", "synth_polyps", "predictions_synth_polyps.png", "What next"):
+    for part in ("VPT-shallow", "Kvasir-SEG", "predictions_kvasir.png", "What next"):
         assert part in printed
-    picture = tmp_path / "figures" / "predictions_synth_polyps.png"
+    picture = tmp_path / "figures" / "predictions_kvasir.png"
     image = cv2.imread(str(picture))
     assert image.shape[1] > image.shape[0] > 300 and image.std() > 30
     stamps = {path: path.stat().st_mtime_ns for path in [picture, *tmp_path.rglob("record.json")]}

@@ -1,5 +1,7 @@
 """A tuned model as one SAM: the weights that a stock SAM computes it with, and how images have to be taken for them."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,10 @@ def merged_tensors(model: PromptableSegmenter) -> dict[str, Tensor] | None:
 
 def mergeable() -> list[str]:
     """The registered methods that, by their defaults, can be merged into SAM's weights."""
+    return [name for name in METHODS.names() if _can_be_merged(name)]
+
+
+@cache
+def _can_be_merged(name: str) -> bool:
     with torch.device("meta"):
-        sam = Sam(CONFIGS["tiny"])
-        return [name for name in METHODS.names() if merged_tensors(build(name, sam)) is not None]
+        return merged_tensors(build(name, Sam(CONFIGS["tiny"]))) is not None

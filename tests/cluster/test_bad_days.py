@@ -3,6 +3,7 @@ but what SLURM says where this machine cannot make it say so: then a script of t
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ pytestmark = [
 ]
 HELD = "[flags]\nhold = true\n"
 SAM = {"methods": "sam", "seeds": "0", "protocol": SHORT}
+LIMIT = ("sacctmgr", "-i", "modify", "user", pwd.getpwuid(os.getuid()).pw_name, "set")
 
 
 @pytest.fixture(scope="module")
@@ -258,11 +260,11 @@ def test_11_what_cannot_be_cancelled_is_said_beside_the_first_failure(cluster, t
 
 def test_12_a_collector_for_which_a_limit_leaves_no_room_is_left_out_with_a_word(cluster, tmp_path):
     grid = Grid(cluster, tmp_path / "out", methods="lora", seeds="0,1", protocol=SHORT, profile=f"{LONELY}check_partition = 'none'\n{HELD}")
-    cluster.ask("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=2")
+    cluster.ask(*LIMIT, "MaxSubmitJobs=2")
     try:
         said = grid.launch("--collect")
     finally:
-        cluster.ask("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+        cluster.ask(*LIMIT, "MaxSubmitJobs=-1")
     assert "Sent 2 cells" in said and "No job will render the tables: " in said and len(cluster.jobs()) == 2
 
 
@@ -386,3 +388,32 @@ def test_17_past_launches_are_cleaned_up(cluster, tmp_path):
     assert "3 files and folders were removed." in grid.command("clean", "--days", "0", "--remove")
     assert not [*grid.out.glob("slurm/submissions/*"), *grid.out.glob("slurm/logs/*"), *grid.out.glob("slurm/snapshots/*")]
     assert "1 unfinished" in grid.command("status") and "Sent 1 cell as" in grid.launch()
+
+
+def test_18_accounts_and_their_limits(cluster, tmp_path):
+    grid = Grid(cluster, tmp_path / "out", **SAM, profile=f"account = 'nobody'\n{PACKED}")
+    assert "account" in grid.launch(rc=2).lower()
+    grid.profile.write_text(f"account = 'lab'\nqos = 'golden'\n{PACKED}")
+    assert "qos" in grid.launch(rc=2).lower()
+    assert not cluster.jobs()
+    grid.profile.write_text(f"account = 'lab'\n{PACKED}")
+    grid.launch()
+    grid.wait_stored()
+    assert "1 stored" in grid.command("status")
+    grid.wait_idle()
+    cluster.ask(*LIMIT, "MaxSubmitJobs=3")
+    cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=maintenance")
+    profile = f"account = 'lab'\n{LONELY}"
+    try:
+        many = Grid(cluster, tmp_path / "many", methods="layernorm", seeds="0,1,2,3,4", protocol=SHORT, profile=profile)
+        said = many.launch(rc=1)
+        assert "Sent 2 cells" in said and "no room for 3 cells" in said and "checks that the nodes see" in said
+        status = many.command("status")
+        assert "2 cells  SLURM: Dependency" in status and "3 cells  not sent yet" in status
+    finally:
+        cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
+    many.wait(lambda: len(many.records()) == 2)
+    many.wait_idle()
+    cluster.ask(*LIMIT, "MaxSubmitJobs=-1")
+    assert "Sent 3 cells" in many.launch()
+    many.command("cancel")

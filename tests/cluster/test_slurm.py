@@ -388,38 +388,6 @@ def test_an_output_folder_that_the_nodes_do_not_see(cluster, tmp_path):
     assert not cluster.jobs()
 
 
-@pytest.mark.xdist_group("slurm_accounting")
-def test_a_cluster_with_accounting(shared, tmp_path):
-    if missing := absent("slurmdbd", "mariadbd", "mariadb-install-db"):
-        impossible_here(f"{', '.join(missing)} not found")
-    with running("--nodes", "1", "--accounting", **shared) as cluster:
-        grid = Grid(cluster, tmp_path / "out", methods="sam", seeds="0", protocol=SHORT, profile=f"account = 'nobody'\n{PACKED}")
-        assert "account" in grid.launch(rc=2).lower()
-        grid.profile.write_text(f"account = 'lab'\nqos = 'golden'\n{PACKED}")
-        assert "qos" in grid.launch(rc=2).lower()
-        assert not cluster.jobs()
-        grid.profile.write_text(f"account = 'lab'\n{PACKED}")
-        grid.launch()
-        grid.wait_stored()
-        assert "1 stored" in grid.command("status")
-        grid.wait_idle()
-        limit = ["sacctmgr", "-i", "modify", "user", pwd.getpwuid(os.getuid()).pw_name, "set"]
-        cluster.ask(*limit, "MaxSubmitJobs=3")
-        cluster.ask("scontrol", "update", "nodename=n1", "state=drain", "reason=maintenance")
-        profile = f"account = 'lab'\n{LONELY}"
-        many = Grid(cluster, tmp_path / "many", methods="layernorm", seeds="0,1,2,3,4", protocol=SHORT, profile=profile)
-        said = many.launch(rc=1)
-        assert "Sent 2 cells" in said and "no room for 3 cells" in said and "checks that the nodes see" in said
-        status = many.command("status")
-        assert "2 cells  SLURM: Dependency" in status and "3 cells  not sent yet" in status
-        cluster.ask("scontrol", "update", "nodename=n1", "state=resume")
-        many.wait(lambda: len(many.records()) == 2)
-        many.wait_idle()
-        cluster.ask(*limit, "MaxSubmitJobs=-1")
-        assert "Sent 3 cells" in many.launch()
-        many.command("cancel")
-
-
 def test_a_user_without_rights_has_a_cluster_too(tmp_path):
     if os.geteuid():
         impossible_here("root is needed to become somebody else")

@@ -178,9 +178,8 @@ def test_keys_that_are_kept_are_those_that_are_made():
     assert torch.equal(kept.sum(1), torch.tensor([8.0] * 12 + [0.0, 4.0]))
 
 
-@pytest.mark.parametrize(
-    "method", ["cat_sam_t", *(pytest.param(m, marks=pytest.mark.slow) for m in ("cat_sam_a", "adaptformer(dropout=0.5)"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["cat_sam_t", "adaptformer(dropout=0.5)"])
 def test_a_compiled_encoder_computes_the_same(method):
     """What a GPU's compiler would get, traced and run without generated code; evaluated in another size of batch."""
     (loss, plain, outputs), compiled = of_path("fast", method, TWO_BLOCKS), started(method, TWO_BLOCKS)
@@ -229,7 +228,8 @@ def test_a_trained_bias_of_a_frozen_layer_learns(sam):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [*TRAINED, "adaptformer(dropout=0.5)", "vpt_deep(dropout=0.5)"])
 def test_the_whole_encoder_compiles_without_a_break(method):
-    """Training and evaluating, with the kernel that a GPU gets; on two images, which are a variant that compiles without a break too."""
+    """Training, and evaluating where a method does so otherwise, with the kernel that a GPU gets; on two images, which are a variant that
+    compiles without a break too."""
     model = started(method, TWO_BLOCKS)
     batch = torch.stack([model._input(example.image) for example in examples()[:2]])
     torch._dynamo.reset()  # it allows few variants of a function, of which other methods' are some
@@ -237,9 +237,11 @@ def test_the_whole_encoder_compiles_without_a_break(method):
     parts = [x.square().mean() for x in walk(batch) if isinstance(x, torch.Tensor)]  # SAM's has no finer maps
     if trained := list(model.encoder.tuner.parameters()):
         assert any(g is not None for g in torch.autograd.grad(sum(parts), trained, allow_unused=True))
-    model.eval()
-    with torch.no_grad():
-        walk(batch)
+    draws = any(layer.p for layer in model.modules() if isinstance(layer, torch.nn.modules.dropout._DropoutNd))
+    if draws or method in (*CHEAP, "conv_lora"):  # which takes other experts then
+        model.eval()
+        with torch.no_grad():
+            walk(batch)
 
 
 @pytest.mark.parametrize("method", ["lora", pytest.param("vpt_shallow(dropout=0.5)", marks=pytest.mark.slow)])

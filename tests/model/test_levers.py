@@ -44,8 +44,18 @@ def gradients(method, memory):
 TRAINED = [name for name in bench.methods() if name != "sam"]
 
 
-@pytest.mark.parametrize("method", [*TRAINED, "adaptformer(dropout=0.5)", "vpt_shallow(dropout=0.5)", "vpt_deep(dropout=0.5)"])
-@pytest.mark.parametrize("memory", [Memory(1), Memory(3), Memory(0, True), Memory(2, True)], ids=str)
+DRAWING = ["adaptformer(dropout=0.5)", "vpt_shallow(dropout=0.5)", "vpt_deep(dropout=0.5)"]
+UNEVEN, BOTH = Memory(3), Memory(2, True)  # a last part of one image; checkpoints in parts
+
+
+@pytest.mark.parametrize(
+    ("memory", "method"),
+    [
+        *((memory, method) for memory in (UNEVEN, BOTH) for method in (*TRAINED, *DRAWING)),
+        *((memory, method) for memory in (Memory(1), Memory(0, True)) for method in ("cat_sam_t", "lora", *DRAWING)),
+    ],
+    ids=str,
+)
 def test_gradients_are_those_of_the_plain_step(method, memory):
     plain_loss, plain = gradients(method, Memory())
     loss, cut = gradients(method, memory)

@@ -13,8 +13,12 @@ from bench.predict import main as predict
 from bench.run import main as run
 from bench.tables import main as tables
 
-GRID = ["--datasets", "synth_polyps", "--backbone", "tiny", "--seeds", "0"]
-WHOLE = "smoke(random_crop=False,flips=False,val_images=4)"
+WHOLE = "smoke(random_crop=False,flips=False,val_images=1)"
+
+
+@pytest.fixture
+def grid(polyps):
+    return ["--datasets", "kvasir", "--data", str(polyps), "--backbone", "tiny", "--seeds", "0"]
 
 
 @pytest.fixture
@@ -32,26 +36,26 @@ def encoded():
 
 
 @pytest.mark.slow
-def test_a_later_run_encodes_nothing_and_has_the_same_numbers(tmp_path, encoded, capsys):
+def test_a_later_run_encodes_nothing_and_has_the_same_numbers(tmp_path, grid, encoded, capsys):
     found = {}
     for out, more in (("without", []), ("first", ["--embeddings", tmp_path / "kept"]), ("later", ["--embeddings", tmp_path / "kept"])):
         encoded.clear()
         words = ["--methods", "sam,decoder,decoder(how=lora)", "--protocol", WHOLE, "--out", tmp_path / out, *more]
-        assert run([*GRID, *map(str, words)]) == 0
+        assert run([*grid, *map(str, words)]) == 0
         rows = ResultStore(tmp_path / out).scan().table
         images = [(path / "images.csv").read_bytes() for path in sorted((tmp_path / out / "runs").glob("*/*/*"))]
         found[out] = rows.filter(regex="miou|dice").to_dict(), images, sum(encoded)
     assert found["without"][:2] == found["first"][:2] == found["later"][:2] and len(found["first"][1]) == 3
-    assert found["first"][2] == len({path.name for path in (tmp_path / "kept").rglob("*.pt")}) > 60 and found["later"][2] == 0
+    assert found["first"][2] == len({path.name for path in (tmp_path / "kept").rglob("*.pt")}) >= 5 and found["later"][2] == 0
     assert "new crop" not in capsys.readouterr().out
-    assert run([*GRID, "--methods", "decoder", "--protocol", "smoke", "--dry-run", "--embeddings", str(tmp_path / "kept")]) == 0
+    assert run([*grid, "--methods", "decoder", "--protocol", "smoke", "--dry-run", "--embeddings", str(tmp_path / "kept")]) == 0
     assert f"Frozen embeddings to keep in {tmp_path / 'kept'}:" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_decoder_with_lora_goes_from_the_command_line_into_a_table_and_plain_weights(tmp_path, capsys):
+def test_a_decoder_with_lora_goes_from_the_command_line_into_a_table_and_plain_weights(tmp_path, grid, capsys):
     method = "lora(decoder='lora(rank=2, targets=qkv+mlp)')"
-    assert run([*GRID, "--methods", method, "--protocol", "smoke", "--out", str(tmp_path), "--embeddings", str(tmp_path / "kept")]) == 0
+    assert run([*grid, "--methods", method, "--protocol", "smoke", "--out", str(tmp_path), "--embeddings", str(tmp_path / "kept")]) == 0
     assert "Under smoke each step shows a new crop" in capsys.readouterr().out
     (cell,) = (tmp_path / "runs").glob("*/*/*")
     assert cell.parent.name == "lora,decoder=lora,rank=2,targets=qkv+mlp"

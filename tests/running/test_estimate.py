@@ -1,7 +1,6 @@
 """What --dry-run says of hours, disk and memory: counts that a cell confirms, times costs that were measured."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from test_spec import SPEC
@@ -16,6 +15,14 @@ from bench.running.estimate import Amount, hours, known_costs, nearest, operatio
 IMAGES = {"train": 4000, "test": 1036, "val": 64}
 LORA, SAM = choose_methods("lora")[0], choose_methods("sam")[0]
 COST = {"step_seconds": 2.0, "images_per_second": 4.0, "peak_memory_mb": 2500.0, "tuned_bytes": 1000}
+
+
+@pytest.fixture
+def out(tmp_path, tmp_path_factory):
+    """A results folder; what the methods are is found out once for all of them."""
+    (shared := tmp_path_factory.getbasetemp() / "known_methods").mkdir(exist_ok=True)
+    (tmp_path / "cache").symlink_to(shared)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -55,11 +62,12 @@ def test_the_nearest_cost_is_of_the_machine_then_the_backbone_then_the_method(tm
     assert 3 < operations("vit_l") / operations("vit_b") < 4 and nearest([], spec, "here") is None
 
 
-def test_a_dry_run_says_how_long_how_large_and_what_a_protocol_that_looks_once_takes(tmp_path, capsys):
-    store = ResultStore(tmp_path)
+@pytest.mark.xdist_group("estimate")
+def test_a_dry_run_says_how_long_how_large_and_what_a_protocol_that_looks_once_takes(out, capsys):
+    store = ResultStore(out)
     for method in (LORA, SAM):
         store.keep_cost(method, "tiny", str(cpu_model()), COST)
-    words = ["--methods", "lora,sam", "--datasets", "synth_polyps", "--backbone", "tiny", "--seeds", "1,2", "--out", str(tmp_path)]
+    words = ["--methods", "lora,sam", "--datasets", "synth_polyps", "--backbone", "tiny", "--seeds", "1,2", "--out", str(out)]
     assert main([*words, "--protocol", "paper", "--device", "cpu", "--dry-run"]) == 0
     said = capsys.readouterr().out
     seconds = 2 * (2000 * 2.0 + 6400 / 4.0) + 64 / 4.0
@@ -69,14 +77,15 @@ def test_a_dry_run_says_how_long_how_large_and_what_a_protocol_that_looks_once_t
     assert main([*words, "--protocol", "clean", "--device", "cpu", "--workers", "2", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "Estimate: 67 min, 2 cells at once; " in said and "again and again" not in said
-    assert not list(Path(tmp_path).glob("grid.json"))
+    assert not list(out.glob("grid.json"))
 
 
-def test_where_no_cost_is_known_the_command_that_measures_it_is_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bench.running.estimate.SHIPPED", tmp_path)
-    words = ["--methods", "sam", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--out", str(tmp_path)]
+@pytest.mark.xdist_group("estimate")
+def test_where_no_cost_is_known_the_command_that_measures_it_is_named(out, capsys, monkeypatch):
+    monkeypatch.setattr("bench.running.estimate.SHIPPED", out)
+    words = ["--methods", "lora,sam", "--datasets", "synth_polyps", "--backbone", "tiny", "--protocol", "smoke", "--out", str(out)]
     assert main([*words, "--dry-run"]) == 0
-    assert "not known for 1 cell; `python -m bench.perf cost --backbone tiny` measures it" in capsys.readouterr().out
+    assert "not known for 2 cells; `python -m bench.perf cost --backbone tiny` measures it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

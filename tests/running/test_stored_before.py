@@ -35,28 +35,12 @@ def test_every_record_is_read(out):
 
 
 def test_the_same_request_means_the_same_cells(out, capsys):
-    grid = ["--methods", "vpt_shallow,lora(rank=1),layernorm", "--seeds", "0,1", "--protocol", "smoke(selections=['last'])"]
-    assert main([*grid, *PLACE, "--out", str(out), "--dry-run"]) == 0
+    listed = ["--methods", "vpt_shallow,lora(rank=1),layernorm", *PLACE, "--out", str(out), "--dry-run"]  # their process is asked once
+    assert main([*listed, "--seeds", "0,1", "--protocol", "smoke(selections=['last'])"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("stored ") for line in lines) == 6 and any("6 cells, 0 to run" in line for line in lines)
-    assert (
-        main(
-            [
-                "--methods",
-                "layernorm",
-                "--seeds",
-                "3",
-                "--protocol",
-                "smoke(selections=['last'],lr=1e18)",
-                *PLACE,
-                "--out",
-                str(out),
-                "--dry-run",
-            ]
-        )
-        == 2
-    )
-    assert main([*INTERRUPTED, *PLACE, "--out", str(out), "--dry-run"]) == 0
+    assert main([*listed, "--seeds", "3", "--protocol", "smoke(selections=['last'],lr=1e18)"]) == 2
+    assert main([*listed, *INTERRUPTED[2:]]) == 0
     assert capsys.readouterr().out.startswith("unfinished ")
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_fast_paths import TWO_BLOCKS
 from test_levers import TRAINED, examples, started
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.conformance.toys import TOY
 from bench.model.method import build
 from bench.model.sam import Sam
 from bench.model.transfer import held_indices, indices
@@ -90,7 +90,7 @@ def test_what_is_captured_reads_nothing_of_the_hosts(method, monkeypatch):
     """The memory that it would be copied from is another's when the graph is replayed. The first pass makes what is kept."""
     monkeypatch.setattr("bench.model.attention.choose", lambda device, places: "folded")
     with (meta := torch.device("meta")):
-        model = build(method, Sam(TOY), seed=1)
+        model = build(method, Sam(TWO_BLOCKS), seed=1)
     model.sam.to(meta)
     model.to(meta).train()
     given = [_placed(model, replace(example.there(meta), prompts=example.prompts)) for example in examples()]

@@ -31,8 +31,10 @@ def one_by_one(model, how):
     return found
 
 
-@pytest.mark.parametrize("method", bench.methods())
-@pytest.mark.parametrize("kind", ["box", "point"])
+OF_DECODER = ("sam", "decoder", "hq_sam", "cat_sam_t", "lora(decoder=tuned)")  # a prompt is of no account before it
+
+
+@pytest.mark.parametrize(("kind", "method"), [*(("box", name) for name in bench.methods()), *(("point", name) for name in OF_DECODER)])
 def test_rows_are_those_of_one_image_at_a_time(method, kind, smoke):
     how, model = replace(smoke, evaluation_prompt=kind), bench.build(method, toy_backbone(), seed=3).eval()
     prepared = Prepared(Rectangles())
