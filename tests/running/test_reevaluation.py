@@ -226,7 +226,7 @@ def test_no_other_table_has_them_and_theirs_say_what_changed(several):
 
     assert ask(place, parent(place), "--prompt", "point") == 0  # one of two seeds
     (robust,), (errors,) = (tables(store, CellQuery(metric=metric), "robustness") for metric in (None, "ber"))
-    assert any("LoRA point on Kvasir-SEG" in note and "of this one run alone" in note for note in robust.notes)
+    assert any("LoRA point" in note and "of this one run alone" in note for note in robust.notes)
     for table, worse in ((robust, "below"), (errors, "above")):
         assert any(note.endswith(f"what is {worse} 0 is lost.") for note in table.notes)
 
