@@ -8,10 +8,17 @@ import torch
 from bench.grid.protocol import Settings
 
 
-def set_products(settings: Settings) -> None:
-    """How float32 matrix products are made in this process: as `matmul_precision` says, or in TF32 where `precision` asks for it."""
+@contextmanager
+def products_of(settings: Settings) -> Iterator[None]:
+    """Within it, float32 matrix products are made as `matmul_precision` says, or in TF32 where `precision` asks for it; convolutions too."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else settings.matmul_precision)
     torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"  # PyTorch convolves in TF32 unless told
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def computing(precision: str, device: torch.device) -> AbstractContextManager[object]:

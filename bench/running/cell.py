@@ -27,7 +27,7 @@ from bench.grid.registry import METHODS, third_party
 from bench.grid.spec import RunSpec, check_files
 from bench.grid.store import RESUME, Record
 from bench.model.method import Method, build_parts
-from bench.model.precision import set_products
+from bench.model.precision import products_of
 from bench.model.products import choose_product, keep_product
 from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
@@ -124,19 +124,19 @@ class Cell:
     def run(self, provenance: Mapping[str, Any]) -> Result:
         """The cell's result, its method's and data set's origin noted if they are a third party's. DivergedError, DataError and Stopped
         pass through."""
-        set_products(self.settings)
-        reset_peak_memory(self.model.device)
-        if self.optimizer is not None:
-            try:
-                self._train(self.optimizer)
-                self.on_history(self.state.history, True)
-            except Stopped:
-                self._save_state()
-                raise
-            self._save_state()  # the selections that follow change the model's weights
-        outside = third_party(self.spec.method.name, self.spec.dataset)
-        said = {**provenance, **self._only_sample(), **({"third_party": outside} if outside else {})}
-        return self._result(self._selected_rows(), said)
+        with products_of(self.settings):
+            reset_peak_memory(self.model.device)
+            if self.optimizer is not None:
+                try:
+                    self._train(self.optimizer)
+                    self.on_history(self.state.history, True)
+                except Stopped:
+                    self._save_state()
+                    raise
+                self._save_state()  # the selections that follow change the model's weights
+            outside = third_party(self.spec.method.name, self.spec.dataset)
+            said = {**provenance, **self._only_sample(), **({"third_party": outside} if outside else {})}
+            return self._result(self._selected_rows(), said)
 
     def _only_sample(self) -> dict[str, str]:
         """What the one sample is, in a few words, that all of the training shows; nothing where there is more than one."""
