@@ -10,7 +10,7 @@ from bench.grid.protocol import Settings
 
 @contextmanager
 def products_of(settings: Settings) -> Iterator[None]:
-    """Within it, float32 matrix products are made as `matmul_precision` says, or in TF32 where `precision` asks for it; convolutions too."""
+    """Within it, float32 products are made as `matmul_precision` says, or in TF32 where `precision` asks for it; convolutions too."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else settings.matmul_precision)
     torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"  # PyTorch convolves in TF32 unless told
