@@ -94,7 +94,7 @@ def test_a_method_that_trains_nothing_is_evaluated_only():
     ("words", "said"),
     [
         ("model --methods cat_sam", "Unknown method 'cat_sam'."),
-        ("model --methods lora(rank=0)", "rank=0"),
+        ("model --methods lora(rank=0)", "rank = 0"),
         ("model --rounds 0", "--rounds 0: whole numbers from 1 are allowed."),
         ("model --minutes 0", "--minutes 0: numbers above 0 are allowed."),
         ("model --at-once 0", "--at-once 0: whole numbers from 1 are allowed."),
