@@ -27,23 +27,23 @@ def of_each(make: Callable[..., Iterable[Tensor]], *tensors: Iterable[Tensor]) -
     tensors, (…) each, or from all blocks' at once, (N, …), which is done where all have one shape."""
     stacks = [each if isinstance(each, Tensor) else list(each) for each in tensors]
     if all(isinstance(each, Tensor) or len({x.shape for x in each}) == 1 for each in stacks):
-        stacked = (each if isinstance(each, Tensor) else _Stacked.apply(*each) for each in stacks)
+        stacked = (each if isinstance(each, Tensor) else _GradientOfItsOwn.apply(torch.stack(each)) for each in stacks)
         return list(zip(*(made.unbind() for made in make(*stacked)), strict=True))
     return [make(*of_block) for of_block in zip(*stacks, strict=True)]
 
 
-class _Stacked(torch.autograd.Function):
-    """`torch.stack`, whose gradients nothing else has: where stacks are added, theirs would be views of one memory, and what parameters
-    keep of them would be added to several times by the next micro-batch."""
+class _GradientOfItsOwn(torch.autograd.Function):
+    """The same tensor, whose gradient nothing else has: where stacks are added, theirs are one memory, and what parameters keep of it, as
+    views, would be added to several times by the next micro-batch."""
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        return torch.stack(tensors)
+    def forward(ctx: Any, stack: Tensor) -> Tensor:
+        return stack.view_as(stack)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return grad.clone(memory_format=torch.contiguous_format).unbind()
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.clone(memory_format=torch.contiguous_format)
 
 
 def by_width(sizes: Sequence[BlockSize], make: Callable[[int], nn.Module]) -> nn.Module:
