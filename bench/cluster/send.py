@@ -19,7 +19,7 @@ REASON_SECONDS = 3.0  # until SLURM's scheduler has looked at new jobs
 COLLECT_MINUTES = 30
 SETTLE_SECONDS = 2.0
 # Nobody sends submitit the signal that it is told to listen to: warnings are for job.sh, and no short job has "timed out" then.
-SETUP = ("export SUBMITIT_PREEMPT_SIGNAL=URG", "export CUBLAS_WORKSPACE_CONFIG=:4096:8")
+SETUP = ("export SUBMITIT_PREEMPT_SIGNAL=URG",)
 COLLECT = "{python} -m bench.tables --like all --format md,csv,latex,html --out {out} && {python} -m bench.report --out {out}"
 
 
