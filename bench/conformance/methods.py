@@ -444,8 +444,8 @@ def placed_blocks_alone_are_tuned(method: MethodSubject) -> str:
     one, all_of_them = (sum(p.numel() for p in each.tuned().values()) for each in (model, whole))
     need(one < all_of_them, f"As {placed.call} it trains {one:,} numbers, and {all_of_them:,} in all blocks.")
     with _evaluating(model):
-        begun = model.tuner.begin(torch.zeros(1, 3, *[method.config.image_size] * 2), _input_of(model, 0))
-        carry = model.tuner.prepared(model.sam.image_encoder) if begun is None else begun
+        image = torch.zeros(1, 3, *[method.config.image_size] * 2)
+        carry = model.tuner.first_carry(model.sam.image_encoder, image, _input_of(model, 0))
         for i, block in enumerate(model.sam.image_encoder.blocks[:last]):
             said = [tuner.walk(i, block, _input_of(model, i), carry)[0] for tuner in (model.tuner, Tuner())]
             _same(f"As {placed.call} the outputs of block {i}, which is not tuned, and of the stock block", *said)

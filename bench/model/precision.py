@@ -8,12 +8,16 @@ import torch
 from bench.grid.protocol import Settings
 
 
-@contextmanager
-def products_of(settings: Settings) -> Iterator[None]:
+def products_of(settings: Settings) -> AbstractContextManager[None]:
     """Within it, float32 products are made as `matmul_precision` says, or in TF32 where `precision` asks for it; convolutions too."""
+    return _float32("high" if settings.precision == "tf32" else settings.matmul_precision)
+
+
+@contextmanager
+def _float32(products: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else settings.matmul_precision)
-    torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"  # PyTorch convolves in TF32 unless told
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = products != "highest"  # PyTorch convolves in TF32 unless told
     try:
         yield
     finally:
@@ -31,13 +35,8 @@ def computing(precision: str, device: torch.device) -> AbstractContextManager[ob
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
     """Within it, float32 products are made of all of float32's digits, whatever the settings say."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with computing("fp32", device):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with _float32("highest"), computing("fp32", device):
+        yield
 
 
 @contextmanager
@@ -47,8 +46,15 @@ def repeatable(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    with deterministic():
+        yield
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Within it, every sum is added up in an order that is always the same; an operation that cannot is an error."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)  # to warn only would leave attention's gradients to chance
     try:
         yield

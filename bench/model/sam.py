@@ -191,6 +191,11 @@ class Tuner(nn.Module):
         where `begin` gives none."""
         return None
 
+    def first_carry(self, vit: ImageEncoderViT, image: Tensor, x: Tensor) -> Any:
+        """What `begin` gives or, where that is nothing, what is `prepared`."""
+        begun = self.begin(image, x)
+        return self.prepared(vit) if begun is None else begun
+
     def step(self, i: int, block: Block, x: Tensor, carry: Any) -> tuple[Tensor, Any]:
         """Block i, in place of `block(x)`; x is (B, g, g, C), g and C as `sam.config.blocks[i]` says. Returns the block's output and the
         carry for the next one. Where there are `tuned_blocks`, i counts those.
@@ -344,8 +349,7 @@ class ImageEncoder(nn.Module):
 
     def _begun(self, vit: ImageEncoderViT, image: Tensor) -> Walked:
         x = vit.embed(image)  # (B, g, g, C)
-        begun = self.tuner.begin(image, x)
-        carry = self.tuner.prepared(vit) if begun is None else begun
+        carry = self.tuner.first_carry(vit, image, x)
         x = vit.placed(x)
         if implementation() == "fast":
             x = x.contiguous()  # the convolution left the channels outside, and every block's sums and norms would go across them

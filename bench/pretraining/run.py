@@ -5,7 +5,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from bench.errors import CheckpointError
 from bench.grid.files import write_together
 from bench.model.checkpoints import first_line
+from bench.model.precision import deterministic
 from bench.pretraining.card import Facts, card
 from bench.pretraining.config import PretrainConfig, run_key
 from bench.pretraining.curve import CurvePoint, append_point, draw_curve, read_curve, write_curve
@@ -159,14 +160,13 @@ def finish(run: Run, out: Path, command: str) -> None:
 @contextmanager
 def repeatable(config: PretrainConfig, device: str) -> Iterator[None]:
     """Within it, a CPU's run has the config's threads and always the same bytes."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(device == "cpu")  # else two threads add up index gradients in any order
     try:
-        yield
+        with deterministic() if device == "cpu" else nullcontext():  # else two threads add up index gradients in any order
+            yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
 
 
 def pretrain(config: PretrainConfig, out: Path, work: Path, device: str, command: str, stop: Callable[[], bool] | None = None) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench.errors import RequestError
+from bench.errors import RequestError, last_words
 from bench.grid.plan import choose_methods
 from bench.grid.protocol import load_protocol
 from bench.grid.provenance import ROOT, git_state, package_version
@@ -133,7 +133,7 @@ def _smoke_cell(out: Path, device: str, *flags: str) -> Path:
     done = _run_smoke(out, device, *flags)
     found = list(out.glob(f"runs/*/*/*/{RECORD}"))
     if done.returncode or not found:
-        raise RequestError(f"a smoke cell failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        raise RequestError(f"a smoke cell failed: {last_words(done.returncode, done.stderr or done.stdout)}")
     return found[0].parent
 
 

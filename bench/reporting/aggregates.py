@@ -27,8 +27,8 @@ THRESHOLDS = (50, 60, 70, 80, 90)  # percent of mIoU, of the profile's table
 FEWEST = 2  # methods, units
 FEW_UNITS = 10
 TOO_SHORT = (
-    "Intervals of fewer than 10 {}s are too short, as rliable's are: on one data set the bootstrap's hold the truth in about 50 % of cases "
-    "for 2 of them, 75 % for 3, 90 % for 5; on three data sets in 75, 85 and 90 %."
+    f"Intervals of fewer than {FEW_UNITS} {{}}s are too short, as rliable's are: on one data set the bootstrap's hold the truth in about "
+    "50 % of cases for 2 of them, 75 % for 3, 90 % for 5; on three data sets in 75, 85 and 90 %."
 )
 LEAST_GAIN = 1.0  # points above zero-shot from which scores are normalised by it
 Statistic = Callable[[Values], Values]  # (…, units, runs, data sets) -> (…)
