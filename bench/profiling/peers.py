@@ -7,7 +7,6 @@ torchvision for nothing but that. Products that are compared must agree, or ther
 """
 
 import json
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from bench.errors import RequestError
 from bench.grid.provenance import ROOT, git_state, package_version
 from bench.model.backbones import BackboneSpec, read_backbone
 from bench.model.checkpoints import load_sam
+from bench.model.hugging_face import sam_model_config, to_hugging_face
 from bench.model.method import build
 from bench.model.sam import Sam
 from bench.model.sizes import SamConfig
@@ -147,67 +147,11 @@ def transformers(config: SamConfig, work: str, task: Task) -> Call:
 def transformers_model(config: SamConfig, sam: Sam) -> nn.Module:
     """transformers' model of these sizes with these weights, which go by other names there."""
     from transformers import SamConfig as Config
-    from transformers import SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+    from transformers import SamModel
 
-    side, patch, width = config.image_size, config.patch_size, config.decoder_width
-    vision = SamVisionConfig(
-        hidden_size=config.width,
-        output_channels=width,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.heads,
-        image_size=side,
-        patch_size=patch,
-        window_size=config.window,
-        global_attn_indexes=list(config.global_blocks),
-        num_pos_feats=width // 2,
-    )
-    prompt = SamPromptEncoderConfig(hidden_size=width, image_size=side, patch_size=patch, mask_input_channels=config.mask_channels)
-    decoder = SamMaskDecoderConfig(
-        hidden_size=width,
-        mlp_dim=config.decoder_mlp,
-        num_hidden_layers=config.decoder_depth,
-        num_attention_heads=config.decoder_heads,
-        iou_head_hidden_dim=config.iou_width,
-        layer_norm_eps=1e-5,  # as segment-anything's decoder has it
-    )
-    model: nn.Module = SamModel(Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)).eval()
-    renamed = {transformers_name(name): tensor for name, tensor in sam.state_dict().items()}
-    renamed["shared_image_embedding.positional_embedding"] = renamed["prompt_encoder.shared_embedding.positional_embedding"]
-    model.load_state_dict(renamed)
+    model: nn.Module = SamModel(Config(**sam_model_config(config))).eval()
+    model.load_state_dict(to_hugging_face(sam.state_dict()))
     return model.requires_grad_(False)
-
-
-NAMES = (  # of segment-anything's tensors as transformers has them: every pattern is replaced, in this order
-    (r"^image_encoder\.", "vision_encoder."),
-    (r"\.blocks\.", ".layers."),
-    (r"patch_embed\.proj\.", "patch_embed.projection."),
-    (r"neck\.0\.", "neck.conv1."),
-    (r"neck\.1\.", "neck.layer_norm1."),
-    (r"neck\.2\.", "neck.conv2."),
-    (r"neck\.3\.", "neck.layer_norm2."),
-    (r"\.norm(\d)\.", r".layer_norm\1."),
-    (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
-    (r"pe_layer\.positional_encoding_gaussian_matrix", "shared_embedding.positional_embedding"),
-    (r"point_embeddings", "point_embed"),
-    (r"mask_downscaling\.0\.", "mask_embed.conv1."),
-    (r"mask_downscaling\.1\.", "mask_embed.layer_norm1."),
-    (r"mask_downscaling\.3\.", "mask_embed.conv2."),
-    (r"mask_downscaling\.4\.", "mask_embed.layer_norm2."),
-    (r"mask_downscaling\.6\.", "mask_embed.conv3."),
-    (r"output_upscaling\.0\.", "upscale_conv1."),
-    (r"output_upscaling\.1\.", "upscale_layer_norm."),
-    (r"output_upscaling\.3\.", "upscale_conv2."),
-    (r"(mlps\.\d+|iou_prediction_head)\.layers\.0\.", r"\1.proj_in."),
-    (r"(mlps\.\d+|iou_prediction_head)\.layers\.1\.", r"\1.layers.0."),
-    (r"(mlps\.\d+|iou_prediction_head)\.layers\.2\.", r"\1.proj_out."),
-)
-
-
-def transformers_name(name: str) -> str:
-    """A tensor's name there."""
-    for pattern, other in NAMES:
-        name = re.sub(pattern, other, name)
-    return name
 
 
 def _with_lora(model: nn.Module) -> torch.optim.Optimizer:
