@@ -188,14 +188,16 @@ SIDES: Mapping[str, Callable[[SamConfig, str, Task], Call]] = {
 
 
 def measure(side: str, work: str, backbone: str) -> Found:
-    """One cold call in this process: `seconds` of the processor, `user_seconds` of them, `peak_mb`, and `said`, some of its numbers."""
+    """One cold call in this process: `seconds` of the processor, `user_seconds` of them, `peak_mb`, of which `before_mb` were there before,
+    and `said`, some of its numbers."""
     torch.set_num_threads(1)
     config = read_backbone(backbone).config
     call, found = SIDES[side](config, work, task_of(config, work)), list[Tensor]()
     reset_peak_memory(torch.device("cpu"))
+    before = peak_memory_mb(torch.device("cpu"))
     times = timed(lambda: found.append(call()))
     peak, said = peak_memory_mb(torch.device("cpu")), found[0].flatten()
-    return {**times, "peak_mb": round(peak, 1), "said": said[:: max(1, len(said) // 200)].tolist()}
+    return {**times, "peak_mb": round(peak, 1), "before_mb": round(before, 1), "said": said[:: max(1, len(said) // 200)].tolist()}
 
 
 def compare_peers(backbone: str, rounds: int, out: Path) -> int:
@@ -250,9 +252,11 @@ def _write(path: Path, backbone: str, peers: Sequence[str], measured: Sequence[M
     path.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows, "measurements": turns}, indent=1) + "\n")
     versions = ", ".join(f"{name} {about[name]}" for name in ("torch", "segment-anything", "transformers", "peft"))
     head = f"{about['device']}, one thread, {backbone}, fp32, {versions}, {about['time']}, {settings_in_words()}: `{about['command']}`"
+    before = [found["before_mb"] * 1e6 / 2**30 for turn in measured for found in turn.values()]
     meaning = (
         "theirs / ours: medians over the rounds, in user seconds, and with the system's, which counts the clearing of large maps. "
-        "train: a step of LoRA of rank 4 with one box (ours in q and v, theirs in the whole qkv); evaluate: zero-shot, ten boxes."
+        "train: a step of LoRA of rank 4 with one box (ours in q and v, theirs in the whole qkv); evaluate: zero-shot, ten boxes. "
+        f"GiB: the peak of the process, of which {min(before):.2f} to {max(before):.2f} are Python, the libraries and the weights."
     )
     path.with_suffix(".md").write_text(f"{head}\n\n{text}\n\n{meaning}\n")
     return str(text)

@@ -59,4 +59,6 @@ def test_a_round_becomes_a_table_and_a_file(tmp_path, monkeypatch) -> None:
     written = json.loads(next(tmp_path.glob("*-peers.json")).read_text())
     assert [(one["work"], one["peer"]) for one in written["rows"]] == [("evaluate", "segment-anything"), ("evaluate", "transformers")]
     assert written["about"]["transformers"] and written["about"]["allocator"]["MALLOC_MMAP_MAX_"] == "0"
-    assert "theirs / ours" in next(tmp_path.glob("*-peers.md")).read_text()
+    text = next(tmp_path.glob("*-peers.md")).read_text()
+    assert "theirs / ours" in text and "are Python, the libraries and the weights" in text
+    assert all(0 < found["before_mb"] < found["peak_mb"] for turn in written["measurements"] for found in turn.values())
