@@ -135,7 +135,6 @@ def sam_model_config(config: SamConfig) -> dict[str, Any]:
         "hidden_size": config.decoder_width,
         "mlp_dim": config.decoder_mlp,
         "num_hidden_layers": config.decoder_depth,
-        "num_hidden_layers": config.decoder_depth,
         "num_attention_heads": config.decoder_heads,
         "iou_head_hidden_dim": config.iou_width,
         "layer_norm_eps": 1e-5,  # as segment-anything's decoder has it
