@@ -50,7 +50,9 @@ def package_of(module):
 
 def imports(tree):
     """The project's modules that a syntax tree imports, those for type checking only left out."""
-    hidden = {part for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" for part in node.body}
+    hidden = {
+        part for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" for part in node.body
+    }
     for node in (one for one in ast.walk(tree) if one not in hidden):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("bench", "methods", "datasets"):
             names = [f"bench.{name.name}" for name in node.names if name.name != "ROOT"]
