@@ -4,7 +4,6 @@ import ast
 import os
 import subprocess
 import sys
-from functools import cache
 
 import pytest
 
@@ -33,11 +32,6 @@ def modules():
     for folder in ("bench", "methods", "datasets"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
-
-
-@cache
-def parsed(path):
-    return ast.parse(path.read_text())
 
 
 def package_of(module):
@@ -78,7 +72,7 @@ def broken(module, imported):
 
 
 def test_imports_go_down():
-    every = [(module, imported) for module, path in modules() if module != "bench" for imported in imports(parsed(path))]
+    every = [(module, imported) for module, path in modules() if module != "bench" for imported in imports(ast.parse(path.read_text()))]
     found = [sentence for module, imported in every if (sentence := broken(module, imported))]
     assert len(every) > 500 and not found, "\n".join(found)
 
@@ -118,7 +112,7 @@ def test_no_branch_on_the_name_of_a_method_or_data_set():
     names = set(said.split())
     assert {"lora", "whu"} < names
     for _, path in (one for one in modules() if one[0].startswith("bench")):
-        for node in ast.walk(parsed(path)):
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Compare):
                 compared = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
                 assert not compared & names, f"{path}:{node.lineno}: where it is another word, as in shots == FULL, give it a name"
@@ -169,7 +163,7 @@ def test_functions_and_files_are_short():
     lengths, files = [], []
     for _, path in modules():
         files.append(len(path.read_text().splitlines()))
-        lengths += [n.end_lineno - n.lineno + 1 for n in ast.walk(parsed(path)) if isinstance(n, ast.FunctionDef)]
+        lengths += [n.end_lineno - n.lineno + 1 for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
     lengths.sort()
     files.sort()
     assert lengths[len(lengths) // 2] <= 8 and lengths[int(len(lengths) * 0.9)] <= 20

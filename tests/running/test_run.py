@@ -57,6 +57,7 @@ def records(out):
     return {path.parent.name: json.loads(path.read_text())["scores"] for path in sorted(Path(out).rglob("record.json"))}
 
 
+@pytest.mark.slow
 def test_the_whole_job_on_real_files(place, tmp_path, capsys):
     what = {"methods": "paper", "datasets": "whu,kvasir,sbu", "shots": "1", "protocol": "smoke(epochs=2)"}
     done = run(place, tmp_path, **what)
@@ -220,7 +221,7 @@ def test_a_cell_that_fails_stops_no_other_and_is_retried_when_asked(place, tmp_p
     assert all(path.stat().st_mtime_ns != stamp for path, stamp in stamps.items())
 
 
-LONG = {"methods": "adaptformer", "protocol": "smoke(epochs=20,evaluate_every=10)"}
+LONG = {"methods": "adaptformer", "protocol": "smoke(epochs=12,evaluate_every=6)"}
 
 
 @pytest.fixture(scope="module")
@@ -234,10 +235,10 @@ def uninterrupted(place, tmp_path_factory):
 @pytest.mark.parametrize(
     ("how", "after_step"),
     [
-        (signal.SIGINT, 12),
-        (signal.SIGKILL, 12),
+        (signal.SIGINT, 7),
+        (signal.SIGKILL, 7),
         pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 12, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 7, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_run_ends_with_the_same_scores(place, tmp_path, uninterrupted, how, after_step):
