@@ -131,7 +131,7 @@ import json, ast, sys
 names = {}
 for cell in json.load(open("cells_in_python.ipynb"))["cells"]:
     if cell["cell_type"] == "code":
-        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+        exec(compile("".join(cell["source"]).replace("epochs=8", "epochs=1"), cell["id"], "exec"), names)
 assert list(names["cells"]["dataset"].unique()) == ["kvasir"] and len(names["cells"]) == 5, names["cells"]
 """
 
