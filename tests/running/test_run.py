@@ -273,8 +273,9 @@ def test_a_damaged_resume_file_costs_time_only(place, tmp_path, uninterrupted, c
     assert records(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_numbers(place, tmp_path):
-    what = {"methods": "lora,vpt_deep,bitfit"}
+    what = {"methods": "lora,vpt_deep,bitfit", "protocol": "smoke(epochs=2)"}
     for workers in ("1", "2"):  # the first in this process
         assert main(words(place, tmp_path / workers, **what, workers=workers)) == 0
     assert records(tmp_path / "1") == records(tmp_path / "2") and len(records(tmp_path / "1")) == 3
