@@ -1,5 +1,6 @@
 """Toys that the tests share: a SAM of a few thousand weights and a data set of rectangles."""
 
+import gc
 import os
 import shutil
 
@@ -21,11 +22,19 @@ from datasets.synth import LAYOUTS, write_layout
 
 __all__ = ["TOY", "Rectangles", "toy_backbone"]
 torch.set_num_threads(1)
+gc.disable()  # until all is imported: looking through it for garbage again and again was a seventh of all seconds
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow tests come first: a worker that has nothing more to do then waits for a short one."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is never looked through for garbage again, and the rest seldom."""
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

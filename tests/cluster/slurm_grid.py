@@ -211,17 +211,17 @@ class Grid:
         curves = {path.parent.name: list(csv.DictReader(path.open())) for path in self.out.glob("runs/*/*/*/history.csv")}
         return {name for name, rows in curves.items() if float(rows[0]["loss"]) == MARK}
 
-    def wait(self, ready, seconds=150, release=False):
+    def wait(self, ready, seconds=150, release=False, pause=0.2):
         until = time.monotonic() + seconds
         while not (found := ready()):
             assert time.monotonic() < until, self.command("status") + self.cluster.ask("squeue") + self.cluster.ask("sinfo")
             if release:
                 self.cluster.release()
-            time.sleep(0.2)
+            time.sleep(pause)
         return found
 
     def wait_stored(self, seconds=200, release=False):
-        self.wait(lambda: len(self.records()) == self.count, seconds, release)
+        self.wait(lambda: len(self.records()) == self.count, seconds, release, pause=0.5)
 
     def wait_idle(self):
-        self.wait(lambda: not self.cluster.jobs())
+        self.wait(lambda: not self.cluster.jobs(), pause=0.5)  # each look is a process

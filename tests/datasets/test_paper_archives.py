@@ -285,7 +285,7 @@ def test_the_papers_eleven_tasks_run_end_to_end_and_one_polyp_cell_is_tested_on_
         (tmp_path / "data" / name).symlink_to((written / name).resolve())
     tasks = ["whu", "mass_roads", "kvasir", "sbu", "jsrt", "fls", "hrsid", *OF_HQ]
     where = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
-    shared = ["--backbone", "tiny", "--protocol", "smoke(selections=['last'])", *where]
+    shared = ["--backbone", "tiny", "--protocol", "smoke(selections=['last'],epochs=1)", *where]
     assert run.main(["--methods", "lora", "--datasets", ",".join(tasks), "--shots", "1", *shared]) == 0
     cells = bench.results(tmp_path / "out")
     assert sorted(cells.dataset) == sorted(tasks) and cells["last.miou_all"].notna().all() and cells.generated.all()

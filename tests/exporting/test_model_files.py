@@ -159,6 +159,7 @@ def agrees(session, model, prompts, coords, labels, masks=None):
     return all(np.abs(a - b[0].numpy()).max() < 1e-3 for a, b in zip(found, low[:2], strict=True))
 
 
+@pytest.mark.slow
 def test_a_model_in_onnx_with_any_number_of_prompts_of_any_kind(tmp_path):
     model = short("lora(decoder=hq)")
     written = onnx_files.write_onnx(model, "lora(decoder=hq)", tmp_path / "model")
@@ -184,13 +185,6 @@ def test_a_model_in_onnx_with_any_number_of_prompts_of_any_kind(tmp_path):
     assert agrees(session, model, bench.Prompts(masks=masks), *nothing, masks)
     assert agrees(session, model, bench.Prompts(), nothing[0][:1], nothing[1][:1])
     assert not agrees(session, model, bench.Prompts(boxes=BOXES), corners, of_box.flip(1))
-
-
-@pytest.mark.slow
-def test_sams_own_decoder_in_onnx(tmp_path):
-    model = short("sam")
-    session = saved(DecoderGraph(model), tmp_path / "decoder.onnx")
-    assert agrees(session, model, bench.Prompts(boxes=BOXES), BOXES.unflatten(1, (2, 2)), torch.tensor([[2.0, 3.0]] * 5))
 
 
 def test_a_missing_package_is_named_with_how_to_get_it(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from meta_operators import called
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -44,7 +45,7 @@ class Launches(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out, name = func(*args, **(kwargs or {})), str(func)
+        out, name = called(func, args, kwargs or {}), str(func)
         tensors = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
         launches = any(x.numel() and x.device == META for x in tensors) and not func.is_view and not name.startswith(NONE)
         self.count += SEVERAL.get(name, 1) if launches else 0

@@ -45,14 +45,15 @@ TRAINED = [name for name in bench.methods() if name != "sam"]
 
 
 DRAWING = ["adaptformer(dropout=0.5)", "vpt_shallow(dropout=0.5)", "vpt_deep(dropout=0.5)"]
-UNEVEN, BOTH = Memory(3), Memory(2, True)  # a last part of one image; checkpoints in parts
+BOTH = Memory(3, True)  # checkpoints, in parts of which the last is of one image
+ALONE = (Memory(1), Memory(3), Memory(0, True))
 
 
 @pytest.mark.parametrize(
     ("memory", "method"),
     [
-        *((memory, method) for memory in (UNEVEN, BOTH) for method in (*TRAINED, *DRAWING)),
-        *((memory, method) for memory in (Memory(1), Memory(0, True)) for method in ("cat_sam_t", "lora", *DRAWING)),
+        *((BOTH, method) for method in (*TRAINED, *DRAWING)),
+        *((memory, method) for memory in ALONE for method in ("cat_sam_t", "lora", *DRAWING)),
     ],
     ids=str,
 )

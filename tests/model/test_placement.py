@@ -197,20 +197,19 @@ def test_the_order_of_words_makes_no_other_cell(one, other, label):
     assert first.label == label
 
 
-@pytest.mark.parametrize(
-    ("words", "label"),
-    [
-        ("4-|4+5|last2|4-5", "last2"),
-        ("2+5|global", "global"),
-        ("0-1+3-4|windowed|first2+3+4", "windowed"),
-        ("0|first1|0-0", "first1"),
-        ("1+2+4|4+1-2", "1-2+4"),
-    ],
-)
-def test_the_same_blocks_of_a_backbone_are_one_cell_however_they_are_named(words, label, tmp_path):
-    call = f"vera(blocks={words})"
-    assert [choice.label for choice in choose_methods(call, "tiny")] == [f"vera(decoder=sam,blocks={label})"]
-    assert list(catalogue(call, tmp_path, "tiny").choices) == choose_methods(call, "tiny")
+def test_the_same_blocks_of_a_backbone_are_one_cell_however_they_are_named(tmp_path):
+    named = {
+        "4-|4+5|last2|4-5": "last2",
+        "2+5|global": "global",
+        "0-1+3-4|windowed|first2+3+4": "windowed",
+        "0|first1|0-0": "first1",
+        "1+2+4|4+1-2": "1-2+4",
+    }
+    calls = [f"vera(blocks={words})" for words in named]
+    for call, label in zip(calls, named.values(), strict=True):
+        assert [choice.label for choice in choose_methods(call, "tiny")] == [f"vera(decoder=sam,blocks={label})"]
+    every = ",".join(calls)
+    assert list(catalogue(every, tmp_path, "tiny").choices) == choose_methods(every, "tiny")  # one process for all
 
 
 def test_all_blocks_are_the_method_as_it_is():

@@ -41,10 +41,10 @@ def outcome(result):
 
 
 def test_stopping_at_any_moment_changes_nothing(smoke, tmp_path):
-    spec = spec_of(replace(smoke, lr=0.03, selections=("val", "last", "best")))
+    spec = spec_of(replace(smoke, epochs=2, evaluate_every=1, lr=0.03, selections=("val", "last", "best")))
     counter = StopAt(0)
     whole = run(spec, tmp_path / "whole", counter)
-    assert counter.shares == sorted(counter.shares) and counter.shares[-1] <= 1.0
+    assert counter.shares == sorted(counter.shares) and counter.shares[-1] <= 1.0 and counter.calls > 10
     for n in range(1, counter.calls + 1):
         with pytest.raises(Stopped):
             run(spec, tmp_path / str(n), StopAt(n))

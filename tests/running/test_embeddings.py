@@ -70,7 +70,9 @@ def test_a_decoder_with_lora_goes_from_the_command_line_into_a_table_and_plain_w
 
 
 @pytest.mark.slow
-def test_the_ratio_is_measured_in_one_run(capsys):
+def test_the_ratio_is_measured_in_one_run(capsys, monkeypatch):
+    monkeypatch.setattr("bench.profiling.samples.STEPS", 2)
+    monkeypatch.setattr("bench.profiling.samples.ON_ONE_PICTURE", "clean(random_crop=False,flips=False,epochs=6)")
     assert perf(["samples", "--side", "64", "--objects", "4", "--methods", "decoder", "--rounds", "1"]) == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(("| decoder ", "| decoder(how"))]
     assert len(rows) == 2 and all(float(row[2]) > float(row[4]) > 0 for row in rows)

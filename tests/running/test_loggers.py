@@ -72,7 +72,7 @@ def words(tmp_path, monkeypatch, plugins_leave, polyps):
     (tmp_path / "mine.py").write_text(PLUGIN)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "mine.py"))
     place = ["--datasets", "kvasir", "--data", str(polyps), "--backbone", "tiny", "--device", "cpu", "--out", str(tmp_path / "results")]
-    return [*place, "--protocol", "smoke(epochs=6)"]
+    return [*place, "--protocol", "smoke(epochs=2)"]
 
 
 def told(path: Path) -> tuple[list[dict], dict, dict]:
@@ -107,7 +107,7 @@ def test_a_logger_that_is_not_there_is_one_sentence_before_anything_runs(tmp_pat
 
 
 def test_history_grows_outlives_a_kill_and_doubles_nothing(tmp_path, words, monkeypatch):
-    words = [*words[:-1], "smoke(epochs=30,selections=['last'])", "--methods", "lora", "--save-every", "1", "--log", "lines,kills"]
+    words = [*words[:-1], "smoke(epochs=16,selections=['last'])", "--methods", "lora", "--save-every", "1", "--log", "lines,kills"]
     killed = subprocess.run([sys.executable, "-m", "bench.run", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
     assert killed.returncode == -signal.SIGKILL
     (path,) = (tmp_path / "results").rglob("history.csv")

@@ -59,12 +59,21 @@ def place(trained, tmp_path):
     return tmp_path / "place"
 
 
-@pytest.fixture
-def several(place):
+@pytest.fixture(scope="module")
+def more_trained(trained, tmp_path_factory):
     """SAM and LoRA on both data sets, LoRA with two seeds on the first one."""
-    train(place, "sam,lora", "kvasir,sbu", "0")
-    train(place, "sam,lora", "kvasir", "1")
-    return place
+    here = tmp_path_factory.mktemp("several") / "place"
+    shutil.copytree(trained, here)
+    train(here, "sam,lora", "kvasir,sbu", "0")
+    train(here, "sam,lora", "kvasir", "1")
+    return here
+
+
+@pytest.fixture
+def several(more_trained, tmp_path):
+    """A copy of them that a test may change."""
+    shutil.copytree(more_trained, tmp_path / "several")
+    return tmp_path / "several"
 
 
 def parent(place, method="lora", dataset="kvasir", seed=0):

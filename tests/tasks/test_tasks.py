@@ -112,10 +112,10 @@ def test_a_sweep_is_a_table_a_heat_map_and_a_choice(typed, tmp_path):
 
 
 @pytest.mark.slow
-def test_five_draws_of_five_seeds(typed, tmp_path):
+def test_three_draws_of_three_seeds(typed, tmp_path):
     said = typed("draws.sh")
-    assert stored(tmp_path / "results").count("lora,decoder=sam") == 25
-    assert "5 draws × 5 seeds" in said and "of the 4 other draws" in said
+    assert stored(tmp_path / "results").count("lora,decoder=sam") == 9
+    assert "3 draws × 3 seeds" in said and "of the 2 other draws" in said
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ import json, ast, sys
 names = {}
 for cell in json.load(open("cells_in_python.ipynb"))["cells"]:
     if cell["cell_type"] == "code":
-        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+        exec(compile("".join(cell["source"]).replace("epochs=8", "epochs=1"), cell["id"], "exec"), names)
 assert list(names["cells"]["dataset"].unique()) == ["kvasir"] and len(names["cells"]) == 5, names["cells"]
 """
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from meta_operators import called
 from test_fast_paths import TWO_BLOCKS
 from test_levers import TRAINED, examples, started
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,7 +76,7 @@ class FromHost(TorchDispatchMode):
         self.names, self.unrepeatable = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out, name = func(*args, **(kwargs or {})), str(func)
+        out, name = called(func, args, kwargs or {}), str(func)
         given, made = ([x for x in tree_leaves(of) if isinstance(x, torch.Tensor)] for of in ((args, kwargs), out))
         if any(x.device.type == "cpu" for x in given) and any(x.device.type == "meta" for x in made):
             self.names.append(name)

@@ -44,8 +44,10 @@ COURSES = {
     "crops": ("clean", 2, {"epochs": 3, "batch": 1}, 6),  # which never come again
 }
 QUICK = [("hq_sam", "one_shot", "bf16"), ("lora(decoder=hq,first_block=1)", "no_augmentation", "fp32")]
-ALL = [(method, course, "fp32") for method in KEEPING for course in COURSES]
-ALL += zip(KEEPING, itertools.cycle(COURSES), itertools.repeat("bf16"))  # each method and each course once
+ALL = [  # each method with two of the courses, and each precision with all of them
+    *zip(KEEPING, itertools.cycle(COURSES), itertools.repeat("bf16")),
+    *zip(KEEPING, [*list(COURSES)[1:], *COURSES], itertools.repeat("fp32")),
+]
 
 
 def streams(seed):

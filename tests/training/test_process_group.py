@@ -65,9 +65,10 @@ def stored(out):
     return json.loads((folder / "record.json").read_text()), pd.read_csv(folder / "history.csv"), pd.read_csv(folder / "images.csv")
 
 
+@pytest.mark.slow
 def test_a_cell_on_two_devices_is_the_cell_of_one(tmp_path, polyps, capfd):
-    words = ["--methods", "adaptformer", "--datasets", "kvasir", "--data", str(polyps), "--backbone", "tiny", "--protocol", "smoke"]
-    words += ["--shots", "3", "--device", "cpu"]
+    words = ["--methods", "adaptformer", "--datasets", "kvasir", "--data", str(polyps), "--backbone", "tiny"]
+    words += ["--protocol", "smoke(epochs=2)", "--shots", "3", "--device", "cpu"]
     assert main([*words, "--out", str(tmp_path / "1")]) == 0
     capfd.readouterr()
     assert main([*words, "--out", str(tmp_path / "2"), "--devices", "2"]) == 0  # in two processes of its own

@@ -222,7 +222,7 @@ def test_halving_gives_every_method_the_same_steps(closed, tmp_path):
 
 @pytest.mark.slow
 def test_parameters_that_trials_chose_are_seen_in_name_and_key(closed, tmp_path, monkeypatch):
-    assert tune(tmp_path, methods="lora", trials=4) == 0
+    assert tune(tmp_path, methods="lora", trials=2) == 0
     (choice,) = chosen(tmp_path)["choice"]
     file = tmp_path / "tuned" / "mine.toml"
     file.write_text(file.read_text().replace(f'chosen = "{choice["chosen"]}"', 'chosen = "lora(decoder=sam,rank=16)"'))
@@ -231,7 +231,7 @@ def test_parameters_that_trials_chose_are_seen_in_name_and_key(closed, tmp_path,
     request = ["--methods", "lora", "--datasets", "closed", "--backbone", "tiny", "--out", str(tmp_path), "--protocol"]
     assert run([*request, "smoke(tuned=mine)"]) == 0
     row = ResultStore(tmp_path).records().iloc[0]
-    assert (row["label"], row["tuned_as"], row["trials"]) == ("lora(decoder=sam,rank=16)", "lora(decoder=sam)", 4)
+    assert (row["label"], row["tuned_as"], row["trials"]) == ("lora(decoder=sam,rank=16)", "lora(decoder=sam)", 2)
     assert run([*request, "smoke(tuned=mine)", "--dry-run"]) == 0
 
 
