@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from bench.grid.registry import METHODS
 from bench.grid.space import OneOf, Space
 from bench.model.dropout import Dropout
-from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner, Prepared
+from bench.model.linear_layers import LAYERS, THIRDS, LinearTuner, Prepared, lowered
 from bench.model.method import Count, EncoderMethod, Share
 from bench.model.placement import PlacedInLayers
-from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
 
@@ -74,7 +73,7 @@ class FacTTuner(LinearTuner):
     def tuned(self, layer: nn.Linear, images: int, down: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
         """A layer with what it adds; tokens (…, in) are so many images', one after the other."""
         down = down if len(down) == tokens.shape[-1] else down[: tokens.shape[-1]]  # of what lacks of the last slice nothing is read
-        frozen, low = project(layer, tokens), tokens @ down
+        frozen, low = lowered(layer, tokens, down)
         low = self.dropout.of_tokens(low, images).reshape(-1, len(v))  # of each slice
         if frozen.shape[-1] % v.shape[1]:
             return torch.add(frozen, (low @ v).view(*frozen.shape[:-1], -1)[..., : frozen.shape[-1]], alpha=self.scale)

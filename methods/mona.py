@@ -1,11 +1,12 @@
 """Mona (Yin et al., CVPR 2025): two adapters a block, whose bottleneck filters the map at three scales."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bench.grid.registry import METHODS
 from bench.model.by_block import of_each
@@ -15,7 +16,6 @@ from bench.model.placement import PlacedInHalves, PlacedTuner
 from bench.model.products import project
 from bench.model.sam import Sam, Tuner, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
-from bench.model.scaling import scaled_onto
 
 SIDES = (3, 5, 7)
 
@@ -43,8 +43,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor, joined: "Joined") -> Tensor:
         weight, bias, conv, of_conv, mix = joined
-        z = scaled_onto(F.layer_norm(x, x.shape[-1:], weight, bias, self.norm.eps), x, self.skip_scale)
-        z = self.down(z).permute(0, 3, 1, 2)  # (B, bottleneck, g, g)
+        z = self.down(_Read.apply(x, weight, bias, self.skip_scale, self.norm.eps)).permute(0, 3, 1, 2)  # (B, bottleneck, g, g)
         z = F.conv2d(z, conv, of_conv, padding=SIDES[-1] // 2, groups=z.shape[1])
         z = F.gelu(F.conv2d(z, mix, self.mix.bias))
         return project(self.up, self.dropout(z.permute(0, 2, 3, 1)), x)
@@ -57,11 +56,28 @@ def joined(weight: Tensor, bias: Tensor, scale: Tensor, mix: Tensor, *filters: T
     """The norm's weight and bias times its scale, and one depthwise convolution, its bias, and one 1×1 convolution that hold the three,
     their mean and both skip connections. Of one adapter, or of more, (…, its shape)."""
     most, channels = SIDES[-1], mix.shape[-3]
-    convs = [F.pad(conv, ((most - side) // 2,) * 4) for conv, side in zip(filters[::2], SIDES, strict=True)]
+    convs = [F.pad(conv, ((most - side) // 2,) * 4) if side < most else conv for conv, side in zip(filters[::2], SIDES, strict=True)]
     itself = F.pad(mix.new_ones(1, 1), (most // 2,) * 4)
     one = torch.eye(channels, dtype=mix.dtype, device=mix.device)[..., None, None]
     conv, of_conv = (sum(of[1:], start=of[0]) / len(SIDES) for of in (convs, filters[1::2]))
     return weight * scale, bias * scale, conv + itself, of_conv, mix + one
+
+
+class _Read(torch.autograd.Function):
+    """norm(x) + x·skip; its own gradients would take one more pass over x, and more memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor, eps: float) -> Tensor:
+        normed, mean, scale = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+        ctx.save_for_backward(x, mean, scale, weight, bias, skip)
+        return normed.addcmul_(x, skip)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, *of_norm, skip), asked = ctx.saved_tensors, ctx.needs_input_grad
+        d_x, *others = torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], *of_norm, asked[:3])
+        return d_x.addcmul_(grad, skip) if asked[0] else None, *others, (grad * x).sum_to_size(skip.shape), None
 
 
 class MonaTuner(PlacedTuner):
@@ -74,8 +90,9 @@ class MonaTuner(PlacedTuner):
 
     def prepared(self, vit: ImageEncoderViT) -> dict[str, list[Joined]]:
         """Of each target, what is joined of each of its adapters."""
-        adapters = {target: getattr(self, f"after_{target}") for target in PlacedInHalves.target_words if hasattr(self, f"after_{target}")}
-        return {target: of_each(joined, *zip(*(one.parts for one in own), strict=True)) for target, own in adapters.items()}
+        own = {target: getattr(self, f"after_{target}") for target in PlacedInHalves.target_words if hasattr(self, f"after_{target}")}
+        of_all = iter(of_each(joined, *zip(*(one.parts for adapters in own.values() for one in adapters), strict=True)))
+        return {target: [next(of_all) for _ in adapters] for target, adapters in own.items()}
 
     def step(self, i: int, block: Block, x: Tensor, carry: dict[str, list[Joined]]) -> tuple[Tensor, dict[str, list[Joined]]]:
         x = self._after("attention", i, attend(block, x)[0], carry)

@@ -6,10 +6,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bench.model.hugging_face import PeftAdapter
+from bench.model.implementation import implementation
 from bench.model.placement import PlacedTuner
-from bench.model.products import Projection, product, project
+from bench.model.products import Projection, is_stock, product, project
 from bench.model.sam import Sam, attend, feed_forward
 from bench.model.sam_modules import Block, ImageEncoderViT
 
@@ -173,7 +175,7 @@ class AddingTuner(LinearTuner):
         """What stands in for a whole layer to which these are added; more: what `prepared` has besides."""
 
         def projection(tokens: Tensor) -> Tensor:
-            frozen, low = project(layer, tokens), product(tokens, down)
+            frozen, low = lowered(layer, tokens, down.T)
             return torch.addmm(frozen.flatten(0, -2), low.flatten(0, -2), up).view(frozen.shape)
 
         return projection
@@ -181,6 +183,35 @@ class AddingTuner(LinearTuner):
     def merged_layer(self, i: int, name: str, weight: Tensor) -> Tensor:
         down, up = (term.to(weight.dtype) for term in self.added(i, "qkv" if name in THIRDS else name))
         return weight + part(up.T, name) @ down
+
+
+def lowered(layer: nn.Linear, tokens: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """A frozen layer of tokens (…, c), and tokens·down, for a trained down (c, r); both gradients of the tokens are one map."""
+    weight: Tensor = layer.weight
+    bias: Tensor | None = layer.bias
+    device = tokens.device.type
+    if weight.requires_grad or not torch.is_grad_enabled() or not is_stock(layer, nn.Linear) or implementation() == "reference":
+        return project(layer, tokens), tokens @ down
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # which does not look into what follows
+        kind = torch.get_autocast_dtype(device)
+        tokens, weight, down, bias = tokens.to(kind), weight.to(kind), down.to(kind), None if bias is None else bias.to(kind)
+    flat: tuple[Tensor, Tensor] = _Lowered.apply(tokens.flatten(0, -2), weight, bias, down)
+    frozen, low = (of_tokens.view(*tokens.shape[:-1], -1) for of_tokens in flat)
+    return frozen, low
+
+
+class _Lowered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(tokens if ctx.needs_input_grad[3] else None, weight, down)
+        return product(tokens, weight, bias), tokens @ down
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, of_low: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, weight, down = ctx.saved_tensors
+        d_tokens = product(grad, weight.T).addmm_(of_low, down.T) if ctx.needs_input_grad[0] else None
+        return d_tokens, None, None, tokens.T @ of_low if ctx.needs_input_grad[3] else None
 
 
 def places(adapter: PeftAdapter) -> tuple[Blocks, Layers]:

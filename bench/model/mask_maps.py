@@ -19,7 +19,7 @@ def upscaled(layers: Any, places: Tensor, high_res: Sequence[Tensor] = ()) -> Te
     is added to the second's result and to the first's."""
     first, norm, activation, second, *rest = layers
     x = _split(first, places)  # (n, g², 4, c')
-    x = activation(_normed(norm, x + high_res[1] if high_res else x))
+    x = activation(normed(norm, x + high_res[1] if high_res else x))
     x = _split(second, x)
     x = x + high_res[0] if high_res else x
     for layer in rest:
@@ -34,7 +34,8 @@ def _split(layer: Any, x: Tensor) -> Tensor:
     return product(x, weight, bias).unflatten(-1, (4, -1))
 
 
-def _normed(norm: Any, x: Tensor) -> Tensor:
+def normed(norm: Any, x: Tensor) -> Tensor:
+    """A LayerNorm2d of channels (…, c) that lie together."""
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
@@ -70,7 +71,7 @@ def feature_masks(layers: Any, weights: Tensor, places: Tensor) -> Tensor:
     """
     first, norm, activation, last = layers
     x = first(in_order(places).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (n, 4g, 4g, c'), channels last throughout
-    x = activation(_normed(norm, x))
+    x = activation(normed(norm, x))
     kernel = torch.einsum("no,oiyx->nyxi", weights, last.weight)
     size = x.shape[1:3]
     taps = kernel.flip(1, 2).flatten(1, 2) @ x.flatten(1, 2).mT  # (n, 9, 16g²): each place's share in its nine neighbours

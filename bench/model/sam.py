@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,22 +15,23 @@ from bench.model.backbones import BackboneSpec, Normalisation
 from bench.model.dropout import show_part_to_compiler
 from bench.model.hugging_face import PeftAdapter
 from bench.model.implementation import implementation
+from bench.model.mask_maps import normed
 from bench.model.plain_attention import PlainBlock, attend_plain
-from bench.model.products import Projection, perceptron
+from bench.model.products import Projection, is_stock, perceptron
 from bench.model.pyramid import HieraEncoder, HighResMaskDecoder, PaddedPromptEncoder, Sam3Encoder
 from bench.model.sam_modules import (
     Attention,
     Block,
     ImageEncoderViT,
+    LayerNorm2d,
     MaskDecoder,
     PromptEncoder,
     StockSam,
     TwoWayTransformer,
     add_decomposed_rel_pos,
-    window_partition,
-    window_unpartition,
 )
 from bench.model.sizes import HieraConfig, PyramidConfig, Sam3Config, SamConfig
+from bench.model.windows import apart, together
 
 VARIANTS = 1000  # of a compiled encoder: of each method, with gradients and without, of some sizes of batch
 
@@ -119,7 +121,12 @@ class SamEncoder(ImageEncoderViT):
 
     def features(self, x: Tensor, taken: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The neck's output (B, d, g, g) of the last block's, and what else the decoder reads: nothing."""
-        return self.neck(x.permute(0, 3, 1, 2)), ()
+        stock = all(is_stock(part, kind) for part, kind in zip(self.neck, (nn.Conv2d, LayerNorm2d) * 2, strict=True))
+        if not stock or implementation() == "reference":
+            return self.neck(x.permute(0, 3, 1, 2)), ()
+        narrow, first, mix, last = self.neck  # norms of channels, which lie together here, so that each is one pass
+        x = normed(first, F.linear(x, narrow.weight.flatten(1), narrow.bias))
+        return normed(last, mix(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous(), ()
 
 
 def _image_encoder(config: SamConfig) -> nn.Module:
@@ -448,12 +455,12 @@ def _attend_by_window(
     b, h, w, _ = x.shape
     padded = h, w
     if block.window_size:
-        y, padded = window_partition(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
+        y, padded = apart(y, block.window_size)  # zero-padded to whole windows: (B·windows, side, side, C)
     windows = y.shape[0] // b
     besides = besides.repeated(windows) if besides else None
     y, p = inner(block.attn, y, prompts=prompts.repeat_interleave(windows, 0), besides=besides)
     if block.window_size:
-        y = window_unpartition(y, block.window_size, padded, (h, w))
+        y = together(y, block.window_size, padded, (h, w))
     return x + y, p.unflatten(0, (b, windows)).mean(1)
 
 

@@ -199,7 +199,9 @@ def test_conv_lora_is_a_layer_in_the_place_of_the_projection(sam, training):
         with use(path):
             out, _, own_penalty, _ = model.encoder.with_penalty(image)
         torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(own_penalty, penalty, atol=1e-6, rtol=1e-4)
+        assert training or own_penalty is None
+        if training:
+            torch.testing.assert_close(own_penalty, penalty, atol=1e-6, rtol=1e-4)
 
 
 class Step(nn.Module):
@@ -210,7 +212,7 @@ class Step(nn.Module):
         self.tuner, self.block = model.tuner, model.sam.image_encoder.blocks[0]
 
     def forward(self, x):
-        return self.tuner.step(0, self.block, x, x.new_zeros(len(x)))[0]
+        return self.tuner.step(0, self.block, x, self.tuner.prepared())[0]
 
 
 def test_conv_lora_has_a_graph_of_fixed_shapes(sam):
