@@ -65,6 +65,9 @@ def draw_pictures(store: ResultStore, request: Request) -> list[Path]:
     sheets = {name: store.root / "figures" / f"predictions_{name}.png" for name in request.datasets.split(",")}
     stale = {name: path for name, path in sheets.items() if not _is_newer(path, _cells(scan, name, request))}
     if stale:
+        import torch
+
+        torch.set_num_threads(1)  # of a few small images several would wait for each other, on a busy machine for most of a minute
         from bench.grid.registry import DATASETS
         from bench.model.checkpoints import load_sam
         from bench.reporting.pictures import prediction_sheet

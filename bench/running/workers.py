@@ -9,13 +9,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from itertools import groupby
+from itertools import chain, groupby
 from multiprocessing.queues import Queue
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.data.manifest import data_facts
 from bench.errors import DataError, DivergedError, ProcessGroupError, RequestError, untouched_by_interrupts
@@ -42,6 +42,7 @@ from bench.types import Dataset, Memory, ProgressCallback
 HEARTBEAT_SECONDS = 10.0
 TELL_SECONDS = 0.5  # between two words of a worker
 
+T = TypeVar("T")
 Begin = Callable[[ResultStore, RunSpec, RunContext], str]
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -327,12 +328,9 @@ def run_in_workers(
     pickled; signals: what asks to stop.
     """
     spawn = multiprocessing.get_context("spawn")
-    tasks, events = spawn.Queue(), spawn.Queue()
-    tasks.cancel_join_thread()  # workers that are stopped leave tasks in it, which must not keep this process from ending
-    for task in [*_tasks(specs), *[None] * workers]:
-        tasks.put(task)
+    taken, events = spawn.Array("q", 2), spawn.Queue()
     processes = [
-        spawn.Process(target=_work, args=(context, list(specs), tasks, events, i, begin, threads), daemon=True) for i in range(workers)
+        spawn.Process(target=_work, args=(context, list(specs), taken, events, i, begin, threads), daemon=True) for i in range(workers)
     ]
     with Progress() as progress, StopSignal(signals, patient=signals is not STOPS) as stop:
         with untouched_by_interrupts():
@@ -359,6 +357,19 @@ def _tasks(specs: Sequence[RunSpec]) -> list[list[tuple[int, RunSpec]]]:
     return [list(task) for _, task in groupby(enumerate(specs), key=lambda item: images(item[1]))]
 
 
+def _taken(tasks: Sequence[T], taken: Any, worker: int) -> Iterator[T]:
+    """The tasks that a worker takes when it is free: every other worker from the end, so that few prepare the same images. taken: how many
+    are taken from either end, shared by all workers."""
+    from_end = worker % 2
+    while True:
+        with taken:
+            if sum(taken) == len(tasks):
+                return
+            task = tasks[-1 - taken[1] if from_end else taken[0]]
+            taken[from_end] += 1
+        yield task
+
+
 def _show(progress: Progress, specs: Sequence[RunSpec], kind: str, index: int, share: float, text: str) -> None:
     if kind == "starts":
         progress.cell(index + 1, len(specs), title(specs[index]))
@@ -370,10 +381,8 @@ def _show(progress: Progress, specs: Sequence[RunSpec], kind: str, index: int, s
         progress.note(text)
 
 
-def _work(
-    context: RunContext, specs: Sequence[RunSpec], tasks: "Queue[Any]", events: "Queue[Any]", worker: int, begin: Begin, threads: int
-) -> None:
-    """The life of a worker: cells from `tasks` until none is left; (kind, cell's index, share, text) to `events`."""
+def _work(context: RunContext, specs: Sequence[RunSpec], taken: Any, events: "Queue[Any]", worker: int, begin: Begin, threads: int) -> None:
+    """The life of a worker: cells until none is left, see `_taken`; (kind, cell's index, share, text) to `events`."""
     import torch
 
     torch.set_num_threads(threads)
@@ -394,8 +403,8 @@ def _work(
             context, load_sam(context.backbone, context.checkpoint, device), open_datasets(specs, context.data), stop, begin=begin
         )
         gc.freeze()  # what was imported stays: looking through it for garbage again and again took 2 % of a small cell
-        while not stop.asked and (task := tasks.get()) is not None:
-            for index, spec in task:
-                if not stop.asked:
-                    events.put(("starts", index, 0.0, ""))
-                    events.put(("ends", index, 1.0, runner.run(spec, partial(tell, index))))
+        for index, spec in chain.from_iterable(_taken(_tasks(specs), taken, worker)):
+            if stop.asked:
+                return
+            events.put(("starts", index, 0.0, ""))
+            events.put(("ends", index, 1.0, runner.run(spec, partial(tell, index))))

@@ -2,11 +2,13 @@
 
 import json
 import math
+import multiprocessing
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +25,7 @@ from bench.grid.plan import Request, specs_of
 from bench.grid.store import ResultStore
 from bench.model.backbones import CONFIGS
 from bench.run import main
+from bench.running.workers import _taken
 from bench.tables import main as tables
 from datasets.synth import LAYOUTS, write_layout
 
@@ -279,6 +282,20 @@ def test_workers_give_the_same_numbers(place, tmp_path):
     for workers in ("1", "2"):  # the first in this process
         assert main(words(place, tmp_path / workers, **what, workers=workers)) == 0
     assert records(tmp_path / "1") == records(tmp_path / "2") and len(records(tmp_path / "1")) == 3
+
+
+@pytest.mark.parametrize("order", ["01" * 6, "0" * 12, "110", "0123" * 3])
+def test_workers_take_each_cell_once_from_either_end_so_that_few_prepare_the_same_images(order):
+    data = ["whu"] * 4 + ["kvasir"] * 4 + ["sbu"] * 3
+    taken = multiprocessing.get_context("spawn").Array("q", 2)
+    workers = {i: _taken(list(enumerate(data)), taken, i) for i in sorted(set(map(int, order)))}
+    found = {i: [] for i in workers}
+    for i in [int(i) for i in order] + list(workers) * 11:
+        found[i] += islice(workers[i], 1)
+    assert sorted(task for own in found.values() for task in own) == list(enumerate(data))
+    assert all(own == sorted(own, reverse=bool(i % 2)) for i, own in found.items())
+    if order == "01" * 6:  # in turn: each but the middle data set is one worker's alone
+        assert ({of for _, of in found[0]}, {of for _, of in found[1]}) == ({"whu", "kvasir"}, {"kvasir", "sbu"})
 
 
 @pytest.mark.slow
