@@ -346,8 +346,13 @@ def metric_of(name: str) -> Metric:
 
 def scores(images: Images) -> dict[str, float]:
     """What a record has, in percent: each of RECORDED as `<name>_<rule>`, rule by rule."""
-    counted = {rule: under_rule(images, rule) for rule in RULES}
-    return {f"{name}_{rule}": METRICS[name].of_counted(of, worth_of_empty(rule)) for rule, of in counted.items() for name in RECORDED}
+    counted = [(under_rule(images, rule), worth_of_empty(rule)) for rule in RULES]
+    found: dict[tuple[int, float], list[float]] = {}  # where all images have objects, two rules are one
+    for of, empty in counted:
+        if (id(of), empty) not in found:
+            found[id(of), empty] = [METRICS[name].of_counted(of, empty) for name in RECORDED]
+    by_rule = [found[id(of), empty] for of, empty in counted]
+    return {f"{name}_{rule}": value for rule, of in zip(RULES, by_rule, strict=True) for name, value in zip(RECORDED, of, strict=True)}
 
 
 def _percent(part: int, whole: int) -> float:

@@ -92,6 +92,7 @@ def has_numbers(shots: str) -> bool:
     return shots in set(_by_task()["shots"])
 
 
+@cache
 def published_for(shots: str) -> Published:
     """The published table of a number of shots, with all numbers by task; where there is no table, that of one shot names and orders
     methods and has no numbers."""

@@ -79,11 +79,15 @@ def kinds(cls: type) -> Kinds:
 
 def typed(where: str, key: str, value: Any, kind: Any) -> Any:
     """A value as its type has it: lists as tuples, tables as dataclasses; reading the result again changes nothing."""
-    origin, inner = get_origin(kind), get_args(kind)
+    if type(value) is kind:  # first what stores of thousands of cells have most of
+        return _bounded(where, key, value + 0.0 if kind is float else value)  # -0.0 is 0.0
+    _, origin, inner = _FORMS.get(id(kind)) or _form(kind)
     if origin is Annotated:
         return _checked(where, key, value, inner[0], inner[1:])
     if origin in (Union, UnionType):
-        for one in inner if value is not None else sorted(inner, key=lambda one: one is not type(None)):  # an error takes long to word
+        if value is None and type(None) in inner:
+            return None
+        for one in inner:
             with suppress(WrongType):
                 return typed(where, key, value, one)
     elif origin is Literal and type(value) in map(type, inner):
@@ -98,9 +102,16 @@ def typed(where: str, key: str, value: Any, kind: Any) -> Any:
             return _table(_below(where, key), value, kind)
         except WrongType as error:  # in the table: no other type of a union can be meant
             raise RequestError(str(error)) from None
-    elif kind is Any or type(value) is kind or (kind is float and type(value) is int and abs(value) <= MOST):
-        return _bounded(where, key, float(value) + 0.0 if kind is float else value)  # -0.0 is 0.0
+    elif kind is Any or (kind is float and type(value) is int and abs(value) <= MOST):
+        return _bounded(where, key, float(value) if kind is float else value)
     raise WrongType(f"{where}: {key} = {_shown(value)} has the wrong type: {needed(kind)} is needed.")
+
+
+_FORMS: dict[int, tuple[Any, Any, tuple[Any, ...]]] = {}  # a type with its origin and arguments, by its id: not all can be hashed
+
+
+def _form(kind: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+    return _FORMS.setdefault(id(kind), (kind, get_origin(kind), get_args(kind)))
 
 
 def not_empty(value: Any) -> str:

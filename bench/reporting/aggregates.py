@@ -63,9 +63,12 @@ def _won(x: Values, y: Values) -> Values:
 
 
 def above(scores: Values, thresholds: Sequence[float] | Values) -> Values:
-    """The share of runs on all data sets that are above each threshold, (…, thresholds)."""
+    """The share of runs on all data sets that are above each threshold, (…, thresholds); these ascend."""
     runs = scores.reshape(*scores.shape[:-3], -1)
-    return np.stack([(runs > threshold).mean(axis=-1) for threshold in thresholds], axis=-1)
+    passed = np.searchsorted(thresholds, runs).reshape(-1, runs.shape[-1])  # of how many thresholds a run is above
+    counts = np.array([np.bincount(of, minlength=len(thresholds) + 1) for of in passed])
+    beyond = counts[:, ::-1].cumsum(axis=-1)[:, -2::-1]
+    return np.asarray(beyond / runs.shape[-1]).reshape(*runs.shape[:-1], len(thresholds))
 
 
 def interval(statistic: Statistic, scores: Values, picks: Values | None = None) -> Interval:
@@ -90,7 +93,9 @@ def _times_picked(units: int, datasets: int, stream: int) -> Values:
 
 def _times(picks: Values, units: int) -> Values:
     """Each unit's share of a repetition's picks of a data set, over all data sets, (repetitions, units, data sets)."""
-    found = (picks[:, :, None] == np.arange(units)[:, None]).mean(axis=1)
+    repetitions, size, datasets = picks.shape
+    places = (np.arange(repetitions)[:, None, None] * units + picks) * datasets + np.arange(datasets)
+    found = np.bincount(places.ravel(), minlength=repetitions * units * datasets).reshape(repetitions, units, datasets) / size
     return np.asarray(found / np.sqrt(found.shape[-1]))
 
 

@@ -210,6 +210,12 @@ class ComparableCells:
         return file_name((kind, backbone, checkpoint[:8], f"{shots}shot", protocol, self.selection, self.rule, *metric))
 
     @cached_property
+    def fixed(self) -> frozenset[Position]:
+        """Where methods train nothing, so that their one number is that of all draws and seeds."""
+        columns = zip(*(self.frame.get(name, ()) for name in ("label", "dataset", "trains")), strict=True)
+        return frozenset((label, dataset) for label, dataset, trains in columns if not trains)
+
+    @cached_property
     def stand_ins(self) -> tuple[str, ...]:
         """A warning where numbers are of generated images under a real data set's name."""
         if not len(self.frame) or not self.frame["generated"].any():

@@ -43,8 +43,7 @@ class Place:
 def means_by_draw(comparable: ComparableCells, label: str, dataset: str) -> Means:
     """A method's mean over seeds of every draw; of what trains nothing its one number, for every draw that is stored of others."""
     scores = {run: value for run, value in comparable.scores.get((label, dataset), {}).items() if not math.isnan(value)}
-    frame = comparable.frame
-    if scores and not frame.loc[(frame["label"] == label) & (frame["dataset"] == dataset), "trains"].all():
+    if scores and (label, dataset) in comparable.fixed:
         draws = {draw for (_, name), of in comparable.scores.items() if name == dataset for draw, _ in of}
         return dict.fromkeys(draws, next(iter(scores.values())))
     draws = {draw for draw, _ in scores}

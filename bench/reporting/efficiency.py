@@ -27,7 +27,7 @@ HOW = (
 
 def efficiency_table(comparable: ComparableCells, published: Published) -> Table:
     """Methods as rows; what they cost, as the mean over all their cells."""
-    frame = comparable.frame.assign(**_costs(comparable.frame)) if len(comparable.frame) else comparable.frame
+    frame = comparable.frame[["label"]].assign(**_costs(comparable.frame)) if len(comparable.frame) else comparable.frame
     columns = tuple(Column("", name, digits) for name, digits in COSTS.items())
     rows = []
     for label in ordered(comparable.labels_of(comparable.datasets), published):

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
 from bench.grid.published import PUBLISHED, Published, ordered, published_for, read_published
 from bench.grid.store import HISTORY, ResultStore
@@ -161,10 +161,9 @@ def _draw_spots(ax: Axes, view: View, spots: Mapping[str, Spot], named: bool) ->
 
 def _scale(ax: Axes, highest: float) -> None:
     """The axis of costs up to a highest: logarithmic where they are more than 10,000."""
-    if highest <= 10_000:
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-    else:
+    if highest > 10_000:
         ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
@@ -373,7 +372,8 @@ def _of_view(view: View) -> Iterator[Picture]:
         if column in comparable.frame and comparable.frame[column].notna().any():
             caption = f"{words[0].upper()}{words[1:]}, against {comparable.quantity} ({said})"
             yield Picture(name(cost), caption, partial(cost_against_score, view, cost))
-    yield Picture(name("curves"), f"Training loss, mean and range of runs ({said})", partial(curves, view))
+    if any((Path(path) / HISTORY).exists() for path in comparable.frame["path"]):
+        yield Picture(name("curves"), f"Training loss, mean and range of runs ({said})", partial(curves, view))
     if len({label for label, _ in view.known.counts}) > 1:
         yield Picture(name("images"), f"IoU image by image, best against second ({said})", partial(image_by_image, view))
 

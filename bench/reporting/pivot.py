@@ -19,7 +19,7 @@ from bench.grid.store import ResultStore
 from bench.reporting.comparable import CellQuery, ComparableCells, Gap, Position, Run, comparable_cells, file_name, values_of
 from bench.reporting.labels import Labels
 from bench.reporting.statistics import Column as Methods
-from bench.reporting.statistics import Counts, Interval, Pooled
+from bench.reporting.statistics import Counts, Interval
 from bench.reporting.sweeps import best_in_words
 from bench.reporting.table import Cell, Column, Facts, Row, Table
 from bench.reporting.table_statistics import bracketed, counts_of, interval_notes
@@ -83,12 +83,13 @@ class Entry:
     run: Run
     value: float = math.nan
     gap: Gap | None = None
-    folder: Path | None = None
+    folder: str = ""
     trains: bool = True
 
 
-def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: Published) -> list[Table]:
-    """The pivot's tables, one for each combination of the fields that it does not show; methods are named as published.
+def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: Published, telling: bool = False) -> list[Table]:
+    """The pivot's tables, one for each combination of the fields that it does not show; methods are named as published. telling: only
+    those that `says_more` is true of.
 
     RequestError where there is no cell, or a field or the metric is in no record.
     """
@@ -100,6 +101,8 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
     for name in pivot.swept:
         if name not in swept:
             raise unknown("field", name, dict.fromkeys((*FIELDS, *RUN, *ALSO, *swept)))
+    if telling and not any(_varied(of, pivot) or of.identity[2] != comparables[0].identity[2] for of in comparables):
+        return []
     found = [entry for comparable in comparables for entry in entries(comparable, pivot)]
     if all(math.isnan(entry.value) for entry in found) and any(entry.gap is None for entry in found):
         lack = [note for of in comparables for note in of.notes if note.startswith(f"{pivot.metric} cannot")]
@@ -110,18 +113,32 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
     def part(entry: Entry) -> tuple[str, ...]:
         return tuple(entry.at[name] for name in fixed)
 
-    parts = [(key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)]
     notes = tuple(dict.fromkeys(note for comparable in comparables for note in (*comparable.warnings, *comparable.notes)))
-    known = _known(found, pivot)
     titles = {name: title for of in comparables for name, title in of.titles.items()} if query.titled else None
     unprompted = frozenset[str]().union(*(comparable.unprompted for comparable in comparables))
-    names = [_naming(of, published, titles, unprompted) for _, of in parts]
-    tables = [_table(of, pivot, dict(zip(fixed, key, strict=True)), naming, known) for (key, of), naming in zip(parts, names, strict=True)]
-    said = [
-        interval_notes(_counted(of, pivot, known), naming) + _best(of, pivot, store, naming)
-        for (_, of), naming in zip(parts, names, strict=True)
-    ]
-    return [replace(table, notes=(*of, *notes)) for table, of in zip(tables, said, strict=True)]
+    tables = []
+    for key, of in ((key, list(of)) for key, of in groupby(sorted(found, key=part), key=part)):
+        naming, shared = _naming(of, published, titles, unprompted), dict(zip(fixed, key, strict=True))
+        if not telling or says_more(_table(of, pivot, shared, naming, {})):
+            known = _known(of, pivot)
+            own = interval_notes(_counted(of, pivot, known), naming) + _best(of, pivot, store, naming)
+            tables.append(replace(_table(of, pivot, shared, naming, known), notes=(*own, *notes)))
+    return tables
+
+
+def _varied(comparable: ComparableCells, pivot: Pivot) -> bool:
+    """Whether any cell's numbers differ between the selections or rules that the pivot shows."""
+    places = [(selection, rule) for selection in _selections(comparable, pivot) for rule in _rules(comparable, pivot)]
+    first, *others = (values_of(comparable.frame, *place, pivot.metric) for place in places)
+    return not all(values.equals(first) for values in others)
+
+
+def says_more(table: Table) -> bool:
+    """Whether a pivot is more than a table of the methods once more: some of its columns, of one data set, differ."""
+    groups: dict[str, set[tuple[float | None, ...]]] = {}
+    for k, column in enumerate(table.columns):
+        groups.setdefault(column.group, set()).add(tuple(row.cells[k].value for row in table.rows))
+    return any(len(values) > 1 for values in groups.values())
 
 
 def _naming(found: Sequence[Entry], published: Published, titles: Mapping[str, str] | None, unprompted: frozenset[str]) -> Labels:
@@ -134,7 +151,7 @@ def _best(found: Sequence[Entry], pivot: Pivot, store: ResultStore, naming: Labe
     for entry in (entry for entry in found if pivot.swept and entry.folder and entry.trains):
         place = naming.place(entry.at["label"], entry.at["dataset"])
         variant = ", ".join(f"{name} {entry.at[name]}" for name in pivot.swept)
-        sweeps.setdefault(place, {}).setdefault(variant, {})[entry.run] = entry.folder  # type: ignore[assignment]
+        sweeps.setdefault(place, {}).setdefault(variant, {})[entry.run] = Path(entry.folder)
     return best_in_words(sweeps, found[0].at["selection"], store.history)
 
 
@@ -151,11 +168,11 @@ def _known(found: Sequence[Entry], pivot: Pivot) -> Known:
     place_of = _place(pivot)
     for place, of in groupby(sorted(stored, key=lambda entry: (place_of(entry.at), entry.run)), key=lambda entry: place_of(entry.at)):
         runs = list(of)
-        at, folders = runs[0].at, [(entry.run, entry.folder) for entry in runs if entry.folder]
+        at, folders = runs[0].at, [(entry.run, Path(entry.folder)) for entry in runs]
         counts = counts_of(at["dataset"], folders, at["selection"], at["rule"], runs[0].trains, pivot.metric)
         if isinstance(counts, Counts):
             columns.setdefault(place[:-1], {})[place[-1]] = counts
-    made = {key: Methods({label: Pooled.of(counts) for label, counts in of.items()}) for key, of in columns.items()}
+    made = {key: Methods({label: counts.pooled for label, counts in of.items()}) for key, of in columns.items()}
     return {(*key, label): (counts, made[key].mean(label).interval()) for key, of in columns.items() for label, counts in of.items()}
 
 
@@ -168,13 +185,21 @@ def _place(pivot: Pivot) -> Callable[[Mapping[str, str]], tuple[str, ...]]:
 
 def entries(comparable: ComparableCells, pivot: Pivot) -> list[Entry]:
     """A pivot's numbers and gaps, cell by cell; selections and rules are told apart only where the pivot shows them."""
-    shown = (*pivot.rows, *pivot.columns)
-    rules = RULES if "rule" in shown else (comparable.rule,)
-    selections = _stored_selections(comparable) if "selection" in shown else [comparable.selection]
-    return [entry for selection in selections for rule in rules for entry in _entries(comparable, selection, rule, pivot)]
+    return [
+        entry
+        for selection in _selections(comparable, pivot)
+        for rule in _rules(comparable, pivot)
+        for entry in _entries(comparable, selection, rule, pivot)
+    ]
 
 
-def _stored_selections(comparable: ComparableCells) -> list[str]:
+def _rules(comparable: ComparableCells, pivot: Pivot) -> Sequence[str]:
+    return RULES if "rule" in (*pivot.rows, *pivot.columns) else (comparable.rule,)
+
+
+def _selections(comparable: ComparableCells, pivot: Pivot) -> list[str]:
+    if "selection" not in (*pivot.rows, *pivot.columns):
+        return [comparable.selection]
     stored = {str(name).partition(".")[0] for name in comparable.frame.columns}
     return [name for name in SELECTIONS if name in stored] or [comparable.selection]
 
@@ -192,7 +217,7 @@ def _entries(comparable: ComparableCells, selection: str, rule: str, pivot: Pivo
     for label, dataset, draw, seed, path, trains, value, own in zip(*names, values, swept or [{}] * len(frame), strict=True):
         run = int(draw), int(seed)
         at = _at({**common, **own}, label, dataset, run, pivot.swept)
-        stored.append(Entry(at, run, _float(metric, value), None, Path(path), bool(trains)))
+        stored.append(Entry(at, run, _float(metric, value), None, str(path), bool(trains)))
     unknown_of = dict.fromkeys(pivot.swept, "default")  # where a cell that is not there does not name it
     for (label, dataset), gaps in comparable.gaps.items():
         own = {**unknown_of, **{name: _shown(value) for call in (label, protocol) for name, value in _values(call).items()}}
@@ -224,8 +249,10 @@ def _values(call: str) -> dict[str, str]:
 
 def _without(call: str, swept: Sequence[str]) -> str:
     """A method's or protocol's name without the values that stand in fields of their own."""
+    if not swept or "=" not in call:
+        return call
     kept = ",".join(f"{name}={value}" for name, value in _values(call).items() if name not in swept)
-    return call if not swept or "=" not in call else f"{call.partition('(')[0]}({kept})" if kept else call.partition("(")[0]
+    return f"{call.partition('(')[0]}({kept})" if kept else call.partition("(")[0]
 
 
 def _listed(names: Sequence[str]) -> str:

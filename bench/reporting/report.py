@@ -100,8 +100,7 @@ def report(store: ResultStore, metric: str | None = None) -> str:
     found = comparable_cells(store, query)
     table = store.scan().table
     cells = [row for comparable in found for row in _cells(comparable)]
-    made, drawn = tables(store, query, "all"), list(_figures(store, query))
-    views = [table for table in of_kinds(made, VIEWS) if _says_more(table)]
+    made, drawn = tables(store, query, "all", telling=True), list(_figures(store, query))
     studied = {kind for kinds in STUDIES.values() for kind in kinds}
     empty = [Study(title, tuple(of_kinds(made, kinds))) for title, kinds in STUDIES.items()]
     studies = [study for study in empty if study.tables or list(of_kinds(drawn, STUDIES[study.title]))]
@@ -115,7 +114,7 @@ def report(store: ResultStore, metric: str | None = None) -> str:
         highest=[(of.context, [f"{of.naming.dataset(name)}: {_best(of, name)}" for name in of.datasets]) for of in found],
         filters={name: _options(str(row[name]) for row in cells) for name in FILTERS},
         titles=TITLES,
-        views=views,
+        views=list(of_kinds(made, VIEWS)),
         tables=[table for table in made if _kind(table) not in (*VIEWS, *studied)],
         pairs=_pairs(found),
         region=True,
@@ -162,16 +161,6 @@ def _best(comparable: ComparableCells, dataset: str) -> str:
     values = {label: value for label in comparable.labels_of([dataset]) if (value := comparable.cell(label, dataset).value) is not None}
     best = max(values, key=lambda label: comparable.sign * values[label], default="")
     return f"{comparable.naming.method(best)} {values[best]:.1f}" if values else "none yet"
-
-
-def _says_more(table: Table) -> bool:
-    """Whether a table is more than that of the methods once more: some of its columns, of one data set, differ."""
-    if _kind(table) != "pivot":
-        return True
-    groups: dict[str, set[tuple[float | None, ...]]] = {}
-    for k, column in enumerate(table.columns):
-        groups.setdefault(column.group, set()).add(tuple(row.cells[k].value for row in table.rows))
-    return any(len(values) > 1 for values in groups.values())
 
 
 def _pairs(found: Sequence[ComparableCells]) -> list[Table]:

@@ -71,6 +71,16 @@ class Counts:
             else ""
         )
 
+    @cached_property
+    def pooled(self) -> "Pooled":
+        """Its IoU, taken apart once."""
+        return Pooled.of(self)
+
+    @cached_property
+    def mean_ious(self) -> Values:
+        """Every image's IoU in percent, the mean over runs."""
+        return np.asarray(_ratio(self.intersections, self.unions, 0.0).mean(axis=0))
+
     def of_runs(self, runs: Sequence[Run]) -> "Counts":
         """The same with only these runs, in this order."""
         at = [self.runs.index(run) for run in runs]
@@ -367,15 +377,11 @@ def influences(counts: Counts) -> Values:
 
 def effect_size(a: Counts, b: Counts) -> float:
     """Cohen's d of the paired images: mean over standard deviation of IoU(a) - IoU(b), runs averaged; 0 where all are equal."""
-    gaps = _mean_ious(a) - _mean_ious(b)
+    gaps = a.mean_ious - b.mean_ious
     std = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
     if std:
         return float(gaps.mean()) / std
     return float(np.sign(gaps.mean()) * np.inf) if gaps.any() else 0.0
-
-
-def _mean_ious(counts: Counts) -> Values:
-    return np.asarray(_ratio(counts.intersections, counts.unions, 0.0).mean(axis=0))
 
 
 def holm(p_values: Sequence[float] | Values) -> list[float]:

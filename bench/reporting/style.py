@@ -32,6 +32,7 @@ DASHES = ("-", "--", ":", "-.")  # of lines whose colour comes again
 GREY = "#767676"
 OF_FAMILIES = dict(zip(FAMILIES, (COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[3], COLOURS[7]), strict=True))
 COLUMN, PAGE = 85 / 25.4, 174 / 25.4  # inches
+NUMBERS = 5  # steps of an axis at most: its numbers, with their lines, take longer to draw than all that is shown between them
 STACKED = 3  # panels that a column holds; more of them stand in pairs on a page
 SMALL, LETTER = 6, 0.052  # points of names, and about the inches of one of their letters
 LEADER = 8  # points from which on a line leads to a name
@@ -93,7 +94,7 @@ class Drawing(Figure):
         around = {side: np.full(grid.nrows if side in ("bottom", "top") else grid.ncols, PAD * self.dpi) for side in SIDES}
         for ax, row, column in _placed(self.axes):
             panel = ax.get_position(original=True).transformed(self.transFigure)
-            whole: Any = ax.get_tightbbox(renderer, for_layout_only=True)
+            whole: Any = ax.get_tightbbox(renderer, for_layout_only=True, bbox_extra_artists=ax.texts)  # what else there is, is within
             words = dict(zip(SIDES, (panel.x0 - whole.x0, panel.y0 - whole.y0, whole.x1 - panel.x1, whole.y1 - panel.y1), strict=True))
             for side, of in words.items():
                 at = row if side in ("bottom", "top") else column
@@ -132,6 +133,8 @@ def panels(count: int, height: float, per_line: int = 0, width: float = 0.0) -> 
         shown = list(figure.subplots(lines, per_line, squeeze=False).ravel())
         for ax in shown[count:]:
             ax.set_axis_off()
+        for ax in shown[:count]:
+            ax.locator_params(nbins=NUMBERS)
         yield figure, shown[:count]
 
 

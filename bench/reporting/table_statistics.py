@@ -1,9 +1,10 @@
 """What per-image rows say: every value's interval, and methods compared on the same images and units (`bench.reporting.statistics`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations, groupby
+from itertools import combinations
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from bench.grid.metrics import METRICS, OF_ALL, USUAL, Terms, under_rule, worth_
 from bench.grid.rows import image_rows, lacks
 from bench.reporting.comparable import FILES, ComparableCells, Position
 from bench.reporting.labels import Labels
-from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Pooled, Run, averaged, differences, effect_size
+from bench.reporting.statistics import Column, Counts, Difference, Interval, Pair, Run, averaged, differences, effect_size
 from bench.reporting.table import BRACKETS, Cell, Facts, Mark
 
+T = TypeVar("T")
 AVERAGE = "average"
 BEST, PAIRS = "best", "pairs"  # what methods are compared with, if not with one of them
 FEW_IMAGES = 20
@@ -42,7 +44,7 @@ class TableStatistics:
     lacking: Mapping[Position, str] = field(default_factory=dict)
     files: Mapping[Position, str] = field(default_factory=dict)
     sign: int = 1
-    cache: dict[str, Column] = field(default_factory=dict, compare=False)
+    made: dict[tuple[object, ...], Any] = field(default_factory=dict, compare=False)  # of any data sets of the same cells, kept
 
     def with_interval(self, cell: Cell, label: str, column: str) -> Cell:
         """The cell with its interval, cut at 0 and 100, and number of images, if it has a value and its images are known."""
@@ -52,7 +54,7 @@ class TableStatistics:
     def interval(self, label: str, column: str) -> Interval | None:
         """The 95 % interval of a method on a data set, or of its average; None where it is not defined."""
         methods = self.column(column)
-        return methods.mean(label).interval() if label in methods.methods else None
+        return self._once(column, label, lambda: methods.mean(label).interval() if label in methods.methods else None)
 
     def marks(self, values: Mapping[str, float], column: str) -> dict[str, Mark]:
         """label -> "best" or "second" of a column's values: who is told apart from all that are behind, and who is so after the best."""
@@ -81,6 +83,9 @@ class TableStatistics:
 
     def compared(self, pairs: Sequence[tuple[str, str]], column: str) -> dict[tuple[str, str], Difference]:
         """Pairs of a column, corrected together; those with no run in common or with other images are left out."""
+        return self._once(column, tuple(pairs), lambda: self._compared(pairs, column))
+
+    def _compared(self, pairs: Sequence[tuple[str, str]], column: str) -> dict[tuple[str, str], Difference]:
         asked = {pair: found for pair in pairs if (found := self._pair(*pair, column))}
         return dict(zip(asked, differences(list(asked.values())), strict=True))
 
@@ -97,12 +102,21 @@ class TableStatistics:
 
     def column(self, name: str) -> Column:
         """The methods whose counts are known on a data set, or on all that an average is over."""
-        if name not in self.cache:
-            labels = {label for label, _ in self.counts}
-            whole = {label: counts for label in sorted(labels) if (counts := self._counts(label, name))}
-            found = {label: averaged([Pooled.of(part) for part in counts]) for label, counts in whole.items()}
-            self.cache[name] = Column({label: pooled for label, pooled in found.items() if pooled is not None})
-        return self.cache[name]
+        return self._once(name, None, lambda: self._column(name))
+
+    def _column(self, name: str) -> Column:
+        labels = {label for label, _ in self.counts}
+        whole = {label: counts for label in sorted(labels) if (counts := self._counts(label, name))}
+        found = {label: averaged([part.pooled for part in counts]) for label, counts in whole.items()}
+        return Column({label: pooled for label, pooled in found.items() if pooled is not None})
+
+    def _once(self, column: str, what: object, make: Callable[[], T]) -> T:
+        """What is made of a column, made when it is asked for first."""
+        key = (column, self.datasets if column == AVERAGE else column in self.datasets, what)
+        if key not in self.made:
+            self.made[key] = make()
+        found: T = self.made[key]
+        return found
 
     def _counts(self, label: str, column: str) -> list[Counts] | None:
         found = [self.counts.get((label, name)) for name in (self.datasets if column == AVERAGE else [column])]
@@ -120,7 +134,7 @@ class TableStatistics:
         whole = self.column(column)
         if not whole.comparable(a, b):
             one, other = ([part.of_runs(common) if part.trains else part for part in side] for side in (one, other))
-            sides = {name: averaged([Pooled.of(part) for part in side]) for name, side in ((a, one), (b, other))}
+            sides = {name: averaged([part.pooled for part in side]) for name, side in ((a, one), (b, other))}
             whole = Column({name: pooled for name, pooled in sides.items() if pooled})
         effect = float(np.mean([effect_size(x, y) for x, y in zip(one, other, strict=True)]))
         return Pair(whole.difference(a, b), whole.tells(a, b), effect, max(1, len(common)), sum(len(part.images) for part in one))
@@ -184,36 +198,37 @@ def some_of(places: Sequence[str], most: int = 4) -> str:
 
 
 def table_statistics(comparable: ComparableCells, datasets: Sequence[str], averaged: bool) -> TableStatistics:
-    """The statistics of the stored cells on these data sets, made once; a cell without readable rows by image has none."""
-    key = (tuple(datasets), averaged)
-    if key not in comparable.statistics:
-        comparable.statistics[key] = _table_statistics(comparable, datasets, averaged)
-    found: TableStatistics = comparable.statistics[key]
+    """The statistics of the stored cells on these data sets; a cell without readable rows by image has none."""
+    made, runs = comparable.statistics, _runs(comparable)
+    for place in runs.keys() - made.keys():
+        if place[1] in datasets:
+            made[place] = _tested(comparable, place[1], runs[place])
+    found: dict[Position, tuple[Counts | str, set[str]]] = {place: made[place] for place in runs if place[1] in datasets}
+    counts = {place: of for place, (of, _) in found.items() if isinstance(of, Counts)}
+    lacking = {place: of for place, (of, _) in found.items() if isinstance(of, str) and of}
+    files = {place: next(iter(known)) for place, (_, known) in found.items() if len(known) == 1}
+    return TableStatistics(counts, tuple(datasets), averaged, lacking, files, comparable.sign, made)
+
+
+def _runs(comparable: ComparableCells) -> dict[Position, list[tuple[Any, ...]]]:
+    """The stored runs of every method on every data set, in order: draw, seed, folder, whether it trains, and its files' fingerprint."""
+    frame = comparable.frame
+    found: dict[Position, list[tuple[Any, ...]]] = {}
+    columns = ("label", "dataset", "draw", "seed", "path", "trains")
+    rows = zip(*(frame[name] for name in columns), frame.get(FILES, [None] * len(frame)), strict=True) if len(frame) else ()
+    for label, dataset, *run in sorted(rows, key=lambda row: row[:4]):
+        found.setdefault((str(label), str(dataset)), []).append(tuple(run))
     return found
 
 
-def _table_statistics(comparable: ComparableCells, datasets: Sequence[str], averaged: bool) -> TableStatistics:
-    counts: dict[Position, Counts] = {}
-    lacking: dict[Position, str] = {}
-    files: dict[Position, str] = {}
-    wanted = comparable.frame[comparable.frame["dataset"].isin(list(datasets))] if len(comparable.frame) else comparable.frame
-    order = wanted.sort_values(["label", "dataset", "draw", "seed"]) if len(wanted) else wanted
-    columns = ("label", "dataset", "draw", "seed", "path", "trains")
-    fingerprints = order.get(FILES, [None] * len(order))
-    rows = list(zip(*(order[name] for name in columns), fingerprints, strict=True)) if len(order) else []
-    for place, of_place in groupby(rows, key=lambda row: (str(row[0]), str(row[1]))):
-        runs = list(of_place)
-        folders = [((int(draw), int(seed)), Path(path)) for _, _, draw, seed, path, *_ in runs]
-        known = {str(run[6]) for run in runs if isinstance(run[6], str)}
-        found: Counts | str = "its runs were tested on different data files"
-        if len(known) < 2:
-            found = counts_of(place[1], folders, comparable.selection, comparable.rule, any(run[5] for run in runs), comparable.metric)
-            files |= zip([place], known, strict=False)
-        if isinstance(found, Counts):
-            counts[place] = found
-        elif found:
-            lacking[place] = found
-    return TableStatistics(counts, tuple(datasets), averaged, lacking, files, comparable.sign)
+def _tested(comparable: ComparableCells, dataset: str, runs: Sequence[Any]) -> tuple[Counts | str, set[str]]:
+    """The counts of runs or why there are none, and the fingerprints of what they were tested on."""
+    known = {files for *_, files in runs if isinstance(files, str)}
+    if len(known) > 1:
+        return "its runs were tested on different data files", known
+    folders = [((int(draw), int(seed)), Path(path)) for draw, seed, path, *_ in runs]
+    trains = any(of[3] for of in runs)
+    return counts_of(dataset, folders, comparable.selection, comparable.rule, trains, comparable.metric), known
 
 
 def counts_of(dataset: str, runs: Sequence[tuple[Run, Path]], selection: str, rule: str, trains: bool, metric: str = USUAL) -> Counts | str:

@@ -260,12 +260,13 @@ def _reading(metric: str | None) -> str:
     return f"{READING}; mIoU is pooled over all test pixels." if metric in (None, USUAL) else f"{READING}. {metric_of(metric).definition}."
 
 
-def tables(store: ResultStore, query: CellQuery, like: str = "plain") -> list[Table]:
-    """The tables that a kind (`LIKE`, `SEVERAL`, `PIVOTS` or "all") makes of the store; RequestError where there is nothing to show."""
+def tables(store: ResultStore, query: CellQuery, like: str = "plain", telling: bool = False) -> list[Table]:
+    """The tables that a kind (`LIKE`, `SEVERAL`, `PIVOTS` or "all") makes of the store; RequestError where there is nothing to show.
+    telling: leaves pivots out that show the numbers of another table once more."""
     if like == "all":
-        return _all_kinds(store, query)
+        return _all_kinds(store, query, telling)
     if like in PIVOTS:
-        return pivoted(store, query, PIVOTS[like].by(query.metric or USUAL))
+        return pivoted(store, query, PIVOTS[like].by(query.metric or USUAL), telling)
     if like in ACROSS:
         return ACROSS[like](store, query)
     reference = read_published(PUBLISHED["1"])
@@ -301,22 +302,22 @@ def _made(like: str, comparable: ComparableCells, published: Published) -> list[
     return SEVERAL[like](comparable, published) if like in SEVERAL else [LIKE[like](comparable, published)]
 
 
-def _all_kinds(store: ResultStore, query: CellQuery) -> list[Table]:
+def _all_kinds(store: ResultStore, query: CellQuery, telling: bool) -> list[Table]:
     """The tables of every kind that has something to show."""
     made: list[Table] = []
     store = store if isinstance(store, Snapshot) else Snapshot(*store.roots)
     for kind in KINDS:
         try:
-            made += tables(store, query, kind)
+            made += tables(store, query, kind, telling)
         except RequestError:
             if kind == next(iter(PIVOTS)) and not made:  # a pivot always shows something, if anything is there
                 raise
     return made
 
 
-def pivoted(store: ResultStore, query: CellQuery, pivot: Pivot) -> list[Table]:
+def pivoted(store: ResultStore, query: CellQuery, pivot: Pivot, telling: bool = False) -> list[Table]:
     """A pivot's tables, its methods named as published."""
-    made = pivot_tables(store, query, pivot, read_published(PUBLISHED["1"]))
+    made = pivot_tables(store, query, pivot, read_published(PUBLISHED["1"]), telling)
     return [replace(table, notes=(_reading(pivot.metric if pivot.metric in METRICS else None), *table.notes)) for table in made]
 
 

@@ -93,6 +93,9 @@ def test_curves_are_means_of_runs_within_their_range(store: ResultStore) -> None
     assert len(line.get_xdata()) == 100 and line.get_ydata()[-1] == pytest.approx(2.0, abs=0.02)
     ends = band.get_paths()[0].vertices[:, 1]
     assert (ends.min(), ends.max()) == (pytest.approx(1.0, abs=0.01), pytest.approx(6.0, abs=0.01))
+    for path in store.root.glob("runs/*/*/*/history.csv"):
+        path.unlink()
+    assert not [picture for picture in pictures(store, CellQuery()) if picture.name.startswith("curves")]
 
 
 def test_what_has_no_cells_is_not_drawn(store: ResultStore) -> None:
