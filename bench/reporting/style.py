@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -90,7 +91,7 @@ class Drawing(Figure):
     def _arrange(self) -> None:
         """Places the panels, all of one size, as closely as their words allow, and above the legend. Matplotlib's constrained layout does
         the same, but measures all of them twice."""
-        renderer, grid = self.canvas.get_renderer(), self.axes[0].get_subplotspec().get_gridspec()  # type: ignore[attr-defined, union-attr]
+        renderer, grid = _measuring(self.dpi), self.axes[0].get_subplotspec().get_gridspec()  # type: ignore[union-attr]
         around = {side: np.full(grid.nrows if side in ("bottom", "top") else grid.ncols, PAD * self.dpi) for side in SIDES}
         for ax, row, column in _placed(self.axes):
             panel = ax.get_position(original=True).transformed(self.transFigure)
@@ -111,6 +112,12 @@ class Drawing(Figure):
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
         return rendered(self, "png")
+
+
+@cache
+def _measuring(dpi: float) -> RendererAgg:
+    """What measures words, and is drawn on by nothing: a canvas of the figure's size would take longer to clear."""
+    return RendererAgg(1, 1, dpi)
 
 
 def _placed(axes: Iterable[Axes]) -> Iterator[tuple[Axes, int, int]]:
