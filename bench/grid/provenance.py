@@ -18,6 +18,7 @@ from bench.grid.files import file_sha256
 from bench.grid.job_environment import job_facts
 from bench.grid.plugins import SNAPSHOT
 from bench.grid.processor import cpu_model
+from bench.grid.toml_reader import LONGEST
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "segment-anything", "pandas", "safetensors", "scipy", "submitit")
 
@@ -40,7 +41,7 @@ def provenance(device: str, checkpoint: Path | None = None, cache_dir: Path | No
         "device_name": device_name(device),
         "checkpoint": None if checkpoint is None else {"name": checkpoint.name, "sha256": file_sha256(checkpoint, cache_dir)},
         "slurm": job_facts() or None,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]).encode(errors="replace").decode()[:LONGEST],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -323,6 +323,13 @@ def test_provenance_is_json_and_works_without_git(tmp_path: Path) -> None:
     assert git_state(tmp_path) == (None, None)
 
 
+def test_a_cell_of_any_command_is_read_back(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = ",".join(f"lora(rank={rank})" for rank in range(1, 1000))
+    monkeypatch.setattr(sys, "argv", ["bench/run.py", "--data", "\udcff", "--methods", many])
+    save(store, Record(SPEC, SCORES, COST, provenance("cpu")))
+    assert store.read(SPEC).provenance["command"].startswith("run.py --data '?' --methods 'lora(rank=1),lora(rank=2),")
+
+
 def test_git_state_of_a_checkout(tmp_path: Path) -> None:
     def git(*words: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
