@@ -122,11 +122,16 @@ class SamEncoder(ImageEncoderViT):
     def features(self, x: Tensor, taken: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The neck's output (B, d, g, g) of the last block's, and what else the decoder reads: nothing."""
         stock = all(is_stock(part, kind) for part, kind in zip(self.neck, (nn.Conv2d, LayerNorm2d) * 2, strict=True))
-        if not stock or implementation() == "reference":
+        if x.device.type == "cpu" or not stock or implementation() == "reference":  # a CPU's sums stay those of cells that are stored
             return self.neck(x.permute(0, 3, 1, 2)), ()
-        narrow, first, mix, last = self.neck  # norms of channels, which lie together here, so that each is one pass
-        x = normed(first, F.linear(x, narrow.weight.flatten(1), narrow.bias))
-        return normed(last, mix(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous(), ()
+        return neck_in_few_kernels(self.neck, x), ()
+
+
+def neck_in_few_kernels(neck: nn.Sequential, x: Tensor) -> Tensor:
+    """SAM's neck of (B, g, g, C), (B, d, g, g), by norms of channels that lie together, each of which is one pass."""
+    narrow, first, mix, last = neck
+    x = normed(first, F.linear(x, narrow.weight.flatten(1), narrow.bias))
+    return normed(last, mix(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 def _image_encoder(config: SamConfig) -> nn.Module:

@@ -8,7 +8,7 @@ from conftest import toy_backbone
 import bench
 from bench.model.decoder import Decoder
 from bench.model.implementation import use
-from bench.model.sam import ImageEncoder, Tuner, attend, feed_forward
+from bench.model.sam import ImageEncoder, Tuner, attend, feed_forward, neck_in_few_kernels
 from bench.model.segmenter import PromptableSegmenter
 
 
@@ -29,6 +29,14 @@ def test_the_two_halves_are_the_block(backbone):
     for block in backbone.image_encoder.blocks:
         halves = feed_forward(block, attend(block, x)[0])
         torch.testing.assert_close(halves, block(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_gpus_neck_is_the_neck(backbone):
+    neck, config = backbone.image_encoder.neck, backbone.config
+    x = torch.randn(2, config.grid, config.grid, config.width, requires_grad=True)
+    grad = torch.randn(2, config.decoder_width, config.grid, config.grid)
+    (mine, theirs) = ((out, *torch.autograd.grad(out, x, grad)) for out in (neck_in_few_kernels(neck, x), neck(x.permute(0, 3, 1, 2))))
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("block_index", [0, 1])
