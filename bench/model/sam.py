@@ -127,7 +127,7 @@ class SamEncoder(ImageEncoderViT):
         return neck_in_few_kernels(self.neck, x), ()
 
 
-def neck_in_few_kernels(neck: nn.Sequential, x: Tensor) -> Tensor:
+def neck_in_few_kernels(neck: Any, x: Tensor) -> Tensor:
     """SAM's neck of (B, g, g, C), (B, d, g, g), by norms of channels that lie together, each of which is one pass."""
     narrow, first, mix, last = neck
     x = normed(first, F.linear(x, narrow.weight.flatten(1), narrow.bias))
