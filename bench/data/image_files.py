@@ -259,7 +259,7 @@ def is_complete(content: bytes) -> bool:
         return content.rfind(b"IEND\xae\x42\x60\x82") > 0
     if _is_tif(content):
         return _tif_is_complete(content)
-    return bool(content)
+    return len(content) > 3  # what is cut within its signature is of no kind any more
 
 
 def _jpg_is_complete(content: bytes) -> bool:
