@@ -101,8 +101,6 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
     for name in pivot.swept:
         if name not in swept:
             raise unknown("field", name, dict.fromkeys((*FIELDS, *RUN, *ALSO, *swept)))
-    if telling and not any(_varied(of, pivot) or of.identity[2] != comparables[0].identity[2] for of in comparables):
-        return []
     found = [entry for comparable in comparables for entry in entries(comparable, pivot)]
     if all(math.isnan(entry.value) for entry in found) and any(entry.gap is None for entry in found):
         lack = [note for of in comparables for note in of.notes if note.startswith(f"{pivot.metric} cannot")]
@@ -124,13 +122,6 @@ def pivot_tables(store: ResultStore, query: CellQuery, pivot: Pivot, published: 
             own = interval_notes(_counted(of, pivot, known), naming) + _best(of, pivot, store, naming)
             tables.append(replace(_table(of, pivot, shared, naming, known), notes=(*own, *notes)))
     return tables
-
-
-def _varied(comparable: ComparableCells, pivot: Pivot) -> bool:
-    """Whether any cell's numbers differ between the selections or rules that the pivot shows."""
-    places = [(selection, rule) for selection in _selections(comparable, pivot) for rule in _rules(comparable, pivot)]
-    first, *others = (values_of(comparable.frame, *place, pivot.metric) for place in places)
-    return not all(values.equals(first) for values in others)
 
 
 def says_more(table: Table) -> bool:
