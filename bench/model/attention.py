@@ -5,7 +5,7 @@ merges the padding of a window into one key.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bench.model.kernels import Bias, Kernel, chunked, flex, folded, whole
+from bench.model.kernels import Bias, Kernel, chunked, flex, folded, fused, kept_ones, whole
 from bench.model.products import Projection, is_stock, project
 from bench.model.sam_modules import Attention
 
@@ -100,12 +100,20 @@ def attention(
     if besides and joined:
         asking_nothing = F.pad(besides.pairs.transpose(1, 2), (0, 0, 1, 0)).unflatten(-1, parts[1:]).to(extra.dtype)  # (B, K, 3, heads, c)
         extra = torch.cat([extra[:, :n], asking_nothing, extra[:, n:]], 1)
-    shape, windowed, out = places.shape, _Windowed.apply(places, extra, side, n, joined), []
-    del places  # as much memory as the windows of all three
-    for i, cut in enumerate(_cuts((shape[1], shape[2]), side)):
-        q, k, v = windowed[3 * i : 3 * i + 3]
-        bias_of = partial(_bias_of_whole, side) if few_kernels else partial(_bias, cut.size, side, n)
-        out.append(kernel(q, k, v, bias_of, tables, attn.scale))
+    shape, out = places.shape, []
+    unused = -(sum(side) + parts[-1]) % 8
+    if name == "folded" and few_kernels and not joined and unused < 2 * side[1]:
+        ones = kept_ones(side, math.prod(side) + n, False, unused, attn.scale, places.dtype, places.device)
+        windowed = _Folded.apply(places, extra, _distances(*tables, side, places.dtype), ones, side)
+        del places  # as much memory as the windows of all three
+        out.append(fused(*windowed, attn.scale, parts[-1]))
+    else:
+        windowed = _Windowed.apply(places, extra, side, n, joined)
+        del places
+        for i, cut in enumerate(_cuts((shape[1], shape[2]), side)):
+            q, k, v = windowed[3 * i : 3 * i + 3]
+            bias_of = partial(_bias_of_whole, side) if few_kernels else partial(_bias, cut.size, side, n)
+            out.append(kernel(q, k, v, bias_of, tables, attn.scale))
     image, attended = _Joined.apply(shape, (h, w), side, n, *out)
     image = image if read is None else image + read.unflatten(1, (h, w))
     proj = proj or attn.proj
@@ -176,14 +184,15 @@ class _Padded(torch.autograd.Function):
         return grad[:, :h, :w], (grad[:, h:].sum((1, 2)) + grad[:, :h, w:].sum((1, 2)))[:, None] if asked else None, None
 
 
-def _with_tokens(image: Tensor, tokens: Tensor) -> Tensor:
+def _with_tokens(image: Tensor, tokens: Tensor, more: int = 0) -> Tensor:
     """Each window (…, B, below, beside, heads, high, wide, c) as a row of its places, and after them tokens (…, B, heads, t, c):
-    (…, N, high·wide + t, c), N = B·below·beside·heads."""
-    size, t = image.shape[-3:-1], tokens.shape[-2]
-    rows = image.new_empty(*image.shape[:-3], size.numel() + t, image.shape[-1])
-    rows[..., : size.numel(), :].unflatten(-2, size).copy_(image)
+    (…, N, high·wide + t, c), N = B·below·beside·heads. more: channels after these c, which hold anything."""
+    *windows, high, wide, c = image.shape
+    size, t = torch.Size((high, wide)), tokens.shape[-2]
+    rows = image.new_empty(*windows, size.numel() + t, c + more)
+    rows[..., : size.numel(), :c].unflatten(-2, size).copy_(image)
     if t:
-        rows[..., size.numel() :, :] = tokens.unflatten(-4, (-1, 1, 1))
+        rows[..., size.numel() :, :c] = tokens.unflatten(-4, (-1, 1, 1))
     return rows.flatten(-6, -3)
 
 
@@ -228,6 +237,40 @@ class _Windowed(torch.autograd.Function):
             for i, tokens in enumerate(of_cut):
                 d_extra[:, : tokens.shape[1], i] += tokens
         return d_places, d_extra, None, None, None
+
+
+class _Folded(torch.autograd.Function):
+    """What `folded` gives to `fused`, (N, h·w + P, width) each, of windows that nothing cuts and see prompts besides, from what `_Windowed`
+    gets: with no copy that only puts channels beside one another, here and back."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, extra: Tensor, distances: Tensor, ones: Tensor, side: tuple[int, int]) -> tuple[Tensor, ...]:
+        (cut,), c, size = _cuts((places.shape[1], places.shape[2]), side), places.shape[-1], math.prod(side)
+        ctx.cut, ctx.shapes = cut, (places.shape, extra.shape)
+        q, k, v = _with_tokens(cut.of(places), extra.permute(2, 0, 3, 1, 4), ones.shape[-1]).unbind()
+        k[..., c:] = ones
+        for part, seen in _by_distance(q[..., c:], q[..., :c].flatten(0, 1) @ distances.mT, side):
+            part.copy_(seen)
+        if q.shape[1] > size:
+            q[:, size:, c:].zero_()
+        if v.dtype != torch.float32:
+            v[..., c:].zero_()
+        ctx.save_for_backward(q, distances)
+        return q, k, v if v.dtype != torch.float32 else v[..., :c]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (q, distances), c = ctx.saved_tensors, ctx.shapes[0][-1]
+        d_q, d_k, d_v = (grad[..., :c] for grad in grads)
+        of_all = q.new_zeros(*q.shape[:2], len(distances))
+        for part, seen in _by_distance(grads[0][..., c:], of_all.flatten(0, 1), ctx.cut.size):
+            seen.copy_(part)
+        d_q.baddbmm_(of_all, distances.expand(len(q), -1, -1))  # the attention made it, and for nothing else
+        d_places = q.new_empty(ctx.shapes[0])
+        d_extra = [_take_apart(grad, image).transpose(1, 2) for grad, image in zip((d_q, d_k, d_v), ctx.cut.of(d_places), strict=True)]
+        d_distances = of_all.flatten(0, 1).mT @ q[..., :c].flatten(0, 1) if ctx.needs_input_grad[2] else None
+        return d_places, torch.stack(d_extra, 2), d_distances, None, None
 
 
 class _Joined(torch.autograd.Function):
@@ -297,7 +340,7 @@ class _AtPlaces(torch.autograd.Function):
         ctx.save_for_backward(q, distances)
         ctx.size, (h, w) = size, size
         bias = q.new_empty(*q.shape[:2], h + w) if q.shape[1] == h * w else q.new_zeros(*q.shape[:2], h + w)
-        for part, seen in zip(_by_place(bias, size), _of_places(q.flatten(0, 1) @ distances.mT, q.shape[1], size), strict=True):
+        for part, seen in _by_distance(bias, q.flatten(0, 1) @ distances.mT, size):
             part.copy_(seen)
         return bias
 
@@ -306,24 +349,21 @@ class _AtPlaces(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, distances = ctx.saved_tensors
         of_all = q.new_zeros(q.shape[0] * q.shape[1], len(distances))
-        for part, seen in zip(_by_place(grad, ctx.size), _of_places(of_all, q.shape[1], ctx.size), strict=True):
+        for part, seen in _by_distance(grad, of_all, ctx.size):
             seen.copy_(part)
         d_q = (of_all @ distances).view(q.shape)
         return d_q, of_all.mT @ q.flatten(0, 1) if ctx.needs_input_grad[1] else None, None
 
 
-def _by_place(bias: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Of each place, (N, h·w + P, h + w), the rows' part (N, h, w, h) and the columns' (N, h, w, w)."""
-    h, w = size
-    return bias[:, : h * w].unflatten(1, size).split(size, -1)
+def _by_distance(bias: Tensor, products: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of the rows' part of the bias and then of the columns', that of each place and what it is of the products with all distances,
+    (N·queries, 2h − 1 + 2w − 1), the farthest after one another: views (N, h, w, h) and (N, h, w, w).
 
-
-def _of_places(products: Tensor, queries: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """As `_by_place`, views of the products with all distances, (N·queries, 2h − 1 + 2w − 1), the farthest after one another."""
-    (h, w), step = size, products.shape[1]
-    n = len(products) // queries
-    rows = products.as_strided((n, h, w, h), (queries * step, w * step - 1, step, 1), h - 1)
-    return rows, products.as_strided((n, h, w, w), (queries * step, w * step, step - 1, 1), 2 * h - 1 + w - 1)
+    bias: (N, queries, h + w). Channels between the two hold what is next in the products, and take nothing back if they are 0."""
+    (h, w), step, (n, queries, channels) = size, products.shape[1], bias.shape
+    rows, columns = bias[:, : h * w].unflatten(1, size).split((channels - w, w), -1)
+    yield rows, products.as_strided(rows.shape, (queries * step, w * step - 1, step, 1), h - 1)
+    yield columns, products.as_strided((n, h, w, w), (queries * step, w * step, step - 1, 1), 2 * h - 1 + w - 1)
 
 
 def _distances(rel_pos_h: Tensor, rel_pos_w: Tensor, size: tuple[int, int], kind: torch.dtype) -> Tensor:

@@ -54,17 +54,20 @@ def folded(q: Tensor, k: Tensor, v: Tensor, bias_of: BiasOf, tables: Tables, sca
     """
     bias = bias_of(q, *tables)
     parts = [q, *(_of_all(x, q) for x in bias if x is not None)]
-    c, place = v.shape[-1], (bias.rows.shape[-1], bias.columns.shape[-1])
+    h, w = bias.rows.shape[-1], bias.columns.shape[-1]
     unused = -sum(part.shape[-1] for part in parts) % 8
-    ones_of = _ones if torch.compiler.is_compiling() else _kept_ones
-    ones = ones_of(place, k.shape[1], bias.last is not None, unused, scale, k.dtype, k.device)
+    ones_of = _ones if torch.compiler.is_compiling() else kept_ones
+    ones = ones_of((h, w), k.shape[1], bias.last is not None, unused, scale, k.dtype, k.device)
     if unused:
-        parts.append(ones[None, :1, -unused:].expand(*q.shape[:2], -1))
+        parts.insert(2, ones[None, :1, h : h + unused].expand(*q.shape[:2], -1))
     queries, keys = torch.cat(parts, -1), torch.cat([k, ones.expand(len(k), -1, -1)], -1)
-    if q.dtype != torch.float32:
-        v = F.pad(v, (0, keys.shape[-1] - c))
-    out = F.scaled_dot_product_attention(queries[None], keys[None], v[None], scale=scale).squeeze(0)
-    return out if out.shape[-1] == c else out[..., :c]
+    return fused(queries, keys, v if q.dtype == torch.float32 else F.pad(v, (0, ones.shape[-1])), scale, q.shape[-1])
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, width: int) -> Tensor:
+    """PyTorch's fused attention with no bias, (N, Q, width), where v may have further channels of 0."""
+    out = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale).squeeze(0)
+    return out if out.shape[-1] == width else out[..., :width]
 
 
 def _of_all(x: Tensor, q: Tensor) -> Tensor:
@@ -73,17 +76,17 @@ def _of_all(x: Tensor, q: Tensor) -> Tensor:
 
 
 def _ones(size: tuple[int, int], keys: int, last: bool, unused: int, scale: float, kind: torch.dtype, device: torch.device) -> Tensor:
-    """What `folded` puts beside the keys, (keys, h + w (+ 1) + unused): 1 over the scale where a key is in a query's row and column, and
+    """What `folded` puts beside the keys, (keys, h + unused + w (+ 1)): 1 over the scale where a key is in a query's row and column, and
     where it is the last one; 0 in the channels that only make the width a multiple of 8."""
     rows, columns = _places(keys, *size, device)
-    parts = [F.one_hot(at, n + 1)[:, :n] for at, n in zip((rows, columns), size, strict=True)]
+    parts = [F.pad(F.one_hot(rows, size[0] + 1)[:, :-1], (0, unused)), F.one_hot(columns, size[1] + 1)[:, :-1]]
     if last:
         parts.append(F.pad(parts[0].new_ones(1, 1), (0, 0, keys - 1, 0)))
-    return F.pad(torch.cat(parts, 1).to(torch.float64) / scale, (0, unused)).to(kind)
+    return (torch.cat(parts, 1).to(torch.float64) / scale).to(kind)
 
 
 @cache
-def _kept_ones(*given: Any) -> Tensor:
+def kept_ones(*given: Any) -> Tensor:
     """`_ones`, made once: the same for all blocks and images."""
     with torch.inference_mode(False):  # so that training may use what an evaluation made
         return _ones(*given)

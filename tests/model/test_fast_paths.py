@@ -9,13 +9,13 @@ from conftest import TOY
 from test_levers import TRAINED, examples, started
 
 import bench
-from bench.model.attention import ATTENTION, GPU_ONLY, _bias, _bias_of_whole, _distances
+from bench.model.attention import ATTENTION, GPU_ONLY, _bias, _bias_of_whole, _distances, attention
 from bench.model.decoder import Decoder
 from bench.model.implementation import implementation, use
-from bench.model.kernels import Bias, _kept_ones, _ones
+from bench.model.kernels import Bias, _ones, kept_ones
 from bench.model.products import PRODUCTS, perceptron, product, project
 from bench.model.sam import Tuner
-from bench.model.sam_modules import MLPBlock
+from bench.model.sam_modules import Attention, MLPBlock
 from bench.model.segmenter import PromptableSegmenter
 from bench.training.train import backward
 from bench.types import Prompts
@@ -168,12 +168,34 @@ def test_positions_by_all_distances_are_those_of_each_pair(side, prompts):
     assert torch.equal(_distances(*frozen, side, torch.float32)[: 2 * h - 1], 2 * first[: 2 * h - 1])
 
 
+@pytest.mark.parametrize("window", [0, 2, 4])
+@pytest.mark.parametrize("prompts", [0, 2])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_attention_in_few_kernels_is_that_of_chunks(window, prompts, kind, monkeypatch):
+    """Of 6×7 places that windows of four do not fill, and with trained tables of positions; what an attention is given is not changed."""
+    torch.manual_seed(0)
+    attn = Attention(16, num_heads=2, use_rel_pos=True, input_size=(window, window) if window else (6, 7))
+    for p in attn.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    inputs = [torch.randn(2, 6, 7, 16), torch.randn(2, prompts, 16)]
+    found = []
+    for kernel in ("folded", "chunked"):
+        monkeypatch.setattr("bench.model.attention.choose", lambda device, places, kernel=kernel: kernel)
+        y, p = (x.to(kind).requires_grad_() for x in (x.clone() for x in inputs))
+        out = attention(attn.to(kind), y, window, p)
+        asked = [y, *([p] * (prompts > 0)), *attn.parameters()]
+        found.append([*out, *torch.autograd.grad((out[0] * 2).sin().sum() + out[1].cos().sum(), asked)])
+    for mine, theirs in zip(*found, strict=True):
+        error, size = (mine.float() - theirs.float()).norm(), theirs.float().norm()
+        assert mine.dtype == kind and error <= (1e-5 if kind == torch.float32 else 3e-2) * size + 1e-6
+
+
 def test_keys_that_are_kept_are_those_that_are_made():
     """As are those that an evaluation made and a training step takes."""
     given = ((3, 4), 14, True, 3, 0.25, torch.float32, torch.device("cpu"))
     with torch.inference_mode():
-        kept = _kept_ones(*given)
-    assert kept is _kept_ones(*given) and not kept.is_inference() and torch.equal(kept, _ones(*given))
+        kept = kept_ones(*given)
+    assert kept is kept_ones(*given) and not kept.is_inference() and torch.equal(kept, _ones(*given))
     assert kept.shape == (14, 3 + 4 + 1 + 3) and kept.unique().tolist() == [0, 4]
     assert torch.equal(kept.sum(1), torch.tensor([8.0] * 12 + [0.0, 4.0]))
 
