@@ -78,16 +78,17 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, *of_norm, skip), asked = ctx.saved_tensors, ctx.needs_input_grad
         d_x, *others = torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], *of_norm, asked[:3])
-        itself = _itself(of_norm[0].shape, of_norm[0].dtype, x.device)
+        itself = (_itself if torch.compiler.is_compiling() else _kept_itself)(of_norm[0].shape, of_norm[0].dtype, x.device)
         _, d_skip, _ = torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], *itself, skip, None, (False, asked[3], False))
         return d_x.addcmul_(grad, skip) if asked[0] else None, *others, d_skip, None
 
 
-@cache
 def _itself(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The mean and the scale of a norm that leaves its input as it is: the gradient of such a norm's weight is the skip connection's."""
-    with torch.inference_mode(False):
-        return torch.zeros(shape, dtype=dtype, device=device), torch.ones(shape, dtype=dtype, device=device)
+    return torch.zeros(shape, dtype=dtype, device=device), torch.ones(shape, dtype=dtype, device=device)
+
+
+_kept_itself = cache(_itself)
 
 
 class MonaTuner(PlacedTuner):
