@@ -1,7 +1,6 @@
 """How long a grid will take and how large it will be, before anything of it runs: counts of its steps and images, times costs that were
 measured once (`bench.perf cost`), on this machine or on the nearest one of which some are known. These are estimates."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import ROOT
-from bench.errors import counted
+from bench.errors import RequestError, counted
 from bench.grid.processor import cpu_model
 from bench.grid.protocol import Settings, load_protocol
 from bench.grid.spec import RunSpec
-from bench.grid.store import method_id
-from bench.model.backbones import backbone_names, read_backbone
+from bench.grid.store import method_id, read_cost
+from bench.model.backbones import read_backbone
 from bench.types import FULL, SPLITS, Dataset
 
 SHIPPED = ROOT / "results" / "perf" / "costs"
@@ -69,15 +68,17 @@ class Estimate:
 
 
 def known_costs(out: Path) -> list[Cost]:
-    """Those that were measured into a results folder, then those that come with the project."""
-    found = []
-    for path in (path for folder in (out / "costs", SHIPPED) for path in sorted(folder.glob("*.json"))):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            cost = json.loads(path.read_bytes())
-            numbers = {str(name): float(value) for name, value in cost.items() if isinstance(value, int | float)}
-            which = {name: str(cost[name]) for name in ("backbone", "method_id", "label", "machine", "time")}
-            found.append(Cost(**which, numbers=numbers))
-    return found
+    """Those of backbones that there are: what was measured into a results folder, then what comes with the project."""
+    paths = (path for folder in (out / "costs", SHIPPED) for path in sorted(folder.glob("*.json")))
+    costs = [Cost(**of, numbers=numbers) for of, numbers in filter(None, map(read_cost, paths))]
+    return [cost for cost in costs if _is_backbone(cost.backbone)]
+
+
+def _is_backbone(text: str) -> bool:
+    """Whether there still is a backbone that was measured once."""
+    with suppress(RequestError):
+        return bool(read_backbone(text))
+    return False
 
 
 def machine_here(device: str) -> str | None:
@@ -93,10 +94,7 @@ def machine_here(device: str) -> str | None:
 def nearest(costs: Sequence[Cost], spec: RunSpec, machine: str | None) -> Cost | None:
     """The cost that says most of a cell: of this machine, then of its backbone or the one nearest in size, then of its method, or else of
     the slowest; a method that is trained is not judged by one that is not."""
-    known = backbone_names()
-    able = [
-        cost for cost in costs if cost.backbone.partition("(")[0] in known and ("step_seconds" in cost.numbers or not spec.method.trains)
-    ]
+    able = [cost for cost in costs if "step_seconds" in cost.numbers or not spec.method.trains]
     mine = method_id(spec.method)
 
     def rank(cost: Cost) -> tuple[Any, ...]:

@@ -1,5 +1,7 @@
 """What --dry-run says of hours, disk and memory: counts that a cell confirms, times costs that were measured."""
 
+import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -60,6 +62,26 @@ def test_the_nearest_cost_is_of_the_machine_then_the_backbone_then_the_method(tm
     assert rate("here", backbone="tiny") == 4.0 and rate("here", method=SAM) == 3.0
     assert rate("here", method=choose_methods("lora(rank=32)")[0]) == 2.0  # the slowest of what is known
     assert 3 < operations("vit_l") / operations("vit_b") < 4 and nearest([], spec, "here") is None
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *("", '{"backb', "null", "[1, 2]", "[" * 100_000),
+        *({"images_per_second": rate} for rate in (0, -5, math.nan, None, "fast")),
+        *({"step_seconds": seconds} for seconds in (math.inf, -3, 10**400)),
+        *({"peak_memory_mb": -1}, {"tuned_bytes": math.nan}, {"backbone": "tiny(image_size=77)"}, {"backbone": "gone"}),
+    ],
+    ids=lambda damaged: str(damaged)[:40],
+)
+def test_a_damaged_cost_is_passed_over(damaged, tmp_path):
+    store = ResultStore(tmp_path)
+    path = store.cost_file(LORA, "tiny", "here")
+    store.keep_cost(LORA, "tiny", "here", COST)
+    assert "here" in {cost.machine for cost in known_costs(tmp_path)} and store.costs()
+    path.write_text(damaged if isinstance(damaged, str) else json.dumps({**json.loads(path.read_text()), **damaged}))
+    assert "here" not in {cost.machine for cost in known_costs(tmp_path)}
+    assert not store.costs() or "backbone" in damaged
 
 
 @pytest.mark.xdist_group("estimate")
