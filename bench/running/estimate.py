@@ -57,7 +57,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a grid, one cell after the other: seconds, bytes of disk, the largest memory of a cell in bytes (0: not known), cells without
+    """Of a grid: seconds, bytes of disk, the largest memory of a cell in bytes (0: not known), cells without
     a known cost, and the measurements behind it in words."""
 
     seconds: float
@@ -111,9 +111,12 @@ def operations(backbone: str) -> float:
     return sum(tokens * width * (12 * width + 2 * (tokens if i in of.global_blocks else of.window**2)) for i, tokens, width in each)
 
 
-def estimate(specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: Sequence[Cost], machine: str | None) -> Estimate:
-    """Of these cells, whose data sets are open. Time is scaled from one backbone to another by `operations`; memory is not."""
-    seconds = disk = memory = 0.0
+def estimate(
+    specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: Sequence[Cost], machine: str | None, at_once: int = 1
+) -> Estimate:
+    """Of these cells, whose data sets are open, so many at once. Time is scaled from one backbone to another by `operations`; memory is
+    not."""
+    seconds = longest = disk = memory = 0.0
     unknown, by = 0, dict[str, dict[str, None]]()
     for spec, count in Counter(replace(spec, draw=0, seed=0) for spec in specs).items():
         amount, cost = amount_of(spec, datasets[spec.dataset]), nearest(costs, spec, machine)
@@ -124,12 +127,15 @@ def estimate(specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: S
         disk += count * (FOLDER_BYTES + rows + STEP_BYTES * amount.steps + cost.numbers.get("tuned_bytes", 0))
         scale = operations(spec.backbone) / operations(cost.backbone)
         step = cost.numbers.get("step_seconds", 0) * amount.batch
-        seconds += count * scale * (amount.steps * step + amount.images / cost.numbers["images_per_second"])
+        of_cell = scale * (amount.steps * step + amount.images / cost.numbers["images_per_second"])
+        seconds, longest = seconds + count * of_cell, max(longest, of_cell)
         if scale == 1:
             memory = max(memory, 1e6 * cost.numbers["peak_memory_mb"])
         label, where = _in_words(cost, spec, machine)
         by.setdefault(where, {})[label] = None
-    return Estimate(seconds, disk, memory, unknown, tuple(f"{where}: {', '.join(labels)}" for where, labels in by.items()))
+    return Estimate(
+        max(seconds / at_once, longest), disk, memory, unknown, tuple(f"{where}: {', '.join(labels)}" for where, labels in by.items())
+    )
 
 
 def amount_of(spec: RunSpec, dataset: Dataset) -> Amount:
@@ -151,17 +157,17 @@ def estimate_in_words(specs: Sequence[RunSpec], datasets: Mapping[str, Dataset],
     """What `bench.run --dry-run` says of cells that are to be run, so many at once; nothing of none."""
     if not specs:
         return []
-    costs, machine = known_costs(out), machine_here(device)
-    found = estimate(specs, datasets, costs, machine)
+    costs, machine, at_once = known_costs(out), machine_here(device), min(at_once, len(specs))
+    found = estimate(specs, datasets, costs, machine, at_once)
     if found.unknown:
         kinds = ", ".join(sorted({spec.backbone for spec in specs}))
         cells = counted(found.unknown, "cell")
         return [f"How long: not known for {cells}; `python -m bench.perf cost --backbone {kinds}` measures it, once."]
     memory = f"at most {_bytes(found.memory)} of memory a cell" if found.memory else "memory not known for this backbone"
     many = f", {at_once} cells at once" if at_once > 1 else ""
-    lines = [f"Estimate: {hours(found.seconds / at_once)}{many}; {_bytes(found.disk)} of disk; {memory}. By measured costs of"]
+    lines = [f"Estimate: {hours(found.seconds)}{many}; {_bytes(found.disk)} of disk; {memory}. By measured costs of"]
     lines += [f"  {text}" for text in found.by]
-    return [*lines, *_again_and_again(specs, datasets, costs, machine, found.seconds / at_once, at_once)]
+    return [*lines, *_again_and_again(specs, datasets, costs, machine, found.seconds, at_once)]
 
 
 def _again_and_again(
@@ -177,7 +183,7 @@ def _again_and_again(
             how = f"{most:,} images on {spec.backbone} for each cell that is trained, of {test:,}"
             lines.append(f"Protocol {spec.protocol} evaluates the test images of {name} again and again: {how}.")
     if lines:
-        less = estimate(once, datasets, costs, machine).seconds / at_once
+        less = estimate(once, datasets, costs, machine, at_once).seconds
         if less < seconds:  # a protocol of a few steps takes less all the same
             lines.append(f"Protocol {ONCE}, which evaluates each of them once, would take {hours(less)} instead of {hours(seconds)}.")
     return lines
