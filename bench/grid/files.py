@@ -53,6 +53,15 @@ def make_room(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def check_writable(root: Path, below: str = "") -> None:
+    """RequestError, naming the output folder, unless a file can be written into its folder `below`, which is made."""
+    try:
+        (root / below).mkdir(parents=True, exist_ok=True)
+        staged_file(root / below / "probe", b"x").unlink()
+    except OSError as error:
+        raise RequestError(f"Cannot write to the output folder {root}: {error.strerror}.") from None
+
+
 def is_below(path: str | Path) -> bool:
     """Whether a path that is put behind a folder's stays in it, by its own words."""
     return not Path(path).is_absolute() and ".." not in Path(path).parts

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from bench.errors import RequestError
 from bench.grid.columns import Columns
-from bench.grid.files import is_below, staged_file, write_together
+from bench.grid.files import check_writable, is_below, write_together
 from bench.grid.job_environment import job_facts, task_id
 from bench.grid.protocol import CellShots, Settings
 from bench.grid.rows import IMAGES, Compared
@@ -148,11 +148,7 @@ class ResultStore:
 
     def check_writable(self, specs: Iterable[RunSpec] = ()) -> None:
         """RequestError, naming the folder, unless a file can be written below it, and into each of the cells' own folders."""
-        try:
-            self.runs.mkdir(parents=True, exist_ok=True)
-            staged_file(self.runs / "probe", b"x").unlink()
-        except OSError as error:
-            raise RequestError(f"Cannot write to the output folder {self.root}: {error.strerror}.") from None
+        check_writable(self.root, self.runs.name)
         closed = [folder for spec in specs if (folder := self._closed(spec))]
         if closed:
             raise RequestError(
@@ -334,13 +330,12 @@ class ResultStore:
         write_together(path.parent, {path.name: _json({**which, **found})})
 
     def costs(self) -> dict[tuple[str, str, str], Mapping[str, float]]:
-        """(backbone, method_id, machine) -> COST_FIELDS, of all that was measured; a file that cannot be read is passed over."""
+        """(backbone, method_id, machine) -> COST_FIELDS, of all that was measured."""
         found: dict[tuple[str, str, str], Mapping[str, float]] = {}
         for path in (path for root in reversed(self.roots) for path in sorted((root / "costs").glob("*.json"))):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                cost = json.loads(path.read_bytes())
-                which = str(cost["backbone"]), str(cost["method_id"]), str(cost["machine"])
-                found[which] = {name: float(cost[name]) for name in COST_FIELDS if name in cost}
+            if cost := read_cost(path):
+                of, numbers = cost
+                found[of["backbone"], of["method_id"], of["machine"]] = {name: numbers[name] for name in COST_FIELDS if name in numbers}
         return found
 
     def _folder_of(self, cell: RunSpec | Path) -> Path:
@@ -658,6 +653,18 @@ def row(record: Record, folder: Path) -> dict[str, Any]:
 def own_weights(table: "pd.DataFrame") -> "pd.DataFrame":
     """Of `Scan.table` the cells that are no re-evaluations of others."""
     return table[table["parent"] == ""] if len(table) else table
+
+
+def read_cost(path: Path) -> tuple[dict[str, str], dict[str, float]] | None:
+    """What a measured cost is of, by name, and its numbers, by COST_FIELDS and `tuned_bytes`; None where the file cannot be read, or has a
+    number that nobody can have measured."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
+        cost = json.loads(path.read_bytes())
+        of = {name: str(cost[name]) for name in ("backbone", "method_id", "label", "machine", "time")}
+        numbers = {name: float(cost[name]) for name in (*COST_FIELDS, "tuned_bytes") if name in cost}
+        if all(0 <= value < math.inf for value in numbers.values()) and numbers["images_per_second"] * numbers["peak_memory_mb"] > 0:
+            return of, numbers
+    return None
 
 
 def trains(cost: Mapping[str, Any]) -> bool:

@@ -26,6 +26,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench.errors import RequestError, last_words
+from bench.grid.files import check_writable
 from bench.grid.plan import choose_methods
 from bench.grid.protocol import load_protocol
 from bench.grid.provenance import ROOT, git_state, package_version
@@ -288,6 +289,7 @@ def first_minutes(device: str, backbone: str, minutes: float, out: Path, results
     for dry runs; 1 where a step failed or found something wrong."""
     device = checked_device(device, minutes)
     path = unwritten(out / f"{datetime.now(UTC):%Y-%m-%d}-{slug(device_label(device))}-first")
+    check_writable(results, "costs")
     ends, found = time.monotonic() + 60 * minutes, dict[str, Found]()
     about: Found = {"device": device_label(device), "backbone": backbone, "torch": package_version("torch"), "minutes": minutes}
     about |= {"commit": git_state(ROOT)[0], "time": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -29,7 +29,7 @@ from bench.model.checkpoints import load_sam
 from bench.model.hugging_face import sam_model_config, to_hugging_face
 from bench.model.method import build
 from bench.model.sam import Sam
-from bench.model.sizes import SamConfig
+from bench.model.sizes import PyramidConfig, SamConfig
 from bench.model.upsampling import union
 from bench.profiling.model import timed
 from bench.profiling.turns import ALLOCATOR, Found, device_label, in_subprocess, settings_in_words, slug, unwritten
@@ -202,6 +202,8 @@ def measure(side: str, work: str, backbone: str) -> Found:
 
 def compare_peers(backbone: str, rounds: int, out: Path) -> int:
     """Measures, prints, and writes <date>-<processor>-peers.json and .md; 1 where a side failed or the sides do not agree."""
+    if isinstance(read_backbone(backbone).config, PyramidConfig):
+        raise RequestError(f"--backbone {backbone}: the peers are of the first SAM alone, tiny, vit_b, vit_l and vit_h.")
     missing = {peer: [name for name in needs if find_spec(name) is None] for peer, needs in NEEDS.items()}
     for peer, names in missing.items():
         if names:

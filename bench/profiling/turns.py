@@ -26,6 +26,7 @@ import pandas as pd
 from scipy.stats import t
 
 from bench.errors import last_words
+from bench.grid.files import check_writable
 from bench.grid.provenance import ROOT, device_name, git_state, package_version
 from bench.profiling.model import HEIGHT, WIDTH, Job, cpu_jobs, gpu_jobs
 
@@ -125,9 +126,10 @@ def compare(device: str, methods: Sequence[str], rounds: int, minutes: float, at
 
 
 def unwritten(path: Path) -> Path:
-    """The path, or the first of path-2, path-3, … where that is taken."""
+    """The path, or the first of path-2, path-3, … where that is taken; RequestError where nothing can be written there."""
+    check_writable(path.parent)
     names = (path.with_name(f"{path.name}-{n}" if n > 1 else path.name) for n in count(1))
-    return next(name for name in names if not name.with_suffix(".json").exists())
+    return next(name for name in names if not any(name.with_suffix(kind).exists() for kind in (".json", ".md")))
 
 
 def _write(path: Path, device: str, at_once: int, pairs: Sequence[Pair], measurements: Sequence[Measured]) -> str:

@@ -291,8 +291,9 @@ class Cell:
                 raise ValueError("the data set's files were others")
             self.model.load_tuned(content["weights"])
             self.optimizer.load_state_dict(content["optimizer"])
-            keep_product(content.get("products", ""))
-            return TrainingState(**{name: content["course"][IN_RESUME_FILE.get(name, name)] for name in vars(TrainingState())})
+            state = TrainingState(**{name: content["course"][IN_RESUME_FILE.get(name, name)] for name in vars(TrainingState())})
+            keep_product(content.get("products", ""))  # last: a file that cannot be used changes nothing
+            return state
         except Exception as error:  # a damaged file costs the work it held, nothing else
             print(f"{self.resume_file} cannot be used ({error}): the cell starts from the beginning.", file=sys.stderr)
             self.model = self._built(self.model.sam)

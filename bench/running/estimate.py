@@ -1,7 +1,6 @@
 """How long a grid will take and how large it will be, before anything of it runs: counts of its steps and images, times costs that were
 measured once (`bench.perf cost`), on this machine or on the nearest one of which some are known. These are estimates."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import ROOT
-from bench.errors import counted
+from bench.errors import RequestError, counted
 from bench.grid.processor import cpu_model
 from bench.grid.protocol import Settings, load_protocol
 from bench.grid.spec import RunSpec
-from bench.grid.store import method_id
-from bench.model.backbones import backbone_names, read_backbone
+from bench.grid.store import method_id, read_cost
+from bench.model.backbones import read_backbone
 from bench.types import FULL, SPLITS, Dataset
 
 SHIPPED = ROOT / "results" / "perf" / "costs"
@@ -58,7 +57,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a grid, one cell after the other: seconds, bytes of disk, the largest memory of a cell in bytes (0: not known), cells without
+    """Of a grid: seconds, bytes of disk, the largest memory of a cell in bytes (0: not known), cells without
     a known cost, and the measurements behind it in words."""
 
     seconds: float
@@ -69,15 +68,17 @@ class Estimate:
 
 
 def known_costs(out: Path) -> list[Cost]:
-    """Those that were measured into a results folder, then those that come with the project."""
-    found = []
-    for path in (path for folder in (out / "costs", SHIPPED) for path in sorted(folder.glob("*.json"))):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            cost = json.loads(path.read_bytes())
-            numbers = {str(name): float(value) for name, value in cost.items() if isinstance(value, int | float)}
-            which = {name: str(cost[name]) for name in ("backbone", "method_id", "label", "machine", "time")}
-            found.append(Cost(**which, numbers=numbers))
-    return found
+    """Those of backbones that there are: what was measured into a results folder, then what comes with the project."""
+    paths = (path for folder in (out / "costs", SHIPPED) for path in sorted(folder.glob("*.json")))
+    costs = [Cost(**of, numbers=numbers) for of, numbers in filter(None, map(read_cost, paths))]
+    return [cost for cost in costs if _is_backbone(cost.backbone)]
+
+
+def _is_backbone(text: str) -> bool:
+    """Whether there still is a backbone that was measured once."""
+    with suppress(RequestError):
+        return bool(read_backbone(text))
+    return False
 
 
 def machine_here(device: str) -> str | None:
@@ -93,10 +94,7 @@ def machine_here(device: str) -> str | None:
 def nearest(costs: Sequence[Cost], spec: RunSpec, machine: str | None) -> Cost | None:
     """The cost that says most of a cell: of this machine, then of its backbone or the one nearest in size, then of its method, or else of
     the slowest; a method that is trained is not judged by one that is not."""
-    known = backbone_names()
-    able = [
-        cost for cost in costs if cost.backbone.partition("(")[0] in known and ("step_seconds" in cost.numbers or not spec.method.trains)
-    ]
+    able = [cost for cost in costs if "step_seconds" in cost.numbers or not spec.method.trains]
     mine = method_id(spec.method)
 
     def rank(cost: Cost) -> tuple[Any, ...]:
@@ -113,9 +111,12 @@ def operations(backbone: str) -> float:
     return sum(tokens * width * (12 * width + 2 * (tokens if i in of.global_blocks else of.window**2)) for i, tokens, width in each)
 
 
-def estimate(specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: Sequence[Cost], machine: str | None) -> Estimate:
-    """Of these cells, whose data sets are open. Time is scaled from one backbone to another by `operations`; memory is not."""
-    seconds = disk = memory = 0.0
+def estimate(
+    specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: Sequence[Cost], machine: str | None, at_once: int = 1
+) -> Estimate:
+    """Of these cells, whose data sets are open, so many at once. Time is scaled from one backbone to another by `operations`; memory is
+    not."""
+    seconds = longest = disk = memory = 0.0
     unknown, by = 0, dict[str, dict[str, None]]()
     for spec, count in Counter(replace(spec, draw=0, seed=0) for spec in specs).items():
         amount, cost = amount_of(spec, datasets[spec.dataset]), nearest(costs, spec, machine)
@@ -126,12 +127,15 @@ def estimate(specs: Iterable[RunSpec], datasets: Mapping[str, Dataset], costs: S
         disk += count * (FOLDER_BYTES + rows + STEP_BYTES * amount.steps + cost.numbers.get("tuned_bytes", 0))
         scale = operations(spec.backbone) / operations(cost.backbone)
         step = cost.numbers.get("step_seconds", 0) * amount.batch
-        seconds += count * scale * (amount.steps * step + amount.images / cost.numbers["images_per_second"])
+        of_cell = scale * (amount.steps * step + amount.images / cost.numbers["images_per_second"])
+        seconds, longest = seconds + count * of_cell, max(longest, of_cell)
         if scale == 1:
             memory = max(memory, 1e6 * cost.numbers["peak_memory_mb"])
         label, where = _in_words(cost, spec, machine)
         by.setdefault(where, {})[label] = None
-    return Estimate(seconds, disk, memory, unknown, tuple(f"{where}: {', '.join(labels)}" for where, labels in by.items()))
+    return Estimate(
+        max(seconds / at_once, longest), disk, memory, unknown, tuple(f"{where}: {', '.join(labels)}" for where, labels in by.items())
+    )
 
 
 def amount_of(spec: RunSpec, dataset: Dataset) -> Amount:
@@ -153,17 +157,17 @@ def estimate_in_words(specs: Sequence[RunSpec], datasets: Mapping[str, Dataset],
     """What `bench.run --dry-run` says of cells that are to be run, so many at once; nothing of none."""
     if not specs:
         return []
-    costs, machine = known_costs(out), machine_here(device)
-    found = estimate(specs, datasets, costs, machine)
+    costs, machine, at_once = known_costs(out), machine_here(device), min(at_once, len(specs))
+    found = estimate(specs, datasets, costs, machine, at_once)
     if found.unknown:
         kinds = ", ".join(sorted({spec.backbone for spec in specs}))
         cells = counted(found.unknown, "cell")
         return [f"How long: not known for {cells}; `python -m bench.perf cost --backbone {kinds}` measures it, once."]
     memory = f"at most {_bytes(found.memory)} of memory a cell" if found.memory else "memory not known for this backbone"
     many = f", {at_once} cells at once" if at_once > 1 else ""
-    lines = [f"Estimate: {hours(found.seconds / at_once)}{many}; {_bytes(found.disk)} of disk; {memory}. By measured costs of"]
+    lines = [f"Estimate: {hours(found.seconds)}{many}; {_bytes(found.disk)} of disk; {memory}. By measured costs of"]
     lines += [f"  {text}" for text in found.by]
-    return [*lines, *_again_and_again(specs, datasets, costs, machine, found.seconds / at_once, at_once)]
+    return [*lines, *_again_and_again(specs, datasets, costs, machine, found.seconds, at_once)]
 
 
 def _again_and_again(
@@ -179,7 +183,7 @@ def _again_and_again(
             how = f"{most:,} images on {spec.backbone} for each cell that is trained, of {test:,}"
             lines.append(f"Protocol {spec.protocol} evaluates the test images of {name} again and again: {how}.")
     if lines:
-        less = estimate(once, datasets, costs, machine).seconds / at_once
+        less = estimate(once, datasets, costs, machine, at_once).seconds
         if less < seconds:  # a protocol of a few steps takes less all the same
             lines.append(f"Protocol {ONCE}, which evaluates each of them once, would take {hours(less)} instead of {hours(seconds)}.")
     return lines

@@ -1,5 +1,6 @@
 """What a data set's cells need of each image again and again, prepared once by threads that run ahead, and kept within bounds."""
 
+import os
 import sys
 import tempfile
 import threading
@@ -150,7 +151,8 @@ class Prepared:
         how = model.normalise_native_size, model.resize, precision, torch.get_float32_matmul_precision(), implementation()
         place = model.encoder.is_compiled, parts, len(images)  # the same place in a batch of that size: a sum's order may depend on it
         halved = precision == "bf16" and model.decoder.halves_first_global
-        keys = {name: [(identity, id(model.sam), i, name, *how, *place) for i, identity in enumerate(identities)] for name in names}
+        made_by = id(model.sam), model.execution  # cells that go on may have another product than those beside them
+        keys = {name: [(identity, made_by, i, name, *how, *place) for i, identity in enumerate(identities)] for name in names}
         paths: dict[Hashable, Path] = {}
         if self._files and not all(key in self._encoded for of_name in keys.values() for key in of_name):
             paths = {key: self._files.path(images[key[2]], (*key[2:], halved, model.execution)) for of in keys.values() for key in of}
@@ -238,8 +240,8 @@ class Spill:
         if self._file is None or key not in self._places:
             return None
         start, size, dtype, shape, stride = self._places[key]
-        self._file.seek(start)
-        return torch.frombuffer(bytearray(self._file.read(size)), dtype=dtype).as_strided(shape, stride)
+        content = os.pread(self._file.fileno(), size, start)  # not by seek, which tries again to write what a full disk did not take
+        return torch.frombuffer(bytearray(content), dtype=dtype).as_strided(shape, stride)
 
 
 def evaluation_prompts(sample: Sample, dataset: Dataset, settings: Settings, side: int = 0) -> Prompts:

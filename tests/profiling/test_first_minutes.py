@@ -8,7 +8,7 @@ import torch
 from bench.grid.provenance import device_name
 from bench.perf import main
 from bench.profiling.gpu import STEPS
-from bench.profiling.turns import in_subprocess
+from bench.profiling.turns import in_subprocess, unwritten
 from bench.running.estimate import known_costs
 
 
@@ -28,6 +28,22 @@ def test_steps_for_which_no_time_is_left_say_so(tmp_path):
     words = ["gpu", "--device", "cpu", "--backbone", "tiny", "--minutes", "0.01", "--out", str(tmp_path), "--results", str(tmp_path)]
     assert main(words) == 1
     assert [of["failed"] for of in written(tmp_path).values()] == ["not begun: the minutes are over"] * len(STEPS)
+
+
+@pytest.mark.parametrize("option", ["--out", "--results"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(option, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    folders = {"--out": str(tmp_path), "--results": str(tmp_path), option: str(tmp_path / "file")}
+    words = [word for pair in folders.items() for word in pair]
+    assert main(["gpu", "--device", "cpu", "--backbone", "tiny", "--minutes", "0.01", *words]) == 2
+    out, err = capsys.readouterr()
+    assert f"Cannot write to the output folder {tmp_path / 'file'}: " in err and not out
+
+
+def test_nothing_that_was_written_before_is_overwritten(tmp_path):
+    (tmp_path / "a.json").touch()
+    (tmp_path / "a-2.md").touch()
+    assert unwritten(tmp_path / "a") == tmp_path / "a-3" and unwritten(tmp_path / "b") == tmp_path / "b"
 
 
 def test_a_step_that_hangs_is_ended_with_what_it_started():

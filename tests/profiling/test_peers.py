@@ -40,6 +40,14 @@ def test_where_nobody_is_installed_it_says_so(tmp_path, monkeypatch, capsys) -> 
     assert main(["peers", "--rounds", "0"]) == 2 and not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_compared_or_written_is_refused_before_anything_is_measured(tmp_path, capsys) -> None:
+    assert main(["peers", "--backbone", "tiny_sam2", "--out", str(tmp_path)]) == 2
+    assert "--backbone tiny_sam2: the peers are of the first SAM alone" in capsys.readouterr().err
+    (closed := tmp_path / "file").touch()
+    assert main(["peers", "--backbone", "tiny", "--out", str(closed)]) == 2
+    assert f"Cannot write to the output folder {closed}: " in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("work", ["evaluate", "train"])
 def test_all_sides_compute_the_same(work) -> None:

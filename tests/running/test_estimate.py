@@ -1,5 +1,7 @@
 """What --dry-run says of hours, disk and memory: counts that a cell confirms, times costs that were measured."""
 
+import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -62,6 +64,26 @@ def test_the_nearest_cost_is_of_the_machine_then_the_backbone_then_the_method(tm
     assert 3 < operations("vit_l") / operations("vit_b") < 4 and nearest([], spec, "here") is None
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *("", '{"backb', "null", "[1, 2]", "[" * 100_000),
+        *({"images_per_second": rate} for rate in (0, -5, math.nan, None, "fast")),
+        *({"step_seconds": seconds} for seconds in (math.inf, -3, 10**400)),
+        *({"peak_memory_mb": -1}, {"tuned_bytes": math.nan}, {"backbone": "tiny(image_size=77)"}, {"backbone": "gone"}),
+    ],
+    ids=lambda damaged: str(damaged)[:40],
+)
+def test_a_damaged_cost_is_passed_over(damaged, tmp_path):
+    store = ResultStore(tmp_path)
+    path = store.cost_file(LORA, "tiny", "here")
+    store.keep_cost(LORA, "tiny", "here", COST)
+    assert "here" in {cost.machine for cost in known_costs(tmp_path)} and store.costs()
+    path.write_text(damaged if isinstance(damaged, str) else json.dumps({**json.loads(path.read_text()), **damaged}))
+    assert "here" not in {cost.machine for cost in known_costs(tmp_path)}
+    assert not store.costs() or "backbone" in damaged
+
+
 @pytest.mark.xdist_group("estimate")
 def test_a_dry_run_says_how_long_how_large_and_what_a_protocol_that_looks_once_takes(out, capsys):
     store = ResultStore(out)
@@ -77,6 +99,10 @@ def test_a_dry_run_says_how_long_how_large_and_what_a_protocol_that_looks_once_t
     assert main([*words, "--protocol", "clean", "--device", "cpu", "--workers", "2", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "Estimate: 67 min, 2 cells at once; " in said and "again and again" not in said
+    assert (
+        main([*words, "--protocol", "clean", "--device", "cpu", "--workers", "64", "--dry-run"]) == 0
+    )  # none is faster for it than itself
+    assert "Estimate: 67 min, 3 cells at once; " in capsys.readouterr().out
     assert not list(out.glob("grid.json"))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import resource
 import threading
 import warnings
 from collections import Counter
@@ -23,12 +24,13 @@ from bench.errors import DivergedError
 from bench.grid.kept import in_words, needs
 from bench.grid.plan import Request, specs_of
 from bench.grid.protocol import load_protocol
+from bench.model.products import PRODUCTS, keep_product
 from bench.model.sizes import frozen_bytes
 from bench.training.ahead import made_ahead
 from bench.training.embedding_files import EmbeddingFiles
 from bench.training.evaluation import evaluate
 from bench.training.losses import upsampled_loss
-from bench.training.prepared import CPU, Prepared
+from bench.training.prepared import CPU, Prepared, Spill
 from bench.training.prompts import box_prompts, mask_prompts, point_prompts
 from bench.training.streams import FreshStream, ReferenceStream
 from bench.training.targets import stacked, target_of
@@ -208,6 +210,33 @@ def test_a_folder_that_takes_nothing_is_said_once(tmp_path, capsys):
     for value in (0, 9):
         assert prepared.prefix(model, [torch.zeros(3, 40, 50) + value], [value], "fp32") is not None
     assert capsys.readouterr().err == f"No more embeddings are written to {tmp_path / 'toy'}: Not a directory.\n"
+
+
+@pytest.mark.skipif(len(PRODUCTS) == 1, reason="here all products are PyTorch's")
+def test_what_one_product_made_is_not_kept_for_cells_of_another():
+    model, prepared = bench.build("sam", toy_backbone()), Prepared(Counted())
+    seen = []
+    model.sam.image_encoder.patch_embed.register_forward_hook(lambda _, images, __: seen.append(images))
+    try:
+        for name in ("onednn", "torch", "onednn", "torch"):
+            keep_product(name)
+            prepared.prefix(model, [torch.zeros(3, 40, 50, dtype=torch.uint8)], ["an image"], "fp32")
+    finally:
+        keep_product("")
+    assert len(seen) == 2
+
+
+def test_after_a_full_disk_what_was_spilled_is_still_read(capsys):
+    rows, spill, before = [torch.randn(1000) for _ in range(9)], Spill(2**30), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        for i, row in enumerate(rows):
+            spill.put(i, row)
+        assert [i in spill for i in range(9)] == [True] * 2 + [False] * 7
+        assert torch.equal(spill.get(0), rows[0]) and torch.equal(spill.get(1), rows[1]) and spill.get(2) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err.count("No more embeddings are spilled") == 1
 
 
 def test_micro_batches_and_checkpoints_keep_their_own_bits():
