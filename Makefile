@@ -19,8 +19,11 @@ SLOW       ?=
 PY  := .venv/bin/python
 RUN := .venv/.setup-done
 DEV := .venv/.setup-dev-done
-# pip would do it on one core, and packages' own tests too; some ship files of other Pythons, which it passes over.
-COMPILE := $(PY) -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
+# Keeps as bytecode what is imported, as Python does unless told not to: in many containers each process would compile torch anew.
+KEEP := PYTHONDONTWRITEBYTECODE=
+# pip would compile 16,000 modules, for a minute and more; these are the few that anything here imports.
+COMPILE := $(KEEP) $(PY) -c 'import pkgutil, bench, submitit, torch._dynamo; \
+  [__import__(found.name) for found in pkgutil.walk_packages(bench.__path__, "bench.")]'
 
 .PHONY: help setup demo test test-slurm bench tune all-methods tables lint clean
 
@@ -82,12 +85,12 @@ tables: $(RUN)
 
 # One thread for each worker's torch, or they fight for the cores. Without the tests that are marked slow; `make test SLOW=1` is all.
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(if $(SLOW),,-m "not slow")
+	$(KEEP) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(if $(SLOW),,-m "not slow")
 
 # On a cluster of its own on this machine; as root it installs what is missing from Debian's packages.
 test-slurm: $(DEV)
 	@slurm/install || true
-	REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/cluster/test_slurm.py tests/cluster/test_bad_days.py
+	$(KEEP) REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/cluster/test_slurm.py tests/cluster/test_bad_days.py
 
 lint: $(DEV)
 	$(PY) -m ruff check .
@@ -108,5 +111,4 @@ $(RUN): requirements.txt
 
 $(DEV): requirements-dev.txt requirements-backbones.txt $(RUN)
 	$(PY) -m pip install -q --no-compile -r requirements-dev.txt
-	@$(COMPILE)
 	touch $@

@@ -206,9 +206,10 @@ def leaves_the_backbone_as_it_is(method: MethodSubject) -> str:
     model, _ = method.trained
     logits_of(model)
     sam, before = model.sam, method.backbone()
-    names, known = set(sam.state_dict()), set(before.state_dict())
+    now, then = sam.state_dict(), before.state_dict()
+    names, known = set(now), set(then)
     need(names == known, f"The backbone's tensors are other ones now: {', '.join(sorted(names ^ known)[:3])}.")
-    changed = [name for name, tensor in before.state_dict().items() if not torch.equal(tensor, sam.state_dict()[name])]
+    changed = [name for name, tensor in then.items() if not torch.equal(tensor, now[name])]
     need(
         not changed and weights_sha256(sam) == weights_sha256(before),
         f"It changed {len(changed)} of the backbone's tensors: {', '.join(changed[:3])}.",

@@ -28,7 +28,7 @@ from bench.model.products import product
 from bench.model.segmenter import PromptableSegmenter
 from bench.running.cell import peak_memory_mb, reset_peak_memory
 from bench.training.evaluation import predicted
-from bench.training.train import Example, backward
+from bench.training.train import AdamW, Example, backward
 from bench.types import COMPILE_MODES, WHOLE, Prompts
 
 HEIGHT, WIDTH = 900, 1000
@@ -129,7 +129,7 @@ def call_of(model: PromptableSegmenter, job: Job) -> Callable[[], object]:
     if job.work == "train":
         targets = [torch.randint(0, 2, (job.boxes, HEIGHT, WIDTH), dtype=torch.uint8, generator=generator) for _ in images]
         examples = [Example(*parts) for parts in zip(images, prompts, targets, strict=True)]
-        optimizer = torch.optim.AdamW(model.train().tuned().values())
+        optimizer = AdamW(model.train().tuned().values())
 
         def step() -> None:
             optimizer.zero_grad()

@@ -35,7 +35,7 @@ from bench.profiling.model import timed
 from bench.profiling.turns import ALLOCATOR, Found, device_label, in_subprocess, settings_in_words, slug, unwritten
 from bench.running.cell import peak_memory_mb, reset_peak_memory
 from bench.training.losses import segmentation_loss
-from bench.training.train import Example, backward
+from bench.training.train import AdamW, Example, backward
 from bench.types import Prompts
 
 OURS, RANK = "ours", 4
@@ -80,7 +80,7 @@ def ours(config: SamConfig, work: str, task: Task) -> Call:
     model = build(f"lora(rank={RANK})" if work == "train" else "sam", weights_of(config), seed=0)
     prompts = Prompts(boxes=task.boxes)
     if work == "train":
-        optimizer = torch.optim.AdamW(model.train().tuned().values())
+        optimizer = AdamW(model.train().tuned().values())
         return _step(optimizer, lambda: backward(model, [Example(task.image, prompts, task.masks)], 0)[0])
 
     @torch.no_grad()

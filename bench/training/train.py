@@ -3,6 +3,7 @@
 Everything random in step s follows from (seed, s) alone, so that a resumed training goes on exactly as if never interrupted.
 """
 
+import inspect
 import math
 import zlib
 from collections.abc import Hashable, Iterator, Sequence
@@ -129,11 +130,22 @@ def parameter_groups(model: PromptableSegmenter, settings: Settings) -> list[Par
     return [ParameterGroup(tuple(names), rates.get(group, settings.lr), factor, decay) for (group, factor, decay), names in alike]
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's, step for step, as it is written: around these methods torch imports torch.compile's 800 modules, 1.6 s of each process,
+    to keep it out of them."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))  # type: ignore[assignment]
+
+
+for _name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+    setattr(AdamW, _name, inspect.unwrap(getattr(torch.optim.AdamW, _name)))
+
+
 def optimizer_of(model: PromptableSegmenter, settings: Settings) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters only, in the groups of `parameter_groups`."""
     tuned = model.tuned()
     groups = [{"params": [tuned[n] for n in g.names], "weight_decay": g.decay} for g in parameter_groups(model, settings)]
-    return torch.optim.AdamW(groups, lr=settings.lr)
+    return AdamW(groups, lr=settings.lr)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bench.errors import DivergedError
 from bench.grid.protocol import load_protocol
 from bench.training.prompts import box_prompts, mask_prompts, point_prompts
 from bench.training.streams import FreshStream
-from bench.training.train import batch_of, cosine_lr, fit, optimizer_of, samples_of, training_sample, worker_stream
+from bench.training.train import AdamW, batch_of, cosine_lr, fit, optimizer_of, samples_of, training_sample, worker_stream
 from bench.training.transforms import Augmentation
 from bench.types import TrainingPrompts
 
@@ -45,6 +45,28 @@ def test_learning_rate_equals_torchs_cosine(smoke):
         assert cosine_lr(epoch, how, how.lr) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
         optimizer.step()
         schedule.step()
+
+
+def test_the_optimizer_is_torchs_to_the_last_bit():
+    found = []
+    for kind in (AdamW, torch.optim.AdamW):
+        generator = torch.Generator().manual_seed(0)
+        tensors = [torch.randn(size, generator=generator).requires_grad_() for size in (7, 5)]
+        optimizer = kind([{"params": [tensors[0]], "weight_decay": 0.1}], lr=1e-2)
+        optimizer.add_param_group({"params": [tensors[1]], "lr": 1e-3})
+        for step in range(4):
+            for tensor in tensors:
+                tensor.grad = torch.randn(tensor.shape, generator=generator)
+            optimizer.step()
+            if step == 1:  # as a cell that goes on in another process
+                kept, optimizer = optimizer.state_dict(), kind([{"params": [tensor]} for tensor in tensors])
+                optimizer.load_state_dict(kept)
+        optimizer.zero_grad()
+        assert all(tensor.grad is None for tensor in tensors)
+        state = optimizer.state_dict()
+        found.append((state["param_groups"], [tensors, state["state"]]))
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=0)
 
 
 def test_the_references_workers_repeat_their_recipes(rectangles):
