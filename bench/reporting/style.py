@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, ScaledTranslation
 
 from bench.grid.families import FAMILIES
 from bench.grid.published import family_of
@@ -90,13 +90,12 @@ class Drawing(Figure):
 
     def _arrange(self) -> None:
         """Places the panels, all of one size, as closely as their words allow, and above the legend. Matplotlib's constrained layout does
-        the same, but measures all of them twice."""
+        the same, but measures all of them twice, and so it does to find where the labels of axes stand."""
         renderer, grid = _measuring(self.dpi), self.axes[0].get_subplotspec().get_gridspec()  # type: ignore[union-attr]
         around = {side: np.full(grid.nrows if side in ("bottom", "top") else grid.ncols, PAD * self.dpi) for side in SIDES}
         for ax, row, column in _placed(self.axes):
             panel = ax.get_position(original=True).transformed(self.transFigure)
-            whole: Any = ax.get_tightbbox(renderer, for_layout_only=True, bbox_extra_artists=ax.texts)  # what else there is, is within
-            words = dict(zip(SIDES, (panel.x0 - whole.x0, panel.y0 - whole.y0, whole.x1 - panel.x1, whole.y1 - panel.y1), strict=True))
+            words = self._words(ax, panel, renderer)
             for side, of in words.items():
                 at = row if side in ("bottom", "top") else column
                 around[side][at] = max(around[side][at], of + PAD * self.dpi)
@@ -108,6 +107,23 @@ class Drawing(Figure):
         y = self.bbox.height - np.cumsum(top + high + bottom) + bottom
         for ax, row, column in _placed(self.axes):
             ax.set_position(Bbox.from_bounds(x[column], y[row], wide, high).transformed(self.transFigure.inverted()))
+
+    def _words(self, ax: Axes, panel: Any, renderer: RendererAgg) -> dict[str, float]:
+        """How many pixels the words of a panel need at its sides; the labels of its axes are put beside the numbers."""
+        names = {"left": (ax.yaxis, (-1, 0)), "bottom": (ax.xaxis, (0, -1))}
+        for axis, _ in names.values():
+            axis.set_label_coords(*np.clip(axis.label.get_position(), 0.5, 1))  # in the middle, where it is in nothing's way
+        whole: Any = ax.get_tightbbox(renderer, for_layout_only=True, bbox_extra_artists=ax.texts)  # what else there is, is within
+        words = dict(zip(SIDES, (panel.x0 - whole.x0, panel.y0 - whole.y0, whole.x1 - panel.x1, whole.y1 - panel.y1), strict=True))
+        for side, (axis, outwards) in names.items():
+            if axis.get_label_text():
+                numbers = {"left": ax.bbox.x0 - whole.x0, "bottom": ax.bbox.y0 - whole.y0}[side] / self.dpi
+                away = np.array(outwards) * (max(numbers, axis.get_tick_padding() / 72) + axis.labelpad / 72)
+                at = np.where(outwards, 0, axis.label.get_position())
+                axis.set_label_coords(*at, transform=ax.transAxes + ScaledTranslation(*away, self.dpi_scale_trans))
+                label = axis.label.get_window_extent(renderer)
+                words[side] = {"left": panel.x0 - label.x0, "bottom": panel.y0 - label.y0}[side]
+        return words
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
@@ -254,7 +270,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes], of: Iterable[Look] = ()) 
     legend = figure.legend(handles=handles, labels=[name.removeprefix(HEAD) for name in names], **how)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_fontweight("bold" if name.startswith(HEAD) else "normal")
-    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
+    figure.set_figheight(figure.get_figheight() + legend.get_window_extent(_measuring(figure.dpi)).height / figure.dpi)
 
 
 def _paint(handle: Any) -> str:
