@@ -248,6 +248,12 @@ def dodged(ax: Axes, i: int, of: int, title: str, cells: Sequence[Cell], look: L
         ax.vlines(*zip(*ends, strict=True), color=look.colour, linewidth=0.7)
 
 
+def lines_across(ax: Axes, lines: Iterable[tuple[float, float, float, str]], upright: bool = False, **how: Any) -> None:
+    """Lines at a height, from a low to a high end and of a colour, drawn as one; upright: at an x instead."""
+    if of := list(zip(*lines, strict=True)):
+        (ax.vlines if upright else ax.hlines)(*of[:3], colors=of[3], **how)
+
+
 def legend_below(figure: Figure, axes: Sequence[Axes], of: Iterable[Look] = ()) -> None:
     """One legend below all panels, for what any of them has, in the order of the first that has all; the figure grows by its lines.
     of: the looks of its methods, whose families stand as headings above their members."""
@@ -359,9 +365,9 @@ def _far(boxes: Boxes, at: Boxes) -> Any:
 
 def rendered(figure: Figure, form: str) -> bytes:
     """The figure as "pdf", "svg" or "png"; the same figure gives the same bytes."""
-    content = io.BytesIO()
+    content: Any = io.StringIO() if form == "svg" else io.BytesIO()  # of a text in bytes each of its parts would be encoded by itself
     figure.savefig(content, format=form, dpi=200, metadata=METADATA[form])
-    return content.getvalue()
+    return content.getvalue().encode() if form == "svg" else content.getvalue()
 
 
 def save(figure: Figure, folder: Path, name: str, forms: tuple[str, ...] = tuple(METADATA)) -> list[Path]:
