@@ -111,23 +111,26 @@ class Drawing(Figure):
     def _words(self, ax: Axes, panel: Any, renderer: RendererAgg) -> dict[str, float]:
         """How many pixels the words of a panel need at its sides; the labels of its axes are put beside the numbers."""
         names = {"left": (ax.yaxis, (-1, 0)), "bottom": (ax.xaxis, (0, -1))}
-        for axis, _ in names.values():
-            axis.set_label_coords(*np.clip(axis.label.get_position(), 0.5, 1))  # in the middle, where it is in nothing's way
+        for axis, outwards in names.values():
+            axis.set_label_coords(*np.where(outwards, 0.5, axis.label.get_position()))  # in the middle, where it is in nothing's way
         whole: Any = ax.get_tightbbox(renderer, for_layout_only=True, bbox_extra_artists=ax.texts)  # what else there is, is within
-        words = dict(zip(SIDES, (panel.x0 - whole.x0, panel.y0 - whole.y0, whole.x1 - panel.x1, whole.y1 - panel.y1), strict=True))
+        words = _beyond(panel, whole)
         for side, (axis, outwards) in names.items():
             if axis.get_label_text():
-                numbers = {"left": ax.bbox.x0 - whole.x0, "bottom": ax.bbox.y0 - whole.y0}[side] / self.dpi
-                away = np.array(outwards) * (max(numbers, axis.get_tick_padding() / 72) + axis.labelpad / 72)
-                at = np.where(outwards, 0, axis.label.get_position())
-                axis.set_label_coords(*at, transform=ax.transAxes + ScaledTranslation(*away, self.dpi_scale_trans))
-                label = axis.label.get_window_extent(renderer)
-                words[side] = {"left": panel.x0 - label.x0, "bottom": panel.y0 - label.y0}[side]
+                numbers = max(_beyond(ax.bbox, whole)[side] / self.dpi, axis.get_tick_padding() / 72)
+                away = ScaledTranslation(*np.multiply(outwards, numbers + axis.labelpad / 72), self.dpi_scale_trans)
+                axis.set_label_coords(*np.where(outwards, 0, axis.label.get_position()), transform=ax.transAxes + away)
+                words[side] = _beyond(panel, axis.label.get_window_extent(renderer))[side]
         return words
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
         return rendered(self, "png")
+
+
+def _beyond(panel: Any, words: Any) -> dict[str, float]:
+    """How many pixels a box needs at the sides of another."""
+    return dict(zip(SIDES, (panel.extents - words.extents) * (1, 1, -1, -1), strict=True))
 
 
 @cache
