@@ -236,7 +236,7 @@ def _classes(images: Images, _: float) -> Terms:
 
 def _ratio(part: np.ndarray, whole: np.ndarray, empty: float) -> Terms:
     """A ratio of every image, of which a mean over images is made."""
-    return {"": (np.where(whole > 0, part / np.where(whole > 0, whole, 1), empty), np.ones(len(whole)))}
+    return {"": (np.divide(part, whole, out=np.full(len(whole), empty, float), where=whole > 0), np.ones(len(whole)))}
 
 
 def _average_precision(images: Images, threshold: float | None = None) -> float:
