@@ -118,8 +118,9 @@ class Drawing(Figure):
         for side, (axis, outwards) in names.items():
             if axis.get_label_text():
                 numbers = max(_beyond(ax.bbox, whole)[side] / self.dpi, axis.get_tick_padding() / 72)
-                away = ScaledTranslation(*np.multiply(outwards, numbers + axis.labelpad / 72), self.dpi_scale_trans)
-                axis.set_label_coords(*np.where(outwards, 0, axis.label.get_position()), transform=ax.transAxes + away)
+                (right, up), (x, y) = np.multiply(outwards, numbers + axis.labelpad / 72), np.where(outwards, 0, axis.label.get_position())
+                away = ScaledTranslation(right, up, self.dpi_scale_trans)
+                axis.set_label_coords(x, y, transform=ax.transAxes + away)
                 words[side] = _beyond(panel, axis.label.get_window_extent(renderer))[side]
         return words
 
@@ -254,7 +255,8 @@ def dodged(ax: Axes, i: int, of: int, title: str, cells: Sequence[Cell], look: L
 def lines_across(ax: Axes, lines: Iterable[tuple[float, float, float, str]], upright: bool = False, **how: Any) -> None:
     """Lines at a height, from a low to a high end and of a colour, drawn as one; upright: at an x instead."""
     if of := list(zip(*lines, strict=True)):
-        (ax.vlines if upright else ax.hlines)(*of[:3], colors=of[3], **how)
+        at, low, high, colours = of
+        (ax.vlines if upright else ax.hlines)(at, low, high, colors=colours, **how)
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], of: Iterable[Look] = ()) -> None:
