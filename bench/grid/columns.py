@@ -36,4 +36,5 @@ class Columns:
             return pd.DataFrame()
         texts = self._values[order]
         at = sorted(range(self._rows), key=texts.__getitem__)
-        return pd.DataFrame({name: [values[i] for i in at] for name, values in self._values.items()})
+        with pd.option_context("mode.string_storage", "python"):  # whether or not there is an Arrow, whose texts are slower to look through
+            return pd.DataFrame({name: [values[i] for i in at] for name, values in self._values.items()})

@@ -236,7 +236,7 @@ def _classes(images: Images, _: float) -> Terms:
 
 def _ratio(part: np.ndarray, whole: np.ndarray, empty: float) -> Terms:
     """A ratio of every image, of which a mean over images is made."""
-    return {"": (np.where(whole > 0, part / np.where(whole > 0, whole, 1), empty), np.ones(len(whole)))}
+    return {"": (np.divide(part, whole, out=np.full(len(whole), empty, float), where=whole > 0), np.ones(len(whole)))}
 
 
 def _average_precision(images: Images, threshold: float | None = None) -> float:
@@ -346,8 +346,8 @@ def metric_of(name: str) -> Metric:
 
 def scores(images: Images) -> dict[str, float]:
     """What a record has, in percent: each of RECORDED as `<name>_<rule>`, rule by rule."""
-    counted = [(under_rule(images, rule), worth_of_empty(rule)) for rule in RULES]
-    found: dict[tuple[int, float], list[float]] = {}  # where all images have objects, two rules are one
+    counted = [(of := under_rule(images, rule), 0.0 if of.union.all() else worth_of_empty(rule)) for rule in RULES]
+    found: dict[tuple[int, float], list[float]] = {}  # where all images have objects, all rules are one
     for of, empty in counted:
         if (id(of), empty) not in found:
             found[id(of), empty] = [METRICS[name].of_counted(of, empty) for name in RECORDED]

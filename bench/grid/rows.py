@@ -4,8 +4,9 @@ import csv
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +49,18 @@ def read_image_rows(folder: Path) -> dict[str, Images] | None:
             lines = csv.reader(file)
             heads = next(lines)
             columns = list(zip(*lines, strict=True)) or [()] * len(heads)
-        own = {name: columns[heads.index(name)] for name in ("selection", "name", *COUNTS)}
+        chosen = columns[heads.index("selection")]
+        own = {name: columns[heads.index(name)] for name in ("name", *COUNTS)}
         later = {name: columns[heads.index(name)] for name in LATER if name in heads}
-        return {name: _images({**own, **later}, of) for name, of in _places(own.pop("selection")).items()}
+        return {name: _images({**own, **later}, [of == name for of in chosen]) for name in dict.fromkeys(chosen)}
     except (OSError, ValueError, OverflowError, IndexError, StopIteration, csv.Error):
         return None
 
 
-def _places(names: Iterable[str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        found.setdefault(name, []).append(i)
-    return found
-
-
-def _images(columns: Mapping[str, Sequence[str]], at: Sequence[int]) -> Images:
+def _images(columns: Mapping[str, Sequence[str]], which: Sequence[bool]) -> Images:
     """Some lines' images. A column with an empty text is one that not every image has; but an image can have no instances."""
-    texts = {name: [sys.intern(column[i]) if name == "name" else column[i] for i in at] for name, column in columns.items()}
+    texts = {name: list(compress(column, which)) for name, column in columns.items()}
+    texts["name"] = list(map(sys.intern, texts["name"]))
     whole = {name: of for name, of in texts.items() if name not in LATER or name == "instances" or all(of)}
     return Images(**{name: of if name in TEXTS else np.fromiter(map(int, of), np.int64, len(of)) for name, of in whole.items()})  # type: ignore[arg-type]
 

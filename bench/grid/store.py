@@ -705,7 +705,7 @@ def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}.{key}"
-        found |= flat(name, value) if isinstance(value, Mapping) else {name: value}
+        found |= flat(name, value) if isinstance(value, dict) else {name: value}
     return found
 
 

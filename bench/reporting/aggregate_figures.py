@@ -19,6 +19,7 @@ from bench.reporting.style import (
     Look,
     height_of_rows,
     legend_below,
+    lines_across,
     looks,
     panels,
     panels_of_rows,
@@ -92,11 +93,10 @@ def _forest(scores: Scores, shown: Mapping[str, tuple[float, Interval | None]], 
     order = sorted(shown, key=lambda label: -sign * shown[label][0])
     drawn, names = looks(scores.of), [naming.method(label) for label in order]
     with panels(1, height_of_rows(names, 0.7)) as (figure, (ax,)):
+        ends = [(y, found.low, found.high, drawn[label].colour) for y, label in enumerate(order) if (found := shown[label][1])]
+        lines_across(ax, ends, linewidth=2.2, alpha=0.45)
         for y, label in enumerate(order):
-            look, (value, found) = drawn[label], shown[label]
-            if found:
-                ax.plot([found.low, found.high], [y, y], color=look.colour, linewidth=2.2, alpha=0.45, solid_capstyle="butt")
-            ax.plot(value, y, markersize=4, **look.point)
+            ax.plot(shown[label][0], y, markersize=4, **drawn[label].point)
         rows(ax, names)
         _says(ax, words)
         return figure

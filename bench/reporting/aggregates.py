@@ -34,6 +34,7 @@ LEAST_GAIN = 1.0  # points above zero-shot from which scores are normalised by i
 Statistic = Callable[[Values], Values]  # (…, units, runs, data sets) -> (…)
 
 
+@lru_cache(maxsize=8)  # many methods have as many units
 def picked(units: int, datasets: int, stream: int = 0) -> Values:
     """Which units each repetition of the bootstrap has of each data set, (REPETITIONS, units, data sets)."""
     return np.random.default_rng((0, stream)).integers(0, units, (REPETITIONS, units, datasets))
@@ -87,7 +88,7 @@ def improvement_interval(x: Values, y: Values, picks: tuple[Values, Values] | No
     return ends((one @ won * other).sum(axis=(0, 2)))
 
 
-@lru_cache(maxsize=8)  # a figure compares many methods of as many units
+@lru_cache(maxsize=8)
 def _times_picked(units: int, datasets: int, stream: int) -> Values:
     return _times(picked(units, datasets, stream), units)
 

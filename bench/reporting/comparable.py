@@ -166,6 +166,13 @@ class ComparableCells:
 
     def cell(self, label: str, dataset: str) -> Cell:
         """Mean ± standard deviation over draws and seeds, or why there is none; a missing run is never averaged away."""
+        key = ("cell", label, dataset)
+        if key not in self.statistics:
+            self.statistics[key] = self._cell(label, dataset)
+        found: Cell = self.statistics[key]
+        return found
+
+    def _cell(self, label: str, dataset: str) -> Cell:
         scores, gaps = self.scores.get((label, dataset), {}), self.gaps.get((label, dataset), ())
         of, notes = len(scores) + len(gaps), tuple(_gap_note(gap) for gap in gaps if gap[1] != "pending" or scores)
         notes += self.other_files.get((label, dataset), ())

@@ -39,6 +39,7 @@ from bench.reporting.style import (
     dodged,
     height_of_rows,
     legend_below,
+    lines_across,
     looks,
     named_points,
     panels,
@@ -107,19 +108,16 @@ def bars(view: View) -> Figure:
     """Every method's mean on every data set, and the bar of its 95 % interval."""
     with panels_of_rows(list(view.datasets.values()), view.titles) as (figure, axes):
         for ax, dataset in zip(axes, view.datasets, strict=True):
-            for i, label in enumerate(view.labels):
-                _bar(ax, i, view.cell(label, dataset), view.looks[label])
+            cells = [(i, view.cell(label, dataset), view.looks[label]) for i, label in enumerate(view.labels)]
+            ends = [(i, of.low, of.high, look.colour) for i, of, look in cells if of.low is not None and of.high is not None]
+            lines_across(ax, ends, linewidth=1.4)
+            for i, cell, look in cells:
+                if cell.value is None:
+                    ax.text(0.02, i, cell.reason, va="center", color=GREY, fontsize=5.5, transform=ax.get_yaxis_transform())
+                else:
+                    ax.plot(cell.value, i, markersize=4, **look.point)
             ax.set_xlabel(f"{view.comparable.quantity} (%)")
         return figure
-
-
-def _bar(ax: Axes, i: int, cell: Cell, look: Look) -> None:
-    if cell.value is None:
-        ax.text(0.02, i, cell.reason, va="center", color=GREY, fontsize=5.5, transform=ax.get_yaxis_transform())
-        return
-    if cell.low is not None and cell.high is not None:
-        ax.plot([cell.low, cell.high], [i, i], color=look.colour, linewidth=1.4, solid_capstyle="butt")
-    ax.plot(cell.value, i, markersize=4, **look.point)
 
 
 def cost_against_score(view: View, cost: str) -> Figure:
@@ -154,8 +152,8 @@ def _spot(view: View, dataset: str, label: str, at: tuple[float, float]) -> Spot
 
 def _draw_spots(ax: Axes, view: View, spots: Mapping[str, Spot], named: bool) -> None:
     """The methods' points with their intervals; those that are named beside them are not in the legend."""
+    lines_across(ax, ((spot.x, spot.low, spot.high, spot.colour) for spot in spots.values()), upright=True, linewidth=0.8, alpha=0.5)
     for label, spot in spots.items():
-        ax.plot([spot.x, spot.x], [spot.low, spot.high], color=spot.colour, linewidth=0.8, alpha=0.5)
         ax.plot(spot.x, spot.y, markersize=5, linestyle="none", label=None if named else view.title(label), **view.looks[label].point)
 
 

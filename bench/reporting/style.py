@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, ScaledTranslation
 
 from bench.grid.families import FAMILIES
 from bench.grid.published import family_of
@@ -90,13 +90,12 @@ class Drawing(Figure):
 
     def _arrange(self) -> None:
         """Places the panels, all of one size, as closely as their words allow, and above the legend. Matplotlib's constrained layout does
-        the same, but measures all of them twice."""
+        the same, but measures all of them twice, and so it does to find where the labels of axes stand."""
         renderer, grid = _measuring(self.dpi), self.axes[0].get_subplotspec().get_gridspec()  # type: ignore[union-attr]
         around = {side: np.full(grid.nrows if side in ("bottom", "top") else grid.ncols, PAD * self.dpi) for side in SIDES}
         for ax, row, column in _placed(self.axes):
             panel = ax.get_position(original=True).transformed(self.transFigure)
-            whole: Any = ax.get_tightbbox(renderer, for_layout_only=True, bbox_extra_artists=ax.texts)  # what else there is, is within
-            words = dict(zip(SIDES, (panel.x0 - whole.x0, panel.y0 - whole.y0, whole.x1 - panel.x1, whole.y1 - panel.y1), strict=True))
+            words = self._words(ax, panel, renderer)
             for side, of in words.items():
                 at = row if side in ("bottom", "top") else column
                 around[side][at] = max(around[side][at], of + PAD * self.dpi)
@@ -109,9 +108,30 @@ class Drawing(Figure):
         for ax, row, column in _placed(self.axes):
             ax.set_position(Bbox.from_bounds(x[column], y[row], wide, high).transformed(self.transFigure.inverted()))
 
+    def _words(self, ax: Axes, panel: Any, renderer: RendererAgg) -> dict[str, float]:
+        """How many pixels the words of a panel need at its sides; the labels of its axes are put beside the numbers."""
+        names = {"left": (ax.yaxis, (-1, 0)), "bottom": (ax.xaxis, (0, -1))}
+        for axis, outwards in names.values():
+            axis.set_label_coords(*np.where(outwards, 0.5, axis.label.get_position()))  # in the middle, where it is in nothing's way
+        whole: Any = ax.get_tightbbox(renderer, for_layout_only=True, bbox_extra_artists=ax.texts)  # what else there is, is within
+        words = _beyond(panel, whole)
+        for side, (axis, outwards) in names.items():
+            if axis.get_label_text():
+                numbers = max(_beyond(ax.bbox, whole)[side] / self.dpi, axis.get_tick_padding() / 72)
+                (right, up), (x, y) = np.multiply(outwards, numbers + axis.labelpad / 72), np.where(outwards, 0, axis.label.get_position())
+                away = ScaledTranslation(right, up, self.dpi_scale_trans)
+                axis.set_label_coords(x, y, transform=ax.transAxes + away)
+                words[side] = _beyond(panel, axis.label.get_window_extent(renderer))[side]
+        return words
+
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
         return rendered(self, "png")
+
+
+def _beyond(panel: Any, words: Any) -> dict[str, float]:
+    """How many pixels a box needs at the sides of another."""
+    return dict(zip(SIDES, (panel.extents - words.extents) * (1, 1, -1, -1), strict=True))
 
 
 @cache
@@ -232,6 +252,13 @@ def dodged(ax: Axes, i: int, of: int, title: str, cells: Sequence[Cell], look: L
         ax.vlines(*zip(*ends, strict=True), color=look.colour, linewidth=0.7)
 
 
+def lines_across(ax: Axes, lines: Iterable[tuple[float, float, float, str]], upright: bool = False, **how: Any) -> None:
+    """Lines at a height, from a low to a high end and of a colour, drawn as one; upright: at an x instead."""
+    if of := list(zip(*lines, strict=True)):
+        at, low, high, colours = of
+        (ax.vlines if upright else ax.hlines)(at, low, high, colors=colours, **how)
+
+
 def legend_below(figure: Figure, axes: Sequence[Axes], of: Iterable[Look] = ()) -> None:
     """One legend below all panels, for what any of them has, in the order of the first that has all; the figure grows by its lines.
     of: the looks of its methods, whose families stand as headings above their members."""
@@ -254,7 +281,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes], of: Iterable[Look] = ()) 
     legend = figure.legend(handles=handles, labels=[name.removeprefix(HEAD) for name in names], **how)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_fontweight("bold" if name.startswith(HEAD) else "normal")
-    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
+    figure.set_figheight(figure.get_figheight() + legend.get_window_extent(_measuring(figure.dpi)).height / figure.dpi)
 
 
 def _paint(handle: Any) -> str:
@@ -343,9 +370,9 @@ def _far(boxes: Boxes, at: Boxes) -> Any:
 
 def rendered(figure: Figure, form: str) -> bytes:
     """The figure as "pdf", "svg" or "png"; the same figure gives the same bytes."""
-    content = io.BytesIO()
+    content: Any = io.StringIO() if form == "svg" else io.BytesIO()  # of a text in bytes each of its parts would be encoded by itself
     figure.savefig(content, format=form, dpi=200, metadata=METADATA[form])
-    return content.getvalue()
+    return content.getvalue().encode() if form == "svg" else content.getvalue()
 
 
 def save(figure: Figure, folder: Path, name: str, forms: tuple[str, ...] = tuple(METADATA)) -> list[Path]:
