@@ -59,7 +59,9 @@ def merge(sources: Sequence[Path], into: Path) -> Merged:
         elif of[0].root == into:
             twice += len(of) - 1
         else:
-            _copy(of[0], target)
+            cell = of[0]
+            files = {name: (cell.folder / name).read_bytes() for name in FILES if (cell.folder / name).exists()}
+            write_together(target.folder(cell.record.spec), files)
             copied, twice = copied + 1, twice + len(of) - 1
     return Merged(copied, twice, tuple(refused), tuple(_other_files([of[0] for of in cells.values()])))
 
@@ -85,12 +87,6 @@ def _scores(a: Scores, b: Scores) -> Iterator[tuple[str, float, float]]:
     for selection, values in a.items():
         for name, value in values.items():
             yield f"{selection} {name}", value, b.get(selection, {}).get(name, math.nan)
-
-
-def _copy(cell: Found, target: ResultStore) -> None:
-    folder = target.folder(cell.record.spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_together(folder, {name: (cell.folder / name).read_bytes() for name in FILES if (cell.folder / name).exists()})
 
 
 def _other_files(cells: Sequence[Found]) -> Iterator[str]:
