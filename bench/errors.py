@@ -67,7 +67,9 @@ def one_sentence(main: Callable[[Sequence[str] | None], int]) -> Callable[..., i
         if arguments is None and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # until here it was `bench`'s
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            _check_words([os.getcwd(), *(sys.argv[1:] if arguments is None else arguments)])
+            for word in (os.getcwd(), *(sys.argv[1:] if arguments is None else arguments)):
+                if not is_text(word):
+                    raise RequestError(f"{word!a} is not UTF-8, so no record could name it: rename it.")
             if isinstance(sys.stdout, io.TextIOWrapper):
                 sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has a ±
             code = main(arguments)
@@ -105,13 +107,6 @@ def untouched_by_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _check_words(words: Iterable[str]) -> None:
-    """RequestError for a path or a flag that is not UTF-8, as every record has to be."""
-    for word in words:
-        if not is_text(word):
-            raise RequestError(f"{word!a} is not UTF-8, so no record could name it: rename it.")
 
 
 def is_text(word: str) -> bool:

@@ -141,11 +141,7 @@ def mean_image_iou(images: Images, empty: float = 0.0) -> float:
 
 def confusion(text: str) -> list[tuple[int, int, int]]:
     """An image's confusion matrix as (true class, predicted class, pixels)."""
-    return [(int(truth), int(predicted), int(pixels)) for truth, predicted, pixels in map(_parted, text.split())]
-
-
-def _parted(entry: str) -> list[str]:
-    return entry.split(":")
+    return [(int(truth), int(predicted), int(pixels)) for truth, predicted, pixels in (entry.split(":") for entry in text.split())]
 
 
 Terms = Mapping[Hashable, tuple[np.ndarray, np.ndarray]]  # the ratios whose mean a metric is: every image's part and whole of each, (n,)
