@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import groupby, product
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 from bench.data.manifest import remember_data
 from bench.data.prompt_table import TablePrompt, read_prompts
@@ -16,7 +15,7 @@ from bench.errors import STOPPED, CheckpointError, DataError, RequestError, unkn
 from bench.grid.families import SIGN, members
 from bench.grid.files import file_sha256, write_together
 from bench.grid.plan import families_by_method, names_of, open_dataset
-from bench.grid.protocol import Settings
+from bench.grid.protocol import PRECISIONS
 from bench.grid.registry import DATASETS
 from bench.grid.spec import Reevaluation, RunSpec, split_calls
 from bench.grid.store import RECORD, REEVALUATIONS, ResultStore
@@ -24,8 +23,6 @@ from bench.running.adapted import cell_folder, tuned_on, tuned_spec
 from bench.running.grid import Options, list_cells, run_cells, summary, to_run
 from bench.training.conditions import boxes_file, canonical_corruption, canonical_prompt, prompt_file, read_boxes
 from bench.types import Dataset
-
-PRECISIONS: tuple[str, ...] = get_args(get_type_hints(Settings)["precision"])
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,6 @@ def _keep_files(prompts: str, store: ResultStore) -> None:
     for text in split_calls(prompts):
         path, kept = boxes_file(text), prompt_file(store.root, canonical_prompt(text))
         if path and kept:
-            kept.parent.mkdir(parents=True, exist_ok=True)
             write_together(kept.parent, {kept.name: path.read_bytes()})
 
 

@@ -166,7 +166,8 @@ class CellRunner:
             return self._run(spec, on_progress, memory, recorder)
 
     def _run(self, spec: RunSpec, on_progress: ProgressCallback, memory: Memory, recorder: Recorder) -> str:
-        on_progress = ProgressWriter(spec, self.store, on_progress, self.stop) if self.process_group.rank == 0 else _silent
+        writes = self.process_group.rank == 0
+        on_progress = ProgressWriter(spec, self.store, on_progress, self.stop) if writes else lambda share, doing: None
         replaces = self.store.stamp(spec)
         on_progress(0.0, "starting")
         dataset, context = self.datasets[spec.dataset], self.context
@@ -192,7 +193,7 @@ class CellRunner:
         )
         result = cell.run({**self.facts, "data": data})
         recorder.scores = {f"{rule}.{name}": value for rule, of in result.record.scores.items() for name, value in of.items()}
-        if self.process_group.rank == 0:
+        if writes:
             tuned = None if spec.reevaluation else result.tuned  # they lie with the parent
             self.store.save(result.record, result.images, result.history, tuned, replaces)
         first = spec.settings.selections[0]
@@ -218,10 +219,6 @@ class CellRunner:
         if self.process_group.rank == 0 and dataset.name not in self._data:
             self._data[dataset.name] = data_facts(dataset, self.context.out / "cache")
         return self._data.get(dataset.name, {})
-
-
-def _silent(share: float, doing: str) -> None:
-    return
 
 
 def device_of(name: str) -> str:
