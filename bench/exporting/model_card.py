@@ -1,7 +1,7 @@
 """The card of a model for Hugging Face: its numbers, and all that they depend on."""
 
 from bench.grid.store import Record
-from bench.model.backbones import BackboneSpec, read_backbone
+from bench.model.backbones import read_backbone
 
 CARD = """---
 library_name: {library}
@@ -53,7 +53,7 @@ model = SamModel.from_pretrained("THIS FOLDER OR REPOSITORY")""",
 def model_card(record: Record, is_adapter: bool, images: str) -> str:
     """The README.md of an exported cell, in Markdown. images: how a tool has to take them, a sentence."""
     spec, backbone = record.spec, read_backbone(record.spec.backbone)
-    facts = record.provenance
+    facts, parameters = record.provenance, record.cost.get("trainable_parameters")
     return CARD.format(
         library="peft" if is_adapter else "transformers",
         licence=backbone.licence.lower() if backbone.licence == "Apache-2.0" else "other",
@@ -67,7 +67,7 @@ def model_card(record: Record, is_adapter: bool, images: str) -> str:
         draw=spec.draw,
         seed=spec.seed,
         protocol=spec.protocol,
-        parameters=_number(record.cost.get("trainable_parameters")),
+        parameters=f"{parameters:,}" if isinstance(parameters, int) else "not known",
         scores="\n".join(f"| mIoU, selection {rule} | {scores['miou_all']:.2f} % |" for rule, scores in record.scores.items()),
         fingerprint=record.fingerprint or "not known",
         checkpoint=(facts.get("checkpoint") or {}).get("name", "random weights"),
@@ -76,15 +76,7 @@ def model_card(record: Record, is_adapter: bool, images: str) -> str:
         key=spec.key,
         prompt=spec.settings.evaluation_prompt,
         images=images,
-        use=USE[is_adapter].format(base=_base(backbone)),
+        use=USE[is_adapter].format(base=backbone.hugging_face or f"A SAMMODEL OF {backbone.title.upper()}"),
         backbone_licence=backbone.licence,
         source=backbone.source,
     )
-
-
-def _base(backbone: BackboneSpec) -> str:
-    return backbone.hugging_face or f"A SAMMODEL OF {backbone.title.upper()}"
-
-
-def _number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else "not known"

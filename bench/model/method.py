@@ -73,7 +73,7 @@ class Method:
         that they have seen, by precision; for a grid's plan, without weights."""
         config = read_backbone(backbone).config
         with torch.device("meta"):
-            model = build_parts(self, _outline(config), 0)
+            model = build_parts(self, outline(config), 0)
         parts, reads = model.encoder.frozen_parts, model.decoder.reads_first_global
         return parts, {precision: frozen_bytes(config, parts, reads, precision) for precision in PRECISIONS}
 
@@ -130,8 +130,10 @@ class EncoderMethod(Method):
 
 
 @cache
-def _outline(config: SamConfig) -> Sam:
-    return Sam(config)
+def outline(config: SamConfig) -> Sam:
+    """A SAM of these sizes on the device "meta", without numbers."""
+    with torch.device("meta"):
+        return Sam(config)
 
 
 def build(name: str, sam: Sam, seed: int = 0, protocol: str = "clean") -> PromptableSegmenter:
