@@ -25,7 +25,7 @@ from bench.grid.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Sample, Split, TrainingPrompts, hash_order
 from datasets import fls, hrsid, jsrt
 from datasets.fls import Fls
-from datasets.folder import CACHE_BYTES, GENERATED_MARK, ArchiveDataset, Bytes, FolderDataset, Folders, SampleCache, stems
+from datasets.folder import GENERATED_MARK, ArchiveDataset, Bytes, FolderDataset, Folders, SampleCache, stems
 from datasets.hqseg44k import HqSeg44k
 from datasets.hrsid import Hrsid
 from datasets.jsrt import Jsrt
@@ -50,13 +50,13 @@ class SynthDataset(Dataset):
 
     draw: ClassVar["staticmethod[[np.random.Generator, int], tuple[Bytes, Bytes]]"]
 
-    def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
-        self._cache = SampleCache(cache_bytes)
+    def __init__(self) -> None:
+        self._cache = SampleCache()
 
     @classmethod
-    def open(cls, data: Path, cache_bytes: int = CACHE_BYTES) -> Self:
+    def open(cls, data: Path) -> Self:
         """The domain; whatever lies in `data` does not matter."""
-        return cls(cache_bytes)
+        return cls()
 
     def names(self, split: Split) -> tuple[str, ...]:
         """Four-digit numbers, different ones in every split."""
