@@ -37,7 +37,7 @@ from bench.model.method import build
 from bench.model.precision import computing, repeatable
 from bench.profiling.cost import measured
 from bench.profiling.kernels import compare_kernels
-from bench.profiling.model import Job, measure, works
+from bench.profiling.model import Job, measure, timed, works
 from bench.profiling.samples import Squares
 from bench.profiling.turns import Found, device_label, in_subprocess, slug, unwritten
 from bench.running.estimate import hours
@@ -166,37 +166,24 @@ def ceilings(backbone: str, device: str) -> Found:
     rows: list[dict[str, Any]] = []
     source = torch.empty(side * side, device=device)
     target = torch.empty_like(source)
-    rows.append({"what": "copy", "rate": f"{2 * source.nbytes / 1e9 / _best(lambda: target.copy_(source), device):.0f} GB/s"})
+    rows.append({"what": "copy", "rate": f"{2 * source.nbytes / 1e9 / _best(lambda: target.copy_(source)):.0f} GB/s"})
     for name, kind, products in (("fp32", torch.float32, "highest"), ("tf32", torch.float32, "high"), ("bf16", torch.bfloat16, "highest")):
         torch.set_float32_matmul_precision(products)
         a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-        rows.append({"what": f"{name} products", "rate": f"{2 * side**3 / 1e12 / _best(partial(torch.matmul, a, b), device):.3g} TFLOP/s"})
+        rows.append({"what": f"{name} products", "rate": f"{2 * side**3 / 1e12 / _best(partial(torch.matmul, a, b)):.3g} TFLOP/s"})
     return {"rows": rows, "ok": True, "said": ", ".join(f"{row['what']} {row['rate']}" for row in rows)}
 
 
-def _best(call: Callable[[], object], device: str, calls: int = 6) -> float:
+def _best(call: Callable[[], object]) -> float:
     """The least wall seconds of some calls."""
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    taken = []
-    for _ in range(calls):
-        wait()
-        began = time.perf_counter()
-        call()
-        wait()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+    return min(timed(call)["wall"] for _ in range(6))
 
 
 def kernels(backbone: str, device: str) -> Found:
     """`bench.perf kernels` of the backbone, in the numbers that a card is used with."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
         compare_kernels(device, backbone, "bf16" if device == "cuda" else "fp32", 1, 3)
-    return {
-        "rows": [],
-        "text": said.getvalue(),
-        "ok": True,
-        "said": "those in use are marked as chosen",
-    }
+    return {"rows": [], "text": said.getvalue(), "ok": True, "said": "those in use are marked as chosen"}
 
 
 def speed(backbone: str, device: str) -> Found:
