@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bench.errors import unknown
+from bench.errors import need_known
 
 RULES = ("all", "empty_as_empty", "with_objects")
 TEXTS = ("name", "confusion", "instances")  # columns of `Images` that are lists
@@ -335,8 +335,7 @@ RECORDED = ("miou", "dice", "mean_image_iou")  # what records have; all others a
 
 def metric_of(name: str) -> Metric:
     """The metric of a name; RequestError for one that there is not."""
-    if name not in METRICS:
-        raise unknown("metric", name, METRICS)
+    need_known("metric", METRICS, name)
     return METRICS[name]
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.errors import CheckpointError, InputError, RequestError, unknown
+from bench.errors import CheckpointError, InputError, RequestError, need_known
 from bench.grid.protocol import Resize
 from bench.model.attention import choose
 from bench.model.decoder import Decoded, Decoder
@@ -185,9 +185,7 @@ class PromptableSegmenter(nn.Module):
 
     def _read(self, image: "Picture", given: Mapping[str, Any]) -> tuple[Tensor, Prompts]:
         """A picture (3, H, W) and its prompts, checked."""
-        for name in given:
-            if name not in KINDS:
-                raise unknown("kind of prompt", name, KINDS)
+        need_known("kind of prompt", KINDS, *given)
         tensor = read_picture(image)
         return tensor, prompts_from((tensor.shape[-2], tensor.shape[-1]), self.sam.config.grid, **given)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.data.manifest import remember_data
 from bench.data.prompt_table import TablePrompt, read_prompts
-from bench.errors import STOPPED, CheckpointError, DataError, RequestError, unknown
+from bench.errors import STOPPED, CheckpointError, DataError, RequestError, need_known, unknown
 from bench.grid.families import SIGN, members
 from bench.grid.files import file_sha256, write_together
 from bench.grid.plan import families_by_method, names_of, open_dataset
@@ -158,9 +158,7 @@ def _specs(asked: Asked, parents: Sequence[RunSpec], dataset: str, data: Path) -
     """The re-evaluations of these parents on a data set, prompts innermost, so that they can share what the encoder says."""
     prompts, corruptions = split_calls(asked.prompts), split_calls(asked.corruptions)
     precisions = split_calls(asked.precisions)
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise unknown("precision", precision, PRECISIONS)
+    need_known("precision", PRECISIONS, *precisions)
     cls = DATASETS.get(dataset)
     where = {"dataset": dataset, "dataset_revision": cls.revision_of(data), "generated": cls.is_generated(data)}  # type: ignore[attr-defined]
     found: dict[RunSpec, None] = {}
