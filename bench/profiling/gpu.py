@@ -272,8 +272,10 @@ STEPS: Mapping[str, tuple[str, Callable[[str, str], Found]]] = {
 
 def first_minutes(device: str, backbone: str, minutes: float, out: Path, results: Path) -> int:
     """Runs the steps, prints and writes each at once to <date>-<device>-first.json and .md, and keeps the costs in the results folder
-    for dry runs; 1 where a step failed or found something wrong."""
-    device = checked_device(device, minutes)
+    for dry runs; 1 where a step failed or found something wrong, RequestError where there is no such device."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise RequestError("torch finds no GPU here, so there is nothing to check; --device cpu --backbone tiny shows what would be done.")
+    device = device_of(device)
     path = unwritten(out / f"{datetime.now(UTC):%Y-%m-%d}-{slug(device_label(device))}-first")
     ends, found = time.monotonic() + 60 * minutes, dict[str, Found]()
     about: Found = {"device": device_label(device), "backbone": backbone, "torch": package_version("torch"), "minutes": minutes}
@@ -314,15 +316,6 @@ def _keep_costs(costs: Mapping[str, Mapping[str, float]], backbone: str, device:
     for name, of in costs.items():
         facts = {**of, "commit": git_state(ROOT)[0], "torch": package_version("torch")}
         store.keep_cost(choose_methods(name)[0], backbone, device_label(device), facts)
-
-
-def checked_device(device: str, minutes: float) -> str:
-    """The device that is meant; RequestError, in one sentence, where there is none, or no time."""
-    if not 0 < minutes < float("inf"):
-        raise RequestError(f"--minutes {minutes:g}: numbers above 0 are allowed.")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise RequestError("torch finds no GPU here, so there is nothing to check; --device cpu --backbone tiny shows what would be done.")
-    return device_of(device)
 
 
 def main(words: Sequence[str]) -> None:

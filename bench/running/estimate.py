@@ -11,8 +11,8 @@ from typing import Any
 
 from bench import ROOT
 from bench.errors import counted
-from bench.grid.processor import cpu_model
 from bench.grid.protocol import Settings, load_protocol
+from bench.grid.provenance import cpu_model
 from bench.grid.spec import RunSpec
 from bench.grid.store import method_id
 from bench.model.backbones import backbone_names, read_backbone
