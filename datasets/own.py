@@ -180,18 +180,14 @@ def read_names(dataset: str, path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise DataError(f"Data set {dataset}: the list {path} cannot be read: {reason}.") from None
-    return tuple(dict.fromkeys(line.removesuffix(_image_ending(Path(line).suffix)) for line in lines if line))
+    ends = [(line, Path(line).suffix) for line in lines if line]  # a name may have a point in it
+    return tuple(dict.fromkeys(line.removesuffix(end) if end.lower() in Definition.extensions else line for line, end in ends))
 
 
 def _known(names: Sequence[str], entries: Entries) -> tuple[str, ...]:
     """The names as the entries have them, whatever form of Unicode they are listed in."""
     same = {composed(name): name for name in entries}
     return tuple(same.get(composed(name), name) for name in names)
-
-
-def _image_ending(suffix: str) -> str:
-    """The suffix if it is an image's: a name may have a point in it."""
-    return suffix if suffix.lower() in Definition.extensions else ""
 
 
 class BrokenDataset(Dataset):

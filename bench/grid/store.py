@@ -155,8 +155,9 @@ class ResultStore:
             raise RequestError(f"Cannot write to the output folder {self.root}: {error.strerror}.") from None
         closed = [folder for spec in specs if (folder := self._closed(spec))]
         if closed:
+            more = f" ({len(closed) - 1} more like it)" if len(closed) > 1 else ""
             raise RequestError(
-                f"Cannot write to {closed[0]}, which user {closed[0].stat().st_uid} owns{_more(len(closed))}: results that several "
+                f"Cannot write to {closed[0]}, which user {closed[0].stat().st_uid} owns{more}: results that several "
                 "people write need --group-writable from the beginning, or another --out."
             )
 
@@ -694,7 +695,3 @@ def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
         name = f"{prefix}.{key}"
         found |= flat(name, value) if isinstance(value, Mapping) else {name: value}
     return found
-
-
-def _more(count: int) -> str:
-    return f" ({count - 1} more like it)" if count > 1 else ""

@@ -199,20 +199,17 @@ def speed(backbone: str, device: str) -> Found:
         if (method, work) not in plain:
             plain[method, work] = measure(Job(backbone, method, work, 1, 10, device, "reference", "fp32", "medium"))
         fast = measure(Job(backbone, method, work, images, 10, device, "fast", precision, "medium", compile))
+        slow = plain[method, work]
         rows.append({"backbone": backbone, "method": method, "work": work, "images": images, "compiled": compile})
-        rows[-1] |= _speed(fast, plain[method, work], images)
+        rows[-1] |= {
+            "images/s": round(images / fast["seconds"], 2),
+            "times plain fp32": round(images * slow["seconds"] / fast["seconds"], 2),
+            "share of the product rate %": round(100 * slow["tflop"] * images / fast["seconds"] / fast["gemm_tflops"]),
+            "GB": round(fast["peak_mb"] / 1e3, 2),
+            "plain GB": round(slow["peak_mb"] / 1e3, 2),
+        }
         _so_far(rows)
     return {"rows": rows, "ok": True, "said": f"{min(row['times plain fp32'] for row in rows)} times the plain path, or more"}
-
-
-def _speed(fast: Found, plain: Found, images: int) -> dict[str, float]:
-    return {
-        "images/s": round(images / fast["seconds"], 2),
-        "times plain fp32": round(images * plain["seconds"] / fast["seconds"], 2),
-        "share of the product rate %": round(100 * plain["tflop"] * images / fast["seconds"] / fast["gemm_tflops"]),
-        "GB": round(fast["peak_mb"] / 1e3, 2),
-        "plain GB": round(plain["peak_mb"] / 1e3, 2),
-    }
 
 
 def waits(backbone: str, device: str) -> Found:

@@ -55,7 +55,10 @@ def reevaluate(asked: Asked, options: Options) -> int:
         return 0
     store.check_writable(missing)
     remember_data(datasets.values(), options.out / "cache")
-    _keep_files(asked.prompts, store)
+    for text in split_calls(asked.prompts):  # a copy of each file of boxes stays beside the results, by its content
+        path, kept = boxes_file(text), prompt_file(store.root, canonical_prompt(text))
+        if path and kept:
+            write_together(kept.parent, {kept.name: path.read_bytes()})
     if not missing:
         store.write_grid(specs, REEVALUATIONS)
     for (backbone, _), of in groupby(sorted(missing, key=_weights), key=_weights):
@@ -144,14 +147,6 @@ def _check_inside(path: Path, image: str, prompts: Sequence[TablePrompt], datase
             raise DataError(
                 f"{path}, row {prompt.row}: the box [{box}] is not inside the image {image} of {dataset.name}, {width}×{height} pixels."
             )
-
-
-def _keep_files(prompts: str, store: ResultStore) -> None:
-    """Keeps a copy of each file of boxes beside the results, by its content."""
-    for text in split_calls(prompts):
-        path, kept = boxes_file(text), prompt_file(store.root, canonical_prompt(text))
-        if path and kept:
-            write_together(kept.parent, {kept.name: path.read_bytes()})
 
 
 def _specs(asked: Asked, parents: Sequence[RunSpec], dataset: str, data: Path) -> list[RunSpec]:

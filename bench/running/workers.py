@@ -151,7 +151,7 @@ class CellRunner:
 
     def _run_or_retry(self, spec: RunSpec, on_progress: ProgressCallback) -> str:
         """Runs the cell, and where the device's memory was too small once more with smaller steps of the same mathematics."""
-        less = less_memory(self.context.memory, spec.settings.batch)
+        less = Memory(max(1, (self.context.memory.micro_batch or spec.settings.batch) // 2), checkpointing=True)
         try:
             return self._recorded(spec, on_progress, self.context.memory)
         except Exception as error:
@@ -252,11 +252,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
-
-
-def less_memory(memory: Memory, batch: int) -> Memory:
-    """Steps that need less: half the micro-batch (one image at least), and activation checkpointing."""
-    return Memory(max(1, (memory.micro_batch or batch) // 2), checkpointing=True)
 
 
 def free_memory() -> None:
