@@ -155,20 +155,9 @@ class Cell:
         state, started = self.state, time.monotonic()
         self.on_history(state.history, False)
         self._evaluate_if_due()
-        steps = steps_of(
-            self.model,
-            optimizer,
-            self.dataset,
-            self.support,
-            self.settings,
-            self.spec.seed,
-            state.step,
-            self.memory,
-            self.process_group,
-            self.prepared,
-            self.compile == STEP_GRAPH,
-        )
-        for step in steps:
+        what = self.model, optimizer, self.dataset, self.support, self.settings, self.spec.seed, state.step
+        how = self.memory, self.process_group, self.prepared, self.compile == STEP_GRAPH
+        for step in steps_of(*what, *how):
             self._note_losses()  # of the step before, while the device computes this one
             self._started, state.step = step, step.number
             if is_evaluation_due(vars(step), self.settings):

@@ -175,22 +175,8 @@ class CellRunner:
             self.prepared = Prepared(dataset, context.kept_bytes, context.spilled_bytes, self._embeddings())
         data = self.process_group.broadcast(self._facts_of(dataset))
         adapted, condition = self._reevaluated(spec) if spec.reevaluation else (None, None)
-        cell = Cell(
-            spec,
-            self.sam,
-            dataset,
-            self.store.folder(spec),
-            on_progress,
-            context.save_every,
-            memory,
-            self.prepared,
-            self.process_group,
-            adapted,
-            condition,
-            context.compile,
-            data.get("fingerprint"),
-            recorder,
-        )
+        how = context.save_every, memory, self.prepared, self.process_group, adapted, condition, context.compile
+        cell = Cell(spec, self.sam, dataset, self.store.folder(spec), on_progress, *how, data.get("fingerprint"), recorder)
         result = cell.run({**self.facts, "data": data})
         recorder.scores = {f"{rule}.{name}": value for rule, of in result.record.scores.items() for name, value in of.items()}
         if writes:
