@@ -142,11 +142,9 @@ def read_coco(path: Path, folder: Path, definition: Definition, source: Path | N
 
 def _unnamed(category: int, definition: Definition, source: Path | None) -> str:
     classes = {number: name for name, number in definition.classes.items()}
-    return (
-        f"is of the class id {category}, which {source or '`classes`'} does not name: {named(classes)}"
-        if classes and category not in classes
-        else ""
-    )
+    if not classes or category in classes:
+        return ""
+    return f"is of the class id {category}, which {source or '`classes`'} does not name: {named(classes)}"
 
 
 def _bad_annotation(annotation: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str]) -> str:

@@ -148,12 +148,6 @@ def statistics(sample: Sample, rule: ObjectRule) -> NDArray[np.float64]:
     return np.array([len(areas), inside.mean(), side, contrast, grey.mean()])
 
 
-def print_choice(dataset: SynthDataset) -> None:
-    """The lines of `official` for a domain's class."""
-    chosen = choose_shots(dataset)
-    print(f'{dataset.name}\n        1: ("{chosen[0]}",),\n        16: stems("{" ".join(sorted(chosen))}"),')
-
-
 # A domain in the clothes of an archive.
 
 
@@ -332,7 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _do(asked: argparse.Namespace) -> None:
     if asked.choose_shots:
         for domain in (SynthBuildings, SynthPolyps, SynthShadows):
-            print_choice(domain())
+            chosen = choose_shots(domain())
+            print(f'{domain.name}\n        1: ("{chosen[0]}",),\n        16: stems("{" ".join(sorted(chosen))}"),')
         return
     layout = LAYOUTS[asked.layout]
     try:

@@ -35,7 +35,6 @@ class Method:
     space: the parameters that `bench.tune` tries besides the learning rates, and their values.
     prompt_free: True where it needs no prompt: it learns SAM's "no prompt" embedding, and is trained and evaluated without prompts whatever
     the protocol says.
-    retunes_backbone: True where the model has a copy of the backbone's weights for itself, so that it is as large as SAM.
 
     family: of `bench.grid.families`, by which methods are asked for (`@lora`) and shown. What methods/README.md says of it, "" where there
     is nothing to say: trained: what is trained; pyramid: what that means on a block of SAM 2 that widens or pools; rates: its authors'
@@ -50,7 +49,6 @@ class Method:
     trains: ClassVar[bool] = True
     space: ClassVar[Space] = {}
     prompt_free: ClassVar[bool] = False
-    retunes_backbone: ClassVar[bool] = False
     family: ClassVar[str] = ""
     trained: ClassVar[str] = ""
     pyramid: ClassVar[str] = ""

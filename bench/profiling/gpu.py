@@ -289,7 +289,9 @@ def first_minutes(device: str, backbone: str, minutes: float, out: Path, results
         found[name]["seconds"] = round(time.monotonic() - began, 1)
         print(f"{title}: {_verdict(found[name])} ({found[name]['seconds']:.0f} s)", flush=True)
         _write(path, about, found)
-    _keep_costs(found.get("cost", {}).get("costs", {}), backbone, device, results)
+    for name, of in found.get("cost", {}).get("costs", {}).items():
+        facts = {**of, "commit": about["commit"], "torch": about["torch"]}
+        ResultStore(results).keep_cost(choose_methods(name)[0], backbone, about["device"], facts)
     print(f"Written to {path}.json and .md")
     return int(not all(of.get("ok") for of in found.values()))
 
@@ -306,13 +308,6 @@ def _write(path: Path, about: Found, found: Mapping[str, Found]) -> None:
         table = of.get("text") or (pd.DataFrame(of["rows"]).to_markdown(index=False) if of.get("rows") else "")
         parts += [f"## {STEPS[name][0]}\n\n{_verdict(of)} ({of['seconds']:.0f} s)", *([table] if table else [])]
     path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
-
-
-def _keep_costs(costs: Mapping[str, Mapping[str, float]], backbone: str, device: str, results: Path) -> None:
-    store = ResultStore(results)
-    for name, of in costs.items():
-        facts = {**of, "commit": git_state(ROOT)[0], "torch": package_version("torch")}
-        store.keep_cost(choose_methods(name)[0], backbone, device_label(device), facts)
 
 
 def main(words: Sequence[str]) -> None:
