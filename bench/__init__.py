@@ -22,19 +22,20 @@ if _found is None or _found.origin is None or Path(_found.origin).resolve().pare
     raise ImportError(f"Run from {ROOT}, or with it first in PYTHONPATH: another package named `datasets` is found before its own.")
 
 if TYPE_CHECKING:
-    from bench.exporting.cell_tables import image_rows, results
-    from bench.figures import figure
-    from bench.model.checkpoints import load_sam
-    from bench.model.method import build
-    from bench.model.released import load_cat_sam
-    from bench.model.segmenter import PromptableSegmenter
-    from bench.model.sizes import SamConfig
-    from bench.run import run
-    from bench.running.adapted import load_run
-    from bench.tables import table
-    from bench.training.losses import segmentation_loss
-    from bench.training.samples import training_samples
-    from bench.types import Prompts
+    from bench.exporting.cell_tables import image_rows as image_rows
+    from bench.exporting.cell_tables import results as results
+    from bench.figures import figure as figure
+    from bench.model.checkpoints import load_sam as load_sam
+    from bench.model.method import build as build
+    from bench.model.released import load_cat_sam as load_cat_sam
+    from bench.model.segmenter import PromptableSegmenter as PromptableSegmenter
+    from bench.model.sizes import SamConfig as SamConfig
+    from bench.run import run as run
+    from bench.running.adapted import load_run as load_run
+    from bench.tables import table as table
+    from bench.training.losses import segmentation_loss as segmentation_loss
+    from bench.training.samples import training_samples as training_samples
+    from bench.types import Prompts as Prompts
 
 _HOMES = {  # looked up on first use: planning and tables must not wait for torch
     "build": "bench.model.method",
@@ -51,24 +52,7 @@ _HOMES = {  # looked up on first use: planning and tables must not wait for torc
     "table": "bench.tables",
     "training_samples": "bench.training.samples",
 }
-__all__ = [
-    "PromptableSegmenter",
-    "Prompts",
-    "SamConfig",
-    "build",
-    "datasets",
-    "figure",
-    "image_rows",
-    "load_cat_sam",
-    "load_run",
-    "load_sam",
-    "methods",
-    "results",
-    "run",
-    "segmentation_loss",
-    "table",
-    "training_samples",
-]
+__all__ = [*_HOMES, "datasets", "methods", "run"]
 
 
 def __getattr__(name: str) -> Any:

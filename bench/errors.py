@@ -5,7 +5,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 
@@ -47,6 +47,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> RequestError:
     return RequestError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
 
 
+def need_known(kind: str, known: Collection[str], *names: str) -> None:
+    """RequestError, as `unknown` says it, for the first of the names that is not known."""
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, known)
+
+
 def last_words(code: int, error: str) -> str:
     """Why a process failed: its last line, or, of one without any, how it ended."""
     killed = " (killed, as where memory runs out)" if code == -signal.SIGKILL else ""
@@ -67,7 +74,9 @@ def one_sentence(main: Callable[[Sequence[str] | None], int]) -> Callable[..., i
         if arguments is None and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # until here it was `bench`'s
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            _check_words([os.getcwd(), *(sys.argv[1:] if arguments is None else arguments)])
+            for word in (os.getcwd(), *(sys.argv[1:] if arguments is None else arguments)):
+                if not is_text(word):
+                    raise RequestError(f"{word!a} is not UTF-8, so no record could name it: rename it.")
             if isinstance(sys.stdout, io.TextIOWrapper):
                 sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has a ±
             code = main(arguments)
@@ -105,13 +114,6 @@ def untouched_by_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _check_words(words: Iterable[str]) -> None:
-    """RequestError for a path or a flag that is not UTF-8, as every record has to be."""
-    for word in words:
-        if not is_text(word):
-            raise RequestError(f"{word!a} is not UTF-8, so no record could name it: rename it.")
 
 
 def is_text(word: str) -> bool:

@@ -66,10 +66,6 @@ def _datasets(data: Path) -> Lines:
     return _registered(DATASETS)
 
 
-def _protocols(_: Path) -> Lines:
-    return ((name, load_protocol(name).summary) for name in protocol_names())
-
-
 def _backbones(_: Path) -> Lines:
     for name in backbone_names():
         spec = read_backbone(name)
@@ -87,10 +83,6 @@ def _suites(_: Path) -> Lines:
         yield str(path.relative_to(ROOT)), f"{asked.methods} on {asked.datasets}; {shots}, {asked.backbone}, {asked.protocol}"
 
 
-def _metrics(_: Path) -> Lines:
-    return ((name, metric.in_words) for name, metric in METRICS.items())
-
-
 def first_sentence(thing: object) -> str:
     """The first sentence of a docstring, on one line."""
     text = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
@@ -101,10 +93,10 @@ KINDS: Mapping[str, Callable[[Path], Lines]] = {
     "methods": lambda _: _registered(METHODS),
     "families": _families,
     "datasets": _datasets,
-    "protocols": _protocols,
+    "protocols": lambda _: ((name, load_protocol(name).summary) for name in protocol_names()),
     "backbones": _backbones,
     "suites": _suites,
-    "metrics": _metrics,
+    "metrics": lambda _: ((name, metric.in_words) for name, metric in METRICS.items()),
 }
 
 

@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("cells", "rounds", "at_once", "images", "side", "objects", "threads", "calls"):
         if (value := getattr(given, name, None)) is not None and value < 1:
             raise RequestError(f"--{name.replace('_', '-')} {value}: whole numbers from 1 are allowed.")
+    if not 0 < getattr(given, "minutes", 1.0) < float("inf"):
+        raise RequestError(f"--minutes {given.minutes:g}: numbers above 0 are allowed.")
     return int(given.run(given))
 
 
@@ -114,8 +116,6 @@ def _cost(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    if not 0 < given.minutes < float("inf"):
-        raise RequestError(f"--minutes {given.minutes:g}: numbers above 0 are allowed.")
     _device(given)
     at_once = given.at_once or (1 if given.device == "cuda" else 2)
     return int(_late("turns", "compare")(given.device, _labels(given), given.rounds, given.minutes, at_once, given.out))

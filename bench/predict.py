@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import STOPPED, one_sentence
+from bench.errors import STOPPED, counted, one_sentence
 from bench.grid.command_line import add_common, command_parser
 from bench.grid.files import write_together
 from bench.grid.plugins import add_option
@@ -130,8 +130,8 @@ def _emptiness(rows: Sequence[dict[str, Any]]) -> str:
 
 def _in_words(row: dict[str, Any]) -> str:
     share = 100 * row["foreground_pixels"] / (row["height"] * row["width"])
-    count = f"{row['prompts']} prompts" if row["prompts"] != 1 else "1 prompt"
-    return f"{count if row['prompts'] else 'no prompt'}, foreground {share:.1f} % of {row['width']}×{row['height']} pixels"
+    prompts = counted(row["prompts"], "prompt") if row["prompts"] else "no prompt"
+    return f"{prompts}, foreground {share:.1f} % of {row['width']}×{row['height']} pixels"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with working("Making the report"):
         page = report(ResultStore(*given.out), given.metric).encode()
     folder = given.out[0] / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     write_together(folder, {"index.html": page})
     print(f"{folder / 'index.html'} ({len(page) / 1e6:.1f} MB)")
     return 0

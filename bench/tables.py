@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import RequestError, one_sentence, unknown
+from bench.errors import RequestError, need_known, one_sentence
 from bench.grid.command_line import command_parser
 from bench.grid.metrics import RULES, USUAL
 from bench.grid.protocol import SELECTIONS
@@ -34,12 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.reporting.formats import FORMATS
     from bench.reporting.tables import KINDS, print_and_write
 
-    if given.like not in (*KINDS, "all"):
-        raise unknown("kind of table", given.like, (*KINDS, "all"))
+    need_known("kind of table", (*KINDS, "all"), given.like)
     formats = [name.strip() for name in given.format.split(",")]
-    for name in formats:
-        if name not in FORMATS:
-            raise unknown("table format", name, FORMATS)
+    need_known("table format", FORMATS, *formats)
     with working("Making tables"):
         made = _asked(given)
     print_and_write(made, formats, given.out[0] / "tables", not given.no_intervals, not given.no_n)

@@ -5,7 +5,7 @@ What is marked `iscrowd` is a group that nobody told apart: it is no object and 
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
@@ -130,9 +130,9 @@ def read_coco(path: Path, folder: Path, definition: Definition, source: Path | N
     else:
         found.faults += bad
     if bad:
-        found.notes.append(
-            f"{len(annotations) - len(bad):,} of {len(annotations):,} annotations in {path} can be used.{_advice(definition, source)}"
-        )
+        has_key = source and not definition.skip_bad_annotations
+        advice = f" With `skip_bad_annotations = true` in {source} the others are left out." if has_key else ""
+        found.notes.append(f"{len(annotations) - len(bad):,} of {len(annotations):,} annotations in {path} can be used.{advice}")
     if crowds:
         found.notes.append(f"Crowds in {path}, which are neither objects nor foreground: {crowds:,}.")
     used = [image for image in images if definition.empty_images or objects[image["id"]]]
@@ -140,18 +140,11 @@ def read_coco(path: Path, folder: Path, definition: Definition, source: Path | N
     return found
 
 
-def _advice(definition: Definition, source: Path | None) -> str:
-    has_key = source and not definition.skip_bad_annotations
-    return f" With `skip_bad_annotations = true` in {source} the others are left out." if has_key else ""
-
-
 def _unnamed(category: int, definition: Definition, source: Path | None) -> str:
     classes = {number: name for name, number in definition.classes.items()}
-    return (
-        f"is of the class id {category}, which {source or '`classes`'} does not name: {named(classes)}"
-        if classes and category not in classes
-        else ""
-    )
+    if not classes or category in classes:
+        return ""
+    return f"is of the class id {category}, which {source or '`classes`'} does not name: {named(classes)}"
 
 
 def _bad_annotation(annotation: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str]) -> str:
@@ -235,14 +228,9 @@ def _checked(path: Path, table: str, rows: Rows, columns: Mapping[str, type]) ->
         bad = [name for name, kind in columns.items() if not isinstance(row, dict) or type(row.get(name)) is not kind]
         if bad:
             raise DataError(f"Entry {at} of {table!r} in {path} has no {bad[0]} of type {columns[bad[0]].__name__}.")
-    repeated = _repeated(row["id"] for row in rows)
-    if repeated:
+    if repeated := [number for number, count in Counter(row["id"] for row in rows).items() if count > 1]:
         raise DataError(f"The id {repeated[0]} stands twice in {table!r} of {path}; ids must be unique.")
     return rows
-
-
-def _repeated(ids: Iterable[int]) -> list[int]:
-    return [number for number, count in Counter(ids).items() if count > 1]
 
 
 def _bad_mask(segmentation: Any, height: int, width: int) -> str:

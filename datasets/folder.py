@@ -196,17 +196,12 @@ class ListedDataset(Dataset):
     Where there is no `val` split of its own, it is held out of the training images.
     """
 
-    def __init__(
-        self,
-        entries: Mapping[Split, Mapping[str, Entry]],
-        cache_bytes: int = CACHE_BYTES,
-        others: Mapping[str, Path] | None = None,
-    ) -> None:
-        self.own_val, self._others = "val" in entries, dict(others or {})
+    def __init__(self, entries: Mapping[Split, Mapping[str, Entry]], others: Mapping[str, Path]) -> None:
+        self.own_val, self._others = "val" in entries, others
         held_out = () if self.own_val else self.hold_out(tuple(sorted(entries["train"])))
         self._entries = {"val": {name: entries["train"][name] for name in held_out}, **entries}
         self._names = {split: tuple(sorted(of_split)) for split, of_split in self._entries.items()}
-        self._cache = SampleCache(cache_bytes)
+        self._cache = SampleCache()
 
     @classmethod
     def survey(cls, data: Path) -> Survey:
@@ -214,13 +209,13 @@ class ListedDataset(Dataset):
         raise NotImplementedError
 
     @classmethod
-    def open(cls, data: Path, cache_bytes: int = CACHE_BYTES) -> Self:
+    def open(cls, data: Path) -> Self:
         """The data set that lies below `data`; DataError where a folder, a mask or an official image is absent."""
         found = cls.survey(Path(data))
         if found.faults:
             more = f" ({len(found.faults) - 1} more: `python -m datasets.prepare verify {cls.name}` names them)"
             raise DataError(f"{found.faults[0].rstrip('.')}{more if len(found.faults) > 1 else ''}.")
-        return cls(found.entries, cache_bytes, found.others)
+        return cls(found.entries, found.others)
 
     def names(self, split: Split) -> tuple[str, ...]:
         """The names of a split's images, sorted."""

@@ -19,7 +19,7 @@ from bench.grid.registry import DATASETS
 from bench.types import SPLITS, Dataset, ObjectRule, Split, hash_order
 from datasets.coco import read_coco
 from datasets.definition import Definition, SplitFiles, read_definition
-from datasets.folder import CACHE_BYTES, Entry, Labels, ListedDataset, Pair, Survey, unused_masks
+from datasets.folder import Entry, Labels, ListedDataset, Pair, Survey, unused_masks
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "datasets"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -46,9 +46,9 @@ class OwnDataset(ListedDataset):
     source: ClassVar[Path]
     definition: ClassVar[Definition]
 
-    def __init__(self, entries: Mapping[Split, Entries], cache_bytes: int = CACHE_BYTES, others: Mapping[str, Path] | None = None) -> None:
+    def __init__(self, entries: Mapping[Split, Entries], others: Mapping[str, Path]) -> None:
         type(self).official = {shots: _known(names, entries["train"]) for shots, names in self.official.items()}  # of `open`'s class
-        super().__init__(entries, cache_bytes, others)
+        super().__init__(entries, others)
 
     @classmethod
     def revision_of(cls, data: Path) -> int:
@@ -58,10 +58,10 @@ class OwnDataset(ListedDataset):
         return int(hashlib.sha256(content.encode()).hexdigest()[:12], 16)
 
     @classmethod
-    def open(cls, data: Path, cache_bytes: int = CACHE_BYTES) -> Self:
+    def open(cls, data: Path) -> Self:
         """As of every data set; the class of what is opened knows the few-shot lists too, which may stand in files below `data`."""
         bound: Any = type(cls.__name__, (cls,), {"official": cls._few_shot(Path(data))})
-        return cast(Self, super(OwnDataset, bound).open(Path(data), cache_bytes))
+        return cast(Self, super(OwnDataset, bound).open(Path(data)))
 
     @classmethod
     def survey(cls, data: Path) -> Survey:
@@ -180,18 +180,14 @@ def read_names(dataset: str, path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise DataError(f"Data set {dataset}: the list {path} cannot be read: {reason}.") from None
-    return tuple(dict.fromkeys(line.removesuffix(_image_ending(Path(line).suffix)) for line in lines if line))
+    ends = [(line, Path(line).suffix) for line in lines if line]  # a name may have a point in it
+    return tuple(dict.fromkeys(line.removesuffix(end) if end.lower() in Definition.extensions else line for line, end in ends))
 
 
 def _known(names: Sequence[str], entries: Entries) -> tuple[str, ...]:
     """The names as the entries have them, whatever form of Unicode they are listed in."""
     same = {composed(name): name for name in entries}
     return tuple(same.get(composed(name), name) for name in names)
-
-
-def _image_ending(suffix: str) -> str:
-    """The suffix if it is an image's: a name may have a point in it."""
-    return suffix if suffix.lower() in Definition.extensions else ""
 
 
 class BrokenDataset(Dataset):

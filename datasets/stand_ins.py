@@ -70,16 +70,13 @@ class Coco(Pairs):
         """The annotations; `folders.masks` of a picture is the file that it stands in."""
         found: dict[str, dict[str, list[Any]]] = {}
         for picture in pictures:
-            mask = mask_of(picture)
-            of_split = found.setdefault(picture.folders.masks, self._empty())
+            mask, category = mask_of(picture), {"id": 1, "name": self.category}
+            of_split = found.setdefault(picture.folders.masks, {"images": [], "annotations": [], "categories": [category]})
             height, width = mask.shape
             number = len(of_split["images"]) + 1
             of_split["images"].append({"id": number, "file_name": Path(picture.image).name, "height": height, "width": width})
             of_split["annotations"] += self._annotations(number, mask, len(of_split["annotations"]) + 1)
         return {path: json.dumps(content).encode() for path, content in found.items()}
-
-    def _empty(self) -> dict[str, list[Any]]:
-        return {"images": [], "annotations": [], "categories": [{"id": 1, "name": self.category}]}
 
     def _annotations(self, image: int, mask: Bytes, first: int) -> list[dict[str, Any]]:
         contours = [c for c in cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0] if len(c) > 2]

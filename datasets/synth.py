@@ -25,7 +25,7 @@ from bench.grid.registry import DATASETS
 from bench.types import Dataset, ObjectRule, Sample, Split, TrainingPrompts, hash_order
 from datasets import fls, hrsid, jsrt
 from datasets.fls import Fls
-from datasets.folder import CACHE_BYTES, GENERATED_MARK, ArchiveDataset, Bytes, FolderDataset, Folders, SampleCache, stems
+from datasets.folder import GENERATED_MARK, ArchiveDataset, Bytes, FolderDataset, Folders, SampleCache, stems
 from datasets.hqseg44k import HqSeg44k
 from datasets.hrsid import Hrsid
 from datasets.jsrt import Jsrt
@@ -50,13 +50,13 @@ class SynthDataset(Dataset):
 
     draw: ClassVar["staticmethod[[np.random.Generator, int], tuple[Bytes, Bytes]]"]
 
-    def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
-        self._cache = SampleCache(cache_bytes)
+    def __init__(self) -> None:
+        self._cache = SampleCache()
 
     @classmethod
-    def open(cls, data: Path, cache_bytes: int = CACHE_BYTES) -> Self:
+    def open(cls, data: Path) -> Self:
         """The domain; whatever lies in `data` does not matter."""
-        return cls(cache_bytes)
+        return cls()
 
     def names(self, split: Split) -> tuple[str, ...]:
         """Four-digit numbers, different ones in every split."""
@@ -146,12 +146,6 @@ def statistics(sample: Sample, rule: ObjectRule) -> NDArray[np.float64]:
     contrast = abs(grey[inside].mean() - grey[~inside].mean()) if inside.any() and not inside.all() else 0.0
     side = np.sqrt(areas).mean() if len(areas) else 0.0
     return np.array([len(areas), inside.mean(), side, contrast, grey.mean()])
-
-
-def print_choice(dataset: SynthDataset) -> None:
-    """The lines of `official` for a domain's class."""
-    chosen = choose_shots(dataset)
-    print(f'{dataset.name}\n        1: ("{chosen[0]}",),\n        16: stems("{" ".join(sorted(chosen))}"),')
 
 
 # A domain in the clothes of an archive.
@@ -332,7 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _do(asked: argparse.Namespace) -> None:
     if asked.choose_shots:
         for domain in (SynthBuildings, SynthPolyps, SynthShadows):
-            print_choice(domain())
+            chosen = choose_shots(domain())
+            print(f'{domain.name}\n        1: ("{chosen[0]}",),\n        16: stems("{" ".join(sorted(chosen))}"),')
         return
     layout = LAYOUTS[asked.layout]
     try:

@@ -22,7 +22,6 @@ class FullFineTuning(Method):
 
     title: ClassVar[str] = "Full fine-tuning"
     source: ClassVar[str] = "Ma et al., Segment Anything in Medical Images, Nature Communications 2024"
-    retunes_backbone: ClassVar[bool] = True
     family: ClassVar[str] = "selective"
     trained: ClassVar[str] = "image encoder and mask decoder, in a copy of SAM"
     pyramid: ClassVar[str] = "all weights of the encoder, the pyramid and the finer maps' projections"

@@ -44,17 +44,11 @@ def array_plans(specs: Sequence[RunSpec], profile: Profile, array_size: int) -> 
     lanes = min(len(chunks), profile.parallel) or len(chunks)
     lane_sizes = [sum(len(chunk) for _, chunk in chunks[lane::lanes]) for lane in range(lanes)]
     throttles = _shares(profile.parallel, lane_sizes)
-    return [
-        ArrayPlan(
-            own.sbatch_flags(),
-            chunk,
-            own.signal_s,
-            min(len(chunk), throttles[at % lanes]),
-            at - lanes if at >= lanes else None,
-            round(own.mem_gb_max * 1024),
-        )
-        for at, (own, chunk) in enumerate(chunks)
-    ]
+    plans = []
+    for at, (own, chunk) in enumerate(chunks):
+        parallel, after = min(len(chunk), throttles[at % lanes]), at - lanes if at >= lanes else None
+        plans.append(ArrayPlan(own.sbatch_flags(), chunk, own.signal_s, parallel, after, round(own.mem_gb_max * 1024)))
+    return plans
 
 
 def _grouped(specs: Iterable[RunSpec], profile: Profile) -> Iterator[tuple[Profile, list[RunSpec]]]:

@@ -126,7 +126,8 @@ def _live_status(
     status = store.status_of(folder)
     if status.phase == "failed" or (status.phase == "stored" and not (anew and task and not _ended_in(state, task))):
         return LiveStatus(cell, status.phase, status.reason.partition("\n")[0], 1.0)
-    share, age = _share(state), silence(folder, state, now)
+    progress, age = state.get("progress") or {}, silence(folder, state, now)
+    share = float(progress.get("share", 0.0))
     starts = len(attempts(folder))
     if (
         age is not None
@@ -134,7 +135,7 @@ def _live_status(
         and (age < SILENT_SECONDS or (task and task.state == "RUNNING" and task.job == _job(state)))
     ):
         again = f", start {starts}" if starts > 1 else ""
-        left = (state.get("progress") or {}).get("seconds_left")
+        left = progress.get("seconds_left")
         rest = f", about {duration(left)} left" if left else ""
         return LiveStatus(cell, "running", f"{share:4.0%}{rest}, {_doing(state)}{again}, heartbeat {age:.0f} s ago", share, left)
     if task:
@@ -150,10 +151,6 @@ def _waits(task: Task) -> str:
     if task.state == "PENDING":
         return f"SLURM: {task.reason}"
     return f"its job is {task.state.lower()}" + (f" on {task.node}" if task.node else "") + "; starting, or other cells come first"
-
-
-def _share(state: Mapping[str, Any]) -> float:
-    return float((state.get("progress") or {}).get("share", 0.0))
 
 
 def _doing(state: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from bench import ROOT
 from bench.cluster.queue import CLUSTER, HONOURED
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError, need_known
 from bench.grid.protocol import SELECTORS as CELLS
 from bench.grid.protocol import Words
 from bench.grid.spec import RunSpec
@@ -98,13 +98,6 @@ class Profile(CellRequest):
                 f"{60 * self.time_min} s are allowed."
             )
 
-    def with_environment(self, environment: Mapping[str, str]) -> "Profile":
-        """The profile, its open places filled by those variables of the user's that sbatch itself would heed."""
-        found: dict[str, Any] = {
-            key: environment[name] for key, name in HONOURED.items() if not getattr(self, key) and environment.get(name)
-        }
-        return replace(self, **found, cluster=self.cluster or environment.get(CLUSTER, ""))
-
     def sbatch_flags(self) -> dict[str, Any]:
         """The request as long flags of sbatch; equal requests give equal flags."""
         kind = "gpu:" * (self.gpu_flag == "gres") + (f"{self.gpu_type}:" if self.gpu_type else "")
@@ -144,14 +137,17 @@ class Profile(CellRequest):
 
 
 def load_profile(name_or_path: str) -> Profile:
-    """The profile `slurm/<name>.toml`, or of any path that ends in .toml; RequestError for unknown names, keys and values."""
+    """The profile `slurm/<name>.toml`, or of any path that ends in .toml, its open places filled by those variables of the user's that
+    sbatch itself would heed; RequestError for unknown names, keys and values."""
     known = sorted(path.stem for path in PROFILES.glob("*.toml"))
     if not name_or_path:
         raise RequestError(f"The SLURM launcher needs --profile: {', '.join(known)}, or the path of a .toml file.")
-    if not name_or_path.endswith(".toml") and name_or_path not in known:
-        raise unknown("profile", name_or_path, known)
-    path = Path(name_or_path) if name_or_path.endswith(".toml") else PROFILES / f"{name_or_path}.toml"
+    path = Path(name_or_path)
+    if not name_or_path.endswith(".toml"):
+        need_known("profile", known, name_or_path)
+        path = PROFILES / f"{name_or_path}.toml"
     profile = load(path, Profile, name=path.stem)
     for row in ({}, *profile.overrides):
         replace(profile, **{key: value for key, value in row.items() if key not in SELECTORS}).check_warning()
-    return profile.with_environment(os.environ)
+    found: dict[str, Any] = {key: os.environ[name] for key, name in HONOURED.items() if not getattr(profile, key) and os.environ.get(name)}
+    return replace(profile, **found, cluster=profile.cluster or os.environ.get(CLUSTER, ""))

@@ -161,12 +161,10 @@ def test_only(flags: Mapping[str, Any]) -> None:
     except RequestError as error:
         if NO_SUCH_NODE in str(error) and _out_of_service(flags.get("partition", "")):
             return
-        known = f" Partitions here: {', '.join(_partitions())}." if "partition" in str(error) else ""
+        known = ""
+        if "partition" in str(error):
+            known = f" Partitions here: {', '.join(sorted(set(slurm('sinfo', '--noheader', '--format=%R').split())))}."
         raise RequestError(f"{error} {asked_for(flags)}{known}") from None
-
-
-def _partitions() -> list[str]:
-    return sorted(set(slurm("sinfo", "--noheader", "--format=%R").split()))
 
 
 def _out_of_service(partition: str) -> bool:

@@ -85,7 +85,6 @@ class Submission:
             "at_once": self.at_once,
             "cluster": self.cluster,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_together(self.path.parent, {self.path.name: json.dumps(content, default=str).encode()})
 
     @property
@@ -193,11 +192,8 @@ def held_packs(out: Path, tasks: Iterable[Task]) -> Iterator[tuple[Task, Submiss
         if task.submission not in known:
             known[task.submission] = read_submission(path) if path.is_file() else None
         if submission := known[task.submission]:
-            yield task, submission, _pack(submission.arrays, task)
-
-
-def _pack(arrays: Sequence[Array], task: Task) -> tuple[str, ...]:
-    return arrays[task.array].packs[task.index] if 0 <= task.array < len(arrays) else ()
+            is_check = not 0 <= task.array < len(submission.arrays)  # or a collector
+            yield task, submission, () if is_check else submission.arrays[task.array].packs[task.index]
 
 
 def early_starts(logs: Path, jobs: Iterable[str]) -> list[Path]:

@@ -87,7 +87,8 @@ def launch(specs: Sequence[RunSpec], wanted: Sequence[RunSpec], grid: Launch) ->
 
 def _free(store: ResultStore, specs: Sequence[RunSpec], grid: Launch) -> tuple[list[RunSpec], str]:
     """The cells that are still to be computed and that nobody computes or gave up, and a sentence on those that others compute."""
-    still = [spec for spec in specs if _is_open(store, spec, grid.context.overwrite)]
+    anew = grid.context.overwrite in ("always", "changed")  # else another launcher's job may have done some while this one waited
+    still = [spec for spec in specs if anew or store.status(spec).phase != "stored"]
     free, elsewhere = _without_running(store, still, grid.context.steal)
     return _without_given_up(grid.context.out, store, free, grid), elsewhere
 
@@ -156,11 +157,6 @@ def _live(out: Path, wanted: set[str]) -> dict[str, Task]:
         if not any(task.state == "COMPLETING" for task in live.values()) or time.monotonic() > until:
             return live
         time.sleep(0.5)
-
-
-def _is_open(store: ResultStore, spec: RunSpec, overwrite: str) -> bool:
-    """Whether the cell is still to be computed; while this launcher waited for its turn, another one's job may have done it."""
-    return overwrite in ("always", "changed") or store.status(spec).phase != "stored"
 
 
 def _within_limits(plans: list[ArrayPlan], profile: Profile) -> tuple[list[ArrayPlan], int]:

@@ -4,7 +4,6 @@
 """
 
 import random
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -140,8 +139,9 @@ def samples_have_the_promised_form(data: DatasetSubject) -> str:
             mask.dtype == np.uint8 and mask.shape == image.shape[:2],
             f"The mask of {where} is {mask.dtype} {mask.shape}: uint8 {image.shape[:2]} is needed.",
         )
-        values = np.unique(mask)
-        need(set(values) <= {0, 1}, f"The mask of {where} has the values {_few(values.tolist())}: 0 and 1 are allowed.")
+        values = np.unique(mask).tolist()
+        few = ", ".join(map(str, values[:4])) + (", …" if len(values) > 4 else "")
+        need(set(values) <= {0, 1}, f"The mask of {where} has the values {few}: 0 and 1 are allowed.")
     sizes = {sample.mask.shape for _, _, sample in data.samples}
     return (
         f"{len(data.samples)} read, {len(sizes)} sizes"
@@ -174,10 +174,6 @@ def objects_are_found(data: DatasetSubject) -> str:
         need(any(counts["train", name] for name in names), f"None of its official {shots}-shot images has an object.")
     empty = sum(not count for count in counts.values())
     return f"{sum(counts.values())} in {len(counts)} images, {empty} of them without any"
-
-
-def _few(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values[:4])) + (", …" if len(values) > 4 else "")
 
 
 DATASET_CHECKS: tuple[Check[DatasetSubject], ...] = (

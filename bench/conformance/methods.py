@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from bench.grid.registry import METHODS
 from bench.grid.spec import choose_method, parse_call
 from bench.model.checkpoints import load_sam, weights_sha256
 from bench.model.implementation import use
-from bench.model.method import build
+from bench.model.method import build, outline
 from bench.model.placement import Placed
 from bench.model.sam import Sam, Tuner
 from bench.model.segmenter import PromptableSegmenter
@@ -330,16 +330,15 @@ def is_asked_without_prompts_where_it_needs_none(method: MethodSubject) -> str:
 
 
 def micro_batches_give_the_same_gradients(method: MethodSubject) -> str:
-    _needs_training(method)
     return _same_gradients(method, "micro-batches of one image", Memory(1))
 
 
 def checkpointing_gives_the_same_gradients(method: MethodSubject) -> str:
-    _needs_training(method)
     return _same_gradients(method, "activation checkpointing", Memory(0, True))
 
 
 def _same_gradients(method: MethodSubject, what: str, memory: Memory) -> str:
+    _needs_training(method)
     model, _ = method.trained
     whole, cut = _gradients(method, model, Memory()), _gradients(method, model, memory)
     none = [name for name in whole if (whole[name] is None) != (cut[name] is None)]
@@ -505,13 +504,7 @@ def has_a_size_on_every_backbone(method: MethodSubject) -> str:
 def parameters_on(call: str, size: str) -> int:
     """The trainable parameters of a method on a named backbone, counted without its memory."""
     with torch.device("meta"):
-        return sum(p.numel() for p in build(call, _meta_sam(size)).tuned().values())
-
-
-@cache
-def _meta_sam(size: str) -> Sam:
-    with torch.device("meta"):
-        return Sam(CONFIGS[size])
+        return sum(p.numel() for p in build(call, outline(CONFIGS[size])).tuned().values())
 
 
 def _needs_training(method: MethodSubject) -> None:

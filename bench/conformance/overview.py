@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 
 from bench.conformance.methods import SIZES, parameters_on
 from bench.errors import RequestError
@@ -58,21 +57,17 @@ def _said(cls: type, what: str) -> str:
 
 
 def _counts(backbones: Iterable[str], name: str) -> tuple[str, ...]:
-    return tuple(_or_dash(partial(_count, name, backbone)) for backbone in backbones)
-
-
-def _count(name: str, backbone: str) -> str:
-    return f"{parameters_on(name, read_backbone(backbone).architecture):,}"
+    """The parameters that are trained on each of the backbones."""
+    sizes = [read_backbone(backbone).architecture for backbone in backbones]
+    return tuple(_or_dash(lambda size=size: f"{parameters_on(name, size):,}") for size in sizes)  # type: ignore[misc]
 
 
 def _decoder(cls: type) -> str:
     """Which decoder a method has: "any" where `decoder` says it."""
     chosen = {f.name: f.default for f in fields(cls)}.get("decoder")
-    return _or_dash(partial(_own_decoder, cls)) if chosen is None else f"any ({chosen})"
-
-
-def _own_decoder(cls: type) -> str:
-    return next((DECODERS[group] for group in cls().groups().values() if group in DECODERS), "SAM's")
+    if chosen is not None:
+        return f"any ({chosen})"
+    return _or_dash(lambda: next((DECODERS[group] for group in cls().groups().values() if group in DECODERS), "SAM's"))
 
 
 def _or_dash(of: Callable[[], str]) -> str:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -135,8 +136,5 @@ def _remembered(where: Path) -> dict[str, FileFacts]:
 
 def _remember(where: Path, manifest: Manifest) -> None:
     rows = [[name, facts.size, facts.mtime_ns, facts.sha256] for name, facts in manifest.files.items()]
-    try:
-        where.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
         write_together(where.parent, {where.name: json.dumps(rows, indent=0).encode()}, durable=False)
-    except OSError:
-        return

@@ -1,13 +1,10 @@
 """A tuned model as one SAM: the weights that a stock SAM computes it with, and how images have to be taken for them."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from bench.grid.registry import METHODS
-from bench.model.method import build
-from bench.model.sam import Sam
+from bench.model.method import build, outline
 from bench.model.segmenter import PromptableSegmenter
 from bench.model.sizes import CONFIGS
 
@@ -41,10 +38,6 @@ def merged_tensors(model: PromptableSegmenter) -> dict[str, Tensor] | None:
 
 def mergeable() -> list[str]:
     """The registered methods that, by their defaults, can be merged into SAM's weights."""
-    return [name for name in METHODS.names() if _can_be_merged(name)]
-
-
-@cache
-def _can_be_merged(name: str) -> bool:
+    names, sam = METHODS.names(), outline(CONFIGS["tiny"])
     with torch.device("meta"):
-        return merged_tensors(build(name, Sam(CONFIGS["tiny"]))) is not None
+        return [name for name in names if merged_tensors(build(name, sam)) is not None]

@@ -1,7 +1,9 @@
 """The card of a model for Hugging Face: its numbers, and all that they depend on."""
 
+from typing import Any
+
 from bench.grid.store import Record
-from bench.model.backbones import BackboneSpec, read_backbone
+from bench.model.backbones import read_backbone
 
 CARD = """---
 library_name: {library}
@@ -53,38 +55,24 @@ model = SamModel.from_pretrained("THIS FOLDER OR REPOSITORY")""",
 def model_card(record: Record, is_adapter: bool, images: str) -> str:
     """The README.md of an exported cell, in Markdown. images: how a tool has to take them, a sentence."""
     spec, backbone = record.spec, read_backbone(record.spec.backbone)
-    facts = record.provenance
-    return CARD.format(
-        library="peft" if is_adapter else "transformers",
-        licence=backbone.licence.lower() if backbone.licence == "Apache-2.0" else "other",
-        base=f"\nbase_model: {backbone.hugging_face}" if backbone.hugging_face else "",
-        tag=spec.method.name,
-        method=spec.method.label,
-        title=backbone.title,
-        dataset=spec.dataset,
-        backbone=spec.backbone,
-        shots=spec.shots,
-        draw=spec.draw,
-        seed=spec.seed,
-        protocol=spec.protocol,
-        parameters=_number(record.cost.get("trainable_parameters")),
-        scores="\n".join(f"| mIoU, selection {rule} | {scores['miou_all']:.2f} % |" for rule, scores in record.scores.items()),
-        fingerprint=record.fingerprint or "not known",
-        checkpoint=(facts.get("checkpoint") or {}).get("name", "random weights"),
-        checkpoint_sha256=spec.checkpoint_sha256,
-        commit=(facts.get("git") or {}).get("commit") or "not known",
-        key=spec.key,
-        prompt=spec.settings.evaluation_prompt,
-        images=images,
-        use=USE[is_adapter].format(base=_base(backbone)),
-        backbone_licence=backbone.licence,
-        source=backbone.source,
-    )
-
-
-def _base(backbone: BackboneSpec) -> str:
-    return backbone.hugging_face or f"A SAMMODEL OF {backbone.title.upper()}"
-
-
-def _number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else "not known"
+    facts, parameters = record.provenance, record.cost.get("trainable_parameters")
+    told: dict[str, Any] = vars(spec) | {
+        "library": "peft" if is_adapter else "transformers",
+        "licence": backbone.licence.lower() if backbone.licence == "Apache-2.0" else "other",
+        "base": f"\nbase_model: {backbone.hugging_face}" if backbone.hugging_face else "",
+        "tag": spec.method.name,
+        "method": spec.method.label,
+        "title": backbone.title,
+        "parameters": f"{parameters:,}" if isinstance(parameters, int) else "not known",
+        "scores": "\n".join(f"| mIoU, selection {rule} | {scores['miou_all']:.2f} % |" for rule, scores in record.scores.items()),
+        "fingerprint": record.fingerprint or "not known",
+        "checkpoint": (facts.get("checkpoint") or {}).get("name", "random weights"),
+        "commit": (facts.get("git") or {}).get("commit") or "not known",
+        "key": spec.key,
+        "prompt": spec.settings.evaluation_prompt,
+        "images": images,
+        "use": USE[is_adapter].format(base=backbone.hugging_face or f"A SAMMODEL OF {backbone.title.upper()}"),
+        "backbone_licence": backbone.licence,
+        "source": backbone.source,
+    }
+    return CARD.format_map(told)

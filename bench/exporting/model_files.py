@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError, need_known
 from bench.exporting.merged import image_notes, mergeable, merged_tensors
 from bench.exporting.onnx_files import write_onnx
 from bench.exporting.peft_files import write_peft
@@ -29,8 +29,7 @@ def export_cell(cell: str, name: str, out: Path | None, pretrained: Path) -> lis
     name of its own below `results/export/`.
     RequestError, one sentence, where the cell or its backbone is not there, or the method has no such form.
     """
-    if name not in FORMATS:
-        raise unknown("model format", name, FORMATS)
+    need_known("model format", FORMATS, name)
     folder = cell_folder(cell)
     backbone = tuned_spec(folder).backbone
     if isinstance(read_backbone(backbone).config, PyramidConfig):

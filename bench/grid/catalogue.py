@@ -38,12 +38,8 @@ class Catalogue:
     groups: Mapping[str, tuple[str, ...]]
     frozen: Frozen = field(default_factory=dict)
 
-    def choose(self, text: str) -> list[MethodChoice]:
-        """The choices; what `specs_of` asks for."""
-        return list(self.choices)
-
     def registered(self) -> Mapping[str, tuple[str, ...]]:
-        """The groups by method; `specs_of` asks for them too."""
+        """The groups by method; `specs_of` asks for them."""
         return self.groups
 
 

@@ -12,11 +12,14 @@ from typing import Any, NoReturn
 from bench import ROOT
 from bench.errors import unknown
 
-FOLDERS: dict[str, tuple[Path | None, str]] = {  # flags that several commands have
-    "data": (Path("data"), "folder of the data sets"),
-    "pretrained": (ROOT / "pretrained", "folder of SAM's checkpoints"),
-    "out": (Path("results"), "folder of the results"),
-    "embeddings": (None, "folder of kept embeddings, which later runs read instead of encoding images again"),
+COMMON: dict[str, dict[str, Any]] = {  # flags that several commands have
+    "data": {"type": Path, "default": Path("data"), "help": "folder of the data sets"},
+    "pretrained": {"type": Path, "default": ROOT / "pretrained", "help": "folder of SAM's checkpoints"},
+    "out": {"type": Path, "default": Path("results"), "help": "folder of the results"},
+    "device": {"choices": ["auto", "cpu", "cuda"], "default": "auto", "help": "auto: a GPU where there is one"},
+    "checkpoint": {"type": Path, "metavar": "FILE", "help": "in place of the backbone's own; of its architecture"},
+    "profile": {"default": "", "help": "with --launcher slurm: the name of a file in slurm/, or the path of one"},
+    "workers": {"type": int, "default": 1, "help": "processes side by side, one thread (or one GPU) each"},
 }
 
 
@@ -27,12 +30,9 @@ def command_parser(command: str, about: str | None) -> argparse.ArgumentParser:
 
 
 def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Adds flags of FOLDERS, and `--device`."""
+    """Adds flags of COMMON."""
     for name in names:
-        if name == "device":
-            parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU where there is one")
-        else:
-            parser.add_argument(f"--{name}", type=Path, default=FOLDERS[name][0], help=FOLDERS[name][1])
+        parser.add_argument(f"--{name}", **COMMON[name])
 
 
 class _Parser(argparse.ArgumentParser):

@@ -17,10 +17,12 @@ HASHES = "sha256.json"
 
 
 def write_together(folder: Path, files: Mapping[str, bytes], durable: bool = True) -> None:
-    """Writes files of a folder by temporary name and rename, in the order given, none before all are on the disk.
+    """Writes files of a folder, which is made where it is absent, by temporary name and rename, in the order given, none before all are on
+    the disk.
 
     `durable` waits for the disk, so that a power cut leaves no empty file under a final name. OSError leaves nothing behind.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     staged: dict[str, Path] = {}
     try:
         for name, content in files.items():
@@ -129,5 +131,4 @@ def remember(path: Path | None, known: Mapping[str, Any]) -> None:
     if path is None:
         return
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_together(path.parent, {path.name: json.dumps(known, indent=1, sort_keys=True).encode()}, durable=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.errors import RequestError
 from bench.grid.files import write_together
 from bench.grid.plan import title
-from bench.grid.rows import IMAGES, Scores
+from bench.grid.rows import IMAGES
 from bench.grid.store import HISTORY, RECORD, TUNED, Damaged, Record, ResultStore
 
 FILES = (IMAGES, HISTORY, TUNED, RECORD)  # of a result; the record appears last
@@ -59,7 +59,9 @@ def merge(sources: Sequence[Path], into: Path) -> Merged:
         elif of[0].root == into:
             twice += len(of) - 1
         else:
-            _copy(of[0], target)
+            cell = of[0]
+            files = {name: (cell.folder / name).read_bytes() for name in FILES if (cell.folder / name).exists()}
+            write_together(target.folder(cell.record.spec), files)
             copied, twice = copied + 1, twice + len(of) - 1
     return Merged(copied, twice, tuple(refused), tuple(_other_files([of[0] for of in cells.values()])))
 
@@ -75,22 +77,12 @@ def _conflict(a: Found, b: Found) -> str:
     what = f"{title(a.record.spec)} ({a.record.spec.key})"
     if a.record.fingerprint != b.record.fingerprint:
         return f"{what}: its data files differ between {a.root} and {b.root}."
-    for name, ours, theirs in _scores(a.record.scores, b.record.scores):
-        if not (math.isnan(ours) and math.isnan(theirs)) and not abs(ours - theirs) <= SAME:
-            return f"{what}: {name} is {ours:.4g} in {a.root} and {theirs:.4g} in {b.root}."
+    for selection, values in a.record.scores.items():
+        for name, ours in values.items():
+            theirs = b.record.scores.get(selection, {}).get(name, math.nan)
+            if not (math.isnan(ours) and math.isnan(theirs)) and not abs(ours - theirs) <= SAME:
+                return f"{what}: {selection} {name} is {ours:.4g} in {a.root} and {theirs:.4g} in {b.root}."
     return ""
-
-
-def _scores(a: Scores, b: Scores) -> Iterator[tuple[str, float, float]]:
-    for selection, values in a.items():
-        for name, value in values.items():
-            yield f"{selection} {name}", value, b.get(selection, {}).get(name, math.nan)
-
-
-def _copy(cell: Found, target: ResultStore) -> None:
-    folder = target.folder(cell.record.spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_together(folder, {name: (cell.folder / name).read_bytes() for name in FILES if (cell.folder / name).exists()})
 
 
 def _other_files(cells: Sequence[Found]) -> Iterator[str]:

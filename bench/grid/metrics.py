@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bench.errors import unknown
+from bench.errors import need_known
 
 RULES = ("all", "empty_as_empty", "with_objects")
 TEXTS = ("name", "confusion", "instances")  # columns of `Images` that are lists
@@ -141,11 +141,7 @@ def mean_image_iou(images: Images, empty: float = 0.0) -> float:
 
 def confusion(text: str) -> list[tuple[int, int, int]]:
     """An image's confusion matrix as (true class, predicted class, pixels)."""
-    return [(int(truth), int(predicted), int(pixels)) for truth, predicted, pixels in map(_parted, text.split())]
-
-
-def _parted(entry: str) -> list[str]:
-    return entry.split(":")
+    return [(int(truth), int(predicted), int(pixels)) for truth, predicted, pixels in (entry.split(":") for entry in text.split())]
 
 
 Terms = Mapping[Hashable, tuple[np.ndarray, np.ndarray]]  # the ratios whose mean a metric is: every image's part and whole of each, (n,)
@@ -339,8 +335,7 @@ RECORDED = ("miou", "dice", "mean_image_iou")  # what records have; all others a
 
 def metric_of(name: str) -> Metric:
     """The metric of a name; RequestError for one that there is not."""
-    if name not in METRICS:
-        raise unknown("metric", name, METRICS)
+    need_known("metric", METRICS, name)
     return METRICS[name]
 
 

@@ -147,22 +147,10 @@ def specs_of(
         protocol.check_rows(known, DATASETS.names(), groups)
         cells, tuned = tuple(_cells(request, protocol, methods, tuple(datasets))), tuned_rates(protocol, out)
         found = {at: _trained(protocol, tuned, methods[at[1]], at[0], at[2], choose) for at in {cell[:3] for cell in cells}}
-        specs += [
-            RunSpec(
-                request.backbone,
-                checkpoint_sha256,
-                dataset,
-                revisions[dataset],
-                generated[dataset],
-                found[dataset, method, shots][0],
-                shots,
-                draw,
-                seed,
-                protocol.name,
-                found[dataset, method, shots][1],
-            )
-            for dataset, method, shots, draw, seed in cells
-        ]
+        for dataset, label, shots, draw, seed in cells:
+            where = request.backbone, checkpoint_sha256, dataset, revisions[dataset], generated[dataset]
+            method, settings = found[dataset, label, shots]
+            specs.append(RunSpec(*where, method, shots, draw, seed, protocol.name, settings))
     return _with_draw_revisions(specs, data)
 
 

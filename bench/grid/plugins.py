@@ -61,13 +61,8 @@ def use_plugin(path: Path) -> None:
 def plugin_files() -> list[Path]:
     """The plugins in use, as whole paths; RequestError for a path that is no Python file."""
     if (ROOT / SNAPSHOT).is_file():
-        return copies_in(ROOT)
+        return sorted((ROOT / COPIES).glob("*/*.py"), key=lambda path: int(path.parent.name))  # in the order in which they were named
     return [_checked(path) for path in _named()]
-
-
-def copies_in(snapshot: Path) -> list[Path]:
-    """The plugins that lie in a snapshot of the code, in the order in which they were named."""
-    return sorted((snapshot / COPIES).glob("*/*.py"), key=lambda path: int(path.parent.name))
 
 
 def load_plugins() -> None:

@@ -39,7 +39,11 @@ class Progress:
         self.what = what
         self.stream = sys.stderr if stream is None else stream
         self.every_seconds = every_seconds
-        self.bars = _bars(self.stream) if self.stream.isatty() else None
+        self.bars: RichProgress | None = None
+        if self.stream.isatty():
+            from bench.grid.bars import bars
+
+            self.bars = bars(self.stream)
         self._running: dict[int, _Running] = {}
         self._latest = self._total = self._ended = 0
         self._started = time.monotonic()
@@ -77,11 +81,14 @@ class Progress:
             self.bars.update(cell.bar, completed=fraction, description=text, left=left)
         elif now - cell.printed >= self.every_seconds:
             cell.printed = now
-            self._print(", ".join(filter(None, [f"{cell.label}: {text}", left])))
+            self.note(", ".join(filter(None, [f"{cell.label}: {text}", left])))
 
     def note(self, text: str) -> None:
         """Prints a line, above the bars where there are any."""
-        self._print(text)
+        if self.bars is not None:
+            self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self.stream, flush=True)
 
     def done(self, text: str, index: int = 0) -> None:
         """Ends the cell with a line of its result or its error, and says how long the others will take."""
@@ -93,15 +100,9 @@ class Progress:
             self.bars.remove_task(cell.bar)
             said = f"{self._ended} of {self._total} {self.what}"
             self.bars.update(self._all, advance=1, description=said, left=f"{rest} left" if rest else "")
-            self._print(f"{cell.label}: {text}")
+            self.note(f"{cell.label}: {text}")
         else:
-            self._print("; ".join(filter(None, [f"{cell.label}: {text}", f"{rest} for the other {more}" if rest else ""])))
-
-    def _print(self, line: str) -> None:
-        if self.bars is not None:
-            self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=self.stream, flush=True)
+            self.note("; ".join(filter(None, [f"{cell.label}: {text}", f"{rest} for the other {more}" if rest else ""])))
 
 
 @contextmanager
@@ -146,9 +147,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _bars(stream: TextIO) -> "RichProgress":
-    from bench.grid.bars import bars
-
-    return bars(stream)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from bench import ROOT
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError, need_known
 from bench.grid.prompts import canonical_prompt, is_prompt
 from bench.grid.toml_reader import NO_KEY, Kinds, build, kinds, load, not_empty, part
 from bench.types import FULL, SEED, SHOTS, Range, Shots
@@ -150,9 +150,7 @@ class Protocol:
             of_groups = [group for key in BY_GROUP for group in _by_group(row.get(key))]
             named = {"method": row.get("methods", ()), "data set": row.get("datasets", ()), "group of parameters": of_groups}
             for (kind, names), known in zip(named.items(), (methods, datasets, groups), strict=True):
-                for name in names:
-                    if name and name not in known:
-                        raise unknown(f"{kind} in a row of protocol {self.name}, which therefore matches nothing:", name, known)
+                need_known(f"{kind} in a row of protocol {self.name}, which therefore matches nothing:", known, *filter(None, names))
 
     def _row(self, shots: Shots) -> Mapping[str, Any]:
         for row in self.schedule:
@@ -166,9 +164,7 @@ def load_protocol(name: str, changes: Mapping[str, Any] | None = None, folder: P
 
     RequestError for an unknown name, an unknown key or a value that is not allowed.
     """
-    known = protocol_names(folder)
-    if name not in known:
-        raise unknown("protocol", name, known)
+    need_known("protocol", protocol_names(folder), name)
     protocol = _read(folder / f"{name}.toml")
     if not changes:
         return protocol

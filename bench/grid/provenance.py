@@ -17,7 +17,6 @@ from bench import ROOT
 from bench.grid.files import file_sha256
 from bench.grid.job_environment import job_facts
 from bench.grid.plugins import SNAPSHOT
-from bench.grid.processor import cpu_model
 from bench.grid.toml_reader import LONGEST
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "segment-anything", "pandas", "safetensors", "scipy", "submitit")
@@ -90,3 +89,14 @@ def device_name(device: str) -> str | None:
     if device.startswith("cuda") and torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name(device))
     return cpu_model() if device == "cpu" else None
+
+
+@cache
+def cpu_model() -> str | None:
+    """The processor's name; None where the system does not say it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or None

@@ -201,15 +201,12 @@ def _written(folder: Path, variable: str) -> dict[str, str]:
 def _text_of(variable: str, node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> str | None:
     """What a class, or the first of its bases that does, gives a variable as text."""
     for line in node.body:
-        if isinstance(line, ast.AnnAssign | ast.Assign) and _target(line) == variable:
+        if not isinstance(line, ast.AnnAssign | ast.Assign):
+            continue
+        if ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0]) == variable:
             return str(line.value.value) if isinstance(line.value, ast.Constant) else None
     bases = (classes[name] for base in node.bases if (name := ast.unparse(base)) in classes and name != node.name)
     return next((text for base in bases if (text := _text_of(variable, base, classes)) is not None), None)
-
-
-def _target(line: ast.AnnAssign | ast.Assign) -> str:
-    """What a line of a class gives a value to."""
-    return ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0])
 
 
 @cache

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError, need_known
 from bench.grid.files import file_sha256
 from bench.grid.plugins import place_in, reason
 from bench.grid.protocol import ONE_GROUP, CellShots, Settings
@@ -229,11 +229,10 @@ def choose_call(text: str, known: Mapping[str, Kinds], kind: str) -> tuple[str, 
     "points(3)". RequestError for an unknown name, key or value; `kind` is what a name is called."""
     bare = re.fullmatch(r"\s*(\w+)\(\s*(-?[\d.]+)\s*\)\s*", text)
     keys = list(known.get(bare[1], ())) if bare else []
-    if bare and bare[1] not in known:
-        raise unknown(kind, bare[1], known)
+    if bare:
+        need_known(kind, known, bare[1])
     name, values = parse_call(f"{bare[1]}({keys[0]}={bare[2]})" if bare and len(keys) == 1 else text)
-    if name not in known:
-        raise unknown(kind, name, known)
+    need_known(kind, known, name)
     return name, part(text.strip(), values, known[name], "value of")
 
 

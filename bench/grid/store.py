@@ -151,8 +151,9 @@ class ResultStore:
         check_writable(self.root, self.runs.name)
         closed = [folder for spec in specs if (folder := self._closed(spec))]
         if closed:
+            more = f" ({len(closed) - 1} more like it)" if len(closed) > 1 else ""
             raise RequestError(
-                f"Cannot write to {closed[0]}, which user {closed[0].stat().st_uid} owns{_more(len(closed))}: results that several "
+                f"Cannot write to {closed[0]}, which user {closed[0].stat().st_uid} owns{more}: results that several "
                 "people write need --group-writable from the beginning, or another --out."
             )
 
@@ -200,7 +201,6 @@ class ResultStore:
         if not (folder / RECORD).exists():
             import pandas as pd
 
-            folder.mkdir(parents=True, exist_ok=True)
             write_together(folder, {HISTORY: _csv(pd.DataFrame(history))}, durable=False)
 
     def stop(self, spec: RunSpec | Path, why: str) -> None:
@@ -217,7 +217,6 @@ class ResultStore:
         Every start has a file of its own, so that two jobs, or two lives of one job, cannot overwrite each other's.
         """
         folder, facts = self.folder(spec), job_facts()
-        folder.mkdir(parents=True, exist_ok=True)
         content = {**facts, "time": _now(), "resume": resume_stamp(folder)}
         write_together(folder, {f"attempt_{facts['job']}_{facts['restart']}.json": _json(content)}, durable=False)
 
@@ -232,7 +231,6 @@ class ResultStore:
         if self.status_of(folder).phase == "stored" and self.stamp(record.spec) != replaces:
             self._tidy(record.spec)
             return folder
-        folder.mkdir(parents=True, exist_ok=True)
         files = {IMAGES: _csv(images), HISTORY: _csv(history), TUNED: tuned, RECORD: record_bytes(record)}
         write_together(folder, {name: content for name, content in files.items() if content is not None})
         self._tidy(record.spec)
@@ -292,7 +290,6 @@ class ResultStore:
     def write_grid(self, specs: Iterable[RunSpec], name: str = GRID) -> None:
         """Notes the cells that a run was asked for, so that tables and status can say what is missing."""
         cells = [asdict(grid_cell(spec)) for spec in specs]
-        self.root.mkdir(parents=True, exist_ok=True)
         write_together(self.root, {name: _json(cells)})
 
     @contextlib.contextmanager
@@ -325,7 +322,6 @@ class ResultStore:
     def keep_cost(self, method: MethodChoice, backbone: str, machine: str, found: Mapping[str, Any]) -> None:
         """Keeps COST_FIELDS as they were measured, and what else is said of the measurement."""
         path = self.cost_file(method, backbone, machine)
-        path.parent.mkdir(parents=True, exist_ok=True)
         which = {"backbone": backbone, "label": method.label, "method_id": method_id(method), "machine": machine, "time": _now()}
         write_together(path.parent, {path.name: _json({**which, **found})})
 
@@ -354,7 +350,6 @@ class ResultStore:
 
     def _write_state(self, spec: RunSpec | Path, phase: str, progress: Mapping[str, Any], error: str | None) -> None:
         folder = self._folder_of(spec)
-        folder.mkdir(parents=True, exist_ok=True)
         state = {"phase": phase, "progress": dict(progress), "error": error, "pid": os.getpid(), "host": socket.gethostname()}
         state |= {"time": _now(), **({"slurm": facts} if (facts := job_facts()) else {})}
         write_together(folder, {STATE: _json(state)}, durable=False)
@@ -707,7 +702,3 @@ def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
         name = f"{prefix}.{key}"
         found |= flat(name, value) if isinstance(value, dict) else {name: value}
     return found
-
-
-def _more(count: int) -> str:
-    return f" ({count - 1} more like it)" if count > 1 else ""

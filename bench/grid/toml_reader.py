@@ -81,7 +81,7 @@ def typed(where: str, key: str, value: Any, kind: Any) -> Any:
     """A value as its type has it: lists as tuples, tables as dataclasses; reading the result again changes nothing."""
     if type(value) is kind:  # first what stores of thousands of cells have most of
         return _bounded(where, key, value + 0.0 if kind is float else value)  # -0.0 is 0.0
-    _, origin, inner = _FORMS.get(id(kind)) or _form(kind)
+    _, origin, inner = _FORMS.get(id(kind)) or _FORMS.setdefault(id(kind), (kind, get_origin(kind), get_args(kind)))
     if origin is Annotated:
         return _checked(where, key, value, inner[0], inner[1:])
     if origin in (Union, UnionType):
@@ -108,10 +108,6 @@ def typed(where: str, key: str, value: Any, kind: Any) -> Any:
 
 
 _FORMS: dict[int, tuple[Any, Any, tuple[Any, ...]]] = {}  # a type with its origin and arguments, by its id: not all can be hashed
-
-
-def _form(kind: Any) -> tuple[Any, Any, tuple[Any, ...]]:
-    return _FORMS.setdefault(id(kind), (kind, get_origin(kind), get_args(kind)))
 
 
 def not_empty(value: Any) -> str:

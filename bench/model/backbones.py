@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from bench import ROOT
-from bench.errors import CheckpointError, RequestError, unknown
+from bench.errors import CheckpointError, RequestError, need_known
 from bench.grid.spec import parse_call
 from bench.grid.toml_reader import NO_KEY, load, part
 from bench.model.sizes import CONFIGS, SamConfig, Size
@@ -67,8 +67,7 @@ def backbone_names() -> list[str]:
 def read_backbone(text: str) -> BackboneSpec:
     """The backbone that a user names, "medsam" or "vit_b(image_size=512)"; RequestError where there is none, or of no such size."""
     name, changes = parse_call(text) if "(" in text else (text.strip(), {})
-    if name not in (known := backbone_names()):
-        raise unknown("backbone", name, known)
+    need_known("backbone", backbone_names(), name)
     spec = _read(name)
     side = part(name, changes, {"image_size": Size}, "parameter of").get("image_size", spec.config.image_size)
     if side % spec.config.multiple:

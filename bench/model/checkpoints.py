@@ -150,7 +150,9 @@ def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str, own: 
         tensors = pyramid_tensors(tensors, expected)
     elif is_hugging_face(tensors):
         tensors, source = from_hugging_face(tensors, expected), f"{source} (in Hugging Face's names)"
-    sam.hq, tensors = parted_hq(tensors)
+    hq = {name: tensor for name, tensor in tensors.items() if HQ_PARTS.match(name)}
+    sam.hq = {name.removeprefix("mask_decoder."): tensor for name, tensor in hq.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in hq}
     if config != own and not isinstance(config, PyramidConfig):  # whose positions do not depend on the size
         tensors = resized_tables(tensors, config)
     missing = [name for name in expected if name not in tensors]
@@ -170,12 +172,6 @@ def _filled(config: SamConfig, tensors: Mapping[str, Tensor], source: str, own: 
     check_numbers(source, {**tensors, **sam.hq})
     sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return sam.requires_grad_(False)
-
-
-def parted_hq(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What SAM-HQ adds to SAM's mask decoder, without that name, and all else."""
-    hq = {name: tensor for name, tensor in tensors.items() if HQ_PARTS.match(name)}
-    return {n.removeprefix("mask_decoder."): t for n, t in hq.items()}, {n: t for n, t in tensors.items() if n not in hq}
 
 
 def resized_tables(tensors: Mapping[str, Tensor], config: SamConfig) -> dict[str, Tensor]:

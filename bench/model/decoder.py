@@ -93,7 +93,7 @@ class Decoder(nn.Module):
                 low + mask_maps.masks_of_one(weights[rows, : fixed.shape[-1]], fixed[i])
                 for i, (low, rows) in enumerate(zip(logits, batch.rows, strict=True))
             ]
-        present = self._present(sam, before)
+        present = self.mask_decoder(sam).pred_obj_score_head(before[:, 0])[:, 0] if before.shape[1] else None
         each = None if present is None else [present[rows] for rows in batch.rows]
         return Decoded(logits, [scores[rows] for rows in batch.rows], each)
 
@@ -118,9 +118,6 @@ class Decoder(nn.Module):
         """The tokens in front of the prompts', and how many of them come before the IoU token."""
         before = [decoder.obj_score_token.weight] if isinstance(decoder, HighResMaskDecoder) else []
         return torch.cat([*before, decoder.iou_token.weight, decoder.mask_tokens.weight, *self.extra_token()]), len(before)
-
-    def _present(self, sam: Sam, before: Tensor) -> Tensor | None:
-        return self.mask_decoder(sam).pred_obj_score_head(before[:, 0])[:, 0] if before.shape[1] else None
 
     def _best(self, sam: Sam, out: Tensor, masks: Tensor, estimates: Tensor, masks_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The single masks (N, 4g, 4g) and their estimated IoUs of estimates (N, 4); where one is not stable, the best of the others."""

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 import torch
 
-from bench.errors import unknown
+from bench.errors import need_known
 
 PATHS = ("fast", "reference")
 _implementation: ContextVar[str] = ContextVar("path", default="fast")
@@ -19,8 +19,7 @@ def use(path: str) -> Iterator[None]:
     The choice is the thread's: what runs later or elsewhere (a checkpointed part that is recomputed in backward) must take the
     choice along, `path = implementation()` outside and `with use(path):` inside.
     """
-    if path not in PATHS:
-        raise unknown("path", path, PATHS)
+    need_known("path", PATHS, path)
     token = _implementation.set(path)
     try:
         yield

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.grid.files import write_together
-from bench.grid.processor import cpu_model
+from bench.grid.provenance import cpu_model
 
 TOKENS, WIDTH = 500, 768  # of the product that is measured: 0.6 GFLOP
 ROUNDS = 3
@@ -28,7 +28,8 @@ def fastest(products: Mapping[str, Linear], threads: int) -> str:
     about = {"cpu": cpu_model(), "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__, "threads": threads}
     name = f"products-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
     try:
-        folder = cache_folder()
+        home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or home) / "sam-peft-bench"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -41,12 +42,6 @@ def fastest(products: Mapping[str, Linear], threads: int) -> str:
     except (OSError, RuntimeError):  # the second where there is no home
         return next(iter(products))
     return known
-
-
-def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again."""
-    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return Path(os.environ.get("XDG_CACHE_HOME") or home) / "sam-peft-bench"
 
 
 def _read(path: Path) -> str:

@@ -35,7 +35,6 @@ class Method:
     space: the parameters that `bench.tune` tries besides the learning rates, and their values.
     prompt_free: True where it needs no prompt: it learns SAM's "no prompt" embedding, and is trained and evaluated without prompts whatever
     the protocol says.
-    retunes_backbone: True where the model has a copy of the backbone's weights for itself, so that it is as large as SAM.
 
     family: of `bench.grid.families`, by which methods are asked for (`@lora`) and shown. What methods/README.md says of it, "" where there
     is nothing to say: trained: what is trained; pyramid: what that means on a block of SAM 2 that widens or pools; rates: its authors'
@@ -50,7 +49,6 @@ class Method:
     trains: ClassVar[bool] = True
     space: ClassVar[Space] = {}
     prompt_free: ClassVar[bool] = False
-    retunes_backbone: ClassVar[bool] = False
     family: ClassVar[str] = ""
     trained: ClassVar[str] = ""
     pyramid: ClassVar[str] = ""
@@ -73,7 +71,7 @@ class Method:
         that they have seen, by precision; for a grid's plan, without weights."""
         config = read_backbone(backbone).config
         with torch.device("meta"):
-            model = build_parts(self, _outline(config), 0)
+            model = build_parts(self, outline(config), 0)
         parts, reads = model.encoder.frozen_parts, model.decoder.reads_first_global
         return parts, {precision: frozen_bytes(config, parts, reads, precision) for precision in PRECISIONS}
 
@@ -130,8 +128,10 @@ class EncoderMethod(Method):
 
 
 @cache
-def _outline(config: SamConfig) -> Sam:
-    return Sam(config)
+def outline(config: SamConfig) -> Sam:
+    """A SAM of these sizes on the device "meta", without numbers."""
+    with torch.device("meta"):
+        return Sam(config)
 
 
 def build(name: str, sam: Sam, seed: int = 0, protocol: str = "clean") -> PromptableSegmenter:

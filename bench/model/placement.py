@@ -39,10 +39,7 @@ class Placed(Method):
         for word in self._targets.split("+") if self.target_words else ():
             if word not in self.target_words:
                 raise self._unplaced("targets", word, ", ".join(self.target_words))
-        self._spell()
-
-    def _spell(self) -> None:
-        """One spelling, and so one key, for words in any order: "0+3" of "3+0", "q+v" of "v+q"."""
+        # One spelling, and so one key, for words in any order: "0+3" of "3+0", "q+v" of "v+q".
         words = sorted({*self.blocks.split("+")}, key=lambda word: ([int(low) for low in re.findall(r"^\d+", word)], word))
         object.__setattr__(self, "blocks", "+".join(words))
         if self.target_words:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.errors import CheckpointError, InputError, RequestError, unknown
+from bench.errors import CheckpointError, InputError, RequestError, need_known
 from bench.grid.protocol import Resize
 from bench.model.attention import choose
 from bench.model.decoder import Decoded, Decoder
@@ -119,7 +119,8 @@ class PromptableSegmenter(nn.Module):
         input's size, without what was padded."""
         if len(prompts) != len(features.sizes):
             raise ValueError(f"There are {len(prompts)} Prompts for {len(features.sizes)} images: one for each image is needed.")
-        decoded: Decoded = self.decoder(self.sam, features, [self._scaled(p, features, i) for i, p in enumerate(prompts)])
+        placed = map(self._placed, prompts, features.sizes, features.native)
+        decoded: Decoded = self.decoder(self.sam, features, list(placed))
         if self.resize == "square":
             return decoded
         return Decoded([self._unpadded(low, size) for low, size in zip(decoded.logits, features.sizes, strict=True)], decoded.iou)
@@ -184,9 +185,7 @@ class PromptableSegmenter(nn.Module):
 
     def _read(self, image: "Picture", given: Mapping[str, Any]) -> tuple[Tensor, Prompts]:
         """A picture (3, H, W) and its prompts, checked."""
-        for name in given:
-            if name not in KINDS:
-                raise unknown("kind of prompt", name, KINDS)
+        need_known("kind of prompt", KINDS, *given)
         tensor = read_picture(image)
         return tensor, prompts_from((tensor.shape[-2], tensor.shape[-1]), self.sam.config.grid, **given)
 
@@ -276,9 +275,6 @@ class PromptableSegmenter(nn.Module):
 
     def _is_native(self, size: tuple[int, int]) -> bool:
         return not self.normalise_native_size and set(size) == {self.sam.config.image_size}
-
-    def _scaled(self, prompts: Prompts, features: Features, i: int) -> Prompts:
-        return self._placed(prompts, features.sizes[i], features.native[i])
 
     def _placed(self, prompts: Prompts, size: tuple[int, int], native: bool) -> Prompts:
         """Boxes and points from pixels of an image to pixels of the model's input, of a square rounded to integers as the reference does;

@@ -65,5 +65,4 @@ def _written(task: Task, image: Tensor, prompts: Sequence[Prompts], mask: np.nda
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_together(path.parent, {path.name: cv2.imencode(".png", pixels)[1].tobytes()}, durable=False)

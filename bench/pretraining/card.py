@@ -2,15 +2,14 @@
 
 import os
 import platform
-import subprocess
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import ROOT
+from bench.grid.provenance import ROOT, git_state
+from bench.grid.tuned import as_toml
 from bench.pretraining.config import PretrainConfig
 
 TEXT = """\
@@ -89,6 +88,8 @@ class Facts:
 def card(out: Path, config: PretrainConfig, facts: Facts, command: str) -> str:
     """The card, in Markdown, of the checkpoint `out` that `command` made."""
     values: dict[str, Any] = {**asdict(config), **asdict(config.model), **asdict(facts)}
+    on_gpu, commit = facts.device == "cuda", git_state(ROOT)[0]
+    hardware = torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} shared CPU cores ({platform.machine()}), no GPU"
     return TEXT.format_map(
         values
         | {
@@ -99,25 +100,10 @@ def card(out: Path, config: PretrainConfig, facts: Facts, command: str) -> str:
             "rate": facts.images / max(1e-9, facts.seconds),
             "megabytes": facts.bytes / 1e6,
             "weights": "moving average" if facts.averaged else "last step's",
-            "hardware": _hardware(facts.device),
+            "hardware": hardware,
             "torch": torch.__version__,
-            "commit": _commit(),
+            "commit": f"`{commit}`" if commit else "none (before the repository's first)",
             "command": command,
-            "config": _toml(asdict(config)),
+            "config": as_toml({name: value for name, value in asdict(config).items() if name != "model"}).rstrip(),
         }
     )
-
-
-def _toml(values: Mapping[str, Any]) -> str:
-    """A config as the lines of its file, without the model's sizes."""
-    lines = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if name != "model"}
-    return "\n".join(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}" for name, value in lines.items())
-
-
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return f"`{found.stdout.strip()}`" if found.returncode == 0 else "none (before the repository's first)"
-
-
-def _hardware(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} shared CPU cores ({platform.machine()}), no GPU"

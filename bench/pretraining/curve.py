@@ -1,9 +1,11 @@
 """The learning curve of a pre-training: a CSV with a line for each evaluation, and its picture."""
 
 import csv
-import os
+import io
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from bench.grid.files import write_together
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,11 @@ def read_curve(path: Path) -> list[CurvePoint]:
 def write_curve(path: Path, points: list[CurvePoint]) -> None:
     """Writes all points, as a whole or not at all."""
     names = [f.name for f in fields(CurvePoint)]
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.4g}" if k == "loss" else round(v, 2) for k, v in asdict(p).items()} for p in points)
-    os.replace(part, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.4g}" if k == "loss" else round(v, 2) for k, v in asdict(p).items()} for p in points)
+    write_together(path.parent, {path.name: text.getvalue().encode()}, durable=False)
 
 
 def append_point(path: Path, point: CurvePoint) -> None:

@@ -1,7 +1,6 @@
 """Images and prompts to pre-train on: a cache of home images on disk, and batches that are a pure function of (seed, step)."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -190,8 +189,3 @@ def held_out(count: int, size: int, batch: int = 32) -> HeldOut:
         found.boxes.append(Batch(images, objects, [box_prompts(stacked_objects(masks)) for masks in objects]))
         found.points.append(Batch(images, objects, points))
     return found
-
-
-def generator_processes() -> int:
-    """One a core that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -1,6 +1,7 @@
 """A pre-training on disk: it is saved every minute, goes on where it was, and ends as a checkpoint with its card."""
 
 import hashlib
+import io
 import os
 import pickle
 import time
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
 
 from bench.errors import CheckpointError
 from bench.grid.files import write_together
@@ -20,7 +20,7 @@ from bench.model.precision import deterministic
 from bench.pretraining.card import Facts, card
 from bench.pretraining.config import PretrainConfig, run_key
 from bench.pretraining.curve import CurvePoint, append_point, draw_curve, read_curve, write_curve
-from bench.pretraining.data import generator_processes, held_out, open_cache
+from bench.pretraining.data import held_out, open_cache
 from bench.pretraining.trainer import StepLoss, Trainer, evaluated
 from bench.running.workers import StopSignal
 
@@ -33,7 +33,7 @@ class Run:
     def __init__(self, config: PretrainConfig, folder: Path, device: str) -> None:
         self.config, self.folder = config, folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.cache = open_cache(folder.parent / "cache", config.cache_images, config.model.image_size, generator_processes(), say)
+        self.cache = open_cache(folder.parent / "cache", config.cache_images, config.model.image_size, len(os.sched_getaffinity(0)), say)
         self.scenes = held_out(config.held_out_images, config.model.image_size)
         self.trainer = Trainer(config, device)
         self.resume_file, self.curve_file = folder / "resume.pt", folder / "curve.csv"
@@ -43,9 +43,9 @@ class Run:
 
     def save(self) -> None:
         """Writes the resume file, as a whole or not at all."""
-        part = self.resume_file.with_suffix(".part")
-        torch.save(self.trainer.state(), part)
-        os.replace(part, self.resume_file)
+        buffer = io.BytesIO()
+        torch.save(self.trainer.state(), buffer)
+        write_together(self.folder, {self.resume_file.name: buffer.getvalue()}, durable=False)
 
     def train(self, stop: Callable[[], bool]) -> bool:
         """Trains until the last step, or until `stop`, and saves; whether it was the last step."""
@@ -123,11 +123,6 @@ def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
 
 
-def checkpoint_bytes(weights: dict[str, Tensor]) -> bytes:
-    """A checkpoint file in SAM's key layout, float16: the same bytes for the same weights."""
-    return save({name: tensor.detach().cpu().half().contiguous() for name, tensor in sorted(weights.items())})
-
-
 def finish(run: Run, out: Path, command: str) -> None:
     """Writes the better of the last and the averaged weights, the curve with its picture, and the card."""
     trainer, points = run.trainer, read_curve(run.curve_file)
@@ -135,7 +130,7 @@ def finish(run: Run, out: Path, command: str) -> None:
     weights = trainer.ema if averaged else trainer.sam.state_dict()
     rounded = {name: tensor.half().float() for name, tensor in weights.items()}
     box, point = evaluated(trainer, rounded, run.scenes)
-    content = checkpoint_bytes(weights)
+    content = save({name: tensor.detach().cpu().half().contiguous() for name, tensor in sorted(weights.items())})
     facts = Facts(
         box_iou=box,
         point_iou=point,

@@ -78,7 +78,8 @@ class Trainer:
         targets = batch.targets().to(self.device)
         logits = F.interpolate(low[:, None], targets.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         bce, dice = F.binary_cross_entropy_with_logits(logits, targets), dice_loss(logits, targets)
-        iou = F.mse_loss(scores, _ious(logits, targets))
+        both, either = _overlap(logits, targets)
+        iou = F.mse_loss(scores, both / either.clamp(min=1))
         return StepLoss(self.config.bce_weight * bce + dice + self.config.iou_weight * iou, bce, dice, iou)
 
     @torch.no_grad()
@@ -168,11 +169,6 @@ def _overlap(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels in the intersection and in the union of `logits` > 0 and `targets`, per object (N,)."""
     predicted, wanted = (logits > 0).flatten(1), (targets > 0).flatten(1)
     return (predicted & wanted).sum(1), (predicted | wanted).sum(1)
-
-
-def _ious(logits: Tensor, targets: Tensor) -> Tensor:
-    both, either = _overlap(logits, targets)
-    return both / either.clamp(min=1)
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from bench.grid.store import COST_FIELDS, ResultStore
 from bench.model.backbones import read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
-from bench.profiling.model import Job, call_of, timed, works
+from bench.profiling.model import Job, call_of, seconds_of, timed, works
 from bench.running.cell import peak_memory_mb, reset_peak_memory
 
 BOXES = {"train": 1, "evaluate": 10}  # of the one image
@@ -72,12 +72,11 @@ def measured(backbone: str, method: str, device: str, calls: int = LEAST) -> dic
 
 
 def warm_seconds(call: Callable[[], object], device: str, calls: int = LEAST) -> float:
-    """The median of what some calls take, after a first one that is not counted: of a CPU's one thread the processor's seconds, which do
-    not depend on what else runs."""
+    """The median of `seconds_of` some calls, after a first one that is not counted."""
     timed(call)
     began, taken = time.monotonic(), list[float]()
     while len(taken) < calls or (len(taken) < MOST and time.monotonic() - began < SECONDS):
-        taken.append(timed(call)["wall" if device == "cuda" else "seconds"])
+        taken.append(seconds_of(call, device))
     return median(taken)
 
 

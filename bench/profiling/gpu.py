@@ -38,7 +38,7 @@ from bench.model.method import build
 from bench.model.precision import computing, repeatable
 from bench.profiling.cost import measured
 from bench.profiling.kernels import compare_kernels
-from bench.profiling.model import Job, measure, works
+from bench.profiling.model import Job, measure, timed, works
 from bench.profiling.samples import Squares
 from bench.profiling.turns import Found, device_label, in_subprocess, slug, unwritten
 from bench.running.estimate import hours
@@ -167,37 +167,24 @@ def ceilings(backbone: str, device: str) -> Found:
     rows: list[dict[str, Any]] = []
     source = torch.empty(side * side, device=device)
     target = torch.empty_like(source)
-    rows.append({"what": "copy", "rate": f"{2 * source.nbytes / 1e9 / _best(lambda: target.copy_(source), device):.0f} GB/s"})
+    rows.append({"what": "copy", "rate": f"{2 * source.nbytes / 1e9 / _best(lambda: target.copy_(source)):.0f} GB/s"})
     for name, kind, products in (("fp32", torch.float32, "highest"), ("tf32", torch.float32, "high"), ("bf16", torch.bfloat16, "highest")):
         torch.set_float32_matmul_precision(products)
         a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-        rows.append({"what": f"{name} products", "rate": f"{2 * side**3 / 1e12 / _best(partial(torch.matmul, a, b), device):.3g} TFLOP/s"})
+        rows.append({"what": f"{name} products", "rate": f"{2 * side**3 / 1e12 / _best(partial(torch.matmul, a, b)):.3g} TFLOP/s"})
     return {"rows": rows, "ok": True, "said": ", ".join(f"{row['what']} {row['rate']}" for row in rows)}
 
 
-def _best(call: Callable[[], object], device: str, calls: int = 6) -> float:
+def _best(call: Callable[[], object]) -> float:
     """The least wall seconds of some calls."""
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    taken = []
-    for _ in range(calls):
-        wait()
-        began = time.perf_counter()
-        call()
-        wait()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+    return min(timed(call)["wall"] for _ in range(6))
 
 
 def kernels(backbone: str, device: str) -> Found:
     """`bench.perf kernels` of the backbone, in the numbers that a card is used with."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
         compare_kernels(device, backbone, "bf16" if device == "cuda" else "fp32", 1, 3)
-    return {
-        "rows": [],
-        "text": said.getvalue(),
-        "ok": True,
-        "said": "those in use are marked as chosen",
-    }
+    return {"rows": [], "text": said.getvalue(), "ok": True, "said": "those in use are marked as chosen"}
 
 
 def speed(backbone: str, device: str) -> Found:
@@ -213,20 +200,17 @@ def speed(backbone: str, device: str) -> Found:
         if (method, work) not in plain:
             plain[method, work] = measure(Job(backbone, method, work, 1, 10, device, "reference", "fp32", "medium"))
         fast = measure(Job(backbone, method, work, images, 10, device, "fast", precision, "medium", compile))
+        slow = plain[method, work]
         rows.append({"backbone": backbone, "method": method, "work": work, "images": images, "compiled": compile})
-        rows[-1] |= _speed(fast, plain[method, work], images)
+        rows[-1] |= {
+            "images/s": round(images / fast["seconds"], 2),
+            "times plain fp32": round(images * slow["seconds"] / fast["seconds"], 2),
+            "share of the product rate %": round(100 * slow["tflop"] * images / fast["seconds"] / fast["gemm_tflops"]),
+            "GB": round(fast["peak_mb"] / 1e3, 2),
+            "plain GB": round(slow["peak_mb"] / 1e3, 2),
+        }
         _so_far(rows)
     return {"rows": rows, "ok": True, "said": f"{min(row['times plain fp32'] for row in rows)} times the plain path, or more"}
-
-
-def _speed(fast: Found, plain: Found, images: int) -> dict[str, float]:
-    return {
-        "images/s": round(images / fast["seconds"], 2),
-        "times plain fp32": round(images * plain["seconds"] / fast["seconds"], 2),
-        "share of the product rate %": round(100 * plain["tflop"] * images / fast["seconds"] / fast["gemm_tflops"]),
-        "GB": round(fast["peak_mb"] / 1e3, 2),
-        "plain GB": round(plain["peak_mb"] / 1e3, 2),
-    }
 
 
 def waits(backbone: str, device: str) -> Found:
@@ -286,8 +270,10 @@ STEPS: Mapping[str, tuple[str, Callable[[str, str], Found]]] = {
 
 def first_minutes(device: str, backbone: str, minutes: float, out: Path, results: Path) -> int:
     """Runs the steps, prints and writes each at once to <date>-<device>-first.json and .md, and keeps the costs in the results folder
-    for dry runs; 1 where a step failed or found something wrong."""
-    device = checked_device(device, minutes)
+    for dry runs; 1 where a step failed or found something wrong, RequestError where there is no such device."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise RequestError("torch finds no GPU here, so there is nothing to check; --device cpu --backbone tiny shows what would be done.")
+    device = device_of(device)
     path = unwritten(out / f"{datetime.now(UTC):%Y-%m-%d}-{slug(device_label(device))}-first")
     check_writable(results, "costs")
     ends, found = time.monotonic() + 60 * minutes, dict[str, Found]()
@@ -305,7 +291,9 @@ def first_minutes(device: str, backbone: str, minutes: float, out: Path, results
         found[name]["seconds"] = round(time.monotonic() - began, 1)
         print(f"{title}: {_verdict(found[name])} ({found[name]['seconds']:.0f} s)", flush=True)
         _write(path, about, found)
-    _keep_costs(found.get("cost", {}).get("costs", {}), backbone, device, results)
+    for name, of in found.get("cost", {}).get("costs", {}).items():
+        facts = {**of, "commit": about["commit"], "torch": about["torch"]}
+        ResultStore(results).keep_cost(choose_methods(name)[0], backbone, about["device"], facts)
     print(f"Written to {path}.json and .md")
     return int(not all(of.get("ok") for of in found.values()))
 
@@ -322,22 +310,6 @@ def _write(path: Path, about: Found, found: Mapping[str, Found]) -> None:
         table = of.get("text") or (pd.DataFrame(of["rows"]).to_markdown(index=False) if of.get("rows") else "")
         parts += [f"## {STEPS[name][0]}\n\n{_verdict(of)} ({of['seconds']:.0f} s)", *([table] if table else [])]
     path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
-
-
-def _keep_costs(costs: Mapping[str, Mapping[str, float]], backbone: str, device: str, results: Path) -> None:
-    store = ResultStore(results)
-    for name, of in costs.items():
-        facts = {**of, "commit": git_state(ROOT)[0], "torch": package_version("torch")}
-        store.keep_cost(choose_methods(name)[0], backbone, device_label(device), facts)
-
-
-def checked_device(device: str, minutes: float) -> str:
-    """The device that is meant; RequestError, in one sentence, where there is none, or no time."""
-    if not 0 < minutes < float("inf"):
-        raise RequestError(f"--minutes {minutes:g}: numbers above 0 are allowed.")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise RequestError("torch finds no GPU here, so there is nothing to check; --device cpu --backbone tiny shows what would be done.")
-    return device_of(device)
 
 
 def main(words: Sequence[str]) -> None:

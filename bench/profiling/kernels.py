@@ -2,7 +2,6 @@
 `bench.model.attention.choose` and `bench.model.products.choose_product` are to be judged by."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from statistics import median
@@ -18,6 +17,7 @@ from bench.model.checkpoints import first_line
 from bench.model.kernels import Bias
 from bench.model.products import PRODUCTS, choose_product
 from bench.model.sizes import SamConfig
+from bench.profiling.model import seconds_of
 
 Call = Callable[[], tuple[Tensor, ...]]
 WORKS = {False: "forward", True: "forward and backward"}
@@ -99,7 +99,7 @@ def _raced(what: str, trains: bool, calls: Mapping[str, Call], rounds: int, devi
     times: dict[str, list[float]] = {name: [] if name in works else [math.nan] for name in calls}
     for _ in range(rounds):
         for name in works:
-            times[name].append(_seconds(calls[name], device))
+            times[name].append(seconds_of(calls[name], device))
     return [
         {
             "part": what,
@@ -117,14 +117,3 @@ def _raced(what: str, trains: bool, calls: Mapping[str, Call], rounds: int, devi
 def _difference(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> float:
     """The largest difference of outputs and gradients, each over the largest value wanted of it."""
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, wanted, strict=True))
-
-
-def _seconds(call: Call, device: str) -> float:
-    """On a GPU, wall seconds; on a CPU, the process's."""
-    synchronise = torch.cuda.synchronize if device == "cuda" else partial(int, 0)
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    synchronise()
-    began = clock()
-    call()
-    synchronise()
-    return clock() - began

@@ -73,9 +73,7 @@ def made_up(spec: RunSpec) -> Record:
 def fill(store: ResultStore, specs: Iterable[RunSpec]) -> None:
     """Writes a made-up record for every spec, and nothing else of a cell: nothing else is read."""
     for spec in specs:
-        folder = store.folder(spec)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_together(folder, {RECORD: record_bytes(made_up(spec))}, durable=False)
+        write_together(store.folder(spec), {RECORD: record_bytes(made_up(spec))}, durable=False)
 
 
 def fill_with_rows(store: ResultStore, specs: Sequence[RunSpec]) -> None:
@@ -92,10 +90,8 @@ def fill_with_rows(store: ResultStore, specs: Sequence[RunSpec]) -> None:
             for row in rows
         ]
         record = replace(made_up(spec), scores={kind: scores(Images.of(rows)) for kind in spec.settings.selections})
-        folder = store.folder(spec)
-        folder.mkdir(parents=True, exist_ok=True)
         content = "\n".join((",".join(("selection", "name", *COUNTS)), *lines, ""))
-        write_together(folder, {IMAGES: content.encode(), RECORD: record_bytes(record)}, durable=False)
+        write_together(store.folder(spec), {IMAGES: content.encode(), RECORD: record_bytes(record)}, durable=False)
 
 
 def time_report(cells: int) -> bool:

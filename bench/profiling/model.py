@@ -161,14 +161,18 @@ def timed(call: Callable[[], object]) -> dict[str, float]:
     return {"seconds": user + system, "user_seconds": user, "wall": wall}
 
 
+def seconds_of(call: Callable[[], object], device: str) -> float:
+    """Of a call: on a GPU wall seconds, on a CPU the processor's, which do not depend on what else runs."""
+    return timed(call)["wall" if device == "cuda" else "seconds"]
+
+
 def gemm_tflops(job: Job) -> float:
     """The best of several products of square matrices in the job's numbers, by PyTorch's product and by `bench.model.products`: what the
     device can do, in TFLOP/s."""
     side = 8192 if job.device == "cuda" else 1536
     kind = torch.bfloat16 if job.precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=job.device, dtype=kind) for _ in range(2))
-    key = "wall" if job.device == "cuda" else "seconds"
-    return 2 * side**3 / 1e12 / min(timed(way)[key] for way in (lambda: a @ b.T, lambda: product(a, b)) for _ in range(6))
+    return 2 * side**3 / 1e12 / min(seconds_of(way, job.device) for way in (lambda: a @ b.T, lambda: product(a, b)) for _ in range(6))
 
 
 if __name__ == "__main__":

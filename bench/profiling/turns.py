@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import count
@@ -97,18 +97,14 @@ def affordable(cost: Mapping[Pair, float], seconds: float, at_once: int) -> list
 
 
 def _timed_and_printed(job: Job) -> tuple[Found, float]:
-    if job.path == "reference" and job.work == "train":
-        with _one_large_job:
-            return _timed(job)
-    return _timed(job)
-
-
-def _timed(job: Job) -> tuple[Found, float]:
-    began = time.monotonic()
-    found = measured_in_subprocess(job)
+    alone: AbstractContextManager[object] = _one_large_job if job.path == "reference" and job.work == "train" else nullcontext()
+    with alone:
+        began = time.monotonic()
+        found = measured_in_subprocess(job)
+        seconds = time.monotonic() - began
     shown = {key: round(found[key], 3) for key in ("seconds", "user_seconds", "peak_mb") if key in found} or found
     print(f"{job.backbone} {job.method} {job.work} {job.path} {job.precision}: {shown}", flush=True)
-    return found, time.monotonic() - began
+    return found, seconds
 
 
 def compare(device: str, methods: Sequence[str], rounds: int, minutes: float, at_once: int, out: Path) -> int:

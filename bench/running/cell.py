@@ -36,7 +36,7 @@ from bench.training.conditions import Condition
 from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared
 from bench.training.process_group import SINGLE_PROCESS, ProcessGroup
-from bench.training.train import Log, Step, optimizer_of, parameter_groups, repeats_one_sample, samples_of, steps_of
+from bench.training.train import Step, optimizer_of, parameter_groups, repeats_one_sample, samples_of, steps_of
 from bench.types import COMPILE_MODES, STEP_GRAPH, WHOLE, Dataset, Memory, ProgressCallback, Split, hash_order
 
 Tensors = dict[str, Tensor]
@@ -155,20 +155,9 @@ class Cell:
         state, started = self.state, time.monotonic()
         self.on_history(state.history, False)
         self._evaluate_if_due()
-        steps = steps_of(
-            self.model,
-            optimizer,
-            self.dataset,
-            self.support,
-            self.settings,
-            self.spec.seed,
-            state.step,
-            self.memory,
-            self.process_group,
-            self.prepared,
-            self.compile == STEP_GRAPH,
-        )
-        for step in steps:
+        what = self.model, optimizer, self.dataset, self.support, self.settings, self.spec.seed, state.step
+        how = self.memory, self.process_group, self.prepared, self.compile == STEP_GRAPH
+        for step in steps_of(*what, *how):
             self._note_losses()  # of the step before, while the device computes this one
             self._started, state.step = step, step.number
             if is_evaluation_due(vars(step), self.settings):
@@ -260,7 +249,6 @@ class Cell:
         self._note_losses()
         if self.process_group.rank or (self._saved == self._position() and self.resume_file.is_file()):
             return
-        self.resume_file.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
         content = {
             "key": self.spec.key,
@@ -350,10 +338,9 @@ def build_model(spec: RunSpec, sam: Sam) -> PromptableSegmenter:
     return build_parts(method, sam, spec.seed, spec.settings.normalise_native_size, spec.settings.resize)
 
 
-def is_evaluation_due(log: Log | Mapping[str, Any], settings: Settings) -> bool:
+def is_evaluation_due(log: Mapping[str, Any], settings: Settings) -> bool:
     """Whether the step of this log ends an epoch after which selections are evaluated."""
-    step = log if isinstance(log, Mapping) else vars(log)
-    return bool(step["ends_epoch"]) and (step["epoch"] % settings.evaluate_every == 0 or step["epoch"] == settings.epochs)
+    return bool(log["ends_epoch"]) and (log["epoch"] % settings.evaluate_every == 0 or log["epoch"] == settings.epochs)
 
 
 def images_table(rows: Mapping[str, Sequence[ImageRow]]) -> pd.DataFrame:

@@ -10,8 +10,8 @@ from typing import Any
 
 from bench import ROOT
 from bench.errors import RequestError, counted
-from bench.grid.processor import cpu_model
 from bench.grid.protocol import Settings, load_protocol
+from bench.grid.provenance import cpu_model
 from bench.grid.spec import RunSpec
 from bench.grid.store import method_id, read_cost
 from bench.model.backbones import read_backbone
@@ -174,7 +174,6 @@ def _again_and_again(
     specs: Sequence[RunSpec], datasets: Mapping[str, Dataset], costs: Sequence[Cost], machine: str | None, seconds: float, at_once: int
 ) -> list[str]:
     """A sentence for each data set whose test images a cell evaluates many times, and what ONCE would take."""
-    once = [_under_once(spec) for spec in specs]
     lines, names = [], dict.fromkeys(spec.dataset for spec in specs)
     for name in names:
         test = len(datasets[name].names("test"))
@@ -183,15 +182,13 @@ def _again_and_again(
             how = f"{most:,} images on {spec.backbone} for each cell that is trained, of {test:,}"
             lines.append(f"Protocol {spec.protocol} evaluates the test images of {name} again and again: {how}.")
     if lines:
+        resolve = load_protocol(ONCE).resolve
+        found = ((spec, spec.method, spec.dataset, spec.shots) for spec in specs)
+        once = [replace(spec, settings=resolve(of.name, dataset, shots, of.groups, of.trains)) for spec, of, dataset, shots in found]
         less = estimate(once, datasets, costs, machine, at_once).seconds
         if less < seconds:  # a protocol of a few steps takes less all the same
             lines.append(f"Protocol {ONCE}, which evaluates each of them once, would take {hours(less)} instead of {hours(seconds)}.")
     return lines
-
-
-def _under_once(spec: RunSpec) -> RunSpec:
-    of = spec.method
-    return replace(spec, settings=load_protocol(ONCE).resolve(of.name, spec.dataset, spec.shots, of.groups, of.trains))
 
 
 def hours(seconds: float) -> str:

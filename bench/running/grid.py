@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from bench.data.manifest import manifest_of, remember_data
 from bench.errors import STOPPED, RequestError, counted
@@ -230,23 +230,12 @@ def run_context(backbone: str, checkpoint: Path, device: str, options: Options) 
     """Where and how the options run cells; RequestError where the encoder is to be compiled for a CPU, on which that makes it slower."""
     if options.compile and device == "cpu":
         raise RequestError(f"--compile {options.compile}: only for a GPU, and the device is cpu, on which a compiled encoder is slower.")
-    return RunContext(
-        backbone,
-        checkpoint,
-        options.data,
-        options.out,
-        device,
-        options.overwrite,
-        options.save_every,
-        Memory(options.micro_batch, options.checkpointing),
-        int(options.keep_gb * 2**30),
-        options.devices,
-        options.compile,
-        options.steal,
-        int(options.spill_gb * 2**30),
-        options.log,
-        "" if options.embeddings is None else str(options.embeddings.absolute()),
-    )
+    same = {name: getattr(options, name) for name in ("data", "out", "overwrite", "save_every", "devices", "compile", "steal", "log")}
+    memory = Memory(options.micro_batch, options.checkpointing)
+    kept, spilled = int(options.keep_gb * 2**30), int(options.spill_gb * 2**30)
+    embeddings = "" if options.embeddings is None else str(options.embeddings.absolute())
+    at: dict[str, Any] = {"device": device, "memory": memory, "kept_bytes": kept, "spilled_bytes": spilled, "embeddings": embeddings}
+    return RunContext(backbone, checkpoint, **same, **at)
 
 
 def to_run(status: CellStatus, overwrite: str, changed: bool) -> bool:

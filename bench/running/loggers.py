@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError, need_known
 from bench.grid.plan import title
 from bench.grid.plugins import load_plugins, reason
 from bench.grid.spec import RunSpec
@@ -63,8 +63,7 @@ def loggers_of(text: str) -> list[type[Logger]]:
     load_plugins()
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
-        if name not in _classes:
-            raise unknown("logger", name, _classes)
+        need_known("logger", _classes, name)
         if missing := [package for package in _classes[name].needs if find_spec(package) is None]:
             raise RequestError(f"--log {name} needs the package {missing[0]}, which is not installed: pip install {missing[0]}.")
     return [_classes[name] for name in names]

@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import groupby, product
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 from bench.data.manifest import remember_data
 from bench.data.prompt_table import TablePrompt, read_prompts
-from bench.errors import STOPPED, CheckpointError, DataError, RequestError, unknown
+from bench.errors import STOPPED, CheckpointError, DataError, RequestError, need_known, unknown
 from bench.grid.families import SIGN, members
 from bench.grid.files import file_sha256, write_together
 from bench.grid.plan import families_by_method, names_of, open_dataset
-from bench.grid.protocol import Settings
+from bench.grid.protocol import PRECISIONS
 from bench.grid.registry import DATASETS
 from bench.grid.spec import Reevaluation, RunSpec, split_calls
 from bench.grid.store import RECORD, REEVALUATIONS, ResultStore
@@ -24,8 +23,6 @@ from bench.running.adapted import cell_folder, tuned_on, tuned_spec
 from bench.running.grid import Options, list_cells, run_cells, summary, to_run
 from bench.training.conditions import boxes_file, canonical_corruption, canonical_prompt, prompt_file, read_boxes
 from bench.types import Dataset
-
-PRECISIONS: tuple[str, ...] = get_args(get_type_hints(Settings)["precision"])
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,10 @@ def reevaluate(asked: Asked, options: Options) -> int:
         return 0
     store.check_writable(missing)
     remember_data(datasets.values(), options.out / "cache")
-    _keep_files(asked.prompts, store)
+    for text in split_calls(asked.prompts):  # a copy of each file of boxes stays beside the results, by its content
+        path, kept = boxes_file(text), prompt_file(store.root, canonical_prompt(text))
+        if path and kept:
+            write_together(kept.parent, {kept.name: path.read_bytes()})
     if not missing:
         store.write_grid(specs, REEVALUATIONS)
     for (backbone, _), of in groupby(sorted(missing, key=_weights), key=_weights):
@@ -149,22 +149,11 @@ def _check_inside(path: Path, image: str, prompts: Sequence[TablePrompt], datase
             )
 
 
-def _keep_files(prompts: str, store: ResultStore) -> None:
-    """Keeps a copy of each file of boxes beside the results, by its content."""
-    for text in split_calls(prompts):
-        path, kept = boxes_file(text), prompt_file(store.root, canonical_prompt(text))
-        if path and kept:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_together(kept.parent, {kept.name: path.read_bytes()})
-
-
 def _specs(asked: Asked, parents: Sequence[RunSpec], dataset: str, data: Path) -> list[RunSpec]:
     """The re-evaluations of these parents on a data set, prompts innermost, so that they can share what the encoder says."""
     prompts, corruptions = split_calls(asked.prompts), split_calls(asked.corruptions)
     precisions = split_calls(asked.precisions)
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise unknown("precision", precision, PRECISIONS)
+    need_known("precision", PRECISIONS, *precisions)
     cls = DATASETS.get(dataset)
     where = {"dataset": dataset, "dataset_revision": cls.revision_of(data), "generated": cls.is_generated(data)}  # type: ignore[attr-defined]
     found: dict[RunSpec, None] = {}

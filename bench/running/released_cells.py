@@ -28,7 +28,7 @@ from bench.model.sam import Sam
 from bench.model.segmenter import PromptableSegmenter
 from bench.running.cell import Cell, Result, build_model
 from bench.running.workers import device_of, failure
-from bench.types import Dataset, ProgressCallback
+from bench.types import Dataset
 
 SOURCE, ADAPTER = "released checkpoint", "adapter"  # of a record whose weights were not trained here
 
@@ -60,16 +60,22 @@ def evaluate_adapter(given: Evaluation) -> int:
     call = f"adapter(file={str(given.adapter)!r})"
     (choice,) = choose_methods(call)
     backbone = read_backbone(given.backbone or _backbone_of(Path(dict(choice.files)["file"]))).name
+    datasets, seed, device, store = _begun(given)
+    checkpoint = checkpoint_path(backbone, given.pretrained, given.checkpoint)
+    sam = load_sam(backbone, checkpoint, device)
+    specs = specs_of(Request(call, given.datasets, "1", seed, "0", backbone, given.protocol), sam.sha256, given.data)
+    facts, model = {**provenance(device, checkpoint, given.out / "cache"), "source": ADAPTER}, build_model(specs[0], sam)
+    print(f"{given.adapter}: {choice.label} on {backbone}, protocol {specs[0].protocol}.")
+    return _each(specs, sam, lambda spec: model, datasets, facts, store, given)
+
+
+def _begun(given: Evaluation) -> tuple[dict[str, Dataset], str, str, ResultStore]:
+    """The opened data sets, the protocol's first seed, the device and the store, into which results can be written."""
     DATASETS.find_in(given.data)
     datasets = {name: open_dataset(name, given.data) for name in names_of(given.datasets, DATASETS)}
     seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
     store.check_writable()
-    checkpoint = checkpoint_path(backbone, given.pretrained, given.checkpoint)
-    sam = load_sam(backbone, checkpoint, device)
-    specs = specs_of(Request(call, given.datasets, "1", str(seed), "0", backbone, given.protocol), sam.sha256, given.data)
-    facts, model = {**provenance(device, checkpoint, given.out / "cache"), "source": ADAPTER}, build_model(specs[0], sam)
-    print(f"{given.adapter}: {choice.label} on {backbone}, protocol {specs[0].protocol}.")
-    return _each(specs, lambda spec, tell: _evaluated(spec, sam, model, datasets[spec.dataset], tell, facts, store), store, given)
+    return datasets, str(seed), device, store
 
 
 def _backbone_of(adapter: Path) -> str:
@@ -87,14 +93,11 @@ def evaluate_released(given: Evaluation) -> int:
     assert given.checkpoint
     if given.store and not given.shots:
         raise RequestError("--store needs --shots, the labelled images that the checkpoint was trained with: its file does not say it.")
-    DATASETS.find_in(given.data)
-    datasets = {name: open_dataset(name, given.data) for name in names_of(given.datasets, DATASETS)}
-    seed, device, store = protocol_of(given.protocol).seeds[0], device_of(given.device), ResultStore(given.out)
-    store.check_writable()
+    datasets, seed, device, store = _begun(given)
     method, model = load_released(given.checkpoint, given.backbone, given.protocol)
     backbone = read_backbone(given.backbone or architecture_of(model.sam.state_dict())).name
     sam = (_same_backbone(model.sam, backbone, given) if given.store else model.sam).to(device)
-    request = Request(method, given.datasets, given.shots or "1", str(seed), "0", backbone, given.protocol)
+    request = Request(method, given.datasets, given.shots or "1", seed, "0", backbone, given.protocol)
     choices, sha256 = [released_choice(METHODS.get(method))], file_sha256(given.checkpoint, given.out / "cache")
     specs = [replace(spec, released_sha256=sha256) for spec in specs_of(request, sam.sha256, given.data, lambda _: choices)]
     if len(specs) > len(datasets):
@@ -102,13 +105,27 @@ def evaluate_released(given: Evaluation) -> int:
     facts = provenance(device, checkpoint_path(backbone, given.pretrained) if given.store else None, given.out / "cache")
     facts |= {"source": SOURCE, "released": {"name": given.checkpoint.name, "sha256": sha256}}
     print(f"{given.checkpoint}: {METHODS.get(method).title} on {backbone}, protocol {specs[0].protocol}.")  # type: ignore[attr-defined]
-    return _each(
-        specs, lambda spec, on_progress: _result(spec, sam, model, datasets[spec.dataset], on_progress, facts, store), store, given
-    )
+    tuned = {name: parameter.detach() for name, parameter in model.tuned().items()}
+
+    def adapted(spec: RunSpec) -> PromptableSegmenter:
+        built = build_model(spec, sam)
+        built.load_tuned(tuned)
+        return built
+
+    return _each(specs, sam, adapted, datasets, facts, store, given)
 
 
-def _each(specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, ProgressCallback], Result], store: ResultStore, given: Evaluation) -> int:
-    """Evaluates and keeps data set by data set, none of which stops the others; prints the scores; 1 where one failed."""
+def _each(
+    specs: Sequence[RunSpec],
+    sam: Sam,
+    adapted: Callable[[RunSpec], PromptableSegmenter],
+    datasets: Mapping[str, Dataset],
+    facts: Mapping[str, Any],
+    store: ResultStore,
+    given: Evaluation,
+) -> int:
+    """Evaluates and keeps data set by data set, none of which stops the others; prints the scores; 1 where one failed. adapted: the model
+    of a cell, whose weights are there."""
     rows, places = [], []
     with Progress() as progress:
         for number, spec in enumerate(specs, 1):
@@ -117,7 +134,8 @@ def _each(specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, ProgressCallba
                 if given.store and store.status(spec).phase == "stored":
                     record, folder, done = store.read(spec), store.folder(spec), "was stored before"
                 else:
-                    result = evaluated(spec, progress.update)
+                    cell = Cell(spec, sam, datasets[spec.dataset], store.folder(spec), progress.update, adapted=adapted(spec))
+                    result = cell.run({**facts, "data": data_facts(cell.dataset, store.root / "cache")})
                     record, folder, done = result.record, _kept(result, store, given), "evaluated"
             except Exception as error:
                 progress.done(f"FAILED: {failure(error, spec.method.name)}")
@@ -132,34 +150,6 @@ def _each(specs: Sequence[RunSpec], evaluated: Callable[[RunSpec, ProgressCallba
     return 0 if len(rows) == len(specs) else 1
 
 
-def _result(
-    spec: RunSpec,
-    sam: Sam,
-    model: PromptableSegmenter,
-    dataset: Dataset,
-    on_progress: ProgressCallback,
-    facts: Mapping[str, Any],
-    store: ResultStore,
-) -> Result:
-    """What a cell of the released weights on a data set comes to."""
-    adapted = build_model(spec, sam)
-    adapted.load_tuned({name: parameter.detach() for name, parameter in model.tuned().items()})
-    return _evaluated(spec, sam, adapted, dataset, on_progress, facts, store)
-
-
-def _evaluated(
-    spec: RunSpec,
-    sam: Sam,
-    adapted: PromptableSegmenter,
-    dataset: Dataset,
-    on_progress: ProgressCallback,
-    facts: Mapping[str, Any],
-    store: ResultStore,
-) -> Result:
-    data = data_facts(dataset, store.root / "cache")
-    return Cell(spec, sam, dataset, store.folder(spec), on_progress, adapted=adapted).run({**facts, "data": data})
-
-
 def _kept(result: Result, store: ResultStore, given: Evaluation) -> Path:
     """Stores the cell, or writes its rows by image alone; returns where they are."""
     spec = result.record.spec
@@ -171,7 +161,6 @@ def _kept(result: Result, store: ResultStore, given: Evaluation) -> Path:
     else:
         of = f"{name}_{spec.released_sha256[:12]}"
     folder = store.root / "evaluated" / of
-    folder.mkdir(parents=True, exist_ok=True)
     images = result.images[result.images["selection"] == spec.settings.selections[0]].drop(columns="selection")
     write_together(folder, {f"{spec.dataset}.csv": spreadsheet(images)})
     return folder / f"{spec.dataset}.csv"

@@ -151,7 +151,7 @@ class CellRunner:
 
     def _run_or_retry(self, spec: RunSpec, on_progress: ProgressCallback) -> str:
         """Runs the cell, and where the device's memory was too small once more with smaller steps of the same mathematics."""
-        less = less_memory(self.context.memory, spec.settings.batch)
+        less = Memory(max(1, (self.context.memory.micro_batch or spec.settings.batch) // 2), checkpointing=True)
         try:
             return self._recorded(spec, on_progress, self.context.memory)
         except Exception as error:
@@ -166,7 +166,8 @@ class CellRunner:
             return self._run(spec, on_progress, memory, recorder)
 
     def _run(self, spec: RunSpec, on_progress: ProgressCallback, memory: Memory, recorder: Recorder) -> str:
-        on_progress = ProgressWriter(spec, self.store, on_progress, self.stop) if self.process_group.rank == 0 else _silent
+        writes = self.process_group.rank == 0
+        on_progress = ProgressWriter(spec, self.store, on_progress, self.stop) if writes else lambda share, doing: None
         replaces = self.store.stamp(spec)
         on_progress(0.0, "starting")
         dataset, context = self.datasets[spec.dataset], self.context
@@ -174,25 +175,11 @@ class CellRunner:
             self.prepared = Prepared(dataset, context.kept_bytes, context.spilled_bytes, self._embeddings())
         data = self.process_group.broadcast(self._facts_of(dataset))
         adapted, condition = self._reevaluated(spec) if spec.reevaluation else (None, None)
-        cell = Cell(
-            spec,
-            self.sam,
-            dataset,
-            self.store.folder(spec),
-            on_progress,
-            context.save_every,
-            memory,
-            self.prepared,
-            self.process_group,
-            adapted,
-            condition,
-            context.compile,
-            data.get("fingerprint"),
-            recorder,
-        )
+        how = context.save_every, memory, self.prepared, self.process_group, adapted, condition, context.compile
+        cell = Cell(spec, self.sam, dataset, self.store.folder(spec), on_progress, *how, data.get("fingerprint"), recorder)
         result = cell.run({**self.facts, "data": data})
         recorder.scores = {f"{rule}.{name}": value for rule, of in result.record.scores.items() for name, value in of.items()}
-        if self.process_group.rank == 0:
+        if writes:
             tuned = None if spec.reevaluation else result.tuned  # they lie with the parent
             self.store.save(result.record, result.images, result.history, tuned, replaces)
         first = spec.settings.selections[0]
@@ -218,10 +205,6 @@ class CellRunner:
         if self.process_group.rank == 0 and dataset.name not in self._data:
             self._data[dataset.name] = data_facts(dataset, self.context.out / "cache")
         return self._data.get(dataset.name, {})
-
-
-def _silent(share: float, doing: str) -> None:
-    return
 
 
 def device_of(name: str) -> str:
@@ -255,11 +238,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
-
-
-def less_memory(memory: Memory, batch: int) -> Memory:
-    """Steps that need less: half the micro-batch (one image at least), and activation checkpointing."""
-    return Memory(max(1, (memory.micro_batch or batch) // 2), checkpointing=True)
 
 
 def free_memory() -> None:

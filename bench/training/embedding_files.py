@@ -65,7 +65,6 @@ class EmbeddingFiles:
         buffer = io.BytesIO()
         torch.save(value.to("cpu").clone(), buffer)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_together(path.parent, {path.name: buffer.getvalue()}, durable=False)
         except OSError as error:
             print(f"No more embeddings are written to {self.folder}: {error.strerror}.", file=sys.stderr)

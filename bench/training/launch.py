@@ -18,7 +18,10 @@ def launch_processes(arguments: Sequence[str], processes: int, signals: Sequence
 
     The signals go to process 0 alone, which writes what is unfinished and ends; the others follow.
     """
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    with socket.socket() as probe:  # a port that is free
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = []
     for rank in range(processes):
         environment = {"OMP_NUM_THREADS": "1", **os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -27,7 +30,9 @@ def launch_processes(arguments: Sequence[str], processes: int, signals: Sequence
     try:
         while all(child.poll() in (None, 0) for child in children) and any(child.poll() is None for child in children):
             time.sleep(0.1)
-        _tell_of_signals(children)
+        for rank, child in enumerate(children):
+            if (code := child.poll()) is not None and code < 0:
+                print(f"error: Process {rank + 1} of {len(children)} was ended by signal {-code}; the others stop too.", file=sys.stderr)
         return _ended(children)
     finally:
         for number, handler in before.items():
@@ -58,16 +63,3 @@ def _ended(children: Sequence["subprocess.Popen[bytes]"]) -> int:
     if codes[0] < 0 and failed_by_itself:  # as a shell says it
         return 128 - codes[0]
     return codes[0] if codes[0] > 0 else int(any(codes))
-
-
-def _tell_of_signals(children: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for rank, child in enumerate(children):
-        if (code := child.poll()) is not None and code < 0:
-            print(f"error: Process {rank + 1} of {len(children)} was ended by signal {-code}; the others stop too.", file=sys.stderr)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -176,12 +176,11 @@ def fit(
     seed: int,
     first_step: int = 0,
     memory: Memory = WHOLE,
-    process_group: ProcessGroup = SINGLE_PROCESS,
     prepared: Prepared | None = None,
 ) -> Iterator[Log]:
     """Trains as `steps_of` does and yields the log of each step; the caller may evaluate between two of them."""
     last_loss = float("nan")
-    for step in steps_of(model, optimizer, dataset, support, settings, seed, first_step, memory, process_group, prepared):
+    for step in steps_of(model, optimizer, dataset, support, settings, seed, first_step, memory, prepared=prepared):
         log = step.log(last_loss)
         last_loss = log.loss
         yield log

@@ -11,7 +11,7 @@ from functools import cached_property
 from statistics import mean
 from typing import Annotated, Any, Literal
 
-from bench.errors import RequestError, unknown
+from bench.errors import RequestError, need_known
 from bench.grid.files import file_sha256
 from bench.grid.plan import Request, choose_methods, groups_by_method, names_of, protocol_of, specs_of
 from bench.grid.registry import DATASETS
@@ -54,8 +54,7 @@ class Search:
             for fault in (check(getattr(self, name)) for check in kinds(Search)[name].__metadata__):
                 if fault:
                     raise RequestError(f"--{name} {getattr(self, name)} {fault}.")
-        if self.sampler not in SAMPLERS:
-            raise unknown("sampler", self.sampler, SAMPLERS)
+        need_known("sampler", SAMPLERS, self.sampler)
         if self.halving and self.trials < 2 * LAST_RUNG:
             raise RequestError(f"--halving with --trials {self.trials}: at least {2 * LAST_RUNG} are needed, or no half is left behind.")
         if "," in self.request.shots.strip(","):

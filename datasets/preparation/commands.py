@@ -10,7 +10,7 @@ from datasets.folder import ArchiveDataset
 from datasets.preparation.locations import Top, folder_in, in_units, link, missing, partial, tops
 from datasets.preparation.progress import progress_bar
 from datasets.preparation.summary import summary
-from datasets.preparation.unpack import Plan, plan, unpack
+from datasets.preparation.unpack import plan, unpack
 from datasets.preparation.verify import verify
 
 
@@ -41,7 +41,12 @@ def prepare(name: str, data: Path, sources: Sequence[Path]) -> int:
     for found in links.values():
         for top, at in found.items():
             print(link(at, root, top))
-    _unpack(list(plans.values()), root)
+    size = sum(one.bytes for one in plans.values())
+    with progress_bar(f"Unpacking {in_units(size)} to {root}", size) as on_bytes:
+        unpack(list(plans.values()), root, on_bytes)
+    for one in plans.values():
+        there = f", {one.there:,} were there" if one.there else ""
+        print(f"{one.archive}: {len(one.members):,} files unpacked to {root}{there}.")
     lacking = missing(root, wanted)
     for top in lacking:
         print(f"Still missing: {top}; `python -m datasets.prepare where {name}` says where to get it.")
@@ -72,15 +77,6 @@ def _check(name: str, wanted: Sequence[Top], held: dict[Path, Sequence[Top] | di
         twice = [str(source) for source, of_source in held.items() if top in of_source]
         if len(twice) > 1:
             raise RequestError(f"{' and '.join(twice)} both hold {top.name}; one of them is enough.")
-
-
-def _unpack(plans: Sequence[Plan], root: Path) -> None:
-    size = sum(one.bytes for one in plans)
-    with progress_bar(f"Unpacking {in_units(size)} to {root}", size) as on_bytes:
-        unpack(plans, root, on_bytes)
-    for one in plans:
-        there = f", {one.there:,} were there" if one.there else ""
-        print(f"{one.archive}: {len(one.members):,} files unpacked to {root}{there}.")
 
 
 def _archived(name: str) -> type[ArchiveDataset]:

@@ -102,11 +102,6 @@ def partial(source: Path, wanted: Sequence[Top]) -> str:
     return f"{base or source.name} has no {', '.join(map(str, absent))}" if found else ""
 
 
-def in_place(root: Path, top: Top) -> bool:
-    """Whether a top with all its parts lies in a data set's folder."""
-    return all(_has(root / top.name / part.folder, part) for part in top.parts)
-
-
 def link(found: Path, root: Path, top: Top) -> str:
     """Puts an unpacked folder into place by a symbolic link, and says what was done. RequestError where another thing lies there."""
     place = root / top.name
@@ -136,5 +131,5 @@ def in_units(size: int) -> str:
 
 
 def missing(root: Path, wanted: Sequence[Top]) -> list[Top]:
-    """The tops that do not lie in a data set's folder."""
-    return [top for top in wanted if not in_place(root, top)]
+    """The tops that do not lie in a data set's folder with all their parts."""
+    return [top for top in wanted if not all(_has(root / top.name / part.folder, part) for part in top.parts)]

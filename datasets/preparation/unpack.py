@@ -132,7 +132,7 @@ def _exists(archive: Path, member: Member) -> bool:
     if not os.path.lexists(member.target):
         return False
     try:
-        same = member.target.stat().st_size == member.info.file_size and _crc(member.target) == member.info.CRC
+        same = member.target.stat().st_size == member.info.file_size and zlib.crc32(member.target.read_bytes()) == member.info.CRC
     except OSError:
         same = False
     if not same:
@@ -152,14 +152,6 @@ def _tidy(folder: Path) -> None:
     for name in os.listdir(folder) if folder.is_dir() else ():
         if re.fullmatch(rf"\..+\.[0-9]+\{PART}", name):
             (folder / name).unlink(missing_ok=True)
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(CHUNK):
-            crc = zlib.crc32(block, crc)
-    return crc
 
 
 def _write(file: ZipFile, member: Member, on_bytes: OnBytes) -> None:

@@ -44,7 +44,8 @@ def verify(cls: type[Dataset], data: Path, cache_dir: Path) -> Verified:
     if opened is None:
         return Verified(tuple(findings), seen)
     try:
-        manifest = _manifest(opened, cache_dir)
+        with progress_bar(f"Hashing the files of {opened.name}", to_hash(opened, None)) as on_step:
+            manifest = manifest_of(opened, cache_dir, again=True, on_bytes=on_step)
         findings += of_contents(manifest, opened.files())
     except DataError as error:
         return Verified((*findings, Finding(str(error))), seen, opened)
@@ -58,8 +59,3 @@ def _drawn(dataset: Dataset | None) -> Mapping[Split, Mapping[str, Entry]]:
     if set(names["val"]) <= set(names["train"]):
         del names["val"]
     return {split: {name: Drawn(dataset, split) for name in of_split} for split, of_split in names.items()}
-
-
-def _manifest(dataset: Dataset, cache_dir: Path) -> Manifest:
-    with progress_bar(f"Hashing the files of {dataset.name}", to_hash(dataset, None)) as on_step:
-        return manifest_of(dataset, cache_dir, again=True, on_bytes=on_step)

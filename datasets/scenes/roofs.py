@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .outline import Outline, placed
-from .texture import Float, fill
+from .texture import Float, coverage, fill
 
 HIPPED, GABLED, FLAT = "hipped", "gabled", "flat"
 
@@ -31,11 +31,7 @@ class Site(NamedTuple):
 
 def footprint(wings: list[Wing], site: Site, size: int) -> Float:
     """Coverage (size, size) in 0..1 of all wings together."""
-    cover = np.zeros((size, size), np.float32)
-    for wing in wings:
-        patch = fill(placed(rectangle_of(wing), site.centre, 1.0, site.angle), size)
-        cover[patch.window] = np.maximum(cover[patch.window], patch.alpha)
-    return cover
+    return coverage((fill(placed(rectangle_of(wing), site.centre, 1.0, site.angle), size) for wing in wings), size)
 
 
 def rectangle_of(wing: Wing) -> Outline:

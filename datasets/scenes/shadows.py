@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .casters import limb, random_caster
 from .outline import Outline, blob, ellipse, placed, polygon, rectangle
 from .regions import specks
-from .texture import Float, Patch, blend, fill, finish, gaussian, lit, paint, ramp, value_noise
+from .texture import Float, Patch, blend, coverage, fill, finish, gaussian, lit, paint, ramp, value_noise
 
 GROUNDS = np.array(
     [[0.55, 0.54, 0.52], [0.46, 0.50, 0.30], [0.70, 0.62, 0.48], [0.62, 0.50, 0.42], [0.42, 0.42, 0.44], [0.66, 0.66, 0.64]], np.float32
@@ -45,7 +45,7 @@ def _shade(rng: np.random.Generator, size: int, away: float) -> tuple[Float, lis
         length = rng.uniform(0.45, 0.85) * size
         middle = rng.uniform(0.22, 0.78, 2) * size
         foot = (middle - 0.5 * length * np.array([math.cos(away), math.sin(away)])).astype(np.float32)
-        sharp = _silhouette(_thrown(rng, foot, length, away), size)
+        sharp = coverage((fill([contour], size) for contour in _thrown(rng, foot, length, away)), size)
         soft = _penumbra(rng, sharp, foot, length, away)
         if np.any((soft > 0.1) & (gaussian(shade, 0.02 * size) > 0.05)) and rng.random() < 0.85:
             continue
@@ -62,15 +62,6 @@ def _thrown(rng: np.random.Generator, foot: Float, length: float, away: float) -
     shear = np.array([[width, 0.0], [lean, 1.0]], np.float32)
     # The caster's y axis points along `away`.
     return placed([contour @ shear for contour in random_caster(rng)], foot, length, away - 0.5 * math.pi)
-
-
-def _silhouette(contours: Outline, size: int) -> Float:
-    """Coverage (size, size) of all contours together."""
-    cover = np.zeros((size, size), np.float32)
-    for contour in contours:
-        patch = fill([contour], size)
-        cover[patch.window] = np.maximum(cover[patch.window], patch.alpha)
-    return cover
 
 
 def _penumbra(rng: np.random.Generator, sharp: Float, foot: Float, length: float, away: float) -> Float:
@@ -132,7 +123,6 @@ def _litter(rng: np.random.Generator, image: Float, shade: Float) -> None:
 def _standing(rng: np.random.Generator, image: Float, feet: list[Float], shade: Float, away: float) -> Float:
     """Paints dark upright things, at the feet of the shadows and beside them; returns their coverage (h, w)."""
     size = len(image)
-    cover = np.zeros((size, size), np.float32)
     back = np.array([math.cos(away + 2.6), math.sin(away + 2.6)], np.float32)
     patches = [fill([limb(foot, foot + back * rng.uniform(0.1, 0.25) * size, 0.05 * size, 0.035 * size)], size) for foot in feet]
     rows, columns = np.nonzero((shade > 0.02) & (shade < 0.3))
@@ -144,5 +134,4 @@ def _standing(rng: np.random.Generator, image: Float, feet: list[Float], shade: 
     for patch in patches:
         texture = 0.75 + 0.5 * value_noise(rng, patch.alpha.shape, 0.05 * size, 2)
         paint(image, patch, DARK[rng.integers(len(DARK))] * rng.uniform(0.9, 1.5) * texture[..., None])
-        cover[patch.window] = np.maximum(cover[patch.window], patch.alpha)
-    return cover
+    return coverage(patches, size)

@@ -6,7 +6,7 @@ angles radians. Everything stays float32: one float64 scalar would promote a who
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -131,6 +131,14 @@ def fill(contours: Sequence[Float], size: int, pad: float = 0.0) -> Patch:
     cv2.fillPoly(fine, [np.round((c - low) * (16 * SUPERSAMPLE)).astype(np.int32) for c in contours], 255, cv2.LINE_8, 4)
     alpha = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) * (1 / 255)
     return Patch((slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))), alpha)
+
+
+def coverage(patches: Iterable[Patch], size: int) -> Float:
+    """Coverage (size, size) in 0..1 of all patches together."""
+    cover = np.zeros((size, size), np.float32)
+    for window, alpha in patches:
+        cover[window] = np.maximum(cover[window], alpha)
+    return cover
 
 
 def paint(image: Float, patch: Patch, colour: Float) -> None:

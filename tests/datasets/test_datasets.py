@@ -453,7 +453,8 @@ def test_a_sample_is_decoded_once_and_cannot_be_written_to(written):
     assert dataset.load("train", "2432") is sample
     with pytest.raises(ValueError, match="read-only"):
         sample.image[0, 0] = 0
-    assert Whu.open(written, cache_bytes=0).load("train", "2432") is not sample
+    small, read = SampleCache(limit_bytes=0), lambda: dataset.entry("train", "2432").read("2432")
+    assert small.get("train", "2432", read) is not small.get("train", "2432", read)
 
 
 # --- the generated domains

@@ -118,6 +118,5 @@ def test_models_share_the_backbones_weights(sam):
 
 def test_prompt_coordinates_are_scaled_and_rounded(sam):
     model = PromptableSegmenter(sam, Tuner(), Decoder())
-    features = model.encode([torch.zeros(3, 100, 30)])
-    scaled = model._scaled(bench.Prompts(boxes=torch.tensor([[0.0, 10, 7, 99]])), features, 0)
+    scaled = model.placed(bench.Prompts(boxes=torch.tensor([[0.0, 10, 7, 99]])), (100, 30))
     assert scaled.boxes.tolist() == [[0, 6, 15, 63]]  # × 64/30 and × 64/100

@@ -8,8 +8,8 @@ import pytest
 from test_spec import SPEC
 
 from bench.grid.plan import choose_methods
-from bench.grid.processor import cpu_model
 from bench.grid.protocol import load_protocol
+from bench.grid.provenance import cpu_model
 from bench.grid.store import ResultStore
 from bench.run import main
 from bench.running.estimate import Amount, hours, known_costs, nearest, operations
