@@ -9,7 +9,6 @@ rows that change some settings are. So a new key is a new field.
 import re
 import tomllib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -88,8 +87,10 @@ def typed(where: str, key: str, value: Any, kind: Any) -> Any:
         if value is None and type(None) in inner:
             return None
         for one in inner:
-            with suppress(WrongType):
+            try:
                 return typed(where, key, value, one)
+            except WrongType:
+                continue
     elif origin is Literal and type(value) in map(type, inner):
         if value not in inner:
             raise WrongType(str(unknown(f"value of {key} in {where}", str(value)[:100], filter(None, map(str, inner)))))
@@ -120,7 +121,7 @@ def _checked(where: str, key: str, value: Any, kind: Any, marks: tuple[Any, ...]
         value = [value]
     found = typed(where, key, value, kind)
     for mark in marks:
-        if isinstance(mark, Mapping):
+        if not callable(mark):
             found = part(_below(where, key), value, mark)
         elif fault := mark(found):
             raise RequestError(f"{where}: {key} = {_shown(value)} {fault}.")

@@ -73,6 +73,9 @@ def test_no_text_is_cut_or_covered_with_thirty_methods(store: ResultStore) -> No
         assert width == pytest.approx(COLUMN) or width == pytest.approx(PAGE)
         for ax in figure.axes:
             assert apart([label.get_window_extent(renderer) for label in ax.get_yticklabels() if label.get_text()]), picture.name
+            for axis, side in ((ax.xaxis, "y"), (ax.yaxis, "x")):  # its label is beyond its numbers
+                numbers = [getattr(text.get_window_extent(renderer), f"{side}0") for text in axis.get_ticklabels() if text.get_text()]
+                assert not axis.get_label_text() or getattr(axis.label.get_window_extent(renderer), f"{side}1") < min(numbers), picture.name
         assert apart([ax.title.get_window_extent(renderer) for ax in figure.axes if ax.get_title()]), picture.name
         for legend in figure.legends:
             assert apart([text.get_window_extent(renderer) for text in legend.get_texts()]), picture.name
