@@ -134,7 +134,7 @@ class AdamW(torch.optim.AdamW):
     """torch's, step for step, as it is written: around these methods torch imports torch.compile's 800 modules, 1.6 s of each process,
     to keep it out of them."""
 
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))  # type: ignore[assignment]
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 for _name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):

@@ -216,11 +216,12 @@ def test_a_released_file_with_other_keys_is_refused(tmp_path):
         bench.load_cat_sam(toy_backbone().state_dict(), sam=TOY)
 
 
-def test_neither_loading_a_backbone_nor_training_it_loads_torchs_compiler():
+def test_neither_a_grids_plan_nor_loading_a_backbone_nor_training_it_loads_torchs_compiler():
     said = "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
     adam = "from bench.training.train import AdamW; o = AdamW(model.tuned().values())"
     trains = f"{adam}; o.load_state_dict(o.state_dict()); o.zero_grad(); o.step()"
-    code = f"import sys, bench; sam = bench.load_sam('tiny'); model = bench.build('cat_sam_a', sam); {trains}; {said}"
+    plan = "from bench.grid.registry import METHODS; METHODS.get('lora')().frozen('vit_b')"
+    code = f"import sys, bench; {plan}; sam = bench.load_sam('tiny'); model = bench.build('cat_sam_a', sam); {trains}; {said}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
