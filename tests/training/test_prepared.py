@@ -27,6 +27,7 @@ from bench.grid.protocol import load_protocol
 from bench.model.products import PRODUCTS, keep_product
 from bench.model.sizes import frozen_bytes
 from bench.training.ahead import made_ahead
+from bench.training.conditions import Condition
 from bench.training.embedding_files import EmbeddingFiles
 from bench.training.evaluation import evaluate
 from bench.training.losses import upsampled_loss
@@ -237,6 +238,12 @@ def test_after_a_full_disk_what_was_spilled_is_still_read(capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert capsys.readouterr().err.count("No more embeddings are spilled") == 1
+
+
+def test_the_memory_of_mask_prompts_counts():
+    prepared, how = Prepared(Rectangles()), load_protocol("clean").resolve("lora", "whu", 1)
+    item = prepared.item("test", Rectangles().names("test")[0], how, Condition("mask", side=256))
+    assert item.prompts.masks is not None and prepared.used_bytes > item.prompts.masks.nbytes >= 4 * 256**2
 
 
 def test_micro_batches_and_checkpoints_keep_their_own_bits():
