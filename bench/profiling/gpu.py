@@ -78,9 +78,9 @@ def _agreement(name: str, device: str) -> dict[str, Any]:
     return {"method": name, **{key: f"{value:.1e}" for key, value in apart.items()}, "agrees": "yes" if kept else "NO"}
 
 
-def _so_far(rows: Sequence[Mapping[str, Any]]) -> None:
+def _so_far(rows: Sequence[Mapping[str, Any]], **more: object) -> None:
     """Prints what is known by now, which is kept where the step does not come to its end."""
-    print(json.dumps({"rows": rows}), flush=True)
+    print(json.dumps({"rows": rows, **more}), flush=True)
 
 
 def _numbers(method: str, device: str, precision: str, trains: bool = True) -> list[Tensor]:
@@ -264,8 +264,11 @@ def _of_trace(trace: profile, seconds: float, device: str) -> dict[str, Any]:
 
 def cost(backbone: str, device: str) -> Found:
     """What `bench.run --dry-run` estimates by: a step, an image, memory."""
-    found = {name: measured(backbone, name, device) for name in ("sam", *SPEED_METHODS)}
-    rows = [{"method": name, **{key: f"{value:.4g}" for key, value in of.items()}} for name, of in found.items()]
+    found, rows = dict[str, dict[str, float]](), list[dict[str, str]]()
+    for name in ("sam", *SPEED_METHODS):
+        found[name] = measured(backbone, name, device)
+        rows.append({"method": name, **{key: f"{value:.4g}" for key, value in found[name].items()}})
+        _so_far(rows, costs=found)
     last = found[SPEED_METHODS[-1]]
     seconds = {name: STEPS_OF_A_CELL * last["step_seconds"] + n / last["images_per_second"] for name, n in IMAGES_OF_A_CELL.items()}
     said = "a one-shot cell of WHU takes about " + ", ".join(f"{hours(of)} under protocol {name}" for name, of in seconds.items())

@@ -52,6 +52,15 @@ def test_a_step_that_hangs_is_ended_with_what_it_started():
     assert "Unknown backbone 'nothing'." in in_subprocess("bench.profiling.gpu", "ceilings", "nothing", "cpu")["failed"]
 
 
+def test_costs_that_were_measured_before_the_time_was_over_are_told(monkeypatch, capsys):
+    costs = iter([{"images_per_second": 2.0}, {"images_per_second": 3.0}])
+    monkeypatch.setattr("bench.profiling.gpu.measured", lambda *asked: next(costs))
+    with pytest.raises(StopIteration):
+        STEPS["cost"][1]("tiny", "cpu")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["costs"] == {"sam": {"images_per_second": 2.0}, "lora": {"images_per_second": 3.0}} and len(told["rows"]) == 2
+
+
 @pytest.mark.slow
 def test_steps_are_written_and_dry_runs_know_the_costs(tmp_path, monkeypatch, capsys):
     taken = ("ceilings", "cost")
