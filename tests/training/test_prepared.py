@@ -213,6 +213,27 @@ def test_a_folder_that_takes_nothing_is_said_once(tmp_path, capsys):
     assert capsys.readouterr().err == f"No more embeddings are written to {tmp_path / 'toy'}: Not a directory.\n"
 
 
+@pytest.mark.slow
+def test_compiled_training_that_goes_on_with_a_shorter_batch_draws_the_same():
+    data, how = Rectangles(), replace(load_protocol("clean").resolve("mona", "whu", 3), batch=2, epochs=1)
+    logs = []
+    for resumes in (False, True):
+        model, found = bench.build("mona", toy_backbone(), seed=1), []
+        optimizer = optimizer_of(model, how)
+        model.encoder.compile_walk("default", "eager")
+        found.append(next(steps := fit(model, optimizer, data, data.support(3), how, 7)))
+        if resumes:
+            weights = {name: tensor.detach().clone() for name, tensor in model.tuned().items()}
+            model = bench.build("mona", toy_backbone(), seed=1)
+            model.load_tuned(weights)
+            model.encoder.compile_walk("default", "eager")
+            again = optimizer_of(model, how)
+            again.load_state_dict(optimizer.state_dict())
+            steps = fit(model, again, data, data.support(3), how, 7, first_step=1)
+        logs.append([*found, *steps])
+    assert logs[0] == logs[1] and len(logs[0]) == 2
+
+
 @pytest.mark.skipif(len(PRODUCTS) == 1, reason="here all products are PyTorch's")
 def test_what_one_product_made_is_not_kept_for_cells_of_another():
     model, prepared = bench.build("sam", toy_backbone()), Prepared(Counted())
