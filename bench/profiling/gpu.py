@@ -31,7 +31,7 @@ from bench.grid.plan import choose_methods
 from bench.grid.protocol import load_protocol
 from bench.grid.provenance import ROOT, git_state, package_version
 from bench.grid.registry import METHODS
-from bench.grid.store import RECORD, TUNED, ResultStore
+from bench.grid.store import RECORD, TUNED, ResultStore, read_cost
 from bench.model.backbones import read_backbone
 from bench.model.checkpoints import first_line, load_sam
 from bench.model.method import build
@@ -297,6 +297,7 @@ def first_minutes(device: str, backbone: str, minutes: float, out: Path, results
     about: Found = {"device": device_label(device), "backbone": backbone, "torch": package_version("torch"), "minutes": minutes}
     about |= {"commit": git_state(ROOT)[0], "time": datetime.now(UTC).isoformat(timespec="seconds")}
     print(f"{about['device']}, torch {about['torch']}, {backbone}: {minutes:g} minutes at most", flush=True)
+    _write(path, about, found)  # now, so that whoever begins beside this one takes another name
     for name, (title, _) in STEPS.items():
         left = ends - time.monotonic()
         began = time.monotonic()
@@ -330,8 +331,11 @@ def _write(path: Path, about: Found, found: Mapping[str, Found]) -> None:
 def _keep_costs(costs: Mapping[str, Mapping[str, float]], backbone: str, device: str, results: Path) -> None:
     store = ResultStore(results)
     for name, of in costs.items():
-        facts = {**of, "commit": git_state(ROOT)[0], "torch": package_version("torch")}
-        store.keep_cost(choose_methods(name)[0], backbone, device_label(device), facts)
+        choice, machine = choose_methods(name)[0], device_label(device)
+        if read_cost(path := store.cost_file(choice, backbone, machine)):
+            print(f"{choice.label}: dry runs go on by what was measured before; remove {path} and run this again to have the new cost.")
+            continue
+        store.keep_cost(choice, backbone, machine, {**of, "commit": git_state(ROOT)[0], "torch": package_version("torch")})
 
 
 def checked_device(device: str, minutes: float) -> str:

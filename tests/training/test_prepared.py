@@ -190,6 +190,15 @@ def test_a_file_of_an_embedding_is_of_its_pixels_weights_and_ways(tmp_path):
     assert torch.equal(prefix(images[:1]).x, made.x)  # made again
 
 
+def test_a_file_of_an_embedding_is_of_the_processor_that_made_it(tmp_path, monkeypatch):
+    """Two with the same instructions may sum in another order, as their vendors' kernels do."""
+    paths = []
+    for name in ("one vendor's", "another's"):
+        monkeypatch.setattr("bench.training.embedding_files.cpu_model", lambda name=name: name)
+        paths.append(EmbeddingFiles(tmp_path, "toy", CPU).path(torch.zeros(3, 4, 4), ()))
+    assert len(set(paths)) == 2
+
+
 def test_a_damaged_file_is_not_read_but_made_again(tmp_path):
     files, value, other = EmbeddingFiles(tmp_path, "toy", CPU), torch.arange(4096.0).view(64, 64), io.BytesIO()
     files.write(path := files.path(torch.zeros(3, 4, 4), ()), value)
