@@ -336,6 +336,11 @@ class ImageEncoder(nn.Module):
             setattr(torch._dynamo.config, limit, VARIANTS)
         self._compiled = torch.compile(self._walk, dynamic=False, mode=mode if backend == "inductor" else None, backend=backend)
 
+    def pad_training_to(self, images: int) -> None:
+        """Pads compiled batches that have gradients to so many images, from the first one on: what dropout draws for a batch depends on its
+        padding, and training that goes on may begin with the last, shorter batch."""
+        self._batch[True] = images
+
     def prefix(self, image: Tensor) -> Prefix:
         """What the frozen parts say of `image`: normalised, (B, 3, S, S)."""
         parts = self.frozen_parts

@@ -19,7 +19,7 @@ from bench import ROOT
 from bench.errors import last_words
 from bench.grid.provenance import device_name, git_state
 from bench.grid.spec import MethodChoice
-from bench.grid.store import COST_FIELDS, ResultStore
+from bench.grid.store import COST_FIELDS, ResultStore, read_cost
 from bench.model.backbones import read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
@@ -37,7 +37,7 @@ def measure_costs(choices: Sequence[MethodChoice], backbone: str, device: str, s
     machine, failed = device_name(device) or device, 0
     for choice in choices:
         path = store.cost_file(choice, backbone, machine)
-        if path.exists():
+        if read_cost(path):
             print(f"{choice.label}: measured before; remove {path} to measure it again.")
             continue
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -31,7 +31,7 @@ from bench.grid.plan import choose_methods
 from bench.grid.protocol import load_protocol
 from bench.grid.provenance import ROOT, git_state, package_version
 from bench.grid.registry import METHODS
-from bench.grid.store import RECORD, TUNED, ResultStore
+from bench.grid.store import RECORD, TUNED, ResultStore, read_cost
 from bench.model.backbones import read_backbone
 from bench.model.checkpoints import first_line, load_sam
 from bench.model.method import build
@@ -78,9 +78,9 @@ def _agreement(name: str, device: str) -> dict[str, Any]:
     return {"method": name, **{key: f"{value:.1e}" for key, value in apart.items()}, "agrees": "yes" if kept else "NO"}
 
 
-def _so_far(rows: Sequence[Mapping[str, Any]]) -> None:
+def _so_far(rows: Sequence[Mapping[str, Any]], **more: object) -> None:
     """Prints what is known by now, which is kept where the step does not come to its end."""
-    print(json.dumps({"rows": rows}), flush=True)
+    print(json.dumps({"rows": rows, **more}), flush=True)
 
 
 def _numbers(method: str, device: str, precision: str, trains: bool = True) -> list[Tensor]:
@@ -248,8 +248,11 @@ def _of_trace(trace: profile, seconds: float, device: str) -> dict[str, Any]:
 
 def cost(backbone: str, device: str) -> Found:
     """What `bench.run --dry-run` estimates by: a step, an image, memory."""
-    found = {name: measured(backbone, name, device) for name in ("sam", *SPEED_METHODS)}
-    rows = [{"method": name, **{key: f"{value:.4g}" for key, value in of.items()}} for name, of in found.items()]
+    found, rows = dict[str, dict[str, float]](), list[dict[str, str]]()
+    for name in ("sam", *SPEED_METHODS):
+        found[name] = measured(backbone, name, device)
+        rows.append({"method": name, **{key: f"{value:.4g}" for key, value in found[name].items()}})
+        _so_far(rows, costs=found)
     last = found[SPEED_METHODS[-1]]
     seconds = {name: STEPS_OF_A_CELL * last["step_seconds"] + n / last["images_per_second"] for name, n in IMAGES_OF_A_CELL.items()}
     said = "a one-shot cell of WHU takes about " + ", ".join(f"{hours(of)} under protocol {name}" for name, of in seconds.items())
@@ -280,6 +283,7 @@ def first_minutes(device: str, backbone: str, minutes: float, out: Path, results
     about: Found = {"device": device_label(device), "backbone": backbone, "torch": package_version("torch"), "minutes": minutes}
     about |= {"commit": git_state(ROOT)[0], "time": datetime.now(UTC).isoformat(timespec="seconds")}
     print(f"{about['device']}, torch {about['torch']}, {backbone}: {minutes:g} minutes at most", flush=True)
+    _write(path, about, found)  # now, so that whoever begins beside this one takes another name
     for name, (title, _) in STEPS.items():
         left = ends - time.monotonic()
         began = time.monotonic()
@@ -291,9 +295,13 @@ def first_minutes(device: str, backbone: str, minutes: float, out: Path, results
         found[name]["seconds"] = round(time.monotonic() - began, 1)
         print(f"{title}: {_verdict(found[name])} ({found[name]['seconds']:.0f} s)", flush=True)
         _write(path, about, found)
+    store = ResultStore(results)
     for name, of in found.get("cost", {}).get("costs", {}).items():
-        facts = {**of, "commit": about["commit"], "torch": about["torch"]}
-        ResultStore(results).keep_cost(choose_methods(name)[0], backbone, about["device"], facts)
+        choice, machine = choose_methods(name)[0], about["device"]
+        if read_cost(kept := store.cost_file(choice, backbone, machine)):
+            print(f"{choice.label}: dry runs go on by what was measured before; remove {kept} and run this again to have the new cost.")
+        else:
+            store.keep_cost(choice, backbone, machine, {**of, "commit": about["commit"], "torch": about["torch"]})
     print(f"Written to {path}.json and .md")
     return int(not all(of.get("ok") for of in found.values()))
 

@@ -39,7 +39,8 @@ from bench.training.train import AdamW, Example, backward
 from bench.types import Prompts
 
 OURS, RANK = "ours", 4
-NEEDS: Mapping[str, tuple[str, ...]] = {"segment-anything": ("segment_anything", "peft"), "transformers": ("transformers", "peft")}
+PEFT = ("transformers", "peft")  # the second imports the first
+NEEDS: Mapping[str, tuple[str, ...]] = {"segment-anything": ("segment_anything", *PEFT), "transformers": PEFT}
 BOXES = {"train": 1, "evaluate": 10}
 APART = 1e-3  # of the largest logit, and of a loss
 TARGETS = {"train": 1.15, "evaluate": 1.3}  # theirs / ours in user seconds

@@ -15,12 +15,14 @@ import pandas as pd
 import torch
 
 from bench.data.objects import Integers, mask_objects, tight_boxes
+from bench.errors import RequestError
 from bench.grid.protocol import Settings, load_protocol
 from bench.grid.spec import parse_call
 from bench.model.backbones import read_backbone
 from bench.model.checkpoints import load_sam
 from bench.model.method import build
 from bench.model.sam import Sam
+from bench.profiling.model import works
 from bench.training.embedding_files import EmbeddingFiles
 from bench.training.evaluation import evaluate
 from bench.training.prepared import Prepared
@@ -36,6 +38,10 @@ ON_ONE_PICTURE = "clean(random_crop=False,flips=False,epochs=12)"  # nothing cha
 def compare_samples(side: int, objects: int, threads: int, methods: Sequence[str], backbone: str, rounds: int) -> int:
     """Prints seconds and peak memory of a large mask's boxes, one and a thread each, and the processor's seconds of a one-shot step, and of
     small cells of frozen encoders, whose embeddings stay in a folder."""
+    if side < (least := 2 * _across(objects)):
+        raise RequestError(f"--side {side}: {objects} objects apart from each other need {least} pixels or more.")
+    if untrained := [method for method in methods if "train" not in works(method)]:
+        raise RequestError(f"--methods {untrained[0]}: it trains nothing, and steps are what is compared.")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     rows = [_boxes(_squares(side, objects), at_once) for at_once in sorted({1, threads})]
@@ -70,11 +76,16 @@ class Squares(Dataset):
 
 def _squares(side: int, objects: int) -> np.ndarray:
     """A mask of so many squares on a grid."""
-    mask, across = np.zeros((side, side), np.uint8), int(np.ceil(objects**0.5))
+    mask, across = np.zeros((side, side), np.uint8), _across(objects)
     pitch = side // across
     for y, x in [divmod(i, across) for i in range(objects)]:
         mask[y * pitch : y * pitch + pitch // 2, x * pitch : x * pitch + pitch // 2] = 1
     return mask
+
+
+def _across(objects: int) -> int:
+    """In a row of the grid."""
+    return int(np.ceil(objects**0.5))
 
 
 def plain_boxes(mask: np.ndarray, rule: ObjectRule) -> Integers:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.grid.files import write_together
+from bench.grid.processor import cpu_model
 
 REVISION = 1  # raised where an encoder's numbers change, in the last bit too
 
@@ -32,7 +33,7 @@ class EmbeddingFiles:
     @cached_property
     def _machine(self) -> tuple[Hashable, ...]:
         cuda = self.device.type == "cuda"
-        name = torch.cuda.get_device_name(self.device) if cuda else torch.backends.cpu.get_cpu_capability()
+        name = torch.cuda.get_device_name(self.device) if cuda else f"{cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
         return REVISION, torch.__version__, platform.machine(), name, 0 if cuda else torch.get_num_threads()
 
     def path(self, image: Tensor, how: tuple[Hashable, ...]) -> Path:

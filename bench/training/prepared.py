@@ -47,7 +47,9 @@ class Item:
     @property
     def bytes(self) -> int:
         """Its memory."""
-        return self.image.nbytes + self.truth.nbytes + self.edge.nbytes + (self.by_object.bytes if self.by_object else 0)
+        of = self.prompts
+        given = sum(x.nbytes for x in (of.boxes, of.points, of.labels, of.masks) if x is not None)
+        return self.image.nbytes + self.truth.nbytes + self.edge.nbytes + given + (self.by_object.bytes if self.by_object else 0)
 
     def pinned(self, device: torch.device) -> "Item":
         """See `bench.model.transfer.pinned`."""

@@ -70,3 +70,12 @@ def test_a_process_that_was_killed_says_so():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         said.append(last_words(done.returncode, done.stderr))
     assert said == ["it ended with -9 (killed, as where memory runs out) and said nothing", "no room"]
+
+
+def test_a_damaged_cost_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("bench.profiling.cost.subprocess.run", lambda call, **how: subprocess.CompletedProcess(call, 1, "", "no time"))
+    (path := ResultStore(tmp_path).cost_file(SAM, "tiny", str(device_name("cpu")))).parent.mkdir()
+    path.write_text("{")
+    assert main(["cost", "--backbone", "tiny", "--device", "cpu", "--out", str(tmp_path), "--methods", "sam"]) == 1
+    out, err = capsys.readouterr()
+    assert "sam: failed: no time" in err and not out

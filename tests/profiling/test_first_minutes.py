@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bench.grid.provenance import device_name
+from bench.grid.store import ResultStore
 from bench.perf import main
-from bench.profiling.gpu import STEPS
+from bench.profiling.gpu import STEPS, _keep_costs
 from bench.profiling.turns import in_subprocess, unwritten
 from bench.running.estimate import known_costs
 
@@ -50,6 +51,22 @@ def test_a_step_that_hangs_is_ended_with_what_it_started():
     found = in_subprocess("timeit", "-n1", "-r1", "import os; os.system('sleep 60')", seconds=1.0)
     assert found == {"failed": "it took longer than 1 s"}
     assert "Unknown backbone 'nothing'." in in_subprocess("bench.profiling.gpu", "ceilings", "nothing", "cpu")["failed"]
+
+
+def test_costs_that_are_kept_already_stay(tmp_path, capsys):
+    for rate in (2.0, 3.0):
+        _keep_costs({"sam": {"images_per_second": rate, "peak_memory_mb": 500.0}}, "tiny", "cpu", tmp_path)
+    (kept,) = ResultStore(tmp_path).costs().values()
+    assert kept["images_per_second"] == 2.0 and "sam: dry runs go on by what was measured before" in capsys.readouterr().out
+
+
+def test_costs_that_were_measured_before_the_time_was_over_are_told(monkeypatch, capsys):
+    costs = iter([{"images_per_second": 2.0}, {"images_per_second": 3.0}])
+    monkeypatch.setattr("bench.profiling.gpu.measured", lambda *asked: next(costs))
+    with pytest.raises(StopIteration):
+        STEPS["cost"][1]("tiny", "cpu")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["costs"] == {"sam": {"images_per_second": 2.0}, "lora": {"images_per_second": 3.0}} and len(told["rows"]) == 2
 
 
 @pytest.mark.slow

@@ -38,6 +38,9 @@ def test_where_nobody_is_installed_it_says_so(tmp_path, monkeypatch, capsys) -> 
     out, err = capsys.readouterr()
     assert "transformers is not compared: transformers and peft cannot be imported here" in out and "nobody to compare with" in err
     assert main(["peers", "--rounds", "0"]) == 2 and not list(tmp_path.iterdir())
+    monkeypatch.setattr("bench.profiling.peers.find_spec", lambda name: None if name == "transformers" else name)
+    assert main(["peers", "--backbone", "tiny", "--out", str(tmp_path)]) == 2  # peft imports transformers
+    assert "segment-anything is not compared: transformers cannot be imported here" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_or_written_is_refused_before_anything_is_measured(tmp_path, capsys) -> None:

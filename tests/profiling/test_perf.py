@@ -101,6 +101,8 @@ def test_a_method_that_trains_nothing_is_evaluated_only():
         ("kernels --images 0", "--images 0: whole numbers from 1 are allowed."),
         ("store --cells 0", "--cells 0: whole numbers from 1 are allowed."),
         *[(f"{what} --device cuda", "Device cuda was asked for, but torch finds no GPU here") for what in ("model", "kernels")],
+        ("samples --side 5", "--side 5: 200 objects apart from each other need 30 pixels or more."),
+        ("samples --methods sam", "--methods sam: it trains nothing, and steps are what is compared."),
     ],
 )
 def test_a_wrong_request_is_one_sentence_and_measures_nothing(words, said, monkeypatch, capsys):

@@ -27,6 +27,7 @@ from bench.grid.protocol import load_protocol
 from bench.model.products import PRODUCTS, keep_product
 from bench.model.sizes import frozen_bytes
 from bench.training.ahead import made_ahead
+from bench.training.conditions import Condition
 from bench.training.embedding_files import EmbeddingFiles
 from bench.training.evaluation import evaluate
 from bench.training.losses import upsampled_loss
@@ -189,6 +190,15 @@ def test_a_file_of_an_embedding_is_of_its_pixels_weights_and_ways(tmp_path):
     assert torch.equal(prefix(images[:1]).x, made.x)  # made again
 
 
+def test_a_file_of_an_embedding_is_of_the_processor_that_made_it(tmp_path, monkeypatch):
+    """Two with the same instructions may sum in another order, as their vendors' kernels do."""
+    paths = []
+    for name in ("one vendor's", "another's"):
+        monkeypatch.setattr("bench.training.embedding_files.cpu_model", lambda name=name: name)
+        paths.append(EmbeddingFiles(tmp_path, "toy", CPU).path(torch.zeros(3, 4, 4), ()))
+    assert len(set(paths)) == 2
+
+
 def test_a_damaged_file_is_not_read_but_made_again(tmp_path):
     files, value, other = EmbeddingFiles(tmp_path, "toy", CPU), torch.arange(4096.0).view(64, 64), io.BytesIO()
     files.write(path := files.path(torch.zeros(3, 4, 4), ()), value)
@@ -210,6 +220,27 @@ def test_a_folder_that_takes_nothing_is_said_once(tmp_path, capsys):
     for value in (0, 9):
         assert prepared.prefix(model, [torch.zeros(3, 40, 50) + value], [value], "fp32") is not None
     assert capsys.readouterr().err == f"No more embeddings are written to {tmp_path / 'toy'}: Not a directory.\n"
+
+
+@pytest.mark.slow
+def test_compiled_training_that_goes_on_with_a_shorter_batch_draws_the_same():
+    data, how = Rectangles(), replace(load_protocol("clean").resolve("mona", "whu", 3), batch=2, epochs=1)
+    logs = []
+    for resumes in (False, True):
+        model, found = bench.build("mona", toy_backbone(), seed=1), []
+        optimizer = optimizer_of(model, how)
+        model.encoder.compile_walk("default", "eager")
+        found.append(next(steps := fit(model, optimizer, data, data.support(3), how, 7)))
+        if resumes:
+            weights = {name: tensor.detach().clone() for name, tensor in model.tuned().items()}
+            model = bench.build("mona", toy_backbone(), seed=1)
+            model.load_tuned(weights)
+            model.encoder.compile_walk("default", "eager")
+            again = optimizer_of(model, how)
+            again.load_state_dict(optimizer.state_dict())
+            steps = fit(model, again, data, data.support(3), how, 7, first_step=1)
+        logs.append([*found, *steps])
+    assert logs[0] == logs[1] and len(logs[0]) == 2
 
 
 @pytest.mark.skipif(len(PRODUCTS) == 1, reason="here all products are PyTorch's")
@@ -237,6 +268,12 @@ def test_after_a_full_disk_what_was_spilled_is_still_read(capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert capsys.readouterr().err.count("No more embeddings are spilled") == 1
+
+
+def test_the_memory_of_mask_prompts_counts():
+    prepared, how = Prepared(Rectangles()), load_protocol("clean").resolve("lora", "whu", 1)
+    item = prepared.item("test", Rectangles().names("test")[0], how, Condition("mask", side=256))
+    assert item.prompts.masks is not None and prepared.used_bytes > item.prompts.masks.nbytes >= 4 * 256**2
 
 
 def test_micro_batches_and_checkpoints_keep_their_own_bits():
