@@ -104,9 +104,9 @@ def attention(
     unused = -(sum(side) + parts[-1]) % 8
     if name == "folded" and few_kernels and not joined and unused < 2 * side[1]:
         ones = kept_ones(side, math.prod(side) + n, False, unused, attn.scale, places.dtype, places.device)
-        windowed = _Folded.apply(places, extra, _distances(*tables, side, places.dtype), ones, side)
+        q, k, v = _Folded.apply(places, extra, _distances(*tables, side, places.dtype), ones, side)
         del places  # as much memory as the windows of all three
-        out.append(fused(*windowed, attn.scale, parts[-1]))
+        out.append(fused(q, k, v, attn.scale, parts[-1]))
     else:
         windowed = _Windowed.apply(places, extra, side, n, joined)
         del places
