@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.grid.files import write_together
-from bench.grid.processor import cpu_model
+from bench.grid.provenance import cpu_model
 
 REVISION = 1  # raised where an encoder's numbers change, in the last bit too
 
