@@ -295,13 +295,7 @@ def first_minutes(device: str, backbone: str, minutes: float, out: Path, results
         found[name]["seconds"] = round(time.monotonic() - began, 1)
         print(f"{title}: {_verdict(found[name])} ({found[name]['seconds']:.0f} s)", flush=True)
         _write(path, about, found)
-    store = ResultStore(results)
-    for name, of in found.get("cost", {}).get("costs", {}).items():
-        choice, machine = choose_methods(name)[0], about["device"]
-        if read_cost(kept := store.cost_file(choice, backbone, machine)):
-            print(f"{choice.label}: dry runs go on by what was measured before; remove {kept} and run this again to have the new cost.")
-        else:
-            store.keep_cost(choice, backbone, machine, {**of, "commit": about["commit"], "torch": about["torch"]})
+    _keep_costs(found.get("cost", {}).get("costs", {}), about, results)
     print(f"Written to {path}.json and .md")
     return int(not all(of.get("ok") for of in found.values()))
 
@@ -318,6 +312,16 @@ def _write(path: Path, about: Found, found: Mapping[str, Found]) -> None:
         table = of.get("text") or (pd.DataFrame(of["rows"]).to_markdown(index=False) if of.get("rows") else "")
         parts += [f"## {STEPS[name][0]}\n\n{_verdict(of)} ({of['seconds']:.0f} s)", *([table] if table else [])]
     path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+
+
+def _keep_costs(costs: Mapping[str, Mapping[str, float]], about: Found, results: Path) -> None:
+    store, machine = ResultStore(results), about["device"]
+    for name, of in costs.items():
+        choice = choose_methods(name)[0]
+        if read_cost(kept := store.cost_file(choice, about["backbone"], machine)):
+            print(f"{choice.label}: dry runs go on by what was measured before; remove {kept} and run this again to have the new cost.")
+        else:
+            store.keep_cost(choice, about["backbone"], machine, {**of, "commit": about["commit"], "torch": about["torch"]})
 
 
 def main(words: Sequence[str]) -> None:

@@ -54,8 +54,9 @@ def test_a_step_that_hangs_is_ended_with_what_it_started():
 
 
 def test_costs_that_are_kept_already_stay(tmp_path, capsys):
+    about = {"device": "a card", "backbone": "tiny", "commit": "1", "torch": "2"}
     for rate in (2.0, 3.0):
-        _keep_costs({"sam": {"images_per_second": rate, "peak_memory_mb": 500.0}}, "tiny", "cpu", tmp_path)
+        _keep_costs({"sam": {"images_per_second": rate, "peak_memory_mb": 500.0}}, about, tmp_path)
     (kept,) = ResultStore(tmp_path).costs().values()
     assert kept["images_per_second"] == 2.0 and "sam: dry runs go on by what was measured before" in capsys.readouterr().out
 
