@@ -8,7 +8,7 @@ import torch
 from bench.grid.provenance import device_name
 from bench.grid.store import ResultStore
 from bench.perf import main
-from bench.profiling.gpu import STEPS, _keep_costs
+from bench.profiling.gpu import STEPS
 from bench.profiling.turns import in_subprocess, unwritten
 from bench.running.estimate import known_costs
 
@@ -53,9 +53,12 @@ def test_a_step_that_hangs_is_ended_with_what_it_started():
     assert "Unknown backbone 'nothing'." in in_subprocess("bench.profiling.gpu", "ceilings", "nothing", "cpu")["failed"]
 
 
-def test_costs_that_are_kept_already_stay(tmp_path, capsys):
+def test_costs_that_are_kept_already_stay(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.profiling.gpu.STEPS", {"cost": STEPS["cost"]})
     for rate in (2.0, 3.0):
-        _keep_costs({"sam": {"images_per_second": rate, "peak_memory_mb": 500.0}}, "tiny", "cpu", tmp_path)
+        found = {"ok": True, "said": "", "costs": {"sam": {"images_per_second": rate, "peak_memory_mb": 500.0}}}
+        monkeypatch.setattr("bench.profiling.gpu.in_subprocess", lambda *words, found=found, **how: found)
+        assert main(["gpu", "--device", "cpu", "--backbone", "tiny", "--out", str(tmp_path), "--results", str(tmp_path)]) == 0
     (kept,) = ResultStore(tmp_path).costs().values()
     assert kept["images_per_second"] == 2.0 and "sam: dry runs go on by what was measured before" in capsys.readouterr().out
 
