@@ -257,6 +257,8 @@ def choose_method(cls: type, given: Mapping[str, Any]) -> MethodChoice:
     known = kinds(cls)
     words = {key: str(value) if type(value) is int and known.get(key) is str else value for key, value in given.items()}
     values = part(name, words, known, "parameter of")
+    if lacking := [f.name for f in fields(cls) if f.init and f.name not in values and f.default is f.default_factory]:  # both MISSING
+        raise RequestError(f"The method {name} lacks {', '.join(lacking)}: {name}({lacking[0]}=…) is needed.")
     try:
         method = cls(**values)
     except RequestError:

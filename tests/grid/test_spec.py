@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bench import ROOT
 from bench.errors import RequestError
+from bench.grid.plan import choose_methods
 from bench.grid.protocol import Settings
 from bench.grid.spec import Grid, MethodChoice, RunSpec, choose_method, expanded, parse_call, split_calls
 from bench.grid.store import _identities, spec_from_json, spec_to_json
@@ -205,3 +206,8 @@ def test_planning_and_tables_do_not_wait_for_torch() -> None:
     modules = [f"bench.grid.{name}" for name in ("spec", "protocol", "registry", "store", "provenance", "progress")]
     code = f"import sys, bench.tables, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_method_without_what_it_needs_is_one_sentence():
+    with pytest.raises(RequestError, match=r"^The method adapter lacks file: adapter\(file=…\) is needed\.$"):
+        choose_methods("adapter")
