@@ -27,5 +27,6 @@ def test_ctrl_c_while_modules_load(command, module, tmp_path):
             process.send_signal(signal.SIGINT)
             break
     said = "".join(line for line in process.stderr if not line.startswith("import time:"))
-    assert process.wait(timeout=60) == 130, said
+    code = process.wait(timeout=60)
+    assert code in (130, -signal.SIGINT), said  # which a shell calls 130 too: Python's own end where an `eval` was interrupted
     assert said.strip().splitlines()[-1].startswith("Stopped") and "Traceback" not in said

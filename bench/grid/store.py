@@ -657,7 +657,7 @@ def read_cost(path: Path) -> tuple[dict[str, str], dict[str, float]] | None:
         cost = json.loads(path.read_bytes())
         of = {name: str(cost[name]) for name in ("backbone", "method_id", "label", "machine", "time")}
         numbers = {name: float(cost[name]) for name in (*COST_FIELDS, "tuned_bytes") if name in cost}
-        if all(0 <= value < math.inf for value in numbers.values()) and numbers["images_per_second"] * numbers["peak_memory_mb"] > 0:
+        if all(0 <= value < math.inf for value in numbers.values()) and 0 not in (numbers.get(name) for name in COST_FIELDS[1:]):
             return of, numbers
     return None
 
