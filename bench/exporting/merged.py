@@ -1,5 +1,7 @@
 """A tuned model as one SAM: the weights that a stock SAM computes it with, and how images have to be taken for them."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -36,8 +38,9 @@ def merged_tensors(model: PromptableSegmenter) -> dict[str, Tensor] | None:
     return {name: tensor.detach() for name, tensor in {**own, **merged}.items()}
 
 
-def mergeable() -> list[str]:
+@cache
+def mergeable() -> tuple[str, ...]:
     """The registered methods that, by their defaults, can be merged into SAM's weights."""
     names, sam = METHODS.names(), outline(CONFIGS["tiny"])
     with torch.device("meta"):
-        return [name for name in names if merged_tensors(build(name, sam)) is not None]
+        return tuple(name for name in names if merged_tensors(build(name, sam)) is not None)

@@ -651,13 +651,13 @@ def own_weights(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def read_cost(path: Path) -> tuple[dict[str, str], dict[str, float]] | None:
-    """What a measured cost is of, by name, and its numbers, by COST_FIELDS and `tuned_bytes`; None where the file cannot be read, or has a
-    number that nobody can have measured."""
+    """What a measured cost is of, by name, and its numbers, by COST_FIELDS and `tuned_bytes`; None where the file cannot be read, lacks
+    one of an image, or has a number that nobody can have measured."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         cost = json.loads(path.read_bytes())
         of = {name: str(cost[name]) for name in ("backbone", "method_id", "label", "machine", "time")}
         numbers = {name: float(cost[name]) for name in (*COST_FIELDS, "tuned_bytes") if name in cost}
-        if all(0 <= value < math.inf for value in numbers.values()) and 0 not in (numbers.get(name) for name in COST_FIELDS[1:]):
+        if all(0 <= value < math.inf for value in numbers.values()) and numbers["images_per_second"] * numbers["peak_memory_mb"] > 0:
             return of, numbers
     return None
 

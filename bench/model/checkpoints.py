@@ -199,7 +199,12 @@ class WithoutNumbers(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.uniform_, Tensor.normal_):
             return args[0] if args else kwargs["tensor"]
-        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
+        scales = getattr(func, "__name__", "") == "mul" and len(args) == 2 and not isinstance(args[1], Tensor)
+        if scales and args[0].is_meta:
+            return args[0]
+        if func is torch.randn:
+            return torch.empty(*args, **{name: given for name, given in kwargs.items() if name != "generator"})
+        return func(*args, **kwargs)
 
 
 def check_numbers(source: str, tensors: Mapping[str, Tensor], kinds: Sequence[torch.dtype] = STORED_AS) -> None:

@@ -6,8 +6,6 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from bench.errors import RequestError
 from bench.grid.protocol import PRECISIONS, Resize, load_protocol
@@ -15,6 +13,7 @@ from bench.grid.registry import METHODS
 from bench.grid.space import Space
 from bench.grid.spec import choose_method, parse_call
 from bench.model.backbones import read_backbone
+from bench.model.checkpoints import WithoutNumbers
 from bench.model.decoder import Decoder
 from bench.model.decoder_choice import DecoderChoice
 from bench.model.sam import Sam, Tuner
@@ -72,7 +71,7 @@ class Method:
         """How many parts of the encoder are frozen (`bench.model.sam.ImageEncoder.frozen_parts`), and the bytes that are kept of an image
         that they have seen, by precision; for a grid's plan, without weights."""
         config = read_backbone(backbone).config
-        with Undrawn(), torch.device("meta"):
+        with WithoutNumbers(), torch.device("meta"):
             model = build_parts(self, outline(config), 0)
         parts, reads = model.encoder.frozen_parts, model.decoder.reads_first_global
         return parts, {precision: frozen_bytes(config, parts, reads, precision) for precision in PRECISIONS}
@@ -129,21 +128,10 @@ class EncoderMethod(Method):
         return {"tuner": "encoder", **self._decoder.groups, **no_prompt}
 
 
-class Undrawn(TorchFunctionMode):
-    """Models are laid out on "meta" without first numbers, which there are none of: torch would import its compiler for them, 2 s."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        given, name = kwargs or {}, getattr(func, "__name__", "")
-        scales = name == "mul" and len(args) == 2 and not isinstance(args[1], Tensor)
-        if scales or name in ("normal_", "uniform_") or getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else given["tensor"]
-        return (torch.empty if func is torch.randn else func)(*args, **given)
-
-
 @cache
 def outline(config: SamConfig) -> Sam:
     """A SAM of these sizes on the device "meta", without numbers."""
-    with Undrawn(), torch.device("meta"):
+    with WithoutNumbers(), torch.device("meta"):
         return Sam(config)
 
 

@@ -154,7 +154,7 @@ def timed(call: Callable[[], object]) -> dict[str, float]:
     """What a call takes: `seconds` of the processor, `user_seconds` of them, and `wall`."""
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     call()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
     user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime

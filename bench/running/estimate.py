@@ -13,7 +13,7 @@ from bench.errors import RequestError, counted
 from bench.grid.protocol import Settings, load_protocol
 from bench.grid.provenance import cpu_model
 from bench.grid.spec import RunSpec
-from bench.grid.store import COST_FIELDS, method_id, read_cost
+from bench.grid.store import method_id, read_cost
 from bench.model.backbones import read_backbone
 from bench.types import FULL, SPLITS, Dataset
 
@@ -68,10 +68,10 @@ class Estimate:
 
 
 def known_costs(out: Path) -> list[Cost]:
-    """Those that are whole, of backbones that there are: what was measured into a results folder, then what comes with the project."""
+    """Those of backbones that there are: what was measured into a results folder, then what comes with the project."""
     paths = (path for folder in (out / "costs", SHIPPED) for path in sorted(folder.glob("*.json")))
     costs = [Cost(**of, numbers=numbers) for of, numbers in filter(None, map(read_cost, paths))]
-    return [cost for cost in costs if cost.numbers.keys() >= {*COST_FIELDS[1:]} and _is_backbone(cost.backbone)]
+    return [cost for cost in costs if _is_backbone(cost.backbone)]
 
 
 def _is_backbone(text: str) -> bool:

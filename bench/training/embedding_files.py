@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.grid.files import write_together
 from bench.grid.provenance import cpu_model
 
-REVISION = 1  # raised where an encoder's numbers change, in the last bit too
+REVISION = 2  # raised where an encoder's numbers change, in the last bit too
 
 
 class EmbeddingFiles:

@@ -215,8 +215,9 @@ def steps_of(
         made = batch_of(dataset, support, settings, seed, epoch, batch, model.sam.config.grid, part)
         return [example.pinned(device) for example in made]
 
-    first, stop = process_group.share(images_of(support, settings, 0))
-    model.encoder.pad_training_to(min(memory.micro_batch or stop, stop - first))
+    shares = (process_group.share(images_of(support, settings, batch)) for batch in (0, each - 1))  # the last one may be shorter
+    most = max(stop - first for first, stop in shares)
+    model.encoder.pad_training_to(min(memory.micro_batch or most, most))
     groups = parameter_groups(model, settings)
     steps, alike = range(first_step, each * settings.epochs), repeats_one_sample(support, settings)
     kept = prepared if prepared and prepared.has_room(model, shown_images(support, settings), settings.precision) else None

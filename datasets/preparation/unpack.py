@@ -132,12 +132,20 @@ def _exists(archive: Path, member: Member) -> bool:
     if not os.path.lexists(member.target):
         return False
     try:
-        same = member.target.stat().st_size == member.info.file_size and zlib.crc32(member.target.read_bytes()) == member.info.CRC
+        same = member.target.stat().st_size == member.info.file_size and _crc(member.target) == member.info.CRC
     except OSError:
         same = False
     if not same:
         raise RequestError(f"{member.target} exists and is not the file of {archive}; nothing was changed: move it away first.")
     return True
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(CHUNK):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def _check_way(root: Path, target: Path) -> None:

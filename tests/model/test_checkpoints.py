@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import bench
 from bench.errors import CheckpointError, RequestError
 from bench.model.backbones import CONFIGS, checkpoint_path, read_backbone
-from bench.model.checkpoints import weights_sha256
+from bench.model.checkpoints import WithoutNumbers, weights_sha256
 from bench.model.hugging_face import to_hugging_face
 from bench.model.sam import Sam
 
@@ -214,6 +214,14 @@ def test_a_released_file_with_other_keys_is_refused(tmp_path):
         bench.load_cat_sam(tensors, sam=CONFIG)
     with pytest.raises(CheckpointError, match="no CAT-SAM checkpoint"):
         bench.load_cat_sam(toy_backbone().state_dict(), sam=TOY)
+
+
+def test_a_model_without_numbers_may_ask_for_them_in_any_way():
+    with WithoutNumbers(), torch.device("meta"):
+        drawn = torch.randn(3, 2, generator=torch.Generator("cpu")).mul(0.02)
+        assert drawn.shape == (3, 2) and drawn.is_meta and drawn.mul(other=2.0).shape == (3, 2)
+    with WithoutNumbers():
+        assert torch.ones(2).mul(3.0).tolist() == [3.0, 3.0]
 
 
 def test_neither_a_grids_plan_nor_loading_a_backbone_nor_training_it_loads_torchs_compiler():

@@ -36,7 +36,7 @@ def test_every_figure_is_written_in_three_formats_and_twice_the_same(store: Resu
             put(store, 70.0 + len(method.name), dataset=dataset, method=method)
     put(store, 90.0, shots=16, method=CAT)
     for method in (SAM, CAT):
-        store.keep_cost(method, "vit_l", "a machine", {"peak_memory_mb": 700.0})
+        store.keep_cost(method, "vit_l", "a machine", {"images_per_second": 2.0, "peak_memory_mb": 700.0})
     assert main(["--out", str(store.root)]) == 0
     first = {path.name: path.read_bytes() for path in (store.root / "figures").iterdir()}
     kinds = {name.partition("_")[0] for name in first}
